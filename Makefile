@@ -1,0 +1,32 @@
+# The few commands that people need. PYTHON=... picks another interpreter.
+PYTHON ?= python
+
+.PHONY: help install lint format types test slow wheel check
+
+help:            ## this list
+	@sed -nE 's/^([a-z]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install:         ## package and test tools into the current environment
+	$(PYTHON) -m pip install -e '.[test]'
+
+lint:            ## style, without changing anything
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format:          ## style, repaired
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+types:           ## mypy over the package
+	$(PYTHON) -m mypy
+
+test:            ## everything that runs in minutes
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not slow"
+
+slow:            ## also the tests that take long or need a real model
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q
+
+wheel:           ## sdist and wheel into dist/
+	$(PYTHON) -m build
+
+check: lint types test  ## what to run before a commit

@@ -1,0 +1,7 @@
+"""Set-wise preference alignment of language-model recommenders, on top of RecBole.
+
+Importing the package is light: RecBole, torch and transformers are loaded by the modules that
+need them, RecBole always through `recbole_multdpo.compat.apply`.
+"""
+
+__version__ = "0.1.0"

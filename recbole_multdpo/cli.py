@@ -1,0 +1,76 @@
+"""The command line: `recbole-multdpo --key=value ...`, or `python run_recbole_multdpo.py`.
+
+Nothing heavy is imported before it is needed, so that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from recbole_multdpo import __version__
+from recbole_multdpo.errors import MultDPOError
+
+USAGE = """\
+usage: python run_recbole_multdpo.py --model=NAME --dataset=NAME [--key=value ...]
+
+Train and evaluate a recommender: LLMRec, a language model aligned with set-wise preferences, or any
+model of RecBole on the same data, split and metrics.
+
+Settings
+  --key=value            one setting; a value is a number, True, False, None, text, a list or a
+                         mapping: --topk=[5,10]   --eval_args="{'order': 'TO'}"
+  --config_files="A B"   YAML files with settings; the later file wins
+  Precedence: command line > --config_files > the data set's, the model's and the overall file in
+  properties/ > RecBole's defaults. A key that does not exist is an error.
+
+Where the settings are described
+  properties/overall.yaml          every model: seed, device, run_dir, split, metrics, ...
+  properties/model/LLMRec.yaml     the language model: backbone, loss, beta, sft_epochs, epochs, ...
+  properties/dataset/*.yaml        ml-100k and ml-10m: columns, which ratings are positives, ...
+  https://recbole.io/docs/user_guide/config_settings.html   RecBole's own
+
+Examples
+  python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --loss=mult_dpo
+  python run_recbole_multdpo.py --model=EASE --dataset=ml-100k --reg_weight=250
+  python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --epochs=8 --run_dir=runs/long
+  python run_recbole_multdpo.py --resume=runs/long
+
+Results are written to one folder per run: config.yaml, run.log, result.json, tensorboard/ and
+checkpoints/; by default under saved/.
+
+  -h, --help             show this text
+  --version              show the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; by default those of the process.
+
+    Returns:
+        Exit status: 0 done, 2 a mistake that the user can mend (printed without a traceback),
+        130 interrupted. Other errors are bugs and are raised.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return 0
+    if "--version" in arguments:
+        print(f"recbole-multdpo {__version__}")
+        return 0
+    try:
+        from recbole_multdpo.quick_start import run
+
+        run(arguments)
+    except MultDPOError as error:
+        print(f"error: {error}\n(--help shows how settings are written.)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume=<run folder> continues the run.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,388 @@
+"""RecBole 1.2.1 on the current numpy, pandas, scipy and torch.
+
+RecBole 1.2.1 was released before numpy 2 and torch 2.6 and breaks with them in a handful of
+places. `apply` mends each place with one small patch, only where the installed versions need it,
+and returns what it found. RecBole itself is imported by `apply`, never by importing this module.
+
+`python -m recbole_multdpo.compat` prints the versions found and what was patched and why.
+"""
+
+import importlib
+import platform
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from recbole_multdpo.errors import CheckpointError, MultDPOError
+
+RECBOLE_VERSION = "1.2.1"
+INSTALL_RECBOLE = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
+
+# What the table of `python -m recbole_multdpo.compat` lists, besides Python.
+_REPORTED = (
+    "recbole-multdpo recbole torch numpy scipy pandas transformers peft tokenizers safetensors"
+    " pydantic scikit-learn tensorboard setuptools ray"
+).split()
+
+# Aliases that RecBole's own `Config.compatibility_settings` gives numpy, and their value today.
+_NUMPY_ALIASES = {
+    "bool": "bool_",
+    "int": "int_",
+    "float": "float64",
+    "complex": "complex128",
+    "object": "object_",
+    "str": "str_",
+    "long": "int_",
+    "unicode": "str_",
+}
+
+
+class InstallationError(MultDPOError, ImportError):
+    """An installed package is missing or of a version that RecBole 1.2.1 cannot work with."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One place where RecBole 1.2.1 and the installed packages disagree.
+
+    Attributes:
+        name: short name of the place.
+        needed: whether the installed versions break there.
+        applied: whether this process runs with the cure; equals `needed` after `apply`.
+        why: what breaks, and how it was cured or why nothing was to be done.
+    """
+
+    name: str
+    needed: bool
+    applied: bool
+    why: str
+
+
+_applied: list[Patch] | None = None
+
+
+def apply() -> list[Patch]:
+    """Import RecBole and mend what the installed versions break; later calls change nothing.
+
+    Returns:
+        One record per place looked at, in the order of application.
+
+    Raises:
+        InstallationError: RecBole is absent or not 1.2.1, or pandas is 3 or newer.
+    """
+    global _applied
+    if _applied is None:
+        _check_installation()
+        _applied = [
+            _quiet_warnings(),
+            _numpy_aliases(),
+            _scipy_dok_update(),
+            _collector_numbers(),
+            _download_barrier(),
+            _checkpoint_loading(),
+            _ray_import(),
+        ]
+    return list(_applied)
+
+
+def _check_installation() -> None:
+    """Refuse versions that no patch can mend, naming the command that does."""
+    recbole = _version("recbole")
+    if recbole is None:
+        raise InstallationError(
+            f"RecBole is not installed. Run: {INSTALL_RECBOLE}\n"
+            "(Python 3.12 and newer need this second command, because RecBole requires ray<=2.6.3, "
+            "never used here, which has no release for them. With uv: uv pip install --no-deps ...)"
+        )
+    if recbole != RECBOLE_VERSION:
+        raise InstallationError(
+            f"recbole {recbole} is installed; the patches are for {RECBOLE_VERSION} only. "
+            f"Run: {INSTALL_RECBOLE}"
+        )
+    pandas = _version("pandas")
+    if pandas is None or _major(pandas) >= 3:
+        raise InstallationError(
+            f"pandas {pandas or 'is missing'}: RecBole {RECBOLE_VERSION} needs pandas below 3 "
+            '(its list columns and filled gaps break). Run: pip install "pandas>=2.2,<3"'
+        )
+
+
+def _version(distribution: str) -> str | None:
+    """Version of an installed distribution, None where it is absent."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _major(version: str) -> int:
+    return int(version.split(".", 1)[0])
+
+
+def _quiet_warnings() -> Patch:
+    """Deprecations inside RecBole's own code, which its users can do nothing about."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+    # Raised while Python 3.12 and newer compile a file; the "module" is then its path.
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=r".*[/\\]recbole[/\\]")
+    for message in (r"torch\.sparse\.SparseTensor", "Creating a tensor from a list of numpy"):
+        warnings.filterwarnings("ignore", message, UserWarning, module=r"recbole\.")
+    return Patch(
+        "deprecations",
+        True,
+        True,
+        "Python, pandas and torch announce changes to lines in RecBole's code, dozens of times a "
+        "run; they have no effect with the versions allowed here and are not printed",
+    )
+
+
+def _numpy_aliases() -> Patch:
+    """numpy 2 dropped np.float_, np.complex_ and np.unicode_, which every Config reads."""
+    import numpy as np
+    from recbole.config import Config
+
+    needed = not all(hasattr(np, name) for name in ("float_", "complex_", "unicode_"))
+    if needed:
+
+        def compatibility_settings(self: Any) -> None:
+            """Give numpy the aliases that RecBole's metrics use, where numpy has none."""
+            for alias, name in _NUMPY_ALIASES.items():
+                if alias not in vars(np):  # hasattr would warn about the old names
+                    setattr(np, alias, getattr(np, name))
+
+        Config.compatibility_settings = compatibility_settings
+        compatibility_settings(None)  # RecBole's data classes use np.float without any Config
+    return Patch(
+        "numpy aliases",
+        needed,
+        needed,
+        f"Config reads np.float_, np.complex_ and np.unicode_, gone in numpy 2 (found "
+        f"{np.__version__}); np.float, np.int and the like are set from today's names",
+    )
+
+
+def _scipy_dok_update() -> Patch:
+    """scipy dropped dok_matrix._update, with which seven graph models fill their adjacency."""
+    import scipy
+    from scipy.sparse import dok_matrix
+
+    needed = not hasattr(dok_matrix, "_update")
+    if needed:
+
+        def _update(self: Any, data: dict[tuple[int, int], float]) -> None:
+            """Set entries {(row, column): value} without checks, as scipy's method did."""
+            self._dict.update(data)
+
+        dok_matrix._update = _update
+    return Patch(
+        "scipy dok_matrix",
+        needed,
+        needed,
+        "LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN and MCCLK call dok_matrix._update, which "
+        f"{'is gone from' if needed else 'still exists in'} scipy {scipy.__version__}",
+    )
+
+
+def _collector_numbers() -> Patch:
+    """`Collector.get_data_struct` calls .cpu() on plain numbers and counters."""
+    from recbole.evaluator.collector import Collector, DataStruct
+
+    original = Collector.get_data_struct
+    needed = not _handles_numbers(Collector, DataStruct)
+    if needed:
+
+        @wraps(original)
+        def get_data_struct(self: Any) -> Any:
+            """Hide what is no tensor from RecBole's loop over .cpu(), and put it back."""
+            collected = self.data_struct._data_dict
+            others = {key: value for key, value in collected.items() if not hasattr(value, "cpu")}
+            for key in others:
+                del collected[key]
+            try:
+                result = original(self)
+            finally:
+                collected.update(others)
+            result._data_dict.update(others)
+            return result
+
+        Collector.get_data_struct = get_data_struct
+    return Patch(
+        "metric collector",
+        needed,
+        needed,
+        "ItemCoverage, GiniIndex, AveragePopularity, ShannonEntropy and TailPercentage need item "
+        "counts, on which RecBole's Collector calls .cpu(): \"'int' has no attribute 'cpu'\"",
+    )
+
+
+def _handles_numbers(collector_class: Any, struct_class: Any) -> bool:
+    """Whether the collector can hand out a plain number."""
+    probe = collector_class.__new__(collector_class)
+    probe.data_struct = struct_class()
+    probe.data_struct.set("data.num_items", 1)
+    try:
+        probe.get_data_struct()
+    except AttributeError:
+        return False
+    return True
+
+
+def _download_barrier() -> Patch:
+    """`Dataset._download` ends with torch.distributed.barrier(), also in a single process."""
+    import torch.distributed as dist
+    from recbole.data.dataset import Dataset
+
+    original = Dataset._download
+
+    @wraps(original)
+    def _download(self: Any) -> None:
+        """Download as RecBole does; without a process group there is nobody to wait for."""
+        if dist.is_available() and dist.is_initialized():
+            return original(self)
+        with patch.object(dist, "barrier", lambda: None, create=True):
+            return original(self)
+
+    Dataset._download = _download
+    return Patch(
+        "dataset download",
+        True,
+        True,
+        "the first download of a data set waits at a barrier of a process group that a single "
+        "process does not have, and raises after extracting; the barrier is skipped there",
+    )
+
+
+def _checkpoint_loading() -> Patch:
+    """torch 2.6 loads tensors only; RecBole's checkpoints of its own models pickle the Config."""
+    import torch
+    from recbole.trainer import trainer
+
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    needed = (major, minor) >= (2, 6)
+    if needed:
+        trainer.torch = _TrainerTorch(torch)
+    return Patch(
+        "checkpoint loading",
+        needed,
+        needed,
+        f"torch {torch.__version__} refuses the pickled Config in the checkpoints of RecBole's own "
+        "models; RecBole's trainer may load those that this process wrote, any other is refused",
+    )
+
+
+class _TrainerTorch(types.ModuleType):
+    """The name `torch` inside recbole.trainer.trainer: torch, with its own `save` and `load`.
+
+    A pickle runs code when it is loaded, so only files that this process wrote through the same
+    object are loaded as pickles: same path, size and modification time.
+    """
+
+    def __init__(self, torch: types.ModuleType) -> None:
+        super().__init__("torch")
+        self._torch = torch
+        self._written: dict[Path, tuple[int, int]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def save(self, obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        """torch.save, remembering the file."""
+        self._torch.save(obj, f, *args, **kwargs)
+        self._written[Path(f).resolve()] = _size_and_time(Path(f))
+
+    def load(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        """torch.load of a file that `save` wrote.
+
+        Raises:
+            CheckpointError: the file is absent, was changed since, or was not written by this
+                process.
+        """
+        path = Path(f)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint file.")
+        if self._written.get(path.resolve()) != _size_and_time(path):
+            raise CheckpointError(
+                f"{path}: not written by this run, or changed since. Checkpoints of RecBole's own "
+                "models are pickles, and loading a pickle can run any code, so only those of the "
+                "running process are loaded. Train the model again in this run."
+            )
+        return self._torch.load(f, *args, weights_only=False, **kwargs)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _ray_import() -> Patch:
+    return Patch(
+        "ray",
+        False,
+        False,
+        "only recbole.quick_start imports ray, and nothing here imports recbole.quick_start; "
+        "recbole_multdpo.compat.import_quick_start() does so without ray",
+    )
+
+
+def import_quick_start() -> types.ModuleType:
+    """Import `recbole.quick_start`, whose first lines import ray.tune, without ray.
+
+    RecBole uses ray in its distributed parameter search alone (`objective_function`). A stand-in
+    takes ray's place during this import only: left in `sys.modules`, it would make every later
+    `importlib.util.find_spec("ray")` fail.
+
+    Returns:
+        The module `recbole.quick_start`.
+
+    Raises:
+        InstallationError: as `apply`; or a parameter search asks the stand-in for ray.tune.
+    """
+    apply()
+    stand_in: Any = types.ModuleType("ray")
+    stand_in.tune = _NoTune("ray.tune")
+    before = sys.modules.get("ray")
+    sys.modules["ray"] = stand_in
+    try:
+        return importlib.import_module("recbole.quick_start")
+    finally:
+        if before is None:
+            del sys.modules["ray"]
+        else:
+            sys.modules["ray"] = before
+
+
+class _NoTune(types.ModuleType):
+    """Stand-in for ray.tune that explains itself when used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise InstallationError(f"ray.tune.{name}: recbole.quick_start was imported without ray.")
+
+
+def main(write: Callable[[str], Any] = print) -> int:
+    """Print the versions found and every patch; 0, or 1 where RecBole cannot work."""
+    write(f"Python {platform.python_version()} on {platform.platform()}")
+    width = max(map(len, _REPORTED))
+    for name in _REPORTED:
+        write(f"  {name:<{width}}  {_version(name) or '-'}")
+    try:
+        patches = apply()
+    except InstallationError as error:
+        write(f"error: {error}")
+        return 1
+    write(f"\n{'patch':<18}  {'needed':<6}  {'applied':<7}  why")
+    for record in patches:
+        needed, applied = ("yes" if flag else "no" for flag in (record.needed, record.applied))
+        write(f"{record.name:<18}  {needed:<6}  {applied:<7}  {record.why}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

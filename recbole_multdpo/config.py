@@ -1,0 +1,522 @@
+"""RecBole's Config with checked settings: where they come from, which are valid, on which device.
+
+A setting is taken from, the strongest first: the command line, `config_dict`, the files of
+`--config_files` (a later one wins), the files in `properties/` (dataset, model, overall), RecBole's
+own property files. RecBole accepts any key and evaluates values as Python; here every key is known,
+every value is a literal, and a mistake is reported before anything is loaded.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from recbole_multdpo import compat
+
+compat.apply()  # before RecBole is imported: it names what is missing
+
+import recbole  # noqa: E402
+import torch  # noqa: E402
+from recbole.config import Config as RecBoleConfig  # noqa: E402
+from recbole.evaluator import metric_types  # noqa: E402
+from recbole.utils import EvaluatorType, ModelType, get_model  # noqa: E402
+
+from recbole_multdpo import recbole_settings as shared  # noqa: E402
+from recbole_multdpo.errors import ConfigError  # noqa: E402
+from recbole_multdpo.settings import (  # noqa: E402
+    LLMRecSettings,
+    cautions,
+    impossible_combinations,
+    listed,
+    nearest,
+    type_problems,
+)
+from recbole_multdpo.settings_text import (  # noqa: E402
+    SettingsLoader,
+    parse_command_line,
+    parse_literal,
+    parse_setting,
+    plain,
+    read_settings_file,
+)
+
+LLMREC = "LLMRec"
+_LLMREC_KEYS = frozenset(LLMRecSettings.model_fields)
+_LLMREC_ADAPTER = TypeAdapter(LLMRecSettings)
+_RECBOLE = Path(recbole.__file__).parent
+
+# Made from other settings by RecBole, or meant for one run on one machine: not part of `to_dict`.
+_NOT_SAVED = frozenset(
+    "MODEL_TYPE MODEL_INPUT_TYPE eval_type single_spec local_rank valid_metric_bigger"
+    " valid_neg_sample_args test_neg_sample_args"
+    " config_files run_dir resume checkpoint_dir gpu_id".split()
+)
+
+# Settings that the constructor replaces by another form; `to_dict` has them as they were set.
+_CHANGED_BY_RECBOLE = ("device", "use_gpu", "train_neg_sample_args")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place.
+
+    Attributes:
+        origin: the place, for messages: a file, `config_dict`, or `command line`.
+        settings: what is set there.
+        is_file: whether keys of LLMRec may stand there for other models too.
+        is_default: whether it is one of our property files rather than the user's.
+    """
+
+    origin: str
+    settings: Mapping[str, Any]
+    is_file: bool = False
+    is_default: bool = False
+
+
+class Config(RecBoleConfig):
+    """RecBole's Config for one run; read settings as `config["key"]`, as everywhere in RecBole.
+
+    Attributes:
+        settings: LLMRec's own settings, typed; None for every other model.
+        argv: the command line it was made from.
+        warnings: sentences for the log, on settings that work but are seldom wanted.
+    """
+
+    def __init__(self, argv: Sequence[str] = (), config_dict: Mapping[str, Any] | None = None):
+        """Read, merge and check all settings; see `load_config`."""
+        self.argv = list(argv)
+        self.warnings: list[str] = []
+        self.settings: LLMRecSettings | None = None
+        user_layers = _user_layers(self.argv, config_dict)
+        model, dataset = _required(user_layers, "model"), _required(user_layers, "dataset")
+        _check_dataset_name(dataset)
+        model_class = _model_class(model)
+        self._layers = [*_default_layers(model, dataset), *user_layers]
+        self._check_keys(model, model_class)
+        try:
+            super().__init__(model=model_class, dataset=dataset)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise ConfigError(f"RecBole rejects these settings: {error}") from error
+        self._resolved = self._resolve()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings of the run as plain data, in a form that `--config_files` reads back.
+
+        The folder of this run, RecBole's derived values and the process's rank are left out.
+        `data_path` is None for the data set that comes with RecBole, and `device` is the setting
+        rather than the device found, so that the settings mean the same on another machine.
+        """
+        return deepcopy(self._resolved)
+
+    # What RecBole's constructor calls, in this order.
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole appends to these lists, which are globals shared by all configurations.
+        for category, keys in self.parameters.items():
+            self.parameters[category] = list(keys)
+
+    def _build_yaml_loader(self) -> type[SettingsLoader]:
+        return SettingsLoader
+
+    def _load_config_files(self, file_list: Any) -> dict[str, Any]:
+        return _merged(layer for layer in self._layers if layer.is_file)
+
+    def _load_variable_config_dict(self, config_dict: Any) -> dict[str, Any]:
+        return _merged(layer for layer in self._layers if layer.origin == "config_dict")
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return _merged(layer for layer in self._layers if layer.origin == "command line")
+
+    def _merge_external_config_dict(self) -> None:
+        self.external_config_dict = _merged(self._layers)
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = super()._get_final_config_dict()
+        final["model"], final["dataset"] = self.model, self.dataset
+        self._fill_gaps(final)
+        self._check_values(final)
+        return final
+
+    def _set_default_parameters(self) -> None:
+        super()._set_default_parameters()
+        folder = self.external_config_dict.get("data_path")
+        # RecBole ignores data_path for the data set that it brings along.
+        self.final_config_dict["data_path"] = (
+            os.path.join(folder, self.dataset)
+            if folder is not None
+            else os.path.normpath(self.final_config_dict["data_path"])
+        )
+
+    def _init_device(self) -> None:
+        """Set device, local_rank and single_spec; RecBole's own process group is never made.
+
+        RecBole sets CUDA_VISIBLE_DEVICES to "0" in every process. Here it is set only where the
+        user gave gpu_id, and never under a launcher, which has set it or expects all devices.
+        """
+        final = self.final_config_dict
+        final["gpu_id"] = str(final["gpu_id"])
+        launched = "LOCAL_RANK" in os.environ
+        if "gpu_id" in self.external_config_dict and not launched:
+            os.environ["CUDA_VISIBLE_DEVICES"] = final["gpu_id"]
+        final["local_rank"] = _local_rank() if launched else 0
+        final["single_spec"] = True
+        allowed = bool(final["use_gpu"] and final["gpu_id"])
+        rank = final["local_rank"] if launched else None
+        final["device"] = _device(final["device"], allowed, rank)
+        # RecBole's trainer asks the device for its GPU memory wherever use_gpu is set.
+        final["use_gpu"] = final["device"].type == "cuda"
+        if self.settings is not None:
+            self.warnings += cautions(self.settings, final["device"].type)
+
+    # Checks
+
+    def _check_keys(self, model: str, model_class: type) -> None:
+        """Refuse unknown keys; drop LLMRec's keys that a file holds while another model runs."""
+        valid = _valid_keys(model, model_class)
+        if any(layer.settings.get("transform") for layer in self._layers):
+            valid |= shared.TRANSFORM_KEYS
+        problems, layers = [], []
+        for layer in self._layers:
+            foreign = [key for key in layer.settings if key not in valid]
+            ignored = _LLMREC_KEYS.intersection(foreign) if layer.is_file else frozenset()
+            problems += [
+                f"{key} ({layer.origin}): {_why_invalid(key, model, valid)}"
+                for key in foreign
+                if key not in ignored
+            ]
+            if ignored and not layer.is_default:
+                self.warnings.append(
+                    f"{layer.origin}: {', '.join(sorted(ignored))} are LLMRec's settings and do "
+                    f"not apply to {model}."
+                )
+            kept = {key: layer.settings[key] for key in layer.settings if key not in ignored}
+            layers.append(Layer(layer.origin, kept, layer.is_file, layer.is_default))
+        _raise_if_any(problems)
+        self._layers = layers
+
+    def _fill_gaps(self, final: dict[str, Any]) -> None:
+        """Settle what has one workable value for the kind of model, unless the user set it."""
+        if final.get("data_path") is None:
+            final["data_path"] = self.internal_config_dict["data_path"]
+        if "train_neg_sample_args" in self.external_config_dict:
+            return
+        if not hasattr(self.model_class, "input_type") and final.get("loss_type") == "CE":
+            final["train_neg_sample_args"] = None  # RecBole refuses negatives with this loss
+        elif final["MODEL_TYPE"] == ModelType.CONTEXT and _is_ranked(final):
+            # RecBole's preset for these models expects labelled rows; a ranking has positives only.
+            final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+
+    def _check_values(self, final: dict[str, Any]) -> None:
+        """Check types, ranges and combinations of the final settings, and set `settings`."""
+        origins = {
+            key: layer.origin
+            for layer in self._layers
+            if not layer.is_default
+            for key in layer.settings
+        }
+        problems = type_problems(shared.RECBOLE_SETTINGS, final, origins)
+        if self.model == LLMREC:
+            own = {key: final[key] for key in _LLMREC_KEYS if key in final}
+            problems += type_problems(_LLMREC_ADAPTER, own, origins)
+        else:
+            problems += self._check_recbole_model(final, origins)
+        _raise_if_any(problems)
+        problems = shared.evaluation_problems(
+            final, *(_metrics(kind) for kind in (EvaluatorType.RANKING, EvaluatorType.VALUE))
+        )
+        if self.model == LLMREC:
+            self.settings = LLMRecSettings(**own)
+            asked_for = [key for key, origin in origins.items() if origin == "command line"]
+            problems += impossible_combinations(self.settings, final, asked_for)
+            problems += _llmrec_metric_problems(final)
+        _raise_if_any(problems)
+        self._as_set = {key: deepcopy(final[key]) for key in _CHANGED_BY_RECBOLE}
+
+    def _check_recbole_model(
+        self, final: Mapping[str, Any], origins: Mapping[str, str]
+    ) -> list[str]:
+        """What a RecBole model cannot work with; its own settings are like RecBole's defaults."""
+        defaults = _recbole_model_settings(self.model)
+        problems = [
+            f"{key} ({origins[key]}): must be {_kind(default)}, got {final[key]!r}"
+            for key, default in defaults.items()
+            if key in origins and not _same_kind(default, final[key])
+        ]
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
+            problems.append(
+                f"eval_args: {self.model} learns from the order of events and needs order TO. Add "
+                "--eval_args=\"{'order': 'TO'}\", for the models it is compared with too."
+            )
+        return problems
+
+    def _resolve(self) -> dict[str, Any]:
+        final = {
+            **self.final_config_dict,
+            **self._as_set,
+            "data_path": self.external_config_dict.get("data_path"),
+        }
+        if final["data_path"] is None and self.dataset != "ml-100k":
+            final["data_path"] = self.internal_config_dict["data_path"]
+        first = {"model": self.model, "dataset": self.dataset}
+        rest = {key: value for key, value in final.items() if key not in _NOT_SAVED}
+        return plain({**first, **rest})
+
+
+def load_config(argv: Sequence[str], *, config_dict: dict[str, Any] | None = None) -> Config:
+    """Read the settings of one run from a command line, files and a dictionary.
+
+    Args:
+        argv: arguments of the form `--key=value`, without the program's name; sys.argv is not
+            read.
+        config_dict: settings between the command line and the files in precedence; text values are
+            read as on the command line.
+
+    Returns:
+        The complete, checked configuration.
+
+    Raises:
+        ConfigError: an argument, a file, a key, a value or a combination is wrong; all problems of
+            one kind are reported together, each with what is allowed.
+    """
+    return Config(argv, config_dict)
+
+
+def properties_folder() -> Path:
+    """Folder of our property files: inside the package when installed, beside it in a clone."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "properties", package.parent / "properties"):
+        if (folder / "overall.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"the property files are missing ({package / 'properties'}). Install the package again."
+    )
+
+
+def _user_layers(argv: Sequence[str], config_dict: Mapping[str, Any] | None) -> list[Layer]:
+    """What the user set, weakest first: the resumed run, files, config_dict, command line."""
+    given = Layer("config_dict", _converted(config_dict or {}))
+    command_line = Layer("command line", parse_command_line(argv))
+    files = command_line.settings.get("config_files", given.settings.get("config_files"))
+    layers = [_file_layer(Path(name)) for name in _file_names(files)]
+    layers += [given, command_line]
+    resume = _value(layers, "resume")
+    if isinstance(resume, str):
+        saved = Path(resume) / "config.yaml"
+        if not saved.is_file():
+            raise ConfigError(
+                f"resume={resume}: there is no {saved}. Name the folder of a run that was started."
+            )
+        layers.insert(0, _file_layer(saved))
+    return layers
+
+
+def _converted(config_dict: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {}
+    for key, value in config_dict.items():
+        try:
+            settings[key] = parse_setting(key, value) if isinstance(value, str) else plain(value)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{key} (config_dict): {error}.") from None
+    return settings
+
+
+def _file_names(files: Any) -> list[str]:
+    """Paths separated by spaces, as in RecBole, or a list where a path contains a space."""
+    names = files.split() if isinstance(files, str) and not files.startswith("[") else files
+    if isinstance(names, str):
+        names = parse_literal(names)
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f'config_files: must be paths separated by spaces, or ["a.yaml"], got {files!r}.'
+        )
+    return names
+
+
+def _file_layer(path: Path, is_default: bool = False) -> Layer:
+    return Layer(str(path), read_settings_file(path), is_file=True, is_default=is_default)
+
+
+def _default_layers(model: str, dataset: str) -> list[Layer]:
+    folder = properties_folder()
+    files = [
+        folder / "overall.yaml",
+        folder / f"model/{model}.yaml",
+        folder / f"dataset/{dataset}.yaml",
+    ]
+    return [_file_layer(file, is_default=True) for file in files if file.is_file()]
+
+
+def _value(layers: Sequence[Layer], key: str) -> Any:
+    """The strongest layer's value, None where no layer has the key."""
+    return next((layer.settings[key] for layer in reversed(layers) if key in layer.settings), None)
+
+
+def _required(layers: Sequence[Layer], key: str) -> str:
+    value = _value(layers, key)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{key}: must be text, got {value!r}. Write it in quotes.")
+    if not value:
+        example = {"model": LLMREC, "dataset": "ml-100k"}[key]
+        raise ConfigError(f"no {key} is given. Add --{key}=NAME, for example --{key}={example}.")
+    return value
+
+
+def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
+    """Settings of several layers, later ones stronger; `eval_args` is merged part by part."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        settings = deepcopy(dict(layer.settings))
+        if "eval_args" in settings:
+            settings["eval_args"] = shared.merged_eval_args(
+                merged.get("eval_args", {}), settings["eval_args"]
+            )
+        merged.update(settings)
+    return merged
+
+
+def _raise_if_any(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(listed(problems))
+
+
+def _check_dataset_name(dataset: str) -> None:
+    if not re.fullmatch(r"[^/\\]+", dataset) or dataset in (".", ".."):
+        raise ConfigError(
+            f"dataset={dataset}: must be the name of a folder in data_path, not a path. "
+            "Set --data_path to the folder that holds it."
+        )
+
+
+@cache
+def recbole_models() -> frozenset[str]:
+    """Names of RecBole's models, found in its files: importing all of them would take seconds."""
+    names: set[str] = set()
+    for file in _RECBOLE.glob("model/*_recommender/*.py"):
+        source = file.read_text(encoding="utf-8")
+        classes = re.findall(r"^class (\w+)\(", source, re.MULTILINE)
+        names.update(name for name in classes if name.lower() == file.stem)
+    return frozenset(names)
+
+
+def _model_class(name: str) -> type:
+    if name == LLMREC:
+        from recbole_multdpo.model.llmrec import LLMRec
+
+        return LLMRec
+    if name not in recbole_models():
+        known = [LLMREC, *sorted(recbole_models())]
+        hint = nearest(name, known) or f"; there are {', '.join(known)}"
+        raise ConfigError(f"model: there is no model {name!r}{hint}")
+    try:
+        return get_model(name)
+    except ImportError as error:
+        raise ConfigError(f"model={name} needs a package that is not installed: {error}") from error
+
+
+@cache
+def _recbole_model_settings(model: str) -> dict[str, Any]:
+    """RecBole's defaults of one model's own settings; none for a model without a property file."""
+    file = _RECBOLE / f"properties/model/{model}.yaml"
+    return read_settings_file(file) if file.is_file() and file.read_text().strip() else {}
+
+
+def _valid_keys(model: str, model_class: Any) -> set[str]:
+    files = [_RECBOLE / "properties/overall.yaml", _RECBOLE / "properties/dataset/sample.yaml"]
+    keys = {key for file in files for key in read_settings_file(file)}
+    keys |= shared.ADDED_KEYS | shared.UNLISTED_KEYS
+    if model == LLMREC:
+        return keys | _LLMREC_KEYS
+    keys |= _recbole_model_settings(model).keys()
+    keys |= shared.UNLISTED_MODEL_KEYS.get(model, frozenset())
+    return keys | shared.UNLISTED_TYPE_KEYS.get(model_class.type.name, frozenset())
+
+
+def _why_invalid(key: str, model: str, valid: set[str]) -> str:
+    if key in _LLMREC_KEYS:
+        return f"is a setting of LLMRec, not of {model}. Leave it out, or use --model=LLMRec."
+    owners = [name for name in sorted(recbole_models()) if key in _recbole_model_settings(name)]
+    if owners:
+        more = f" and {len(owners) - 3} more" if len(owners) > 3 else ""
+        return f"is a setting of {', '.join(owners[:3])}{more}, not of {model}. Leave it out."
+    hint = nearest(key, valid)
+    return f"there is no such setting{hint or ' and none with a similar name'}"
+
+
+def _metrics(kind: Any) -> set[str]:
+    return {name for name, metric_kind in metric_types.items() if metric_kind == kind}
+
+
+def _is_ranked(final: Mapping[str, Any]) -> bool:
+    metrics = final["metrics"]
+    names = [metrics] if isinstance(metrics, str) else metrics
+    return any(name.lower() in _metrics(EvaluatorType.RANKING) for name in names)
+
+
+def _llmrec_metric_problems(final: Mapping[str, Any]) -> list[str]:
+    if _is_ranked(final):
+        return []
+    ranking = ", ".join(sorted(_metrics(EvaluatorType.RANKING)))
+    return [f"metrics={final['metrics']}: LLMRec ranks items, so use ranking metrics: {ranking}."]
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    """Whether a value may replace a RecBole default; where that is None or text, anything may."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and (isinstance(default, bool | str) or default is None)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float)
+    if isinstance(default, list | dict):
+        return value is None or isinstance(value, type(default))
+    return True
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, bool):
+        return "True or False"
+    kind = {"list": "a list", "dict": "a mapping"}.get(type(default).__name__, "a number")
+    return f"{kind} like RecBole's default {default!r}"
+
+
+def _local_rank() -> int:
+    text = os.environ["LOCAL_RANK"]
+    if not text.isdecimal():
+        raise ConfigError(f"the environment variable LOCAL_RANK must be a number, got {text!r}.")
+    return int(text)
+
+
+def _device(setting: str, gpu_allowed: bool, local_rank: int | None) -> torch.device:
+    """The torch device for the setting `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Args:
+        setting: what the user asked for.
+        gpu_allowed: RecBole's use_gpu, with a gpu_id that is not empty; matters to `auto` only.
+        local_rank: this process's number on the machine under a launcher, else None.
+
+    Raises:
+        ConfigError: the GPU asked for does not exist.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if setting == "cpu" or (setting == "auto" and not (gpu_allowed and count)):
+        return torch.device("cpu")
+    if count == 0:
+        raise ConfigError(f"device={setting}: torch finds no GPU. Use --device=cpu or auto.")
+    device = torch.device(setting if setting != "auto" else "cuda")
+    if device.index is None and local_rank is not None:
+        device = torch.device("cuda", local_rank)
+    if device.index is not None and device.index >= count:
+        raise ConfigError(
+            f"device={setting}: GPU {device.index} does not exist, torch finds {count} "
+            f"(numbered from 0)."
+        )
+    return device

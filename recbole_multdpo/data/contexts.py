@@ -1,0 +1,160 @@
+"""Users as contexts: their items in time order, and their split into history and targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_multdpo.data.random_keys import random_keys, random_uniforms
+
+SPLIT_STREAM = 1  # keeps this draw apart from the sampler's draws of negatives
+
+
+@dataclass(frozen=True)
+class UserItems:
+    """Items per user in compressed rows: user u owns entries `start[u]:start[u + 1]`, oldest first.
+
+    Attributes:
+        start: int64 [n_users + 1].
+        items: int64 [n_interactions], inner item ids.
+        levels: int64 [n_interactions], preference level of each interaction (1 or higher).
+    """
+
+    start: np.ndarray
+    items: np.ndarray
+    levels: np.ndarray
+
+    @classmethod
+    def build(
+        cls,
+        users: np.ndarray,
+        items: np.ndarray,
+        levels: np.ndarray,
+        times: np.ndarray | None,
+        n_users: int,
+    ) -> UserItems:
+        """Group interactions by user.
+
+        A repeated (user, item) pair counts once, at its latest time and with its highest level.
+
+        Args:
+            users: integer [n], inner user ids below `n_users`.
+            items: integer [n], inner item ids.
+            levels: integer [n], preference levels, 1 or higher.
+            times: [n] in any unit that grows; equal times keep the order given. None: the order
+                given stands for time.
+            n_users: users of the data set; those without interactions own no entries.
+        """
+        position = np.arange(len(users))
+        order = np.lexsort((position, position if times is None else times, users))
+        users, items, levels = users[order], items[order], levels[order]
+        # walk from the latest back, so that np.unique keeps a pair's latest occurrence
+        pair = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
+        _, latest, group = np.unique(pair[::-1], return_index=True, return_inverse=True)
+        highest = np.zeros(len(latest), dtype=np.int64)
+        np.maximum.at(highest, group, levels[::-1])
+        kept = len(pair) - 1 - latest
+        in_order = np.argsort(kept)
+        kept, highest = kept[in_order], highest[in_order]
+        counts = np.bincount(users[kept], minlength=n_users)
+        return cls(np.concatenate([[0], counts.cumsum()]), items[kept].astype(np.int64), highest)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of items of every user, int64 [n_users]."""
+        return np.diff(self.start)
+
+    def history(self, user: int) -> np.ndarray:
+        """All items of a user, oldest first."""
+        return self.items[self.start[user] : self.start[user + 1]]
+
+
+@dataclass(frozen=True)
+class ContextSplit:
+    """One draw for a batch of users.
+
+    Attributes:
+        histories: per context the item ids that the prompt may show; 'temporal': oldest first,
+            'random': in random order. Empty for a user of one item.
+        targets: per context the held-out item ids, at least one.
+        target_levels: per context the targets' preference levels.
+    """
+
+    histories: list[np.ndarray]
+    targets: list[np.ndarray]
+    target_levels: list[np.ndarray]
+
+
+def n_targets(counts: np.ndarray, target_share: float, max_targets: int) -> np.ndarray:
+    """Targets per context, int64 as `counts`: a share of the user's items, half rounded up.
+
+    At least one and at most `max_targets`; of two or more items one is left for the history.
+    """
+    share = np.floor(counts * target_share + 0.5).astype(np.int64)
+    return np.minimum(np.clip(share, 1, max_targets), np.maximum(counts - 1, 1))
+
+
+def split_contexts(
+    train_items: UserItems,
+    users: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    mode: str,
+    target_share: float,
+    max_targets: int,
+    max_history: int,
+) -> ContextSplit:
+    """Draw history and targets of every user anew for an epoch.
+
+    The draw is a function of (seed, epoch, user): neither the batch nor the number of processes
+    matters.
+
+    Args:
+        train_items: the users' training items.
+        users: int64 [B], each with at least one item.
+        seed: the run's seed.
+        epoch: number of the epoch within its training stage, from 0.
+        mode: 'random' holds out random items and shows the rest in random order; 'temporal' cuts
+            the user's time line at a random place, holds out the items that follow and shows those
+            before; every cut that leaves a full window of targets is equally likely.
+        target_share: share of a user's items that is held out ('temporal': length of the window).
+        max_targets: cap on targets.
+        max_history: cap on the history ('temporal': the latest items before the cut).
+
+    Raises:
+        ValueError: a user without items, or an unknown mode.
+    """
+    if mode not in ("random", "temporal"):
+        raise ValueError(f"mode={mode!r} is not known; allowed: random, temporal")
+    counts = train_items.counts[users]
+    if (counts == 0).any():
+        raise ValueError(f"users without training items: {users[counts == 0][:5].tolist()}")
+    wanted = n_targets(counts, target_share, max_targets)
+    row = np.repeat(np.arange(len(users)), counts)
+    position = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+    entry = train_items.start[users][row] + position
+    bounds = np.concatenate([[0], counts.cumsum()])
+    histories, targets, target_levels = [], [], []
+    if mode == "random":
+        keys = random_keys(seed, epoch, SPLIT_STREAM, users[row], position)
+        entry = entry[np.lexsort((keys, row))]
+        for first, stop, held_out in zip(bounds[:-1], bounds[1:], wanted, strict=True):
+            chosen = entry[first : first + held_out]
+            targets.append(train_items.items[chosen])
+            target_levels.append(train_items.levels[chosen])
+            shown = entry[first + held_out : min(stop, first + held_out + max_history)]
+            histories.append(train_items.items[shown])
+        return ContextSplit(histories, targets, target_levels)
+    # temporal: the cut leaves at least one item before it where the user has two or more
+    uniform = random_uniforms(seed, epoch, SPLIT_STREAM, users, 0)
+    earliest = np.minimum(counts - 1, 1)
+    latest = np.maximum(counts - wanted, earliest)
+    cut = earliest + np.floor(uniform * (latest - earliest + 1)).astype(np.int64)
+    for first, stop, at, held_out in zip(bounds[:-1], bounds[1:], cut, wanted, strict=True):
+        chosen = entry[first + at : min(stop, first + at + held_out)]
+        targets.append(train_items.items[chosen])
+        target_levels.append(train_items.levels[chosen])
+        histories.append(train_items.items[entry[max(first, first + at - max_history) : first + at]])
+    return ContextSplit(histories, targets, target_levels)

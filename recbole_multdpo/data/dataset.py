@@ -1,0 +1,78 @@
+"""RecBole's data set with item texts, and the users' items as contexts."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+from recbole.data.dataset import Dataset
+
+from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
+from recbole_multdpo.errors import ConfigError, DataError
+
+
+class LLMRecDataset(Dataset):
+    """RecBole's `Dataset` plus `item_texts`.
+
+    Loading, filtering, id mapping and splitting are RecBole's own, so that a language model and a classical
+    model given the same settings and seed see the same split of the same catalogue.
+
+    Attributes:
+        item_texts: one text per inner item id; entry 0 is [PAD].
+        text_report: counts of missing, empty and shared texts.
+    """
+
+    item_texts: list[str]
+    text_report: TextReport
+
+    def _from_scratch(self) -> None:
+        super()._from_scratch()
+        text_fields = self.config["item_text_fields"]
+        if not text_fields:
+            raise ConfigError(
+                "item_text_fields is empty: name the .item columns that make an item's text, e.g. "
+                '--item_text_fields="[movie_title]", or set it in the data set\'s property file'
+            )
+        year_field = self.config["item_year_field"]
+        columns = [*text_fields, *([year_field] if year_field else [])]
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        rows = read_item_file(path, columns, self.iid_field, self.config["field_separator"])
+        tokens = self.field2id_token[self.iid_field]
+        self.item_texts, self.text_report = make_item_texts(
+            [str(token) for token in tokens], rows, len(text_fields)
+        )
+        log = getLogger().warning if self.text_report.n_missing else getLogger().info
+        log(str(self.text_report))
+
+    def user_items(self, level_thresholds: list[float]) -> UserItems:
+        """This part's interactions grouped by user, oldest first, with preference levels.
+
+        Args:
+            level_thresholds: ratings in descending order, e.g. [5, 4.5, 4]: an interaction's level is the
+                number of thresholds its rating reaches. Empty: every interaction has level 1.
+
+        Raises:
+            DataError: thresholds are set but there is no rating, or a rating is below all of them.
+        """
+        users = self.inter_feat[self.uid_field].numpy()
+        items = self.inter_feat[self.iid_field].numpy()
+        has_time = self.time_field is not None and self.time_field in self.inter_feat
+        times = self.inter_feat[self.time_field].numpy() if has_time else None
+        levels = np.ones(len(users), dtype=np.int64)
+        if level_thresholds:
+            rating_field = self.config["RATING_FIELD"]
+            if rating_field not in self.inter_feat:
+                raise DataError(
+                    f"level_thresholds needs ratings, but the column {rating_field!r} is not loaded; "
+                    "add it to load_col.inter"
+                )
+            ratings = self.inter_feat[rating_field].numpy()
+            levels = (ratings[:, None] >= np.array(level_thresholds)).sum(1)
+            if (levels == 0).any():
+                raise DataError(
+                    f"{(levels == 0).sum()} interactions have a rating below the lowest of "
+                    f"level_thresholds={level_thresholds}; raise val_interval or lower the thresholds"
+                )
+        return UserItems.build(users, items, levels, times, self.user_num)

@@ -1,0 +1,147 @@
+"""Item texts, read raw from a RecBole `.item` file.
+
+RecBole would split titles at spaces (`token_seq`) or pad them into its feature table; the language
+model needs them as they are written. So the file is read here, tab by tab, without quoting rules: a
+quotation mark in a title is a quotation mark.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recbole_multdpo.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """What happened to the texts: counts for the log and for `result.json`."""
+
+    n_items: int
+    n_missing: int  # catalogue items without a row in the .item file
+    n_empty: int  # rows whose text columns are all empty
+    n_with_year: int  # texts that got their year because it tells them apart
+    n_shared: int  # items that share their text with another item even so
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_items} item texts: {self.n_missing} items missing in the .item file, "
+            f"{self.n_empty} without text, {self.n_with_year} told apart by their year, "
+            f"{self.n_shared} that share a text with another item"
+        )
+
+
+def clean_text(text: str) -> str:
+    """One line of text in Unicode's composed form (NFC).
+
+    Control characters (category Cc) become spaces and every run of white space becomes one space.
+    Invisible characters that shape the text (joiners, direction marks) stay: emoji and right-to-left
+    titles need them.
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
+    return " ".join(text.split())
+
+
+def read_item_file(
+    path: Path, columns: Sequence[str], id_column: str, separator: str = "\t"
+) -> dict[str, tuple[str, ...]]:
+    """Read `columns` of a RecBole `.item` file.
+
+    Lines end in LF or CR LF; a carriage return inside a value is white space. Blank lines are
+    skipped, as is a byte-order mark.
+
+    Returns:
+        For every item, by its token (the id as written), the cleaned values of `columns`.
+
+    Raises:
+        DataError: the file is missing, unreadable, empty, not UTF-8, lacks a column, has a row of
+            another width, or names an item twice.
+    """
+    try:
+        # newline="": Python would otherwise take a carriage return inside a title for a line's end
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = file.read().split("\n")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist. A language model needs item texts: put a RecBole .item file "
+            f"there, with the columns {id_column} and {', '.join(columns)}."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); convert it, e.g. with iconv") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check it") from None
+    header = [column.split(":")[0] for column in lines[0].rstrip("\r").split(separator)]
+    missing = [column for column in (id_column, *columns) if column not in header]
+    if missing:
+        raise DataError(
+            f"{path}, line 1: no column {', '.join(map(repr, missing))}; the file has "
+            f"{', '.join(filter(None, header)) or 'no header'}. "
+            "Set --item_text_fields and --item_year_field to columns of this file."
+        )
+    at_id, at = header.index(id_column), [header.index(column) for column in columns]
+    rows: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        values = line.rstrip("\r").split(separator)
+        if len(values) != len(header):
+            raise DataError(
+                f"{path}, line {number}: {len(values)} columns instead of {len(header)}; "
+                "a tab inside a text must be replaced by a space"
+            )
+        if values[at_id] in rows:
+            raise DataError(f"{path}, line {number}: item {values[at_id]!r} stands there twice")
+        rows[values[at_id]] = tuple(clean_text(values[column]) for column in at)
+    return rows
+
+
+def make_item_texts(
+    tokens: Sequence[str],
+    rows: Mapping[str, tuple[str, ...]],
+    n_text_columns: int,
+) -> tuple[list[str], TextReport]:
+    """One text per inner item id.
+
+    The text columns are joined by ", ". Where items would have the same text and their rows carry
+    different years after the text columns, they get them, as in "Hamlet (1996)"; elsewhere the year
+    is left out, because it would double the number of tokens. Items that still share a text stay
+    two items. An item without any text is called by its id, as in "item 42".
+
+    Args:
+        tokens: external item ids in inner order; entry 0 is [PAD].
+        rows: from `read_item_file`: text columns, then optionally the year.
+        n_text_columns: how many of the values are text.
+
+    Returns:
+        The texts, entry 0 "[PAD]", and what happened to them.
+
+    Raises:
+        DataError: no item of the catalogue has a text.
+    """
+    texts, years = ["[PAD]"], [""]
+    n_missing = n_empty = 0
+    for token in tokens[1:]:
+        row = rows.get(token)
+        text = "" if row is None else ", ".join(value for value in row[:n_text_columns] if value)
+        n_missing += row is None
+        n_empty += row is not None and not text
+        texts.append(text or f"item {token}")
+        years.append(row[n_text_columns] if row is not None and len(row) > n_text_columns else "")
+    if n_missing + n_empty == len(tokens) - 1:
+        raise DataError(
+            "no item of the catalogue has a text in the .item file; check that its item ids are "
+            "those of the .inter file and that --item_text_fields names the right columns"
+        )
+    years_of: dict[str, set[str]] = defaultdict(set)
+    for text, year in zip(texts[1:], years[1:], strict=True):
+        years_of[text].add(year)
+    told_apart = [i for i in range(1, len(texts)) if len(years_of[texts[i]]) > 1 and years[i]]
+    for item in told_apart:
+        texts[item] = f"{texts[item]} ({years[item]})"
+    counts = Counter(texts[1:])
+    n_shared = sum(count for count in counts.values() if count > 1)
+    return texts, TextReport(len(texts) - 1, n_missing, n_empty, len(told_apart), n_shared)

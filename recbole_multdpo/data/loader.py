@@ -1,0 +1,97 @@
+"""Loaders: contexts for training, users for ranking; RecBole's loaders with the smallest change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from recbole.data.utils import create_samplers
+
+from recbole_multdpo.data.batch import SetwiseBatch
+from recbole_multdpo.data.random_keys import random_keys
+from recbole_multdpo.data.sampler import SetwiseSampler
+
+SHUFFLE_STREAM = 4  # keeps the order of contexts apart from the sampler's draws
+
+
+class SetwiseDataLoader(AbstractDataLoader):
+    """Iterates over the training users in an order given by (seed, epoch); yields `SetwiseBatch`es.
+
+    The order and every draw depend on the epoch set by `set_epoch` alone, so a resumed run sees the data that
+    the uninterrupted one would have seen.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, sampler: SetwiseSampler, batch_size: int) -> None:
+        """Wrap a sampler.
+
+        Args:
+            config: the run's configuration (seed, worker).
+            dataset: the training part.
+            sampler: makes the batches.
+            batch_size: contexts per batch.
+        """
+        self.users = np.flatnonzero(sampler.train_items.counts)
+        self.sample_size = len(self.users)
+        self.contexts_per_batch = batch_size
+        self.epoch = 0
+        super().__init__(config, dataset, sampler, shuffle=True)
+
+    def _init_batch_size_and_step(self) -> None:
+        self.step = self.contexts_per_batch
+        self.set_batch_size(self.contexts_per_batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draw the next iteration yields."""
+        self.epoch = epoch
+        key = random_keys(self.config["seed"], epoch, SHUFFLE_STREAM)[0]
+        self.generator.manual_seed(int(key >> np.uint64(1)))
+
+    def collate_fn(self, index: Sequence[int]) -> SetwiseBatch:
+        """The batch of the users at `index`."""
+        return self._sampler.sample(self.users[np.asarray(index)], self.epoch)
+
+
+class RankingDataLoader(FullSortEvalDataLoader):
+    """RecBole's full-ranking loader, with a number of users rather than of scores per batch."""
+
+    def _init_batch_size_and_step(self) -> None:
+        self.step = self.config["rank_batch_users"]
+        self.set_batch_size(self.step * self._dataset.item_num)
+
+
+def some_users(part: Dataset, n_users: int, seed: int) -> Dataset:
+    """The rows of `n_users` users of a part of the split, chosen by the seed."""
+    users = part.inter_feat[part.uid_field]
+    distinct = users.unique()
+    keys = torch.from_numpy(random_keys(seed, distinct.numpy()).astype(np.float64))
+    chosen = distinct[keys.argsort(stable=True)[:n_users]]
+    return part.copy(part.inter_feat[torch.isin(users, chosen)])
+
+
+def evaluation_loaders(
+    config: Config, dataset: Dataset, parts: Sequence[Dataset]
+) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
+    """Loaders for validation during training, for the reported validation, and for test.
+
+    The first ranks `valid_users` users only; it is the second where that is 0 or validation uses sampled
+    candidates (`eval_args.mode.valid: uni100`).
+    """
+    _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
+    modes = config["eval_args"]["mode"]
+    loaders = []
+    for part, sampler, mode in zip(
+        parts[1:], (valid_sampler, test_sampler), (modes["valid"], modes["test"]), strict=True
+    ):
+        kind = RankingDataLoader if mode == "full" else NegSampleEvalDataLoader
+        loaders.append(kind(config, part, sampler))
+    valid, test = loaders
+    n_users = config["valid_users"]
+    if n_users and modes["valid"] == "full":
+        few = some_users(parts[1], n_users, config["seed"])
+        return RankingDataLoader(config, few, valid_sampler), valid, test
+    return valid, valid, test

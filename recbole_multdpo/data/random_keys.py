@@ -1,0 +1,44 @@
+"""Counter-based random numbers: a key is a function of its coordinates, not of what was drawn before.
+
+Every draw of the training data is addressed by (seed, epoch, stream, context, index). The numbers are
+therefore the same in any batch, in any order and on any number of processes, and they come vectorised,
+which NumPy's own generators (one stream per object) do not offer. The mixing function is the finaliser of
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), applied once per coordinate.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def random_keys(*coordinates: int | np.ndarray) -> np.ndarray:
+    """Uniform uint64 keys, one per element of the broadcast integer `coordinates`.
+
+    Coordinates count modulo 2^64, so −1 is the coordinate 2^64 − 1. Their order and their number
+    matter: (1, 2), (2, 1) and (1, 2, 0) have unrelated keys. With all coordinates but one fixed,
+    different values of that one never share a key.
+
+    Returns:
+        uint64 of the broadcast shape, at least one-dimensional.
+
+    Raises:
+        OverflowError: a Python integer beyond 64 bits.
+    """
+    key = np.zeros(1, dtype=np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+        for coordinate in coordinates:
+            key = _mix(key + _GAMMA + _mix(np.asarray(coordinate).astype(np.uint64) + _GAMMA))
+    return key
+
+
+def random_uniforms(*coordinates: int | np.ndarray) -> np.ndarray:
+    """Uniform float64 in [0, 1) from the keys' upper 53 bits."""
+    return (random_keys(*coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,244 @@
+"""The set-wise sampler: per context all targets as positives with their level, and M negatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, SetwiseBatch
+from recbole_multdpo.data.contexts import UserItems, split_contexts
+from recbole_multdpo.data.prompt import PromptBuilder
+from recbole_multdpo.data.random_keys import random_uniforms
+from recbole_multdpo.errors import ConfigError
+
+# streams keep these draws apart from the history/target split and from each other
+REJECTION_STREAM, SORTING_STREAM = 2, 3
+REJECTION_ROUNDS = 8
+
+
+class NegativeSampler:
+    """Draws distinct negatives outside each user's known items.
+
+    Item weights are w_i = 1 (uniform) or popularity^alpha; draws are without replacement, one after
+    the other in proportion to the weights that are left. Items of weight 0 are never drawn.
+
+    Attributes:
+        n_available: int64 [n_users], items that can be drawn for each user; where it is 0 a context
+            has no negative at all.
+    """
+
+    def __init__(self, known: UserItems, n_items: int, weights: np.ndarray | None = None) -> None:
+        """Prepare the draw.
+
+        Args:
+            known: the items a user's negatives must avoid: the training items. Validation and test
+                items are not avoided on purpose; that would tell the model which items they are.
+            n_items: catalogue size with the [PAD] item 0, which is never drawn.
+            weights: float [n_items], not negative; None for uniform.
+
+        Raises:
+            ValueError: weights of the wrong shape, negative or all zero.
+            ConfigError: weights beyond the range of floating-point numbers.
+        """
+        self.known = known
+        self.n_items = n_items
+        weights = np.ones(n_items) if weights is None else np.array(weights, dtype=np.float64)
+        if weights.shape != (n_items,) or not (weights >= 0).all() or weights[1:].sum() <= 0:
+            raise ValueError("weights must be [n_items], not negative, and positive somewhere")
+        weights[0] = 0.0
+        if not np.isfinite(weights.sum()):
+            raise ConfigError("the weights of the items overflow; lower --popularity_alpha")
+        self._weights = weights
+        # divided by its own last entry, which then is exactly 1 and above every uniform number;
+        # weights.sum() adds in another order and may come out larger
+        self._cumulative = weights.cumsum()
+        self._cumulative /= self._cumulative[-1]
+        users = np.repeat(np.arange(len(known.counts)), known.counts)
+        # a last entry that no pair reaches, so that every search ends inside the array
+        end = np.iinfo(np.int64).max
+        self._known_pairs = np.append(np.sort(users * n_items + known.items), end)
+        drawable = weights > 0
+        n_known_drawable = np.bincount(
+            users, weights=drawable[known.items], minlength=len(known.counts)
+        )
+        self.n_available = drawable.sum() - n_known_drawable.astype(np.int64)
+
+    def _is_known(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether each item is known to its user; the arguments broadcast."""
+        pairs = users * self.n_items + items
+        return self._known_pairs[np.searchsorted(self._known_pairs, pairs)] == pairs
+
+    def sample(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> np.ndarray:
+        """Negatives of every user, in the order drawn.
+
+        The draw is a function of (seed, epoch, user), and asking for more negatives only appends to
+        it as long as rejection serves both.
+
+        Args:
+            users: int64 [B].
+            n_negatives: M, negatives per user.
+            seed: the run's seed.
+            epoch: number of the epoch within its training stage.
+
+        Returns:
+            int64 [B, M], padded with 0 at the end where fewer than M items are available.
+        """
+        result = np.zeros((len(users), n_negatives), dtype=np.int64)
+        if n_negatives == 0 or len(users) == 0:
+            return result
+        # rejection is quick while most draws are accepted; else sort the catalogue by its clocks
+        dense = self.n_available[users] < 4 * n_negatives
+        rows = np.flatnonzero(~dense)
+        if len(rows):
+            drawn, complete = self._by_rejection(users[rows], n_negatives, seed, epoch)
+            result[rows] = drawn
+            dense[rows[~complete]] = True
+        rows = np.flatnonzero(dense)
+        if len(rows):
+            result[rows] = self._by_sorting(users[rows], result[rows], seed, epoch)
+        return result
+
+    def _by_rejection(
+        self, users: np.ndarray, n_negatives: int, seed: int, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw with replacement, drop known and repeated items: [B, M] and which rows are full.
+
+        Rows that are not full hold what was accepted, then zeros.
+        """
+        n_draws = 2 * n_negatives + 8
+        accepted = np.zeros((len(users), 0), dtype=np.int64)
+        for round_ in range(REJECTION_ROUNDS):
+            index = round_ * n_draws + np.arange(n_draws)
+            uniforms = random_uniforms(seed, epoch, REJECTION_STREAM, users[:, None], index)
+            items = np.searchsorted(self._cumulative, uniforms, side="right")
+            items[self._is_known(users[:, None], items)] = 0
+            accepted = np.concatenate([accepted, items], axis=1)
+            accepted[_repeated(accepted)] = 0
+            n_accepted = (accepted > 0).sum(1)
+            if (n_accepted >= n_negatives).all():
+                break
+        # move the accepted items to the front, in the order they were drawn
+        front = np.argsort(accepted == 0, axis=1, kind="stable")[:, :n_negatives]
+        return np.take_along_axis(accepted, front, axis=1), n_accepted >= n_negatives
+
+    def _by_sorting(
+        self, users: np.ndarray, drawn: np.ndarray, seed: int, epoch: int
+    ) -> np.ndarray:
+        """The same distribution by exponential clocks over the whole catalogue: [B, M], 0-padded.
+
+        The items whose clocks of rate w ring first are a draw without replacement. `drawn` [B, M]
+        is what rejection accepted before it gave up, then zeros: it stays, and the clocks of the
+        other items go on from there. To throw it away and draw anew would favour the sets that
+        rejection completes easily, those of heavy items.
+        """
+        n_negatives = drawn.shape[1]
+        items = np.arange(self.n_items)
+        # a stream of its own: rejection may already have used this user's numbers
+        uniforms = random_uniforms(seed, epoch, SORTING_STREAM, users[:, None], items)
+        with np.errstate(divide="ignore", invalid="ignore"):  # by a weight of 0, replaced below
+            clocks = -np.log1p(-uniforms) / self._weights
+        clocks[self._is_known(users[:, None], items[None])] = np.inf
+        np.put_along_axis(clocks, drawn, np.arange(n_negatives)[None] - n_negatives, axis=1)
+        clocks[:, self._weights == 0] = np.inf
+        width = min(n_negatives, self.n_items)
+        first = np.argsort(clocks, axis=1, kind="stable")[:, :width]
+        first[np.isinf(np.take_along_axis(clocks, first, axis=1))] = 0
+        return np.pad(first, ((0, 0), (0, n_negatives - width)))
+
+
+def _repeated(items: np.ndarray) -> np.ndarray:
+    """Which entries of each row repeat an earlier entry of the row, bool [B, K]."""
+    order = np.argsort(items, axis=1, kind="stable")
+    in_order = np.take_along_axis(items, order, axis=1)
+    again = np.zeros_like(items, dtype=bool)
+    again[:, 1:] = in_order[:, 1:] == in_order[:, :-1]
+    repeated = np.empty_like(again)
+    np.put_along_axis(repeated, order, again, axis=1)
+    return repeated
+
+
+class SetwiseSampler:
+    """Makes `SetwiseBatch`es: prompts from the drawn histories, targets as positives, and negatives."""
+
+    def __init__(
+        self,
+        train_items: UserItems,
+        prompts: PromptBuilder,
+        negative_sampler: NegativeSampler,
+        *,
+        seed: int,
+        history_split: str,
+        target_share: float,
+        max_targets: int,
+        n_negatives: int,
+        one_positive: bool,
+    ) -> None:
+        """Set up the draw.
+
+        Args:
+            train_items: training items of every user.
+            prompts: builds the prompts; its `max_history` caps the history.
+            negative_sampler: draws negatives.
+            seed: the run's seed.
+            history_split: 'random' or 'temporal', see `split_contexts`.
+            target_share: share of a user's items held out as targets.
+            max_targets: cap on targets.
+            n_negatives: negatives per context; 0 for supervised fine-tuning.
+            one_positive: keep one target only (DPO, S-DPO): a random one, or with 'temporal' the
+                item right after the cut. The history stays that of the many-positive draw.
+        """
+        self.train_items = train_items
+        self.prompts = prompts
+        self.negative_sampler = negative_sampler
+        self.seed = seed
+        self.history_split = history_split
+        self.target_share = target_share
+        self.max_targets = max_targets
+        self.n_negatives = n_negatives
+        self.one_positive = one_positive
+
+    def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
+        """The batch of some users in an epoch.
+
+        Args:
+            users: int64 [B], B >= 1, each with training items.
+            epoch: number of the epoch within its training stage.
+
+        Returns:
+            B contexts; candidates are [positives | negatives], each part padded on its own.
+        """
+        users = np.asarray(users, dtype=np.int64)
+        split = split_contexts(
+            self.train_items,
+            users,
+            seed=self.seed,
+            epoch=epoch,
+            mode=self.history_split,
+            target_share=self.target_share,
+            max_targets=self.max_targets,
+            max_history=self.prompts.max_history,
+        )
+        n_kept = 1 if self.one_positive else self.max_targets
+        targets = [chosen[:n_kept] for chosen in split.targets]
+        levels = [chosen[:n_kept] for chosen in split.target_levels]
+        n_positives = np.array([len(chosen) for chosen in targets])
+        negatives = self.negative_sampler.sample(
+            users, self.n_negatives, seed=self.seed, epoch=epoch
+        )
+
+        width = int(n_positives.max(initial=0))
+        positive_items = np.zeros((len(users), width), dtype=np.int64)
+        positive_levels = np.full((len(users), width), PADDING_LEVEL, dtype=np.int64)
+        filled = np.arange(width) < n_positives[:, None]
+        positive_items[filled] = np.concatenate(targets)
+        positive_levels[filled] = np.concatenate(levels)
+        negative_levels = np.where(negatives > 0, NEGATIVE_LEVEL, PADDING_LEVEL)
+
+        prompt_ids, prompt_lengths = self.prompts.build(split.histories)
+        return SetwiseBatch(
+            user_ids=torch.from_numpy(users),
+            prompt_ids=prompt_ids,
+            prompt_lengths=prompt_lengths,
+            candidates=torch.from_numpy(np.concatenate([positive_items, negatives], axis=1)),
+            levels=torch.from_numpy(np.concatenate([positive_levels, negative_levels], axis=1)),
+        )

@@ -1,0 +1,21 @@
+"""The errors that a user can cause and mend; every message names the setting or file and the remedy."""
+
+
+class MultDPOError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(MultDPOError, ValueError):
+    """A setting is unknown, mistyped, of the wrong type, or impossible together with another."""
+
+
+class DataError(MultDPOError, ValueError):
+    """A data file is missing, malformed, or lacks what the chosen settings need."""
+
+
+class CheckpointError(MultDPOError, RuntimeError):
+    """A checkpoint or cache is absent, truncated, or belongs to other settings."""
+
+
+class TrainingError(MultDPOError, RuntimeError):
+    """Training cannot go on, for example because the loss is not finite."""

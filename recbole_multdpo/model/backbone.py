@@ -1,0 +1,584 @@
+"""Loading, adapting, freezing and saving the language model behind the recommender.
+
+`load_backbone` takes one of four names: `tiny` (made on the spot), `smollm2` (unpacked by
+`python -m recbole_multdpo.backbones smollm2`), a local Hugging Face folder, or a hub id. Only a hub
+id can cause a download. Weights are read from safetensors alone, so loading runs no code unless
+`trust_remote_code` asks for it.
+
+The reference of preference training is the model after supervised fine-tuning. With LoRA: merge the
+fine-tuned adapter (`merge_lora`), add a fresh one (`add_lora`), and the merged weights are the
+reference whenever the adapter is off (`reference_context`). With full fine-tuning: `frozen_copy`.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from recbole_multdpo.errors import ConfigError, TrainingError
+from recbole_multdpo.model.tiny import make_tiny_backbone
+
+TINY = "tiny"
+SMOLLM2 = "smollm2"
+CACHE_VARIABLE = "RECBOLE_MULTDPO_CACHE"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The packed scorer passes a 4-D mask, which the flash-attention kernels do not take.
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+ALL_LINEAR = "all-linear"
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+# What determines a model's output; generation_config.json and README files do not.
+_FINGERPRINT_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".py"})
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        lm: on the CPU, in eval mode, every parameter trainable.
+        tokenizer: has an EOS token (the terminator of item texts) and a pad token.
+        name: the setting it was loaded by.
+        fingerprint: changes whenever configuration, weights or tokenizer change (but not with
+            `dtype` or the attention implementation); part of cache keys.
+    """
+
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+
+
+def load_backbone(
+    name: str,
+    *,
+    texts: Sequence[str],
+    seed: int,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    tiny_hidden_size: int = 128,
+    tiny_num_layers: int = 4,
+    tiny_num_heads: int = 4,
+    tiny_vocab_size: int = 2000,
+) -> Backbone:
+    """Makes or loads the language model and checks that it can serve as a recommender.
+
+    Args:
+        name: `tiny`, `smollm2`, a local folder, or a hub id, looked up in this order; a folder of
+            the name `tiny` or `smollm2` is reached as `./tiny`.
+        texts: item texts and prompt pieces that `tiny` is fitted to (`make_tiny_backbone`).
+        seed: of the weights of `tiny`.
+        dtype: of the weights, a key of `DTYPES`.
+        attn_implementation: one of `ATTENTION_IMPLEMENTATIONS`.
+        gradient_checkpointing: recompute activations in the backward pass, in training mode.
+        trust_remote_code: let a folder or hub repository bring its own Python code.
+        tiny_hidden_size, tiny_num_layers, tiny_num_heads, tiny_vocab_size: sizes of `tiny`.
+
+    Raises:
+        ConfigError: a setting is not allowed; the folder is missing, incomplete or damaged; the hub
+            cannot be reached and its cache lacks the model; the tokenizer has no EOS token or more
+            tokens than the model has embeddings.
+    """
+    _check_choice("dtype", dtype, DTYPES)
+    _check_choice("attn_implementation", attn_implementation, ATTENTION_IMPLEMENTATIONS)
+    tokenizer: PreTrainedTokenizerBase
+    if name == TINY:
+        lm, tokenizer = make_tiny_backbone(
+            texts,
+            hidden_size=tiny_hidden_size,
+            num_layers=tiny_num_layers,
+            num_heads=tiny_num_heads,
+            vocab_size=tiny_vocab_size,
+            seed=seed,
+        )
+        fingerprint = _content_hash(lm, tokenizer)
+        _cast_parameters(lm, DTYPES[dtype])
+        lm.set_attn_implementation(attn_implementation)
+    else:
+        lm, tokenizer, fingerprint = _load_pretrained(
+            name, DTYPES[dtype], attn_implementation, trust_remote_code
+        )
+    _check_tokenizer(name, lm, tokenizer)
+    _plain_generation(lm, tokenizer)
+    if gradient_checkpointing:
+        _enable_gradient_checkpointing(name, lm)
+    return Backbone(lm.eval(), tokenizer, name, fingerprint)
+
+
+def smollm2_folder() -> Path:
+    """Where `python -m recbole_multdpo.backbones smollm2` puts its folder unless told otherwise."""
+    default = Path.home() / ".cache" / "recbole_multdpo"
+    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser() / SMOLLM2
+
+
+# ---------------------------------------------------------------------- LoRA and the reference
+
+
+def add_lora(
+    lm: nn.Module,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    target_modules: str | Sequence[str],
+    seed: int,
+) -> PeftModel:
+    """Freezes `lm` and adds a trainable LoRA adapter, whose update starts at exactly zero.
+
+    W becomes W + (alpha / r)·B·A with B = 0 (Hu et al., LoRA, 2021, arXiv 2106.09685, eq. 3). `lm`
+    itself is changed: its linear layers are wrapped. A is drawn from `seed` without touching the
+    global random state.
+
+    Args:
+        lm: a model without an adapter (`merge_lora` first where there is one).
+        r: rank.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the adapter's input, in training mode.
+        target_modules: "all-linear" (every linear layer but the head), or names of linear layers,
+            by their last part ("q_proj") or in full.
+        seed: of the matrices A.
+
+    Raises:
+        ConfigError: a number out of range, or a name that no linear layer has (the message lists
+            those that exist). A head that shares its weight with the input embedding cannot be
+            adapted, because merging would change the embedding too.
+        ValueError: `lm` carries an adapter already.
+    """
+    if isinstance(lm, PeftModel) or hasattr(lm, "peft_config"):
+        raise ValueError("the model carries an adapter already; call merge_lora first")
+    lm = causal_lm(lm)
+    if r < 1:
+        raise ConfigError(f"lora_r={r} must be at least 1.")
+    if alpha <= 0:
+        raise ConfigError(f"lora_alpha={alpha} must be greater than 0.")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"lora_dropout={dropout} must be in [0, 1).")
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT annotates int, but divides only
+        lora_dropout=dropout,
+        target_modules=_checked_targets(lm, target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    # transformers and PEFT both set this hook; setting it twice leaves one that nothing removes.
+    lm.disable_input_require_grads()
+    # PEFT draws on the CPU and moves the result, so the CPU generator is the only one to guard.
+    with torch.random.fork_rng(devices=[]), _old_names_allowed():
+        torch.default_generator.manual_seed(seed)
+        model = get_peft_model(lm, config)
+    lm.disable_input_require_grads()
+    if any(getattr(module, "gradient_checkpointing", False) for module in lm.modules()):
+        # A checkpointed block whose inputs need no gradient would be skipped in the backward pass.
+        lm.enable_input_require_grads()
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"PEFT returned a {type(model).__name__} instead of a PeftModel")
+    return model
+
+
+def merge_lora(model: nn.Module) -> PreTrainedModel:
+    """Adds the adapter's update to the base weights and removes the adapter.
+
+    `model` must not be used afterwards. The result equals the adapted model up to rounding in the
+    weights' dtype, and all its parameters are frozen: `add_lora` gives it a fresh adapter, and
+    `requires_grad_(True)` prepares it for full fine-tuning.
+
+    Raises:
+        TypeError: `model` is not a PEFT model.
+        TrainingError: the merged weights are not finite.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"a {type(model).__name__} has no LoRA adapter to merge")
+    try:
+        merged = causal_lm(model.merge_and_unload(safe_merge=True))
+    except ValueError as error:
+        raise TrainingError(
+            f"the LoRA adapter cannot be merged: {error} Lower --learning_rate."
+        ) from error
+    merged.disable_input_require_grads()
+    merged.requires_grad_(False)
+    return merged
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face causal LM itself, with its adapter layers in place where it has them.
+
+    Raises:
+        TypeError: `model` is neither a Hugging Face nor a PEFT model.
+    """
+    lm = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(lm, PreTrainedModel):
+        raise TypeError(f"a {type(lm).__name__} is neither a Hugging Face nor a PEFT model")
+    return lm
+
+
+@contextmanager
+def reference_context(model: nn.Module) -> Iterator[None]:
+    """Within it, `model` is its own reference: adapter off, eval mode (no dropout), no gradients.
+
+    A graph that the policy built before, in the same step, stays valid, also under gradient
+    checkpointing as long as the backward pass runs outside.
+
+    Raises:
+        TypeError: `model` is not a PEFT model; full fine-tuning needs `frozen_copy`.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError("only a model with a LoRA adapter holds its reference; use frozen_copy")
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def frozen_copy(model: nn.Module) -> PreTrainedModel:
+    """A copy with its own weights, in eval mode, without gradients: for full fine-tuning.
+
+    Raises:
+        TypeError: not a plain Hugging Face model; one with LoRA needs `reference_context`.
+    """
+    if isinstance(model, PeftModel):
+        raise TypeError(
+            "a model with a LoRA adapter holds its own reference; use reference_context"
+        )
+    copied = copy.deepcopy(causal_lm(model))
+    copied.requires_grad_(False)
+    return copied.eval()
+
+
+# -------------------------------------------------------------------------------------- saving
+
+
+def save_backbone(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike[str],
+    *,
+    readme: str | None = None,
+) -> None:
+    """Writes a Hugging Face folder with safetensors weights, or a PEFT folder for one with LoRA.
+
+    A PEFT folder holds the adapter alone; merge first where a folder is to stand by itself. The
+    model's generation defaults are replaced by plain greedy decoding, so that no `top_k` or `top_p`
+    of a published model acts unnoticed. An existing folder is replaced; the new one appears
+    complete or not at all (`atomic_folder`).
+
+    Args:
+        model: what to write, in its own dtype.
+        tokenizer: written beside it.
+        folder: where to; parents are made.
+        readme: text of a README.md in the folder.
+    """
+    with atomic_folder(Path(folder)) as temporary:
+        if isinstance(model, PeftModel):
+            # "auto" would ask the hub whether the base model's vocabulary was changed.
+            model.save_pretrained(str(temporary), save_embedding_layers=False)
+        else:
+            lm = causal_lm(model)
+            _plain_generation(lm, tokenizer)
+            lm.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if readme is not None:
+            (temporary / "README.md").write_text(readme, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary sibling to fill, and renames it to `folder` if nothing was raised.
+
+    An existing folder is moved aside, replaced and deleted. A kill between the two renames leaves
+    it under `.<name>.<random>.old` beside the new one under `.<name>.<random>.tmp`; a kill before
+    them leaves `folder` untouched.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:12]
+    temporary = folder.parent / f".{folder.name}.{token}.tmp"
+    replaced = folder.parent / f".{folder.name}.{token}.old"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.is_dir():
+            folder.rename(replaced)
+        temporary.rename(folder)
+    except BaseException:
+        if replaced.is_dir() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------- loading
+
+
+def _load_pretrained(
+    name: str, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Loads a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
+    folder = _local_folder(name)
+    if folder is not None:
+        _check_folder(name, folder)
+    source = name if folder is None else str(folder)
+    where: dict[str, Any] = {
+        "local_files_only": folder is not None,
+        "trust_remote_code": trust_remote_code,
+    }
+    with _explained(name, folder):
+        # read first and passed on: without a network the retries for a hub id are waited for once
+        config = AutoConfig.from_pretrained(source, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            **where,
+        )
+    lm, loading = loaded
+    if loading["missing_keys"]:
+        # transformers only warns and leaves random weights in their place
+        missing = sorted(loading["missing_keys"])
+        raise ConfigError(
+            f"backbone={name!r} lacks {len(missing)} weights, for example {missing[0]!r}. Give the "
+            "complete folder of a causal language model, or use --backbone=tiny."
+        )
+    if getattr(lm, "_hf_peft_config_loaded", False):
+        raise ConfigError(f"backbone={name!r} holds a PEFT adapter. {_MERGE_ADAPTER}")
+    if folder is not None:
+        return lm, tokenizer, _folder_hash(folder)
+    commit = getattr(lm.config, "_commit_hash", None)
+    return lm, tokenizer, f"{name}@{commit}" if commit else _content_hash(lm, tokenizer)
+
+
+_MERGE_ADAPTER = (
+    "Merge the adapter into its base model first (merge_and_unload, then save_pretrained) and give "
+    "that folder."
+)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that `name` means, or None for a hub id; ConfigError where it should exist."""
+    if name == SMOLLM2:
+        folder = smollm2_folder()
+        if not folder.is_dir():
+            raise ConfigError(
+                f"backbone='{SMOLLM2}' has not been unpacked yet (no folder {folder}). Run "
+                f"`python -m recbole_multdpo.backbones {SMOLLM2}` once, or use --backbone={TINY}."
+            )
+        return folder
+    path = Path(name).expanduser()
+    if name.strip() and path.is_dir():
+        return path
+    is_hub_id = name.strip() and not path.exists() and not name.startswith((".", "/", "~"))
+    if is_hub_id and name.count("/") <= 1 and "\\" not in name:
+        return None
+    raise ConfigError(
+        f"backbone={name!r} is not a folder. Give a Hugging Face folder (config.json, "
+        f"model.safetensors, tokenizer.json), a hub id like 'owner/model', '{SMOLLM2}' or '{TINY}'."
+    )
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Says what an incomplete folder lacks, before a library says it less clearly."""
+    if (folder / "adapter_config.json").is_file():
+        # transformers would go and fetch the base model that the adapter names
+        raise ConfigError(f"backbone={name!r} is a PEFT adapter folder. {_MERGE_ADAPTER}")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"backbone={name!r}: the folder {folder} has no config.json. Give a folder written by "
+            f"save_pretrained, or use --backbone={TINY}."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"backbone={name!r}: the folder {folder} has no *.safetensors weights (other formats "
+            "can run code when loaded and are not read). Load it once with transformers and write "
+            "it again with save_pretrained."
+        )
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ConfigError(
+            f"backbone={name!r}: the folder {folder} has no tokenizer (one of "
+            f"{', '.join(_TOKENIZER_FILES)}). Save the model's tokenizer there (save_pretrained)."
+        )
+
+
+@contextmanager
+def _explained(name: str, folder: Path | None) -> Iterator[None]:
+    """Turns whatever the loading libraries raise into a ConfigError that names the remedy."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises bare Exception for a malformed file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        if folder is not None:
+            raise ConfigError(
+                f"backbone={name!r}: the folder {folder} cannot be loaded ({reason}). A file may "
+                "be truncated or of another model: copy or download the folder again, or use "
+                f"--backbone={TINY}."
+            ) from error
+        near = difflib.get_close_matches(name.lower(), (TINY, SMOLLM2), n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"backbone={name!r} is no local folder, and as a hub id it cannot be loaded ({reason})."
+            f"{hint} Check the spelling and the network, fill the cache beforehand (environment "
+            f"variable HF_HOME), give a local folder, or use --backbone={TINY}, which needs no "
+            "download."
+        ) from error
+
+
+def _check_tokenizer(name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Demands an EOS token and enough embeddings; lets EOS stand in for a missing pad token."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"backbone={name!r}: its tokenizer has no EOS token, which must close every item text. "
+            'Set "eos_token" in its tokenizer_config.json to one of its special tokens.'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    embeddings = len(_weight(lm.get_input_embeddings()))
+    if embeddings < len(tokenizer):
+        raise ConfigError(
+            f"backbone={name!r}: its tokenizer has {len(tokenizer)} tokens, but the model only "
+            f"{embeddings} embeddings. Tokenizer and model do not belong together; save both from "
+            "the same source (or call resize_token_embeddings before saving)."
+        )
+
+
+def _plain_generation(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Replaces published sampling defaults (top_k, top_p, penalties) by plain greedy decoding."""
+    lm.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _enable_gradient_checkpointing(name: str, lm: PreTrainedModel) -> None:
+    with _old_names_allowed():
+        try:
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ConfigError(
+                f"backbone={name!r} does not support gradient checkpointing; set "
+                "--gradient_checkpointing=False."
+            ) from error
+    # transformers hooks the embedding in case an adapter follows; add_lora does so where needed
+    lm.disable_input_require_grads()
+
+
+@contextmanager
+def _old_names_allowed() -> Iterator[None]:
+    """Silences transformers 5's notice that it renamed gradient checkpointing.
+
+    The old names work in all of version 5, and PEFT uses them too.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _cast_parameters(lm: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Casts weights but not buffers, as from_pretrained does: rotary frequencies stay float32."""
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(dtype)
+    lm.config.dtype = dtype
+
+
+# ------------------------------------------------------------------------------ LoRA's targets
+
+
+def _checked_targets(lm: PreTrainedModel, target_modules: str | Sequence[str]) -> str | list[str]:
+    """The targets as PEFT takes them; raises ConfigError for one that matches no linear layer."""
+    targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    if targets == [ALL_LINEAR]:
+        return ALL_LINEAR
+    layers = [
+        layer
+        for layer, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not _is_tied_head(lm, module)
+    ]
+    unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
+    if unknown or not targets:
+        available = sorted({layer.rpartition(".")[2] for layer in layers})
+        raise ConfigError(
+            f"lora_target_modules={targets}: {unknown or 'the empty list'} names no linear layer "
+            f"that can be adapted; available: {', '.join([ALL_LINEAR, *available])}."
+        )
+    return targets
+
+
+def _is_tied_head(lm: PreTrainedModel, module: nn.Module) -> bool:
+    is_head = module is lm.get_output_embeddings()
+    return is_head and _weight(module) is _weight(lm.get_input_embeddings())
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    """A layer's weight, of a type that checkers know; an embedding's is [vocabulary, hidden]."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+# -------------------------------------------------------------------------------- fingerprints
+
+
+def _folder_hash(folder: Path) -> str:
+    """SHA-256 over names, sizes and contents of the files that determine the model's output."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in _FINGERPRINT_SUFFIXES or file.name == "generation_config.json":
+            continue
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _content_hash(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over configuration, vocabulary and weights in memory."""
+    config = lm.config.to_dict()
+    config.pop("transformers_version", None)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    digest = hashlib.sha256(json.dumps([config, vocabulary], sort_keys=True, default=str).encode())
+    for key, tensor in lm.state_dict().items():
+        digest.update(f"{key}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_choice(
+    setting: str, value: str, allowed: Sequence[str] | dict[str, torch.dtype]
+) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.3)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"{setting}={value!r} is not allowed; choose {' or '.join(allowed)}.{hint}"
+        )

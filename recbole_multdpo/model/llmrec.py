@@ -1,0 +1,276 @@
+"""LLMRec: a Hugging Face causal LM as a RecBole general recommender.
+
+An item's score for a user is log pi(item text | prompt of the user's history), the sum over its tokens in
+nats. Training has two stages over the same batches: supervised fine-tuning, then preference training against
+the frozen result of the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_multdpo.data.batch import POSITIVE_LEVEL, SetwiseBatch
+from recbole_multdpo.data.dataset import LLMRecDataset
+from recbole_multdpo.data.item_tokens import encode_items
+from recbole_multdpo.data.prompt import PromptBuilder, prompt_frame
+from recbole_multdpo.losses import LOSSES, preference_loss
+from recbole_multdpo.model.backbone import (
+    add_lora,
+    frozen_copy,
+    load_backbone,
+    merge_lora,
+    reference_context,
+)
+from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.exhaustive import exhaustive_topk
+from recbole_multdpo.scoring.packed import packed_logps, packed_logps_with_prompt
+from recbole_multdpo.scoring.padded import padded_logps
+from recbole_multdpo.scoring.topk import TopK
+from recbole_multdpo.scoring.trie import ItemTrie
+
+PREFERENCE_ADAPTER_SEED = 1  # added to the run's seed: the second adapter must not repeat the first
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one batch yields.
+
+    Attributes:
+        losses: float [B], one value per context, nats, with gradient.
+        policy_logps: float [B, C], detached, nats.
+        reference_logps: float [B, C] or None where the loss has no reference.
+    """
+
+    losses: Tensor
+    policy_logps: Tensor
+    reference_logps: Tensor | None
+
+
+class LLMRec(GeneralRecommender):
+    """Language-model recommender over item texts."""
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Config, dataset: LLMRecDataset) -> None:
+        """Load the backbone and tokenise catalogue and prompts.
+
+        Args:
+            config: a `recbole_multdpo.config.Config` whose `settings` describe the model.
+            dataset: the training part; its items are the histories that prompts show.
+        """
+        super().__init__(config, dataset)
+        settings = config.settings
+        self.settings = settings
+        self.seed = config["seed"]
+        self.loss_name = "sft"
+        plain_frame = prompt_frame(settings.prompt_template, None, False)
+        self.backbone = load_backbone(
+            settings.backbone,
+            # several copies of the frame, so that the tokenizer spends a token or two on it
+            texts=[f" {text}" for text in dataset.item_texts[1:]] + plain_frame.texts() * 20,
+            seed=self.seed,
+            dtype=settings.dtype,
+            attn_implementation=settings.attn_implementation,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            trust_remote_code=settings.trust_remote_code,
+            tiny_hidden_size=settings.tiny_hidden_size,
+            tiny_num_layers=settings.tiny_num_layers,
+            tiny_num_heads=settings.tiny_num_heads,
+            tiny_vocab_size=settings.tiny_vocab_size,
+        )
+        self.tokenizer = self.backbone.tokenizer
+        frame = prompt_frame(settings.prompt_template, self.tokenizer, settings.use_chat_template)
+        self.item_texts = dataset.item_texts
+        self.items = encode_items(
+            self.tokenizer,
+            dataset.item_texts,
+            prefix=frame.item_prefix,
+            max_item_tokens=settings.max_item_tokens,
+        )
+        self.prompts = PromptBuilder(
+            self.tokenizer,
+            dataset.item_texts,
+            frame,
+            max_history=settings.max_history,
+            max_prompt_tokens=settings.max_prompt_tokens,
+        )
+        self.trie = ItemTrie.build(self.items)
+        self.histories = dataset.user_items(settings.level_thresholds)
+        self._user_names = dataset.field2id_token[dataset.uid_field]
+        self.uses_lora = settings.finetune == "lora" or (
+            settings.finetune == "auto" and settings.backbone != "tiny"
+        )
+        self.lm: nn.Module = self.backbone.lm
+        if self.uses_lora:
+            self.lm = self._with_adapter(self.seed)
+        self.reference: nn.Module | None = None
+
+    def _with_adapter(self, seed: int) -> nn.Module:
+        settings = self.settings
+        return add_lora(
+            self.lm,
+            r=settings.lora_r,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            target_modules=settings.lora_target_modules,
+            seed=seed,
+        )
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Move the token tables together with the weights."""
+        super()._apply(fn, recurse)
+        device = next(self.lm.parameters()).device
+        self.items, self.trie = self.items.to(device), self.trie.to(device)
+        self.device = device
+        return self
+
+    def start_preference_stage(self, loss_name: str) -> None:
+        """Freeze the present policy as the reference and train on from it with `loss_name`.
+
+        With LoRA the adapter is merged and a fresh one takes its place, so that the reference is the model
+        with the adapter disabled; otherwise a frozen copy is kept. The log-ratio is zero at this moment.
+        """
+        self.loss_name = loss_name
+        if self.uses_lora:
+            self.lm = merge_lora(self.lm)
+            self.lm = self._with_adapter(self.seed + PREFERENCE_ADAPTER_SEED).to(self.device)
+        elif LOSSES[loss_name].needs_reference:
+            self.reference = frozen_copy(self.lm)
+
+    def user_name(self, user_id: int) -> str:
+        """The user's id in the data files."""
+        return str(self._user_names[user_id])
+
+    # ---- training ----------------------------------------------------------------------------------
+
+    def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
+        score = padded_logps if self.settings.scorer == "padded" else packed_logps
+        return score(lm, batch.prompt_ids, batch.prompt_lengths, batch.candidates, self.items)
+
+    @torch.no_grad()
+    def reference_logps(self, batch: SetwiseBatch) -> Tensor:
+        """log pi_ref of every candidate, [B, C], nats."""
+        if self.uses_lora:
+            with reference_context(self.lm):
+                return self._logps(self.lm, batch)
+        assert self.reference is not None, "start_preference_stage has not been called"
+        return self._logps(self.reference, batch)
+
+    def step(self, batch: SetwiseBatch) -> StepOutput:
+        """Losses and log-probabilities of one batch under the present stage's loss."""
+        if self.loss_name == "sft" and self.settings.sft_on_prompt:
+            policy_logps, prompt_logps = packed_logps_with_prompt(
+                self.lm, batch.prompt_ids, batch.prompt_lengths, batch.candidates, self.items
+            )
+            is_positive = batch.levels >= POSITIVE_LEVEL
+            # mean over tokens, so that prompt and targets weigh by their length
+            item_tokens = torch.where(is_positive, self.items.lengths[batch.candidates], 0).sum(1)
+            positive_logps = torch.where(is_positive, policy_logps, 0.0).sum(1)
+            n_tokens = item_tokens + batch.prompt_lengths - 1
+            losses = -(positive_logps + prompt_logps) / n_tokens
+            return StepOutput(losses, policy_logps.detach(), None)
+        reference_logps = (
+            self.reference_logps(batch) if LOSSES[self.loss_name].needs_reference else None
+        )
+        policy_logps = self._logps(self.lm, batch)
+        losses = preference_loss(
+            self.loss_name, policy_logps, reference_logps, batch.levels, self.settings.beta
+        )
+        return StepOutput(losses, policy_logps.detach(), reference_logps)
+
+    def calculate_loss(self, interaction: SetwiseBatch) -> Tensor:
+        """Mean loss over the batch's contexts (RecBole's hook), a scalar in nats."""
+        return self.step(interaction).losses.mean()
+
+    # ---- scoring and ranking -----------------------------------------------------------------------
+
+    def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompts of users from their known items: [B, P] right padded, [B], on the model's device."""
+        histories = [self.histories.history(user) for user in user_ids.tolist()]
+        prompt_ids, prompt_lengths = self.prompts.build(histories)
+        return prompt_ids.to(self.device), prompt_lengths.to(self.device)
+
+    @torch.no_grad()
+    def score(self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
+        """log pi of candidates [B, C] (0 padding), in chunks of at most `score_batch_tokens` tokens, [B, C]."""
+        per_candidate = int(self.items.lengths.max())
+        budget = self.settings.score_batch_tokens
+        n_columns = max((budget - prompt_ids.shape[1]) // per_candidate, 1)
+        rows_at_once = max(
+            budget // (prompt_ids.shape[1] + min(n_columns, candidates.shape[1]) * per_candidate), 1
+        )
+        rows = [
+            torch.cat(
+                [
+                    packed_logps(self.lm, ids, lengths, columns, self.items)
+                    for columns in part.split(n_columns, dim=1)
+                ],
+                dim=1,
+            )
+            for ids, lengths, part in zip(
+                prompt_ids.split(rows_at_once),
+                prompt_lengths.split(rows_at_once),
+                candidates.split(rows_at_once),
+                strict=True,
+            )
+        ]
+        return torch.cat(rows)
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Scores of (user, item) pairs, [n_pairs], nats (RecBole's hook)."""
+        users, row = torch.unique(interaction[self.USER_ID].to(self.device), return_inverse=True)
+        items = interaction[self.ITEM_ID].to(self.device)
+        order = row.argsort(stable=True)
+        counts = torch.bincount(row, minlength=len(users))
+        column = torch.empty_like(row)
+        column[order] = torch.arange(len(row), device=row.device) - torch.repeat_interleave(
+            counts.cumsum(0) - counts, counts
+        )
+        candidates = torch.zeros(len(users), int(counts.max()), dtype=torch.long, device=row.device)
+        candidates[row, column] = items
+        return self.score(*self.user_prompts(users), candidates)[row, column]
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of the whole catalogue, [n_users * n_items], nats; -inf for [PAD] (RecBole's hook).
+
+        This runs every item through the model. Ranking goes through `topk`, which does not.
+        """
+        users = interaction[self.USER_ID]
+        catalogue = torch.arange(self.n_items, device=self.device).expand(len(users), -1)
+        scores = self.score(*self.user_prompts(users), catalogue)
+        scores[:, 0] = -np.inf
+        return scores.flatten()
+
+    def topk(self, user_ids: Tensor, excluded: Tensor | None, k: int) -> TopK:
+        """The k best items of every user over the full catalogue, exactly.
+
+        Args:
+            user_ids: long [B].
+            excluded: bool [B, n_items], items that must not rank, or None.
+            k: list length.
+
+        Returns:
+            Items and scores [B, k]; equal scores are ordered by ascending item id.
+        """
+        prompt_ids, prompt_lengths = self.user_prompts(user_ids)
+        if self.settings.ranker == "exhaustive":
+            return exhaustive_topk(
+                self.score, prompt_ids, prompt_lengths, excluded, k, n_items=self.n_items
+            )
+        return best_first_topk(
+            self.lm,
+            self.trie,
+            prompt_ids,
+            prompt_lengths,
+            excluded,
+            k,
+            expand_per_step=self.settings.expand_per_step,
+        )

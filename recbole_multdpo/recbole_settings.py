@@ -1,0 +1,321 @@
+"""RecBole's own settings and the few that this package adds for every model, with their types.
+
+RecBole accepts any key and any value and fails later, deep in the data code. Here each shared
+setting has a type and a range, and settings that contradict each other are named. Defaults are in
+RecBole's property files and in ours.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import Required, TypedDict
+
+from recbole_multdpo.settings import Count, CountOrZero, Positive, Text, nearest
+
+
+def _lower(value: Any) -> Any:
+    """RecBole ignores the case of these names."""
+    return value.lower() if isinstance(value, str) else value
+
+
+Interval = Annotated[
+    str,
+    Field(
+        pattern=r"^\s*([\[(]\s*-?(inf|[\d.]+)\s*,\s*(inf|-?[\d.]+)\s*[\])]\s*;?\s*)+$",
+        examples=['"[4,inf)"', '"(0,5];(7,9)"'],
+    ),
+]
+# RecBole takes a list of columns, or * for all of them, per atomic file.
+Columns = dict[str, Annotated[list[str], Field()] | Literal["*"]]
+Metric = Annotated[str, Field(min_length=1, examples=["NDCG@10", "AUC"])]
+EvalMode = Annotated[
+    str,
+    Field(
+        pattern=r"^(full|labeled|(uni|pop)[1-9][0-9]*)$",
+        examples=["full", "labeled", "uni100", "pop100"],
+    ),
+]
+OptionalNumber = Annotated[float, Field(ge=0)] | Literal["none"]
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@with_config(_STRICT)
+class EvalModes(TypedDict):
+    """How candidates are chosen when evaluating: all items, or N sampled ones per positive."""
+
+    valid: EvalMode
+    test: EvalMode
+
+
+@with_config(_STRICT)
+class EvalSplit(TypedDict, total=False):
+    """Exactly one of: shares of the rows (RS), leave-one-out (LS), shares of the time (TS)."""
+
+    RS: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)]
+    LS: Literal["valid_and_test", "valid_only", "test_only"]
+    TS: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)]
+
+
+@with_config(_STRICT)
+class EvalArgs(TypedDict):
+    """RecBole's evaluation protocol, complete."""
+
+    split: EvalSplit
+    order: Literal["RO", "TO"]
+    group_by: Literal["user", "none"] | None
+    mode: EvalModes
+
+
+@with_config(_STRICT)
+class NegativeSampling(TypedDict, total=False):
+    """RecBole's negatives for pairwise and pointwise models."""
+
+    distribution: Literal["uniform", "popularity", "none"] | None
+    sample_num: Count | Literal["none"]
+    alpha: OptionalNumber
+    dynamic: bool
+    candidate_num: CountOrZero
+
+
+@with_config(_STRICT)
+class GradientClipping(TypedDict, total=False):
+    """Arguments of torch's clip_grad_norm_."""
+
+    max_norm: Required[Positive]
+    norm_type: Positive
+    error_if_nonfinite: bool
+    foreach: bool
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+class RecBoleSettings(TypedDict, total=False):
+    """Settings that every model has. Checked where present."""
+
+    # the run
+    model: Text
+    dataset: Text
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    reproducibility: bool
+    state: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
+    ]
+    show_progress: bool
+    use_gpu: bool
+    worker: CountOrZero
+    shuffle: bool
+    data_path: str | None
+    checkpoint_dir: Text
+    encoding: Text
+    save_dataset: bool
+    save_dataloaders: bool
+    dataset_save_path: str | None
+    dataloaders_save_path: str | None
+    log_wandb: bool
+    wandb_project: str
+    # added by this package
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", examples=["auto", "cpu", "cuda", "cuda:1"])
+    ]
+    num_threads: Count | None
+    run_dir: Text | None
+    resume: Text | None
+    # training
+    epochs: CountOrZero
+    train_batch_size: Count
+    learner: Annotated[
+        Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"],
+        BeforeValidator(_lower),
+    ]
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    train_neg_sample_args: NegativeSampling | None
+    eval_step: CountOrZero
+    stopping_step: CountOrZero
+    clip_grad_norm: GradientClipping | None
+    loss_decimal_place: CountOrZero
+    require_pow: bool
+    enable_amp: bool
+    enable_scaler: bool
+    transform: str | None
+    # evaluation
+    eval_args: EvalArgs
+    repeatable: bool
+    metrics: Text | Annotated[list[Text], Field(min_length=1)]
+    topk: Count | Annotated[list[Count], Field(min_length=1)]
+    valid_metric: Metric
+    eval_batch_size: Count
+    metric_decimal_place: CountOrZero
+    tail_ratio: Positive
+    # data
+    field_separator: str
+    seq_separator: str
+    USER_ID_FIELD: Text
+    ITEM_ID_FIELD: Text
+    RATING_FIELD: Text
+    TIME_FIELD: Text
+    LABEL_FIELD: Text
+    seq_len: dict[str, Count] | None
+    threshold: dict[str, float] | None
+    numerical_features: list[str]
+    load_col: Columns | None
+    unload_col: Columns | None
+    unused_col: dict[str, list[str]] | None
+    additional_feat_suffix: str | list[str] | None
+    rm_dup_inter: Literal["first", "last"] | None
+    val_interval: dict[str, Interval] | None
+    filter_inter_by_user_or_item: bool
+    user_inter_num_interval: Interval | None
+    item_inter_num_interval: Interval | None
+    alias_of_user_id: list[str] | None
+    alias_of_item_id: list[str] | None
+    preload_weight: dict[str, str] | None
+    normalize_field: list[str] | None
+    normalize_all: bool | None
+    discretization: dict[str, Any] | None
+    benchmark_filename: list[str] | None
+    MAX_ITEM_LIST_LENGTH: Count
+
+
+RECBOLE_SETTINGS: TypeAdapter[RecBoleSettings] = TypeAdapter(RecBoleSettings)
+
+# Every model has these; they are in no property file of RecBole.
+ADDED_KEYS = frozenset({"device", "num_threads", "run_dir", "resume"})
+UNLISTED_KEYS = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio"})
+
+# Read by RecBole's models although their property files do not list them.
+UNLISTED_MODEL_KEYS: dict[str, frozenset[str]] = {
+    "AutoInt": frozenset({"has_residual"}),
+    "DiffRec": frozenset({"norm"}),
+    "FEARec": frozenset({"contrast", "sim", "tau", "use_filter"}),
+    "HRM": frozenset({"reg_weight"}),
+    "KD_DAGFM": frozenset({"cin", "feature_num"}),
+    "LDiffRec": frozenset({"norm"}),
+}
+# Read by RecBole's transforms of item sequences (the setting `transform`).
+TRANSFORM_KEYS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
+# Read by RecBole's code for a kind of model.
+UNLISTED_TYPE_KEYS: dict[str, frozenset[str]] = {
+    "CONTEXT": frozenset({"embedding_size", "double_tower"}),
+    "DECISIONTREE": frozenset({"convert_token_to_onehot", "token_num_threshold"}),
+}
+
+
+def merged_eval_args(base: Any, change: Any) -> Any:
+    """A change to RecBole's `eval_args` on top of what there is, neither being altered.
+
+    RecBole replaces the whole mapping, so that `{'order': 'TO'}` would silently bring back its own
+    split and mode. Here the parts that are not named stay. `mode` is merged in turn; `split` is
+    replaced, because its one key is the method.
+
+    Args:
+        base: some of split, order, group_by and mode, where mode may be text for both phases.
+        change: likewise.
+
+    Returns:
+        The merged mapping, its mode a mapping of phases. What is no mapping is returned as it is,
+        for the check of types to complain about.
+    """
+    if not isinstance(change, Mapping) or not isinstance(base, Mapping):
+        return base if isinstance(change, Mapping) else change
+    merged = {**base, **change}
+    if isinstance(change.get("mode"), Mapping | str):
+        merged["mode"] = {**_both_phases(base.get("mode")), **_both_phases(change["mode"])}
+    return merged
+
+
+def _both_phases(mode: Any) -> Mapping[str, Any]:
+    if isinstance(mode, str):
+        return {"valid": mode, "test": mode}
+    return mode if isinstance(mode, Mapping) else {}
+
+
+def evaluation_problems(
+    settings: Mapping[str, Any], ranking_metrics: set[str], value_metrics: set[str]
+) -> list[str]:
+    """Contradictions among the evaluation settings, one sentence each.
+
+    Args:
+        settings: final settings of the right types.
+        ranking_metrics: lower-case names of RecBole's metrics of a ranked list (NDCG, ...).
+        value_metrics: those of single scores (AUC, ...).
+    """
+    metrics = settings["metrics"]
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    known = ranking_metrics | value_metrics
+    unknown = [name for name in metrics if name.lower() not in known]
+    if unknown:
+        return [
+            f"metrics: RecBole has no metric {name!r}{nearest(name, known) or '.'} "
+            f"It has {', '.join(sorted(known))}."
+            for name in unknown
+        ]
+    names = {name.lower() for name in metrics}
+    if names & ranking_metrics and names & value_metrics:
+        return [
+            "metrics mixes metrics of a ranking "
+            f"({', '.join(sorted(names & ranking_metrics))}) with metrics of single scores "
+            f"({', '.join(sorted(names & value_metrics))}). Evaluate them in two runs."
+        ]
+    ranking = bool(names & ranking_metrics)
+    return [
+        *_valid_metric_problems(settings, names, ranking),
+        *_protocol_problems(settings, ranking),
+    ]
+
+
+def _valid_metric_problems(
+    settings: Mapping[str, Any], names: set[str], ranking: bool
+) -> list[str]:
+    topk = settings["topk"]
+    cutoffs = [topk] if isinstance(topk, int) else topk
+    name, at, cutoff = settings["valid_metric"].partition("@")
+    allowed = (
+        [f"{metric}@{k}" for metric in sorted(names) for k in cutoffs] if ranking else sorted(names)
+    )
+    right = name.lower() in names and (cutoff in map(str, cutoffs) if ranking else not at)
+    if right:
+        return []
+    return [
+        f"valid_metric={settings['valid_metric']} is not computed with metrics and topk as they "
+        f"are: use one of {', '.join(allowed)}, or add to metrics or topk."
+    ]
+
+
+def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
+    args, problems = settings["eval_args"], []
+    if len(args["split"]) != 1:
+        problems.append(
+            "eval_args: split needs exactly one of RS, LS and TS, "
+            f"got {', '.join(args['split']) or 'none'}."
+        )
+    for method in ("RS", "TS"):
+        if method in args["split"] and sum(args["split"][method]) == 0:
+            problems.append(f"eval_args: the shares of split {method} are all 0.")
+    loaded = (settings.get("load_col") or {}).get("inter", "*")
+    time_field = settings.get("TIME_FIELD", "timestamp")
+    if args["order"] == "TO" and loaded != "*" and time_field not in loaded:
+        problems.append(
+            f"eval_args: order TO needs times: add {time_field} to load_col's inter list."
+        )
+    if not ranking and "full" in args["mode"].values():
+        problems.append(
+            "eval_args: mode full ranks items, which the chosen metrics do not measure. "
+            "Use mode labeled or unixxx, or metrics such as NDCG."
+        )
+    return problems + (_cutoff_problems(settings) if ranking else [])
+
+
+def _cutoff_problems(settings: Mapping[str, Any]) -> list[str]:
+    topk = settings["topk"]
+    largest = topk if isinstance(topk, int) else max(topk)
+    problems = []
+    for phase, mode in settings["eval_args"]["mode"].items():
+        sampled = int(mode[3:]) if mode[:3] in ("uni", "pop") else None
+        if sampled is not None and largest > sampled:
+            problems.append(
+                f"topk={largest} is more than the {sampled} sampled candidates of "
+                f"eval_args mode {mode} ({phase}): every item would be a hit."
+            )
+    return problems

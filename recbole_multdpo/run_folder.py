@@ -1,0 +1,371 @@
+"""One folder per run: settings, log, TensorBoard events, checkpoints and the result.
+
+RecBole writes ./log, ./log_tensorboard and ./saved into the working directory. Here everything goes
+into the run's folder, and nothing else is written.
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import colorlog  # type: ignore[import-untyped]
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import recbole.trainer.trainer as recbole_trainer
+import torch
+
+from recbole_multdpo import __version__
+from recbole_multdpo.config import Config
+from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.settings_text import dump_settings
+
+_FORMAT = "%(asctime)s %(levelname)s  %(message)s"
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy", "pandas", "scipy")
+
+# What an open folder replaces: RecBole's Trainer looks this name up in its own module.
+_recbole_tensorboard = recbole_trainer.get_tensorboard
+
+
+class RunFolder:
+    """The folder of one run, and where its log and TensorBoard events go while it is open.
+
+    Use it as a context manager, or call `close`: leaving it gives the root logger and RecBole's
+    TensorBoard function back and closes their files.
+
+    Attributes:
+        path: the folder.
+        config_file: the resolved settings, readable with `--config_files`.
+        log_file: the log, without colours.
+        tensorboard_dir: TensorBoard's event files.
+        checkpoints_dir: the checkpoints; also `config["checkpoint_dir"]`.
+        result_file: the result, written at the end.
+    """
+
+    def __init__(self, path: Path, config: Config):
+        """Start writing log and events into an existing folder; see `create_run_folder`."""
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.log_file = path / "run.log"
+        self.tensorboard_dir = path / "tensorboard"
+        self.checkpoints_dir = path / "checkpoints"
+        self.result_file = path / "result.json"
+        self._config = config
+        self._writer: Any = None
+        self._handlers: list[logging.Handler] = []
+        self._make()
+
+    def _make(self) -> None:
+        self._root_level = logging.getLogger().level
+        try:
+            self.tensorboard_dir.mkdir(exist_ok=True)
+            self.checkpoints_dir.mkdir(exist_ok=True)
+            write_atomically(self.config_file, dump_settings(self._config.to_dict()))
+            self._start_logging()
+        except OSError as error:
+            raise MultDPOError(_cannot_write(self.path, error)) from error
+        self._config["checkpoint_dir"] = str(self.checkpoints_dir)
+        recbole_trainer.get_tensorboard = self.tensorboard
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            # The console shows the error anyway, as a message or with its traceback.
+            trace_wanted = not isinstance(error, KeyboardInterrupt | MultDPOError)
+            record = logging.LogRecord(
+                name="root",
+                level=logging.ERROR,
+                pathname=__file__,
+                lineno=0,
+                msg="the run stopped: %s",
+                args=(str(error) or type(error).__name__,),
+                exc_info=(type(error), error, trace) if trace_wanted else None,
+            )
+            self._handlers[-1].handle(record)
+        self.close()
+
+    def close(self) -> None:
+        """Close log and events; what RecBole and the root logger had before is back. Repeatable."""
+        if recbole_trainer.get_tensorboard == self.tensorboard:
+            recbole_trainer.get_tensorboard = _recbole_tensorboard
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        root = logging.getLogger()
+        if self._handlers:
+            root.setLevel(self._root_level)
+        for handler in self._handlers:
+            root.removeHandler(handler)
+            handler.close()
+        self._handlers = []
+
+    def tensorboard(self, logger: Any = None) -> Any:
+        """The run's SummaryWriter, always the same; RecBole passes its logger, which is unused."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.tensorboard_dir))
+        return self._writer
+
+    def write_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write result.json, whole or not at all.
+
+        Args:
+            result: what the run found: `valid_result`, `test_result` (metric name, such as ndcg@10,
+                to value), `num_users_evaluated`, `num_items`, `seconds` (stage to seconds), and
+                whatever else is worth keeping. numpy numbers become plain ones; a value that is
+                not finite becomes null, as JSON has no NaN.
+
+        Returns:
+            What was written: the above with model, dataset, loss, seed, peak memory, versions,
+            hardware and the command.
+
+        Raises:
+            MultDPOError: the file cannot be written, for example because the disk is full.
+        """
+        settings = self._config.settings
+        complete = {
+            "model": self._config["model"],
+            "dataset": self._config["dataset"],
+            "loss": settings.loss if settings else None,
+            "seed": self._config["seed"],
+            **result,
+            "peak_memory_mb": peak_memory_mb(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "command": command(self._config.argv),
+        }
+        written: dict[str, Any] = _json(complete)
+        try:
+            write_atomically(
+                self.result_file, json.dumps(written, indent=2, allow_nan=False) + "\n"
+            )
+        except OSError as error:
+            raise MultDPOError(_cannot_write(self.result_file, error)) from error
+        return written
+
+    def _start_logging(self) -> None:
+        """Send the root logger, which RecBole uses, to the console and to run.log."""
+        root = logging.getLogger()
+        level = getattr(logging, str(self._config["state"]).upper())
+        console = logging.StreamHandler()
+        colour = colorlog.ColoredFormatter("%(log_color)s" + _FORMAT, "%d %b %H:%M:%S")
+        is_terminal = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()
+        console.setFormatter(colour if is_terminal else _PlainFormatter(_FORMAT, "%d %b %H:%M:%S"))
+        file = logging.FileHandler(self.log_file, encoding="utf-8")
+        file.setFormatter(_PlainFormatter(_FORMAT))
+        self._handlers = [console, file]
+        for handler in self._handlers:
+            handler.setLevel(level)
+            root.addHandler(handler)
+        root.setLevel(level)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Removes the colours that RecBole writes into its messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _ANSI.sub("", super().format(record))
+
+
+def create_run_folder(config: Config) -> RunFolder:
+    """Make the run's folder, save the settings in it and send log and events there.
+
+    The folder is `run_dir`, or `resume` for a run that is continued, or else a new one under
+    `checkpoint_dir` named by model, data set, loss (LLMRec only) and time.
+
+    Args:
+        config: the run's settings; `config["checkpoint_dir"]` is set to the folder's checkpoints.
+
+    Returns:
+        The open folder. The settings' warnings are in its log.
+
+    Raises:
+        ConfigError: run_dir holds something already and resume does not name it, or cannot be made.
+        MultDPOError: the folder cannot be written to.
+    """
+    folder = RunFolder(_make_folder(config), config)
+    logger = logging.getLogger()
+    logger.info("command: %s", command(config.argv))
+    logger.info("run folder: %s", folder.path)
+    for warning in config.warnings:
+        logger.warning("%s", warning)
+    return folder
+
+
+def _make_folder(config: Config) -> Path:
+    run_dir, resume = config["run_dir"], config["resume"]
+    if resume is not None:
+        if run_dir is not None and Path(run_dir).resolve() != Path(resume).resolve():
+            raise ConfigError(
+                f"run_dir={run_dir} and resume={resume} differ. A run is continued in its own "
+                "folder: leave run_dir out."
+            )
+        return Path(resume)
+    try:
+        if run_dir is None:
+            return _new_folder(Path(config["checkpoint_dir"]), _run_name(config))
+        path = Path(run_dir)
+        if path.is_dir() and any(path.iterdir()):
+            raise ConfigError(
+                f"run_dir={run_dir} is not empty. Name a new folder, or continue the run in it "
+                f"with --resume={run_dir}."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    except OSError as error:
+        place = f"run_dir={run_dir}" if run_dir is not None else "the run folder"
+        raise ConfigError(
+            f"{place} cannot be made: {error.strerror}: {error.filename}. "
+            "Name a folder that can be written: --run_dir=PATH."
+        ) from error
+
+
+def _run_name(config: Config) -> str:
+    loss = [config.settings.loss] if config.settings else []
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return "-".join([config["model"], config["dataset"], *loss, time])
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A new folder; making it is the test whether the name is free, so no two runs share one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by new text in one step: a reader, or a crash, sees the old or the new one.
+
+    Raises:
+        OSError: the folder is read-only or the disk full; the old file is then untouched.
+    """
+    number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return (
+        f"cannot write {path}: {error.strerror or error}. "
+        "Free space or name a folder that can be written: --run_dir=PATH."
+    )
+
+
+def _json(value: Any) -> Any:
+    """Plain JSON data: numpy and torch numbers as Python's, numbers that are not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, np.generic | torch.Tensor):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def command(argv: list[str]) -> str:
+    """The command that started the run, quoted for a shell.
+
+    Args:
+        argv: the run's arguments. Where the process has others, for example when a Python program
+            called the run, the command that has the same effect.
+    """
+    if argv == sys.argv[1:]:
+        return shlex.join(sys.orig_argv)
+    return shlex.join(["python", "run_recbole_multdpo.py", *argv])
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest memory of this process so far, MiB: `rss`, and `cuda` (allocated) if it was used."""
+    peak = {"rss": _peak_rss_bytes() / 2**20}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["cuda"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}
+
+
+def _peak_rss_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, this package and what its results depend on; None where not installed."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "recbole_multdpo": __version__,
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores that this process may use, torch's threads, memory in MiB, and GPUs."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_mb": round(psutil.virtual_memory().total / 2**20),
+        "gpus": [torch.cuda.get_device_name(index) for index in gpus],
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()

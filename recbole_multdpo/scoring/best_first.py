@@ -1,0 +1,336 @@
+"""Exact top-K over the whole catalogue by best-first search in the trie of item texts.
+
+The score of an item is log π(item | prompt), summed over the tokens of its text. Every further token adds a
+number <= 0, so the score of a prefix bounds all items below it: once K items are complete, a prefix that
+scores below the K-th of them cannot matter. Each step feeds the best open prefixes of every user through
+the model, all users in lockstep, until no user has a prefix left that can still beat the K-th item.
+
+The prompt and every fed node stay in one growing key-value cache per user. A node attends to its prompt,
+its ancestors and itself; children of the root are scored from the prompt's last position.
+`recbole_multdpo.scoring.exhaustive` is the slow twin.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie
+
+
+@torch.no_grad()
+def best_first_topk(
+    lm: nn.Module,
+    trie: ItemTrie,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    excluded: Tensor | None,
+    k: int,
+    *,
+    expand_per_step: int = 32,
+    slack: float = 1e-4,
+    max_logit_elements: int | None = None,
+) -> TopK:
+    """The k items of highest log π(item | prompt) for each of B users, without scoring the others.
+
+    Rows are padded to the longest prompt and to the busiest user of a step, so users of similar prompt
+    length belong in one call. All tensors live on the model's device.
+
+    Args:
+        lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
+        trie: the catalogue's texts.
+        prompt_ids: long [B, P], right padded; padding is never attended.
+        prompt_lengths: long [B], at least 1.
+        excluded: bool [B, n_items], items that must not be ranked (a user's history), or None.
+        k: items per user.
+        expand_per_step: nodes fed per user and step, at most. The more, the fewer forward passes, and the more
+            nodes that a bound known one step earlier would have spared.
+        slack: nats by which a prefix may stand below the K-th item and still be expanded, so that rounding
+            prunes no item. It costs a few nodes and never changes which scores are compared.
+        max_logit_elements: logits held at once; by default chosen for the device.
+
+    Returns:
+        `TopK`. Scores are computed in float32, in float64 for a float64 model. Equal scores stand in
+        ascending order of item id; excluded items and items of probability 0 are never ranked.
+
+    Raises:
+        ValueError: the model is in training mode, an argument is out of range, or a log-probability is NaN.
+        ConfigError: the model's attention cannot follow the trie's mask.
+    """
+    if expand_per_step < 1 or k < 1:
+        raise ValueError(f"expand_per_step={expand_per_step} and k={k} must be at least 1.")
+    if not ((prompt_lengths >= 1) & (prompt_lengths <= prompt_ids.shape[1])).all():
+        raise ValueError(f"prompt_lengths must be 1 to {prompt_ids.shape[1]}, the width of prompt_ids.")
+    model = causal_lm(lm)
+    check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
+    search = _Search(model, trie, prompt_ids, prompt_lengths, excluded, k, slack, max_logit_elements)
+    while search.step(expand_per_step):
+        pass
+    if search.found_nan:
+        raise ValueError(NAN_SCORES)
+    items, scores = stable_topk(search.item_scores, k)
+    return TopK(items, scores, search.expanded)
+
+
+def check_attention(model: PreTrainedModel, longest: int) -> None:
+    """Refuse models that would silently not attend as the trie's mask says.
+
+    Args:
+        model: the bare causal LM.
+        longest: prompt plus deepest path, tokens.
+    """
+    if model.training:
+        raise ValueError("ranking needs the model in eval mode; call lm.eval() first.")
+    implementation = model.config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise ConfigError(
+            f"attn_implementation={implementation!r} takes no additive 4-D mask; ranking needs 'sdpa' or 'eager'."
+        )
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    window = getattr(model.config, "sliding_window", None) or math.inf
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise ConfigError(f"the backbone has layers of kind {sorted(kinds)}; only attention is supported.")
+    if "sliding_attention" in kinds and longest > window:
+        raise ConfigError(
+            f"prompt and item take up to {longest} tokens, more than the backbone's sliding window of "
+            f"{window}; shorten the prompts."
+        )
+
+
+class _Search:
+    """State of B users' searches; I internal nodes, R unfinished rows.
+
+    Tables over all B users: `allowed` [B, n_items], `alive` [B, I] (some allowed item is below the node),
+    `item_scores` [B, n_items] (−inf until the item is complete), `expanded` [B].
+    Tables over the R rows still in the batch: `users` [R], `prompt_lengths` [R], `prompt_mask` [R, P],
+    `frontier` [R, I] (score of an open prefix, otherwise −inf), `slots` [R, I] (a fed node's place in the
+    cache), and the cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        trie: ItemTrie,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        excluded: Tensor | None,
+        k: int,
+        slack: float,
+        max_logit_elements: int | None,
+    ) -> None:
+        self.body: nn.Module = model.base_model
+        self.head: nn.Module = model.get_output_embeddings()
+        self.trie = trie
+        self.k = min(k, trie.num_items)
+        self.slack = slack
+        self.max_logit_elements = max_logit_elements
+        self.cache = Cache(layer_class_to_replicate=_BufferedLayer)
+        # the prompt alone is causal, which keeps its right padding out of every valid position
+        hidden = self.body(
+            input_ids=prompt_ids, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state  # [B, P, H]
+        self.masked = torch.finfo(hidden.dtype).min
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+
+        n_users, device = len(prompt_ids), prompt_ids.device
+        shape = (n_users, trie.num_items)
+        self.allowed = torch.ones(shape, dtype=torch.bool, device=device)
+        if excluded is not None:
+            self.allowed = ~excluded
+        self.alive = _any_below(trie, self.allowed)
+        self.item_scores = torch.full(shape, -math.inf, dtype=dtype, device=device)
+        self.expanded = torch.zeros(n_users, dtype=torch.long, device=device)
+        self.found_nan = torch.zeros((), dtype=torch.bool, device=device)
+
+        self.users = torch.arange(n_users, device=device)
+        self.prompt_lengths = prompt_lengths
+        columns = torch.arange(prompt_ids.shape[1], device=device)
+        self.prompt_mask = torch.zeros_like(prompt_ids, dtype=hidden.dtype).masked_fill_(
+            columns >= prompt_lengths[:, None], self.masked
+        )
+        shape = (n_users, trie.num_internal)
+        self.frontier = torch.full(shape, -math.inf, dtype=dtype, device=device)
+        # a path is padded with the root, whose place is the last token of the prompt: attended anyway
+        self.slots = torch.zeros(shape, dtype=torch.long, device=device)
+        self.slots[:, ROOT] = prompt_lengths - 1
+        self._score_children(
+            self.users,
+            torch.full_like(self.users, ROOT),
+            self.item_scores.new_zeros(n_users),
+            hidden[self.users, prompt_lengths - 1],
+        )
+
+    def step(self, expand_per_step: int) -> bool:
+        """Feed the best open nodes of every unfinished user; False once all users are finished."""
+        last = self.item_scores[self.users].topk(self.k, dim=1).values[:, -1:]  # [R, 1], K-th item
+        scores, nodes = self.frontier.topk(min(expand_per_step, self.trie.num_internal), dim=1)
+        # equality counts: an item of equal score and lower id would win
+        live = (scores >= last - self.slack) & (scores > -math.inf)  # [R, m], true ones first
+        busy = live[:, 0]
+        if not busy.all():
+            rows = _compacted(busy)
+            if len(rows) == 0:
+                return False
+            self._keep(rows)
+            scores, nodes, live = scores[rows], nodes[rows], live[rows]
+        width = int(live.sum(1).max())
+        self._feed(scores[:, :width], nodes[:, :width], live[:, :width])
+        return True
+
+    def _feed(self, scores: Tensor, nodes: Tensor, live: Tensor) -> None:
+        """Run nodes [R, m] through the model; entries that are not live only fill up the rows."""
+        fed_before = self.cache.get_seq_length()
+        rows, columns = live.nonzero(as_tuple=True)
+        chosen = nodes[rows, columns]
+        self.slots[rows, chosen] = fed_before + columns
+        self.frontier[rows, chosen] = -math.inf
+        self.expanded[self.users] += live.sum(1)
+        hidden = self.body(
+            input_ids=self.trie.token[nodes].clamp(min=0),
+            position_ids=self.prompt_lengths[:, None] + self.trie.depth[nodes] - 1,
+            attention_mask=self._mask(nodes, fed_before + nodes.shape[1]),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state  # [R, m, H]
+        self._score_children(rows, chosen, scores[rows, columns], hidden[rows, columns])
+
+    def _mask(self, nodes: Tensor, total: int) -> Tensor:
+        """Additive mask [R, 1, m, total]: own prompt, own ancestors, self."""
+        mask = self.prompt_mask.new_full((*nodes.shape, total), self.masked)
+        mask[:, :, : self.prompt_mask.shape[1]] = self.prompt_mask[:, None]
+        path = self.trie.path[nodes, : int(self.trie.depth[nodes].max())]  # [R, m, D]
+        slots = self.slots.gather(1, path.flatten(1)).view(path.shape)
+        return mask.scatter_(2, slots, 0.0)[:, None]
+
+    def _score_children(self, rows: Tensor, nodes: Tensor, scores: Tensor, hidden: Tensor) -> None:
+        """Score all children of n fed nodes and file them as open prefixes or complete items.
+
+        Args:
+            rows: long [n], the batch row of each node.
+            nodes: long [n], internal nodes.
+            scores: [n], log-probability of each node's prefix.
+            hidden: [n, H], last hidden states at the nodes.
+        """
+        trie = self.trie
+        source, position = _spans(trie.child_start[nodes], trie.child_count[nodes])
+        children = trie.children[position]
+        token_logps = head_logps(
+            hidden,
+            self.head,
+            source,
+            trie.token[children],
+            chunk_logits=self.max_logit_elements,
+        )
+        child_scores = scores[source] + token_logps
+        self.found_nan |= child_scores.isnan().any()
+        rows = rows[source]
+
+        inner = (children < trie.num_internal).nonzero()[:, 0]
+        alive = self.alive[self.users[rows[inner]], children[inner]]
+        self.frontier[rows[inner], children[inner]] = torch.where(
+            alive, child_scores[inner], -math.inf
+        )
+
+        leaves = (children >= trie.num_internal).nonzero()[:, 0]
+        at_leaf = children[leaves]
+        source, position = _spans(trie.item_start[at_leaf], trie.item_count[at_leaf])
+        items, leaves = trie.item_order[position], leaves[source]
+        users = self.users[rows[leaves]]
+        self.item_scores[users, items] = torch.where(
+            self.allowed[users, items], child_scores[leaves], -math.inf
+        )
+
+    def _keep(self, rows: Tensor) -> None:
+        """Make these rows, as `_compacted` orders them, the batch."""
+        for name in ("users", "prompt_lengths", "prompt_mask", "frontier", "slots"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.cache.batch_select_indices(rows)
+
+
+def _compacted(busy: Tensor) -> Tensor:
+    """Indices of the true rows of busy [R], ordered so that as many as can stay where they are.
+
+    The last ones fill the gaps of the first ones, so that little of the cache has to move.
+    """
+    n_busy = int(busy.sum())
+    rows = torch.arange(n_busy, device=busy.device)
+    rows[~busy[:n_busy]] = busy[n_busy:].nonzero()[:, 0] + n_busy
+    return rows
+
+
+def _any_below(trie: ItemTrie, allowed: Tensor) -> Tensor:
+    """Whether an allowed item hangs below each internal node: bool [B, I]."""
+    running = F.pad(allowed[:, trie.item_order].cumsum(1, dtype=torch.int32), (1, 0))
+    start = trie.item_start[: trie.num_internal]
+    return running[:, start + trie.item_count[: trie.num_internal]] > running[:, start]
+
+
+def _spans(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Unfold n spans: which span each element is of, and its index start, start + 1, …"""
+    source = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    return source, torch.arange(len(source), device=counts.device) + (starts - first)[source]
+
+
+class _BufferedLayer(DynamicLayer):
+    """One layer's keys and values [B, heads, length, head_dim] in a buffer with room to grow.
+
+    transformers' own dynamic layer concatenates, which copies the whole cache at every step: a quarter of
+    the search's time on CPU.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.length = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append and return everything held so far."""
+        start, self.length = self.length, self.length + key_states.shape[2]
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.key_buffer = key_states.new_empty(0)
+            self.value_buffer = value_states.new_empty(0)
+            self.is_initialized = True
+        self.key_buffer = _append(self.key_buffer, key_states, start)
+        self.value_buffer = _append(self.value_buffer, value_states, start)
+        self.keys = self.key_buffer[:, :, : self.length]
+        self.values = self.value_buffer[:, :, : self.length]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these rows, in place: `indices` must be ordered by `_compacted`."""
+        self.key_buffer = _select(self.key_buffer, indices)
+        self.value_buffer = _select(self.value_buffer, indices)
+        self.keys = self.key_buffer[:, :, : self.length]
+        self.values = self.value_buffer[:, :, : self.length]
+
+
+def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
+    """Write states [B, heads, m, head_dim] at `start`, into a buffer twice as long if need be."""
+    stop = start + states.shape[2]
+    if buffer.ndim == 1 or buffer.shape[2] < stop:
+        larger = states.new_empty(*states.shape[:2], 2 * stop, *states.shape[3:])
+        if start:
+            larger[:, :, :start] = buffer[:, :, :start]
+        buffer = larger
+    buffer[:, :, start:stop] = states
+    return buffer
+
+
+def _select(buffer: Tensor, indices: Tensor) -> Tensor:
+    """Move the rows that have to move into the first `len(indices)` places, and cut there."""
+    places = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+    buffer[places] = buffer[indices[places]]
+    return buffer[: len(indices)]

@@ -1,0 +1,176 @@
+"""Packed scoring: one sequence per context, `[prompt | candidate 1 | candidate 2 | ...]`.
+
+A candidate of l tokens (terminator included) is scored by l predictions: its first token from the last
+prompt position, every other token from the candidate token before it. Its last token is therefore never
+fed. Positions restart after the prompt, and a block mask lets a candidate token see the prompt and its own
+candidate only, so that the values and gradients are those of C separate forward passes
+(`recbole_multdpo.scoring.padded` is that slow twin) while the prompt is computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.head import head_logps
+
+PROMPT_SEGMENT = 0
+PADDING_SEGMENT = -1
+
+
+@dataclass(frozen=True)
+class PackedInputs:
+    """What one forward pass of B packed contexts needs; L is the longest packed row.
+
+    Attributes:
+        input_ids: long [B, L].
+        position_ids: long [B, L]; candidate tokens continue the prompt's count.
+        segments: long [B, L]; 0 prompt, c + 1 candidate c, -1 padding.
+        score_rows: long [R], index into the flattened [B * L] positions whose hidden state predicts.
+        score_tokens: long [R], the token predicted there.
+        score_slots: long [R], index into the flattened [B * C] candidates the prediction belongs to.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    score_rows: Tensor
+    score_tokens: Tensor
+    score_slots: Tensor
+
+
+def pack(
+    prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens
+) -> PackedInputs:
+    """Lay out prompts [B, P] and candidates [B, C] (item ids, 0 padding) as packed rows."""
+    n_contexts, n_candidates = candidates.shape
+    device = prompt_ids.device
+    lengths = items.lengths[candidates]  # [B, C], with terminator; 0 for padding
+    fed = (lengths - 1).clamp(min=0)  # [B, C]
+    row_lengths = prompt_lengths + fed.sum(1)  # [B]
+    width = int(row_lengths.max())
+
+    input_ids = torch.zeros(n_contexts, width, dtype=torch.long, device=device)
+    position_ids = torch.zeros_like(input_ids)
+    segments = torch.full_like(input_ids, PADDING_SEGMENT)
+
+    columns = torch.arange(prompt_ids.shape[1], device=device)
+    context, column = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
+    input_ids[context, column] = prompt_ids[context, column]
+    position_ids[context, column] = column
+    segments[context, column] = PROMPT_SEGMENT
+
+    # where each candidate's first fed token stands in its row
+    starts = prompt_lengths[:, None] + fed.cumsum(1) - fed  # [B, C]
+    offsets = torch.arange(items.ids.shape[1], device=device)
+    context, slot, offset = torch.nonzero(offsets < fed[:, :, None], as_tuple=True)
+    column = starts[context, slot] + offset
+    input_ids[context, column] = items.ids[candidates[context, slot], offset]
+    position_ids[context, column] = prompt_lengths[context] + offset
+    segments[context, column] = slot + 1
+
+    context, slot, offset = torch.nonzero(offsets < lengths[:, :, None], as_tuple=True)
+    from_prompt = prompt_lengths[context] - 1
+    from_candidate = starts[context, slot] + offset - 1
+    column = torch.where(offset == 0, from_prompt, from_candidate)
+    return PackedInputs(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        segments=segments,
+        score_rows=context * width + column,
+        score_tokens=items.ids[candidates[context, slot], offset],
+        score_slots=context * n_candidates + slot,
+    )
+
+
+def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask [B, 1, L, L] of `dtype`: 0 where visible, its lowest value elsewhere.
+
+    A token sees, of itself and what stands before it, the prompt and its own candidate. Padding sees
+    padding, never nothing: a row without any visible key would be NaN. The mask is additive and
+    floating because a boolean 4-D mask is silently misread under eager attention.
+    """
+    width = segments.shape[1]
+    query, key = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
+    visible = causal & ((key == query) | ((key == PROMPT_SEGMENT) & (query != PADDING_SEGMENT)))
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def gathered_logps(hidden: Tensor, head: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of `tokens` [R] at positions `rows` [R] of `hidden` [B * L, H], nats, [R].
+
+    The head runs once per distinct position: all candidates share the last prompt position.
+    """
+    order = rows.argsort(stable=True)
+    distinct, row_of = torch.unique_consecutive(rows[order], return_inverse=True)
+    logps = head_logps(hidden[distinct], head, row_of, tokens[order])
+    return torch.empty_like(logps).index_copy(0, order, logps)
+
+
+def packed_logps(
+    lm: nn.Module,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    candidates: Tensor,
+    items: ItemTokens,
+) -> Tensor:
+    """log pi(item | prompt) of every candidate, one forward pass.
+
+    Args:
+        lm: a Hugging Face causal LM, possibly wrapped by PEFT.
+        prompt_ids: long [B, P], right padded.
+        prompt_lengths: long [B], at least 1: a candidate's first token is predicted from the
+            prompt's last one.
+        candidates: long [B, C], item ids; 0 is padding.
+        items: token table of the catalogue, on the same device.
+
+    Returns:
+        float [B, C], summed over the item's tokens, nats; 0 at padding.
+    """
+    packed = pack(prompt_ids, prompt_lengths, candidates, items)
+    logps = _token_logps(lm, packed, packed.score_rows, packed.score_tokens)
+    total = logps.new_zeros(candidates.numel())
+    return total.index_add(0, packed.score_slots, logps).view(candidates.shape)
+
+
+def packed_logps_with_prompt(
+    lm: nn.Module,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    candidates: Tensor,
+    items: ItemTokens,
+) -> tuple[Tensor, Tensor]:
+    """`packed_logps`, and the log-probability of the prompts from the same forward pass.
+
+    Returns:
+        float [B, C] as `packed_logps`, and float [B], the sum over every prompt token but the first
+        (which nothing predicts), nats.
+    """
+    packed = pack(prompt_ids, prompt_lengths, candidates, items)
+    width = packed.input_ids.shape[1]
+    columns = torch.arange(1, prompt_ids.shape[1], device=prompt_ids.device)
+    context, position = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
+    rows = torch.cat([packed.score_rows, context * width + position])
+    tokens = torch.cat([packed.score_tokens, prompt_ids[context, position + 1]])
+    slots = torch.cat([packed.score_slots, candidates.numel() + context])
+    logps = _token_logps(lm, packed, rows, tokens)
+    total = logps.new_zeros(candidates.numel() + len(candidates)).index_add(0, slots, logps)
+    return total[: candidates.numel()].view(candidates.shape), total[candidates.numel() :]
+
+
+def _token_logps(lm: nn.Module, packed: PackedInputs, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Run the body once and the head on `rows`: log-probabilities of `tokens`, [R], nats."""
+    model = causal_lm(lm)
+    hidden = model.base_model(
+        input_ids=packed.input_ids,
+        attention_mask=block_mask(packed.segments, model.dtype),
+        position_ids=packed.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    return gathered_logps(hidden.flatten(0, 1), model.get_output_embeddings(), rows, tokens)

@@ -1,0 +1,344 @@
+"""LLMRec's settings, typed: one field per key of `properties/model/LLMRec.yaml` that is ours.
+
+The defaults, with their units and reasons, are in that file and nowhere else. Settings that LLMRec
+shares with RecBole's models (`epochs`, `learning_rate`, `topk`, ...) are in `recbole_settings.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+# A settings file holds lists; the frozen model holds tuples.
+Texts = Annotated[
+    tuple[Text, ...],
+    Field(strict=False),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+
+
+class LLMRecSettings(BaseModel):
+    """The settings that only LLMRec has; immutable, and without a key that is not listed here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # the language model
+    backbone: Text = Field(description="tiny, a Hugging Face model folder, or a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="type of the weights")
+    attn_implementation: Literal["sdpa", "eager"] = Field(description="attention code used")
+    gradient_checkpointing: bool = Field(description="recompute activations to save memory")
+    trust_remote_code: bool = Field(description="run Python code that comes with a hub model")
+    finetune: Literal["auto", "full", "lora"] = Field(description="which weights are trained")
+    lora_r: Count = Field(description="rank of the LoRA matrices")
+    lora_alpha: Positive = Field(description="LoRA scale; updates are multiplied by alpha/r")
+    lora_dropout: Share = Field(description="dropout before the LoRA matrices, a probability")
+    lora_target_modules: Text | Texts = Field(description="modules that get LoRA matrices")
+    tiny_hidden_size: Count = Field(description="width of the tiny backbone")
+    tiny_num_layers: Count = Field(description="transformer blocks of the tiny backbone")
+    tiny_num_heads: Count = Field(description="attention heads of the tiny backbone")
+    tiny_vocab_size: Annotated[int, Field(ge=257)] = Field(description="its tokenizer's tokens")
+
+    # texts and prompts
+    item_text_fields: Texts = Field(description="columns of the .item file that make the text")
+    item_year_field: Text | None = Field(description="column added where texts would collide")
+    max_item_tokens: CountOrZero = Field(description="tokens per item text, 0 for no limit")
+    prompt_template: Text = Field(description="name of the prompt's wording")
+    use_chat_template: Literal["auto"] | bool = Field(description="wrap the prompt as a chat")
+    max_history: Count = Field(description="items listed in a prompt, at most")
+    max_prompt_tokens: Count = Field(description="tokens of a prompt, at most")
+    target_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="share of a user's training items held out as targets"
+    )
+    max_targets: Count = Field(description="targets per context, at most")
+    history_split: Literal["random", "temporal"] = Field(description="how targets are chosen")
+    test_history: Literal["train", "train_valid"] = Field(description="items in test prompts")
+
+    # preference training
+    loss: Literal["sft", "dpo", "s_dpo", "mult_dpo"] = Field(description="preference loss")
+    beta: Positive = Field(description="strength of the pull towards the reference model")
+    num_negatives: Count = Field(description="negatives per context")
+    negative_distribution: Literal["uniform", "popularity"] = Field(
+        description="how negatives are drawn"
+    )
+    popularity_alpha: Annotated[float, Field(ge=0)] = Field(
+        description="exponent of an item's popularity in the draw"
+    )
+    level_thresholds: Numbers = Field(description="ratings that start a level, descending")
+
+    # supervised fine-tuning
+    sft_epochs: CountOrZero = Field(description="passes over the users before preferences")
+    sft_learning_rate: Positive = Field(description="peak step size of that stage")
+    sft_batch_size: Count = Field(description="contexts per optimizer step of that stage")
+    sft_eval_step: CountOrZero = Field(description="SFT epochs between validations, 0 for none")
+    sft_on_prompt: bool = Field(description="also train on the titles in the prompt")
+    sft_cache: bool = Field(description="reuse a finished first stage with equal settings")
+    sft_cache_dir: Text | None = Field(description="folder of that cache")
+
+    # optimisation
+    gradient_accumulation_steps: Count = Field(description="batches per optimizer step")
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = Field(description="transformers' schedules that need no further argument")
+    warmup_ratio: Share = Field(description="share of the steps with a rising step size")
+
+    # scoring and ranking
+    scorer: Literal["packed", "padded"] = Field(description="how candidates are scored")
+    ranker: Literal["best_first", "exhaustive"] = Field(description="how the catalogue is ranked")
+    expand_per_step: Count = Field(description="trie nodes that best-first expands per forward")
+    rank_batch_users: Count = Field(description="users ranked together")
+    score_batch_tokens: Count = Field(description="tokens per forward when scoring")
+    valid_users: CountOrZero = Field(description="users of a validation in training, 0 for all")
+
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether the whole model is trained rather than LoRA matrices; `auto` is resolved here."""
+        return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
+
+
+def impossible_combinations(
+    settings: LLMRecSettings, shared: Mapping[str, Any], asked_for: Iterable[str]
+) -> list[str]:
+    """What is wrong with LLMRec's settings although each of them is allowed by itself.
+
+    Args:
+        settings: LLMRec's own settings.
+        shared: RecBole's settings, final and of the right types.
+        asked_for: keys set on the command line. One of them without any effect is a
+            mistake, whereas a settings file may well describe more than one run.
+
+    Returns:
+        One sentence per problem, with the remedy.
+    """
+    return [
+        *_model_problems(settings),
+        *_data_problems(settings, shared),
+        *_recbole_problems(shared),
+        *_settings_without_effect(settings, set(asked_for)),
+    ]
+
+
+def _model_problems(settings: LLMRecSettings) -> list[str]:
+    problems = []
+    if settings.tiny_hidden_size % (2 * settings.tiny_num_heads):
+        problems.append(
+            f"tiny_hidden_size={settings.tiny_hidden_size} must be a multiple of "
+            f"2 x tiny_num_heads={settings.tiny_num_heads}: every head needs an even width."
+        )
+    if settings.lora_target_modules == ():
+        problems.append("lora_target_modules is empty. Use all-linear or a list of module names.")
+    return problems
+
+
+def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if not settings.item_text_fields:
+        problems.append(
+            "item_text_fields is empty: name the columns of the .item file that make an item's "
+            'text, for example --item_text_fields="[title]".'
+        )
+    loaded = (shared.get("load_col") or {}).get("inter", "*")
+    if settings.history_split == "temporal" and not _is_loaded(shared["TIME_FIELD"], loaded):
+        problems.append(
+            f"history_split=temporal needs times: add {shared['TIME_FIELD']} to load_col's inter "
+            "list, or use history_split=random."
+        )
+    levels = settings.level_thresholds
+    if levels and not _is_loaded(shared["RATING_FIELD"], loaded):
+        problems.append(
+            f"level_thresholds needs ratings: add {shared['RATING_FIELD']} to load_col's inter "
+            "list, or leave level_thresholds empty."
+        )
+    if any(lower >= upper for upper, lower in zip(levels, levels[1:], strict=False)):
+        problems.append(
+            f"level_thresholds={list(levels)} must fall from level to level, for example [5, 4]."
+        )
+    return problems
+
+
+def _is_loaded(field: str, loaded: Any) -> bool:
+    return loaded == "*" or field in loaded
+
+
+def _recbole_problems(shared: Mapping[str, Any]) -> list[str]:
+    """RecBole's settings that have another meaning, or none, for a language model."""
+    problems = []
+    if shared.get("train_neg_sample_args") is not None:
+        problems.append(
+            "train_neg_sample_args must be ~ for LLMRec: it draws sets of negatives as "
+            "num_negatives, negative_distribution and popularity_alpha say."
+        )
+    if shared.get("repeatable"):
+        problems.append("repeatable must be False for LLMRec: known items are never ranked.")
+    for key in ("enable_amp", "enable_scaler"):
+        if shared.get(key):
+            problems.append(f"{key} must be False for LLMRec: dtype sets its precision.")
+    if "labeled" in shared["eval_args"]["mode"].values():
+        problems.append("eval_args: mode must be full, uniN or popN for LLMRec, got labeled.")
+    return problems
+
+
+def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
+    problems = []
+    lora = sorted(key for key in asked_for if key.startswith("lora_"))
+    if settings.trains_all_weights and lora:
+        problems.append(
+            f"{', '.join(lora)}: no effect with finetune={settings.finetune}"
+            f"{' and the tiny backbone' if settings.finetune == 'auto' else ''}, which trains all "
+            "weights. Add --finetune=lora."
+        )
+    tiny = sorted(key for key in asked_for if key.startswith("tiny_"))
+    if settings.backbone != "tiny" and tiny:
+        problems.append(
+            f"{', '.join(tiny)}: no effect with backbone={settings.backbone}. Use --backbone=tiny."
+        )
+    if "popularity_alpha" in asked_for and settings.negative_distribution == "uniform":
+        problems.append(
+            "popularity_alpha: no effect with negative_distribution=uniform. "
+            "Add --negative_distribution=popularity."
+        )
+    return problems
+
+
+def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
+    """Settings that work and are seldom wanted, one sentence each.
+
+    Args:
+        settings: LLMRec's own settings.
+        device_type: `cpu` or `cuda`.
+    """
+    if device_type == "cpu" and settings.dtype != "float32":
+        return [
+            f"dtype={settings.dtype} on a CPU is many times slower than float32. "
+            "Use --dtype=float32 unless memory does not suffice."
+        ]
+    if settings.dtype == "float16" and settings.trains_all_weights:
+        return [
+            "dtype=float16 with all weights trained tends to overflow. "
+            "Use --dtype=bfloat16 or float32."
+        ]
+    return []
+
+
+def type_problems(
+    adapter: TypeAdapter[Any], values: Mapping[str, Any], origins: Mapping[str, str]
+) -> list[str]:
+    """What is wrong with the values when compared with a type.
+
+    Args:
+        adapter: of a pydantic model or TypedDict, one field per setting.
+        values: the settings; keys are those of the type.
+        origins: where a setting was set, for the message; may lack keys.
+
+    Returns:
+        One sentence per problem: the setting, where it was set, what is allowed, what was given.
+    """
+    try:
+        adapter.validate_python(dict(values))
+    except ValidationError as error:
+        schema = adapter.json_schema()
+        problems: dict[str, None] = {}  # a dict keeps the order and drops repeated messages
+        for detail in error.errors():
+            key = str(detail["loc"][0])
+            origin = f" ({origins[key]})" if key in origins else ""
+            problems[f"{key}{origin}: {_problem(detail, values, schema)}"] = None
+        return list(problems)
+    return []
+
+
+def listed(problems: Iterable[str]) -> str:
+    """One problem as it is; several as a list under a heading."""
+    problems = list(problems)
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} settings are wrong:\n" + "\n".join(f"- {text}" for text in problems)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean a or b?` for a mistyped name, empty text where nothing is similar."""
+    by_lower = {candidate.lower(): candidate for candidate in valid}
+    close = get_close_matches(name.lower().replace("-", "_"), by_lower, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
+
+
+def _problem(detail: Any, value: Any, schema: dict[str, Any]) -> str:
+    """What is wrong at the innermost named place that the error's path leads to."""
+    root, path = schema, []
+    for name in detail["loc"]:
+        branch = _object_branch(schema, root)
+        if not isinstance(value, Mapping) or name not in branch.get("properties", {}):
+            break
+        path.append(str(name))
+        if name not in value:  # a required key is missing
+            return f"needs the key {name!r}, {describe(branch['properties'][name], root)}"
+        schema, value = branch["properties"][name], value[name]
+    if detail["type"] == "extra_forbidden":
+        unknown = str(detail["loc"][-1])
+        keys = _object_branch(schema, root).get("properties", {})
+        return (
+            f"has no key {unknown!r}{nearest(unknown, keys) or '; its keys are ' + ', '.join(keys)}"
+        )
+    where = f"{'.'.join(path[1:])} " if len(path) > 1 else ""
+    hint = nearest(value, schema.get("enum", [])) if isinstance(value, str) else ""
+    return f"{where}must be {describe(schema, root)}, got {value!r}{hint}"
+
+
+def _object_branch(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """The mapping among a schema's alternatives, references followed; else the schema itself."""
+    if "$ref" in schema:
+        return _object_branch(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
+    for branch in schema.get("anyOf", []):
+        found = _object_branch(branch, root)
+        if "properties" in found:
+            return found
+    return schema
+
+
+def describe(schema: dict[str, Any], root: dict[str, Any]) -> str:
+    """A JSON schema in words: `an integer of at least 0`, `one of sft, dpo`, `a list of text`."""
+    if "$ref" in schema:
+        schema = _object_branch(schema, root)
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(describe(branch, root) for branch in schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        return f"{'an integer' if kind == 'integer' else 'a number'}{_range(schema)}"
+    if kind == "array":
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        size = f" of {least} entries" if least == most else " that is not empty" if least else ""
+        return f"a list{size}, each {describe(schema['items'], root)}"
+    if kind == "object" and "properties" in schema:
+        return f"a mapping with the keys {', '.join(schema['properties'])}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"a mapping from a name to {describe(schema['additionalProperties'], root)}"
+    if kind == "string" and "examples" in schema:
+        return "text such as " + " or ".join(map(str, schema["examples"]))
+    names = {"boolean": "True or False", "string": "text", "object": "a mapping", "null": "~"}
+    return names.get(str(kind), "a value")
+
+
+def _range(schema: dict[str, Any]) -> str:
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "greater than",
+        "maximum": "of at most",
+        "exclusiveMaximum": "less than",
+    }
+    bounds = [f"{word} {schema[name]:g}" for name, word in words.items() if name in schema]
+    return f" {' and '.join(bounds)}" if bounds else ""

@@ -1,0 +1,1 @@
+"""Training of both stages, checkpoints and metric collection."""

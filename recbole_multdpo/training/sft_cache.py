@@ -1,0 +1,75 @@
+"""The cache of the supervised stage: found again only when nothing that determines it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.config import Config
+
+from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.training.checkpoint import replace_folder
+
+# Settings that act only after the supervised stage. Everything else is part of the key, so that a setting added
+# later separates caches until it is listed here.
+LATER_SETTINGS = frozenset(
+    {
+        "loss",
+        "beta",
+        "num_negatives",
+        "negative_distribution",
+        "popularity_alpha",
+        "test_history",
+        "ranker",
+        "expand_per_step",
+        "rank_batch_users",
+        "score_batch_tokens",
+        "valid_users",
+        "sft_cache",
+        "sft_cache_dir",
+        "backbone",  # stands in the key by the content of its files
+    }
+)
+# RecBole's own settings that shape the optimisation of both stages
+SHARED_SETTINGS = ("seed", "learner", "weight_decay", "clip_grad_norm")
+
+
+def sft_key(config: Config, model: LLMRec) -> str:
+    """Hash of all that determines the supervised stage's result, 16 hexadecimal digits."""
+    settings = model.settings.model_dump(mode="json")
+    described: dict[str, Any] = {
+        "settings": {k: v for k, v in sorted(settings.items()) if k not in LATER_SETTINGS},
+        "shared": {name: config[name] for name in SHARED_SETTINGS},
+        "backbone": model.backbone.fingerprint,
+        "prompt": [model.prompts.frame.texts(), model.prompts.frame.item_prefix],
+        "texts": model.item_texts,
+    }
+    # validation picks the checkpoint of the stage only where the stage validates
+    if settings["sft_eval_step"]:
+        described["valid"] = [config["valid_metric"], config["eval_args"], settings["valid_users"]]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for array in (model.histories.start, model.histories.items, model.histories.levels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached_sft(cache_dir: Path, key: str) -> Path | None:
+    """The cached checkpoint folder of this key, or None."""
+    folder = cache_dir / f"sft-{key}"
+    return folder if (folder / "state.json").exists() else None
+
+
+def store_sft(cache_dir: Path, key: str, checkpoint: Path) -> None:
+    """Copy a checkpoint into the cache; two runs that do so at once both succeed."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    temporary = cache_dir / f".sft-{key}.{os.getpid()}.tmp"
+    shutil.copytree(checkpoint, temporary)
+    try:
+        replace_folder(temporary, cache_dir / f"sft-{key}")
+    except OSError:  # another run stored the same content in this moment
+        shutil.rmtree(temporary, ignore_errors=True)

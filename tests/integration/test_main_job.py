@@ -1,0 +1,293 @@
+"""The real command on a small data set: results, caches, resuming, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
+from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.training.trainer import SetwiseTrainer
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished mult_dpo run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run(toy_arguments(data_path, folder))
+    return folder
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_command_writes_one_folder(data_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_recbole_multdpo.py"), *toy_arguments(data_path, folder)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "result.json").read_text())
+    assert result["loss"] == "mult_dpo"
+    assert set(result["test_result"]) >= {"ndcg@2", "ndcg@5"}
+    assert 0 <= result["test_result"]["ndcg@5"] <= 1
+    assert result["num_users_evaluated"] == N_USERS and result["num_items"] == N_ITEMS
+    assert result["seconds"].keys() >= {"sft", "preference", "valid", "test"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "cache"}  # nothing else in the folder
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+
+
+def test_same_seed_same_weights_and_other_seed_other_weights(
+    data_path: Path, tmp_path: Path, finished: Path
+) -> None:
+    run(toy_arguments(data_path, tmp_path / "again", "--sft_cache=False"))
+    assert_same_weights(finished, tmp_path / "again")
+    run(toy_arguments(data_path, tmp_path / "other", "--seed=7"))
+    assert not torch.equal(
+        *(weights(f)["model.layers.0.mlp.up_proj.weight"] for f in (finished, tmp_path / "other"))
+    )
+
+
+@pytest.mark.parametrize("stage", ["sft", "preference"])
+def test_interrupted_run_resumes_to_the_same_weights(
+    data_path: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    reference = tmp_path / "whole"
+    longer = ["--sft_epochs=3", "--epochs=3", "--sft_cache=False"]
+    run(toy_arguments(data_path, reference, *longer))
+
+    save_last = SetwiseTrainer._save_last
+
+    def interrupting(trainer: SetwiseTrainer, epoch: int) -> None:
+        save_last(trainer, epoch)
+        if trainer.stage.name == stage and epoch == 1:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(SetwiseTrainer, "_save_last", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(toy_arguments(data_path, folder, *longer))
+    assert not (folder / "result.json").exists()
+    result = run([f"--resume={folder}"])
+    assert_same_weights(reference, folder)
+    whole = json.loads((reference / "result.json").read_text())
+    assert result["test_result"] == whole["test_result"]
+    assert result["valid_result"] == whole["valid_result"]
+
+
+def test_resume_refuses_a_changed_setting(data_path: Path, tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(ConfigError, match="beta"):
+        run([f"--resume={finished}", "--beta=0.5"])
+
+
+def test_sft_stage_is_shared_and_never_with_other_settings(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    fit = SetwiseTrainer.fit
+
+    def counting(trainer: SetwiseTrainer, *args, **kwargs):  # type: ignore[no-untyped-def]
+        trained.append(trainer.stage.name)
+        return fit(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(SetwiseTrainer, "fit", counting)
+    for name, extra in {
+        "first": ["--loss=mult_dpo"],
+        "other_loss": ["--loss=s_dpo", "--beta=0.5", "--num_negatives=3"],
+        "other_sft": ["--loss=dpo", "--sft_learning_rate=1e-3"],
+        "other_seed": ["--loss=dpo", "--seed=5"],
+        "only_sft": ["--loss=sft"],
+    }.items():
+        run(toy_arguments(data_path, tmp_path / name, *extra))
+    assert trained == [
+        *("sft", "preference"),
+        "preference",
+        *("sft", "preference"),
+        *("sft", "preference"),
+    ]
+
+
+def test_zero_shot_is_the_untrained_backbone(data_path: Path, tmp_path: Path) -> None:
+    result = run(toy_arguments(data_path, tmp_path / "run", "--loss=sft", "--sft_epochs=0"))
+    assert "preference" not in result["seconds"]
+    assert not (tmp_path / "run" / "checkpoints" / "sft").exists()
+
+
+def test_fast_paths_give_the_metrics_of_their_slow_twins(
+    data_path: Path, tmp_path: Path, finished: Path
+) -> None:
+    fast = json.loads((finished / "result.json").read_text())
+    slow = run(toy_arguments(data_path, tmp_path / "slow", "--ranker=exhaustive", "--scorer=padded"))
+    assert slow["valid_result"] == pytest.approx(fast["valid_result"], abs=2e-3)
+    assert slow["test_result"] == pytest.approx(fast["test_result"], abs=2e-3)
+
+
+def test_accumulation_does_not_change_the_result(
+    data_path: Path, tmp_path: Path, finished: Path
+) -> None:
+    run(
+        toy_arguments(
+            data_path, tmp_path / "parts", "--gradient_accumulation_steps=3", "--sft_cache=False"
+        )
+    )
+    one, other = weights(finished), weights(tmp_path / "parts")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
+
+
+def test_lora_runs_and_saves_an_adapter(data_path: Path, tmp_path: Path, finished: Path) -> None:
+    folder = tmp_path / "lora"
+    result = run(
+        toy_arguments(
+            data_path, folder, f"--backbone={finished / 'model'}", "--finetune=lora", "--lora_r=2"
+        )
+    )
+    assert result["test_result"]["ndcg@5"] >= 0
+    assert (folder / "model" / "model.safetensors").exists()
+
+
+def test_validation_items_in_the_test_prompt_change_the_test_only(
+    data_path: Path, tmp_path: Path, finished: Path
+) -> None:
+    plain = json.loads((finished / "result.json").read_text())
+    more = run(toy_arguments(data_path, tmp_path / "run", "--test_history=train_valid"))
+    assert more["valid_result"] == plain["valid_result"]
+    assert more["test_result"] != plain["test_result"]
+
+
+def test_sampled_validation(data_path: Path, tmp_path: Path) -> None:
+    result = run(
+        toy_arguments(
+            data_path, tmp_path / "run", "--eval_args={'mode': {'valid': 'uni5', 'test': 'full'}}"
+        )
+    )
+    # with five sampled negatives per positive the right item is far easier to find
+    assert result["valid_result"]["ndcg@5"] > result["test_result"]["ndcg@5"]
+
+
+def test_popularity_metrics_work_with_topk_rankings(data_path: Path, tmp_path: Path) -> None:
+    result = run(
+        toy_arguments(data_path, tmp_path / "run", "--metrics=['NDCG', 'ItemCoverage', 'AveragePopularity']")
+    )
+    assert 0 < result["test_result"]["itemcoverage@5"] <= 1
+
+
+def test_nan_loss_names_the_users_and_keeps_the_last_checkpoint(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = LLMRec.step
+    calls = 0
+
+    def breaking(model: LLMRec, batch):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        output = step(model, batch)
+        if calls == 8:  # the second batch of the second preference epoch: 3 batches per epoch
+            losses = output.losses.clone()
+            losses[0] = float("nan")
+            return type(output)(losses, output.policy_logps, output.reference_logps)
+        return output
+
+    monkeypatch.setattr(LLMRec, "step", breaking)
+    with pytest.raises(TrainingError, match=r"not finite.*u\d+.*learning_rate"):
+        run(toy_arguments(data_path, tmp_path / "run"))
+    state = json.loads(
+        (tmp_path / "run" / "checkpoints" / "preference" / "last" / "state.json").read_text()
+    )
+    assert state["epoch"] == 0
+
+
+def test_classical_model_has_the_same_split(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import recbole_multdpo.quick_start as quick_start
+
+    parts: dict[str, list[set[tuple[int, int]]]] = {}
+    prepare = quick_start._prepare
+
+    def recording(config, dataset):  # type: ignore[no-untyped-def]
+        built = prepare(config, dataset)
+        parts[config["model"]] = [
+            set(zip(p.inter_feat["user_id"].tolist(), p.inter_feat["item_id"].tolist(), strict=True))
+            for p in built
+        ]
+        return built
+
+    monkeypatch.setattr(quick_start, "_prepare", recording)
+    run(toy_arguments(data_path, tmp_path / "llm", "--loss=sft"))
+    shared = [a for a in toy_arguments(data_path, tmp_path / "ease") if "tiny" not in a]
+    drop = ("--model", "--max_", "--num_neg", "--sft", "--train_b", "--valid_users", "--item_")
+    run(["--model=EASE", *(a for a in shared if not a.startswith(drop))])
+    assert parts["LLMRec"] == parts["EASE"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "message"),
+    [
+        (lambda folder: (folder / "toy.item").unlink(), MultDPOError, "toy.item"),
+        (
+            lambda folder: (folder / "toy.item").write_text("item_id:token\ttitle:token\ni1\tA\n"),
+            DataError,
+            "movie_title",
+        ),
+        (
+            lambda folder: (folder / "toy.inter").write_text(
+                "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+            ),
+            DataError,
+            "no interaction|empty",
+        ),
+    ],
+)
+def test_broken_data_is_named(tmp_path: Path, break_it, error, message: str) -> None:  # type: ignore[no-untyped-def]
+    data_path = write_toy(tmp_path / "data")
+    break_it(data_path / "toy")
+    with pytest.raises(error, match=message):
+        run(toy_arguments(data_path, tmp_path / "run"))
+
+
+def test_missing_empty_and_repeated_titles_are_counted(tmp_path: Path) -> None:
+    data_path = write_toy(tmp_path / "data")
+    file = data_path / "toy" / "toy.item"
+    lines = file.read_text().split("\n")
+    lines[1] = lines[1].split("\t")[0] + "\t\t1990"  # an empty title
+    lines[3] = lines[3].replace("Green", "Red")
+    file.write_text("\n".join(lines[:-2]) + "\n")  # one item less than the interactions know
+    result = run(
+        toy_arguments(
+            data_path, tmp_path / "run", "--load_col={'inter': ['user_id', 'item_id', 'timestamp']}"
+        )
+    )
+    assert result["item_texts"]["n_missing"] == 1 and result["item_texts"]["n_empty"] == 1

@@ -1,0 +1,69 @@
+"""A small data set with a known structure: users like the films of one genre."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+N_USERS, N_ITEMS = 24, 30
+WORDS = ("Night", "River", "Moon", "Stone", "Winter")
+
+# a model small enough that a run takes seconds
+SMALL = [
+    "--model=LLMRec",
+    "--dataset=toy",
+    "--device=cpu",
+    "--num_threads=1",
+    "--show_progress=False",
+    "--tiny_hidden_size=32",
+    "--tiny_num_layers=1",
+    "--tiny_num_heads=2",
+    "--tiny_vocab_size=300",
+    "--max_history=6",
+    "--max_targets=3",
+    "--num_negatives=5",
+    "--sft_epochs=1",
+    "--epochs=2",
+    "--train_batch_size=8",
+    "--sft_batch_size=8",
+    "--valid_users=0",
+    "--topk=[2, 5]",
+    "--valid_metric=NDCG@5",
+]
+
+
+def write_toy(parent: Path) -> Path:
+    """Write `toy/toy.inter` and `toy/toy.item` below `parent`; returns `parent` for --data_path."""
+    rng = np.random.default_rng(0)
+    folder = parent / "toy"
+    folder.mkdir(parents=True)
+    items = ["item_id:token\tmovie_title:token_seq\trelease_year:token"]
+    for item in range(N_ITEMS):
+        genre = ("Red", "Blue", "Green")[item % 3]
+        items.append(f"i{item}\t{genre} {WORDS[item % 5]} {item // 15}\t{1990 + item}")
+    (folder / "toy.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+    rows = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for user in range(N_USERS):
+        liked = rng.choice(np.arange(user % 3, N_ITEMS, 3), size=8, replace=False)
+        others = rng.choice(np.arange((user + 1) % 3, N_ITEMS, 3), size=3, replace=False)
+        for time, item in enumerate([*liked, *others]):
+            rows.append(f"u{user}\ti{item}\t{5 if item in liked else 4}\t{time}")
+    (folder / "toy.inter").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return parent
+
+
+def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
+    """The arguments of a small run; a later argument replaces an earlier one of the same key."""
+    arguments = [
+        *SMALL,
+        "--item_text_fields=[movie_title]",
+        "--item_year_field=release_year",
+        "--load_col={'inter': ['user_id', 'item_id', 'rating', 'timestamp'], 'item': ['item_id']}",
+        f"--data_path={data_path}",
+        f"--run_dir={run_dir}",
+        f"--sft_cache_dir={run_dir.parent / 'cache'}",
+        *extra,
+    ]
+    by_key = {argument.split("=", 1)[0]: argument for argument in arguments}
+    return list(by_key.values())

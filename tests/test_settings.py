@@ -1,0 +1,208 @@
+"""LLMRec's typed settings against their property file, and what is impossible together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from transformers import get_scheduler
+
+from recbole_multdpo.config import properties_folder
+from recbole_multdpo.recbole_settings import RecBoleSettings
+from recbole_multdpo.settings import (
+    LLMRecSettings,
+    cautions,
+    impossible_combinations,
+    listed,
+    nearest,
+    type_problems,
+)
+from recbole_multdpo.settings_text import read_settings_file
+
+ADAPTER = TypeAdapter(LLMRecSettings)
+FILE = properties_folder() / "model/LLMRec.yaml"
+DEFAULTS = read_settings_file(FILE)
+OWN = {key: value for key, value in DEFAULTS.items() if key in LLMRecSettings.model_fields}
+# The part of RecBole's settings that the checks of combinations look at.
+SHARED = {
+    "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
+    "TIME_FIELD": "timestamp",
+    "RATING_FIELD": "rating",
+    "train_neg_sample_args": None,
+    "repeatable": False,
+    "eval_args": {"mode": {"valid": "full", "test": "full"}},
+}
+
+
+def make(**changes):
+    return LLMRecSettings(**{**OWN, "item_text_fields": ["title"], **changes})
+
+
+def problems(asked_for=(), shared=None, **changes):
+    return impossible_combinations(make(**changes), {**SHARED, **(shared or {})}, asked_for)
+
+
+def test_the_property_file_has_each_key_and_no_other():
+    assert set(OWN) == set(LLMRecSettings.model_fields)
+    others = set(DEFAULTS) - set(OWN)
+    assert others <= set(RecBoleSettings.__annotations__)
+    assert {"epochs", "learning_rate", "train_batch_size", "train_neg_sample_args"} <= others
+
+
+def test_the_defaults_are_valid_and_stay_as_they_are_written():
+    settings = LLMRecSettings(**OWN)
+    assert settings.model_dump(mode="json") == OWN
+
+
+def test_the_code_has_no_defaults():
+    assert all(field.is_required() for field in LLMRecSettings.model_fields.values())
+
+
+def test_each_setting_is_described_in_the_code_and_in_its_file():
+    assert all(field.description for field in LLMRecSettings.model_fields.values())
+    for file in sorted(properties_folder().glob("**/*.yaml")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            # A mapping's heading may have its comment in the lines below it.
+            if line[:1].isalpha() and not line.endswith(":"):
+                assert "# (" in line, f"{file.name}: {line}"
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        make().beta = 2.0
+
+
+def test_unknown_keys_are_refused():
+    assert type_problems(ADAPTER, {**OWN, "betta": 1.0}, {}) == ["betta: has no key 'betta'; did you mean beta?"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("beta", 0, "must be a number greater than 0, got 0"),
+        ("beta", "high", "must be a number greater than 0, got 'high'"),
+        ("beta", True, "must be a number greater than 0, got True"),
+        ("beta", float("inf"), "must be a number greater than 0, got inf"),
+        ("lora_r", 0, "must be an integer of at least 1, got 0"),
+        ("lora_r", 1.0, "must be an integer of at least 1, got 1.0"),
+        ("lora_r", True, "must be an integer of at least 1, got True"),
+        ("warmup_ratio", 1, "must be a number of at least 0 and less than 1, got 1"),
+        ("target_share", 0, "must be a number greater than 0 and less than 1, got 0"),
+        ("sft_on_prompt", "maybe", "must be True or False, got 'maybe'"),
+        ("sft_on_prompt", 1, "must be True or False, got 1"),
+        ("loss", "mult-dpo", "one of sft, dpo, s_dpo, mult_dpo, got 'mult-dpo'; did you mean mult_dpo"),
+        ("scorer", "fast", "must be one of packed, padded, got 'fast'"),
+        ("ranker", None, "must be one of best_first, exhaustive, got None"),
+        ("use_chat_template", "yes", "must be auto or True or False, got 'yes'"),
+        ("item_text_fields", [1], "must be a list, each text, got [1]"),
+        ("item_year_field", 5, "must be text or ~, got 5"),
+        ("lora_target_modules", 5, "must be text or a list, each text, got 5"),
+        ("level_thresholds", 4, "must be a list, each a number, got 4"),
+        ("backbone", "", "must be text, got ''"),
+        ("lr_scheduler_type", "cosin", "did you mean cosine"),
+    ],
+)  # fmt: skip
+def test_wrong_values(key, value, message):
+    found = type_problems(ADAPTER, {**OWN, key: value}, {key: "mine.yaml"})
+    assert len(found) == 1
+    assert found[0].startswith(f"{key} (mine.yaml): ")
+    assert message in found[0]
+
+
+def test_all_wrong_values_are_reported_together():
+    found = type_problems(ADAPTER, {**OWN, "beta": -1, "loss": "x", "lora_r": "y"}, {})
+    assert [text.split(":")[0] for text in found] == ["lora_r", "loss", "beta"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("beta", 1, 1.0),
+        ("item_text_fields", "title", ("title",)),
+        ("item_text_fields", ["a", "b"], ("a", "b")),
+        ("lora_target_modules", ["q_proj", "v_proj"], ("q_proj", "v_proj")),
+        ("lora_target_modules", "all-linear", "all-linear"),
+        ("level_thresholds", [5, 4.5], (5.0, 4.5)),
+        ("use_chat_template", True, True),
+        ("sft_cache_dir", None, None),
+    ],
+)
+def test_accepted_forms(key, value, kept):
+    assert getattr(make(**{key: value}), key) == kept
+
+
+@pytest.mark.parametrize(
+    "name", LLMRecSettings.model_fields["lr_scheduler_type"].annotation.__args__
+)
+def test_each_schedule_needs_no_further_argument(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=4)
+    assert schedule.get_last_lr() == [1.0 if name == "constant" else 0.0]
+
+
+def test_what_auto_trains():
+    assert make(finetune="auto", backbone="tiny").trains_all_weights
+    assert not make(finetune="auto", backbone="org/model").trains_all_weights
+    assert not make(finetune="lora", backbone="tiny").trains_all_weights
+    assert make(finetune="full", backbone="org/model").trains_all_weights
+
+
+def test_the_defaults_are_possible_together():
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tiny_hidden_size": 100, "tiny_num_heads": 3}, "must be a multiple of 2 x tiny_num_heads"),
+        ({"tiny_hidden_size": 12, "tiny_num_heads": 4}, "even width"),
+        ({"lora_target_modules": []}, "lora_target_modules is empty"),
+        ({"item_text_fields": []}, "item_text_fields is empty"),
+        ({"level_thresholds": [4, 5]}, "must fall from level to level"),
+        ({"level_thresholds": [4, 4]}, "must fall from level to level"),
+        ({"history_split": "temporal", "shared": {"load_col": {"inter": ["user_id"]}}}, "add timestamp"),
+        ({"level_thresholds": [5], "shared": {"load_col": {"inter": ["user_id"]}}}, "add rating"),
+        ({"shared": {"train_neg_sample_args": {"sample_num": 1}}}, "train_neg_sample_args must be ~"),
+        ({"shared": {"repeatable": True}}, "repeatable must be False"),
+        ({"shared": {"enable_amp": True}}, "enable_amp must be False"),
+        ({"shared": {"eval_args": {"mode": {"valid": "labeled", "test": "full"}}}}, "got labeled"),
+        ({"asked_for": ["lora_r"]}, "lora_r: no effect with finetune=auto and the tiny backbone"),
+        ({"asked_for": ["lora_alpha"], "finetune": "full", "backbone": "org/m"}, "finetune=full"),
+        ({"asked_for": ["tiny_num_layers"], "backbone": "org/m"}, "no effect with backbone=org/m"),
+        ({"asked_for": ["popularity_alpha"]}, "negative_distribution=popularity"),
+    ],
+)  # fmt: skip
+def test_impossible_combinations(changes, message):
+    found = problems(**changes)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_possible_neighbours_of_the_impossible_ones():
+    assert problems(level_thresholds=[5, 4]) == []
+    assert problems(history_split="temporal", shared={"load_col": None}) == []
+    assert problems(history_split="temporal", shared={"load_col": {"inter": "*"}}) == []
+    assert problems(asked_for=["lora_r"], finetune="lora") == []
+    assert problems(asked_for=["popularity_alpha"], negative_distribution="popularity") == []
+    assert problems(loss="sft", sft_epochs=0) == []
+
+
+def test_cautions():
+    assert cautions(make(), "cpu") == []
+    assert "bfloat16 on a CPU" in cautions(make(dtype="bfloat16"), "cpu")[0]
+    assert cautions(make(dtype="bfloat16"), "cuda") == []
+    assert "overflow" in cautions(make(dtype="float16"), "cuda")[0]
+    assert cautions(make(dtype="float16", finetune="lora"), "cuda") == []
+
+
+def test_messages():
+    assert listed(["one thing."]) == "one thing."
+    assert listed(["a", "b"]) == "2 settings are wrong:\n- a\n- b"
+    assert nearest("learning-rate", ["learning_rate", "seed"]) == "; did you mean learning_rate?"
+    assert nearest("ndcg", ["NDCG"]) == "; did you mean NDCG?"
+    assert nearest("zzz", ["seed"]) == ""
+
+
+def test_the_folder_of_property_files_is_the_repositorys_own():
+    assert FILE.is_file()
+    assert FILE.parent.parent.parent == Path(__file__).resolve().parent.parent
