@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import pre_tokenizers
@@ -167,13 +168,12 @@ def convert_gguf(gguf: Path, folder: Path, dtype: str) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
+    options: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):
+        # a model left quantised cannot be saved; versions without this class always dequantise
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     lm = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=transformers.GgufConfig(
-            dequantize=True
-        ),  # one left quantised cannot be saved
-        dtype=DTYPES[dtype],
+        gguf.parent, gguf_file=gguf.name, dtype=DTYPES[dtype], **options
     )
     readme = README.format(
         member=GGUF_MEMBER,
@@ -210,11 +210,6 @@ def _check_extra_packages() -> None:
         raise ConfigError(
             f"reading the GGUF file needs {' and '.join(missing)}. Install with "
             "pip install 'recbole-multdpo[smollm2]' (the finished folder needs neither)."
-        )
-    if not hasattr(transformers, "GgufConfig"):
-        raise ConfigError(
-            f"transformers {transformers.__version__} cannot turn a GGUF file into plain weights; "
-            "install 5.23 or newer."
         )
 
 

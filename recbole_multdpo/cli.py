@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"recbole-multdpo {__version__}")
         return 0
     try:
+        from recbole_multdpo import compat
+
+        compat.apply()  # before RecBole is imported: it says what is missing
         from recbole_multdpo.quick_start import run
 
         run(arguments)

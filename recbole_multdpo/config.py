@@ -99,12 +99,7 @@ class Config(RecBoleConfig):
         model_class = _model_class(model)
         self._layers = [*_default_layers(model, dataset), *user_layers]
         self._check_keys(model, model_class)
-        try:
-            super().__init__(model=model_class, dataset=dataset)
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
-            raise ConfigError(f"RecBole rejects these settings: {error}") from error
+        super().__init__(model=model_class, dataset=dataset)
         self._resolved = self._resolve()
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,12 +137,23 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
         final["model"], final["dataset"] = self.model, self.dataset
+        origins = {
+            key: layer.origin
+            for layer in self._layers
+            if not layer.is_default
+            for key in layer.settings
+        }
+        self._check_types(final, origins)
         self._fill_gaps(final)
-        self._check_values(final)
+        self._check_combinations(final, origins)
+        self._as_set = {key: deepcopy(final[key]) for key in _CHANGED_BY_RECBOLE}
         return final
 
     def _set_default_parameters(self) -> None:
-        super()._set_default_parameters()
+        try:
+            super()._set_default_parameters()
+        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            raise ConfigError(f"RecBole rejects these settings: {error}") from error
         folder = self.external_config_dict.get("data_path")
         # RecBole ignores data_path for the data set that it brings along.
         self.final_config_dict["data_path"] = (
@@ -215,48 +221,38 @@ class Config(RecBoleConfig):
             # RecBole's preset for these models expects labelled rows; a ranking has positives only.
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
 
-    def _check_values(self, final: dict[str, Any]) -> None:
-        """Check types, ranges and combinations of the final settings, and set `settings`."""
-        origins = {
-            key: layer.origin
-            for layer in self._layers
-            if not layer.is_default
-            for key in layer.settings
-        }
+    def _check_types(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        """Check the type and range of each setting; set `settings` for LLMRec."""
         problems = type_problems(shared.RECBOLE_SETTINGS, final, origins)
         if self.model == LLMREC:
             own = {key: final[key] for key in _LLMREC_KEYS if key in final}
             problems += type_problems(_LLMREC_ADAPTER, own, origins)
+            _raise_if_any(problems)
+            self.settings = LLMRecSettings(**own)
         else:
-            problems += self._check_recbole_model(final, origins)
-        _raise_if_any(problems)
+            # A RecBole model's own settings have no declared type but that of their default.
+            problems += [
+                f"{key} ({origins[key]}): must be {_kind(default)}, got {final[key]!r}"
+                for key, default in _recbole_model_settings(self.model).items()
+                if key in origins and not _same_kind(default, final[key])
+            ]
+            _raise_if_any(problems)
+
+    def _check_combinations(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        """Check settings against each other, all of them being of the right type."""
         problems = shared.evaluation_problems(
             final, *(_metrics(kind) for kind in (EvaluatorType.RANKING, EvaluatorType.VALUE))
         )
-        if self.model == LLMREC:
-            self.settings = LLMRecSettings(**own)
+        if self.settings is not None:
             asked_for = [key for key, origin in origins.items() if origin == "command line"]
             problems += impossible_combinations(self.settings, final, asked_for)
             problems += _llmrec_metric_problems(final)
-        _raise_if_any(problems)
-        self._as_set = {key: deepcopy(final[key]) for key in _CHANGED_BY_RECBOLE}
-
-    def _check_recbole_model(
-        self, final: Mapping[str, Any], origins: Mapping[str, str]
-    ) -> list[str]:
-        """What a RecBole model cannot work with; its own settings are like RecBole's defaults."""
-        defaults = _recbole_model_settings(self.model)
-        problems = [
-            f"{key} ({origins[key]}): must be {_kind(default)}, got {final[key]!r}"
-            for key, default in defaults.items()
-            if key in origins and not _same_kind(default, final[key])
-        ]
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
             problems.append(
                 f"eval_args: {self.model} learns from the order of events and needs order TO. Add "
                 "--eval_args=\"{'order': 'TO'}\", for the models it is compared with too."
             )
-        return problems
+        _raise_if_any(problems)
 
     def _resolve(self) -> dict[str, Any]:
         final = {
@@ -428,7 +424,7 @@ def _model_class(name: str) -> type:
 def _recbole_model_settings(model: str) -> dict[str, Any]:
     """RecBole's defaults of one model's own settings; none for a model without a property file."""
     file = _RECBOLE / f"properties/model/{model}.yaml"
-    return read_settings_file(file) if file.is_file() and file.read_text().strip() else {}
+    return read_settings_file(file) if file.is_file() and file.read_text("utf-8").strip() else {}
 
 
 def _valid_keys(model: str, model_class: Any) -> set[str]:

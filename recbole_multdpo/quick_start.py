@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -22,15 +22,19 @@ from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
-from recbole_multdpo.errors import DataError
+from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.model.backbone import save_backbone
+from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.run_folder import RunFolder, create_run_folder
+from recbole_multdpo.settings import LLMRecSettings
+from recbole_multdpo.settings_text import read_settings_file
 from recbole_multdpo.training.checkpoint import load_checkpoint, load_trainable_tensors
 from recbole_multdpo.training.sft_cache import cached_sft, sft_key, store_sft
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 
+# settings that change neither the data nor the weights
+CHANGEABLE_ON_RESUME = frozenset({"show_progress", "state", "device", "use_gpu", "num_threads"})
 SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
 
 
@@ -60,31 +64,79 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         MultDPOError: any problem with settings, files or training; the message names the remedy.
     """
     config = load_config(argv)
+    if config["resume"]:
+        _check_unchanged(config, Path(config["resume"]))
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
     with create_run_folder(config) as folder:
         clock = StageClock()
-        run_model = _run_classical if config.settings is None else _run_llmrec
-        result = run_model(config, folder, clock)
+        if config.settings is None:
+            result = _run_classical(config, clock)
+        else:
+            result = _run_llmrec(config, config.settings, folder, clock)
         result["seconds"] = {name: round(value, 2) for name, value in clock.seconds.items()}
-        return folder.write_result(result)
+        written = folder.write_result(result)
+        getLogger().info(f"result in {folder.result_file}\n{_table(written)}")
+        return written
+
+
+def _check_unchanged(config: Config, folder: Path) -> None:
+    """Refuse to continue a run under settings that would make it another run.
+
+    Raises:
+        ConfigError: a setting differs from the folder's; both values are shown.
+    """
+    saved, present = read_settings_file(folder / "config.yaml"), config.to_dict()
+    changed = [
+        f"{key}: {saved.get(key)!r} there, {present.get(key)!r} now"
+        for key in sorted(saved.keys() | present.keys())
+        if key not in CHANGEABLE_ON_RESUME and saved.get(key) != present.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume={folder} continues a run as it was, but settings differ: "
+            f"{'; '.join(changed)}. "
+            "Leave them out, or start a new run without --resume."
+        )
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    """Validation and test metrics side by side, as text."""
+    valid, test = result["valid_result"] or {}, result["test_result"]
+    rows = [f"{name:<20}{valid.get(name, float('nan')):>10.4f}{test[name]:>10.4f}" for name in test]
+    return "\n".join([f"{'metric':<20}{'valid':>10}{'test':>10}", *rows])
+
+
+def _load(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
+    """Load and filter the data set; RecBole's complaint of an empty one gets a remedy."""
+    try:
+        dataset = make_dataset(config)
+    except MultDPOError:
+        raise
+    except ValueError as error:
+        raise DataError(
+            f"{config['dataset']} cannot be used: {error} Is the .inter file empty, or does "
+            "val_interval, user_inter_num_interval or item_inter_num_interval remove everything?"
+        ) from error
+    if max(config["topk"]) > dataset.item_num - 1:
+        raise ConfigError(
+            f"topk={config['topk']} asks for more items than the catalogue's {dataset.item_num - 1}; "
+            "lower --topk"
+        )
+    getLogger().info(dataset)
+    return dataset
 
 
 def _prepare(config: Config, dataset: Dataset) -> list[Dataset]:
-    """Train, validation and test part, split right after seeding: every model gets the same parts."""
-    if len(dataset) == 0:
-        raise DataError(
-            "no interaction is left after filtering; check val_interval and the *_inter_num_interval settings"
-        )
-    getLogger().info(dataset)
+    """Train, validation and test part, split right after seeding: the same for every model."""
     init_seed(config["seed"], config["reproducibility"])
     return dataset.build()
 
 
-def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
+def _run_classical(config: Config, clock: StageClock) -> dict[str, Any]:
     """Any model of RecBole, through RecBole's own loaders and trainer."""
     with clock.stage("data"):
-        dataset = create_dataset(config)
+        dataset = _load(config, create_dataset)
         parts = _prepare(config, dataset)
         # RecBole splits inside data_preparation: hand it the parts that were made above
         dataset.build = lambda: parts
@@ -106,11 +158,12 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
     }
 
 
-def _run_llmrec(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
+def _run_llmrec(
+    config: Config, settings: LLMRecSettings, folder: RunFolder, clock: StageClock
+) -> dict[str, Any]:
     """Supervised fine-tuning, preference training, exact ranking."""
-    settings = config.settings
     with clock.stage("data"):
-        dataset = LLMRecDataset(config)
+        dataset = _load(config, LLMRecDataset)
         parts = _prepare(config, dataset)
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
     with clock.stage("backbone"):
@@ -134,13 +187,19 @@ def _run_llmrec(config: Config, folder: RunFolder, clock: StageClock) -> dict[st
 
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
     with clock.stage("valid"):
-        valid_result = trainer.evaluate(valid, load_best_model=False, show_progress=config["show_progress"])
+        valid_result = trainer.evaluate(
+            valid, load_best_model=False, show_progress=config["show_progress"]
+        )
     if settings.test_history == "train_valid":
         known = parts[0].copy(cat_interactions([parts[0].inter_feat, parts[1].inter_feat]))
         model.histories = known.user_items(settings.level_thresholds)
     with clock.stage("test"):
-        test_result = trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
-    save_backbone(model.lm, model.tokenizer, folder.path / "model")
+        test_result = trainer.evaluate(
+            test, load_best_model=False, show_progress=config["show_progress"]
+        )
+    # merged, so that plain transformers loads it: the adapter alone would need the SFT weights
+    lm = merge_lora(model.lm) if model.uses_lora else model.lm
+    save_backbone(lm, model.tokenizer, folder.path / "model")
     return {
         "loss": settings.loss,
         "valid_result": valid_result,
@@ -160,13 +219,13 @@ def _train_sft(
     stage: Stage,
     checkpoints: Path,
 ) -> SetwiseTrainer:
-    """The supervised stage, taken from the cache where everything that determines it is the same."""
+    """The supervised stage, from the cache where all that determines it is the same."""
     settings = model.settings
     trainer = SetwiseTrainer(config, model, stage, checkpoints / stage.name)
     if stage.epochs == 0:
         getLogger().info("sft_epochs=0: the backbone stays as it is")
         return trainer
-    cache_dir = Path(settings.sft_cache_dir or "saved/cache")
+    cache_dir = Path(settings.sft_cache_dir or checkpoints.parent.parent / "sft_cache")
     key = sft_key(config, model)
     cached = cached_sft(cache_dir, key) if settings.sft_cache else None
     if cached is not None:
@@ -211,7 +270,7 @@ def _fit(
     valid: AbstractDataLoader,
     show_progress: bool,
 ) -> None:
-    """Train a stage, going on from its last checkpoint if the run was interrupted, and load its best weights."""
+    """Train a stage, from its last checkpoint if there is one, and load its best weights."""
     if trainer.last_folder.exists():
         trainer.resume_checkpoint(trainer.last_folder)
     valid_data = valid if trainer.eval_step else None
@@ -227,7 +286,7 @@ def _log_model(model: LLMRec) -> None:
         f"backbone {model.settings.backbone}: {total:,} parameters, {trained:,} trained "
         f"({'LoRA' if model.uses_lora else 'full fine-tuning'}); "
         f"{lengths.mean():.1f} tokens per item with its end token, longest {int(lengths.max())}; "
-        f"trie of {model.trie.num_internal:,} internal nodes, {model.trie.num_leaves:,} distinct texts"
+        f"{model.trie.num_leaves:,} distinct texts, {model.trie.num_internal:,} inner trie nodes"
     )
 
 

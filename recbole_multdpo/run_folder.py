@@ -35,15 +35,13 @@ _FORMAT = "%(asctime)s %(levelname)s  %(message)s"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy", "pandas", "scipy")
 
-# What an open folder replaces: RecBole's Trainer looks this name up in its own module.
-_recbole_tensorboard = recbole_trainer.get_tensorboard
-
 
 class RunFolder:
     """The folder of one run, and where its log and TensorBoard events go while it is open.
 
     Use it as a context manager, or call `close`: leaving it gives the root logger and RecBole's
-    TensorBoard function back and closes their files.
+    TensorBoard function back and closes their files. A folder opened while another one is open
+    must be closed first.
 
     Attributes:
         path: the folder.
@@ -68,6 +66,7 @@ class RunFolder:
         self._make()
 
     def _make(self) -> None:
+        self._tensorboard_before = recbole_trainer.get_tensorboard
         self._root_level = logging.getLogger().level
         try:
             self.tensorboard_dir.mkdir(exist_ok=True)
@@ -77,6 +76,7 @@ class RunFolder:
         except OSError as error:
             raise MultDPOError(_cannot_write(self.path, error)) from error
         self._config["checkpoint_dir"] = str(self.checkpoints_dir)
+        # RecBole's Trainer looks this name up in its own module.
         recbole_trainer.get_tensorboard = self.tensorboard
 
     def __enter__(self) -> "RunFolder":
@@ -106,7 +106,7 @@ class RunFolder:
     def close(self) -> None:
         """Close log and events; what RecBole and the root logger had before is back. Repeatable."""
         if recbole_trainer.get_tensorboard == self.tensorboard:
-            recbole_trainer.get_tensorboard = _recbole_tensorboard
+            recbole_trainer.get_tensorboard = self._tensorboard_before
         if self._writer is not None:
             self._writer.close()
             self._writer = None

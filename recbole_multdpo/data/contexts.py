@@ -156,5 +156,7 @@ def split_contexts(
         chosen = entry[first + at : min(stop, first + at + held_out)]
         targets.append(train_items.items[chosen])
         target_levels.append(train_items.levels[chosen])
-        histories.append(train_items.items[entry[max(first, first + at - max_history) : first + at]])
+        histories.append(
+            train_items.items[entry[max(first, first + at - max_history) : first + at]]
+        )
     return ContextSplit(histories, targets, target_levels)

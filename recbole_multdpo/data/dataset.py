@@ -16,8 +16,8 @@ from recbole_multdpo.errors import ConfigError, DataError
 class LLMRecDataset(Dataset):
     """RecBole's `Dataset` plus `item_texts`.
 
-    Loading, filtering, id mapping and splitting are RecBole's own, so that a language model and a classical
-    model given the same settings and seed see the same split of the same catalogue.
+    Loading, filtering, id mapping and splitting are RecBole's own, so that a language model and a
+    classical model given the same settings and seed see the same split of the same catalogue.
 
     Attributes:
         item_texts: one text per inner item id; entry 0 is [PAD].
@@ -50,8 +50,9 @@ class LLMRecDataset(Dataset):
         """This part's interactions grouped by user, oldest first, with preference levels.
 
         Args:
-            level_thresholds: ratings in descending order, e.g. [5, 4.5, 4]: an interaction's level is the
-                number of thresholds its rating reaches. Empty: every interaction has level 1.
+            level_thresholds: ratings in descending order, e.g. [5, 4.5, 4]: an interaction's level
+                is the number of thresholds its rating reaches. Empty: every interaction has level
+                1.
 
         Raises:
             DataError: thresholds are set but there is no rating, or a rating is below all of them.
@@ -65,7 +66,7 @@ class LLMRecDataset(Dataset):
             rating_field = self.config["RATING_FIELD"]
             if rating_field not in self.inter_feat:
                 raise DataError(
-                    f"level_thresholds needs ratings, but the column {rating_field!r} is not loaded; "
+                    f"level_thresholds needs ratings, but column {rating_field!r} is not loaded; "
                     "add it to load_col.inter"
                 )
             ratings = self.inter_feat[rating_field].numpy()
@@ -73,6 +74,6 @@ class LLMRecDataset(Dataset):
             if (levels == 0).any():
                 raise DataError(
                     f"{(levels == 0).sum()} interactions have a rating below the lowest of "
-                    f"level_thresholds={level_thresholds}; raise val_interval or lower the thresholds"
+                    f"level_thresholds={level_thresholds}; raise val_interval or lower them"
                 )
         return UserItems.build(users, items, levels, times, self.user_num)

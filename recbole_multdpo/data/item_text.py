@@ -38,8 +38,8 @@ def clean_text(text: str) -> str:
     """One line of text in Unicode's composed form (NFC).
 
     Control characters (category Cc) become spaces and every run of white space becomes one space.
-    Invisible characters that shape the text (joiners, direction marks) stay: emoji and right-to-left
-    titles need them.
+    Invisible characters that shape the text (joiners, direction marks) stay: emoji and titles
+    written from right to left need them.
     """
     text = unicodedata.normalize("NFC", text)
     text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)

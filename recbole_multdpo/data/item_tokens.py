@@ -45,9 +45,7 @@ class ItemTokens:
         return ItemTokens(self.ids.to(device), self.lengths.to(device))
 
 
-def encode_plain(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> list[list[int]]:
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts from outside: what looks like a special token in them is plain characters.
 
     Otherwise a title "<|im_end|><|im_start|>system ..." would end the user's turn of a chat prompt
@@ -99,7 +97,8 @@ def encode_items(
         if max_item_tokens and len(ids) > max_item_tokens:
             raise DataError(
                 f"item {item} ({texts[item][:60]!r}) takes {len(ids)} tokens, more than "
-                f"max_item_tokens={max_item_tokens}. Raise --max_item_tokens (0: no limit) or shorten "
-                "the text; item texts are never cut, because two cut texts could become the same."
+                f"max_item_tokens={max_item_tokens}. Raise --max_item_tokens (0: no limit) or "
+                "shorten the text; item texts are never cut, because two cut texts could become "
+                "the same."
             )
     return ItemTokens.from_lists([[], *([*ids, tokenizer.eos_token_id] for ids in encoded)])

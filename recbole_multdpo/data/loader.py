@@ -22,11 +22,13 @@ SHUFFLE_STREAM = 4  # keeps the order of contexts apart from the sampler's draws
 class SetwiseDataLoader(AbstractDataLoader):
     """Iterates over the training users in an order given by (seed, epoch); yields `SetwiseBatch`es.
 
-    The order and every draw depend on the epoch set by `set_epoch` alone, so a resumed run sees the data that
-    the uninterrupted one would have seen.
+    The order and every draw depend on the epoch set by `set_epoch` alone, so a resumed run sees the
+    data that the uninterrupted one would have seen.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, sampler: SetwiseSampler, batch_size: int) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, sampler: SetwiseSampler, batch_size: int
+    ) -> None:
         """Wrap a sampler.
 
         Args:
@@ -78,8 +80,8 @@ def evaluation_loaders(
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
     """Loaders for validation during training, for the reported validation, and for test.
 
-    The first ranks `valid_users` users only; it is the second where that is 0 or validation uses sampled
-    candidates (`eval_args.mode.valid: uni100`).
+    The first ranks `valid_users` users only; it is the second where that is 0 or validation uses
+    sampled candidates (`eval_args.mode.valid: uni100`).
     """
     _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
     modes = config["eval_args"]["mode"]

@@ -1,7 +1,7 @@
-"""Prompts: a named template around a user's history, tokenised once per item and joined as token ids.
+"""Prompts: a named template around a user's history, joined from ready token ids.
 
-A prompt is `head + history + tail`. Every history title is tokenised once, with its separator, when
-the builder is made; a context's prompt is then a concatenation of ready token lists. Nothing is ever
+A prompt is `head + history + tail`. Every title is tokenised once, with its separator, when the
+builder is made; a context's prompt is then a concatenation of ready token lists. Nothing is ever
 tokenised across a joint, so prompt and item tokens cannot merge (see
 `recbole_multdpo.data.item_tokens`). Titles never pass through a chat template, and special tokens
 are recognised in the frame only.
@@ -138,8 +138,8 @@ class PromptBuilder:
             texts: one text per inner item id; entry 0 belongs to [PAD].
             frame: the fixed text, from `prompt_frame`.
             max_history: titles kept at most, the latest ones.
-            max_prompt_tokens: token limit of a prompt, of the history's item texts the oldest are
-                left out to meet it, whole.
+            max_prompt_tokens: token limit of a prompt; the oldest titles are left out to meet it,
+                each as a whole.
 
         Raises:
             ConfigError: the frame alone exceeds `max_prompt_tokens`.

@@ -1,9 +1,10 @@
-"""Counter-based random numbers: a key is a function of its coordinates, not of what was drawn before.
+"""Counter-based random numbers: a key depends on its coordinates, not on what was drawn before.
 
-Every draw of the training data is addressed by (seed, epoch, stream, context, index). The numbers are
-therefore the same in any batch, in any order and on any number of processes, and they come vectorised,
-which NumPy's own generators (one stream per object) do not offer. The mixing function is the finaliser of
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), applied once per coordinate.
+Every draw of the training data is addressed by (seed, epoch, stream, context, index). The numbers
+are therefore the same in any batch, in any order and on any number of processes, and they come
+vectorised, which NumPy's own generators (one stream per object) do not offer. The mixing function
+is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), applied to each coordinate and
+once more after each was added to the key.
 """
 
 from __future__ import annotations

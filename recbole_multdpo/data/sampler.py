@@ -43,10 +43,12 @@ class NegativeSampler:
         self.known = known
         self.n_items = n_items
         weights = np.ones(n_items) if weights is None else np.array(weights, dtype=np.float64)
-        if weights.shape != (n_items,) or not (weights >= 0).all() or weights[1:].sum() <= 0:
+        if weights.shape != (n_items,) or not (weights >= 0).all() or not weights[1:].any():
             raise ValueError("weights must be [n_items], not negative, and positive somewhere")
         weights[0] = 0.0
-        if not np.isfinite(weights.sum()):
+        with np.errstate(over="ignore"):
+            overflow = not np.isfinite(weights.sum())
+        if overflow:
             raise ConfigError("the weights of the items overflow; lower --popularity_alpha")
         self._weights = weights
         # divided by its own last entry, which then is exactly 1 and above every uniform number;
@@ -158,7 +160,7 @@ def _repeated(items: np.ndarray) -> np.ndarray:
 
 
 class SetwiseSampler:
-    """Makes `SetwiseBatch`es: prompts from the drawn histories, targets as positives, and negatives."""
+    """Makes `SetwiseBatch`es: prompts from drawn histories, targets as positives, and negatives."""
 
     def __init__(
         self,

@@ -1,16 +1,18 @@
 """Set-wise preference losses: one small function per loss, one table that states what each needs.
 
-Equation numbers are those of the Mult-DPO paper. A context has candidates C = P ∪ Q, positives P with
-N = |P| and negatives Q, and the log-ratio of a candidate is
+Equation numbers are those of the Mult-DPO paper. A context has candidates C = P ∪ Q, positives P
+with N = |P| and negatives Q, and the log-ratio of a candidate is
 
-    logratio_y = log π_θ(y|x) − log π_ref(y|x),    s_y = β · logratio_y,    w_y = exp(s_y)        (13)
+    logratio_y = log π_θ(y|x) − log π_ref(y|x),    s_y = β · logratio_y,    w_y = exp(s_y)      (13)
 
-with log π the log-probability of the item's whole text (summed over tokens, terminator included, nats).
+with log π the log-probability of the item's whole text (summed over tokens, terminator included,
+nats).
 
-A loss function takes `(logratios [B, C], levels [B, C], beta, **options)` and returns [B]. It may rely on
-what `preference_loss` has checked and prepared: log-ratios are float32 or float64 and zero at padding, every
-context holds the positives and negatives that the loss's entry in `LOSSES` asks for. Losses without a
-reference receive log π_θ in place of the log-ratio. Options are keyword-only parameters.
+A loss function takes `(logratios [B, C], levels [B, C], beta, **options)` and returns [B]. It may
+rely on what `preference_loss` has checked and prepared: log-ratios are float32 or float64 and zero
+at padding, every context holds the positives and negatives that the loss's entry in `LOSSES` asks
+for. Losses without a reference receive log π_θ in place of the log-ratio. Options are keyword-only
+parameters.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Loss:
 
 
 def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split levels [B, C] into two boolean masks [B, C]: positives (level >= 1) and negatives (0)."""
+    """Boolean masks [B, C] of the positives (level >= 1) and of the negatives (level 0)."""
     return levels >= POSITIVE_LEVEL, levels == NEGATIVE_LEVEL
 
 
@@ -86,11 +88,12 @@ def s_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
 def mult_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Mult-DPO (14): −Σ_P s_y + N · LSE_{P∪Q}(s) − log N!, the constant included.
 
-    It is −log(N! Π_P p_y) with p_y = w_y / W, which lies above the exact −log P_PL (Theorem 1) by at most
-    (N − 1) log(1 + W⁺/W⁻) (Corollary 1). With one positive it equals `s_dpo`.
+    It is −log(N! Π_P p_y) with p_y = w_y / W, which lies above the exact −log P_PL (Theorem 1) by
+    at most (N − 1) log(1 + W⁺/W⁻) (Corollary 1). With one positive it equals `s_dpo`.
     """
     positives, negatives = set_masks(levels)
-    # log p_y by one log-softmax: subtracting N · LSE from Σ s instead would lose N · |s| · 1e-7 in float32
+    # log p_y by one log-softmax: subtracting N · LSE from Σ s instead would lose N · |s| · 1e-7 in
+    # float32
     log_p = torch.where(positives | negatives, beta * logratios, -math.inf).log_softmax(-1)
     n_positives = positives.sum(-1).to(log_p.dtype)
     return -torch.where(positives, log_p, 0.0).sum(-1) - torch.lgamma(n_positives + 1)
@@ -116,13 +119,13 @@ def preference_loss(
 
     Args:
         name: a key of `LOSSES`.
-        policy_logps: [B, C] log π_θ(y|x), nats, summed over the item's tokens. bfloat16 and float16 are
-            raised to float32; float64 is kept.
-        reference_logps: [B, C] log π_ref(y|x), likewise; ignored, and may be None, where the loss needs no
-            reference.
+        policy_logps: [B, C] log π_θ(y|x), nats, summed over the item's tokens. bfloat16 and float16
+            are raised to float32; float64 is kept.
+        reference_logps: [B, C] log π_ref(y|x), likewise; ignored, and may be None, where the loss
+            needs no reference.
         levels: integer [B, C], higher is better, 0 negative, −1 padding. Two-set losses treat every
-            level >= 1 as positive. Values at padding, NaN and infinities included, touch neither the
-            loss nor a gradient.
+            level >= 1 as positive. Values at padding, NaN and infinities included, touch neither
+            the loss nor a gradient.
         beta: strength of the pull to the reference, > 0.
         **options: the loss's own options (`LOSSES[name].options`).
 
@@ -137,7 +140,9 @@ def preference_loss(
     """
     loss = _find(name)
     if not (math.isfinite(beta) and beta > 0):
-        raise ConfigError(f"beta={beta} is not allowed: it must be a finite number > 0, such as 0.1 or 1.")
+        raise ConfigError(
+            f"beta={beta} is not allowed: it must be a finite number > 0, such as 0.1 or 1."
+        )
     for option in options:
         if option not in loss.options:
             known = ", ".join(loss.options) or "none"
@@ -151,9 +156,7 @@ def preference_loss(
     return loss.function(_logratios(policy_logps, reference_logps, levels), levels, beta, **options)
 
 
-def rewards(
-    policy_logps: Tensor, reference_logps: Tensor, levels: Tensor, beta: float
-) -> Tensor:
+def rewards(policy_logps: Tensor, reference_logps: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Implicit rewards β · (log π_θ − log π_ref), [B, C] in nats, detached; 0 at padding."""
     return beta * _logratios(policy_logps.detach(), reference_logps.detach(), levels)
 
@@ -161,8 +164,8 @@ def rewards(
 def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of values [B, C] over each context's positives and over its negatives: two [B].
 
-    A context without positives (negatives) has NaN there. Applied to `rewards`, the difference of the
-    two is the margin that training should widen.
+    A context without positives (negatives) has NaN there. Applied to `rewards`, the difference of
+    the two is the margin that training should widen.
     """
     positives, negatives = (
         torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1) for mask in set_masks(levels)
@@ -200,10 +203,11 @@ def _check_sets(name: str, loss: Loss, levels: Tensor) -> None:
     context = int(bad.nonzero()[0])
     amount = {"none": "any number of", "one": "exactly one", "many": "at least one"}
     raise DataError(
-        f"context {context}: loss {name!r} needs {amount[loss.positives]} positive (level >= 1) and "
-        f"{amount[loss.negatives]} negative (level 0), found {int(positives[context])} and "
-        f"{int(negatives[context])} in levels {levels[context].tolist()} (-1 is padding; lower levels are "
-        "not allowed). Sample contexts that fit the loss, or choose mult_dpo, which takes sets."
+        f"context {context}: loss {name!r} needs {amount[loss.positives]} positive (level >= 1) "
+        f"and {amount[loss.negatives]} negative (level 0), found {int(positives[context])} and "
+        f"{int(negatives[context])} in levels {levels[context].tolist()} (-1 is padding; lower "
+        "levels are not allowed). Sample contexts that fit the loss, or choose mult_dpo, which "
+        "takes sets of any size."
     )
 
 

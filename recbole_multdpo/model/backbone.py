@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.tiny import make_tiny_backbone
@@ -220,6 +221,8 @@ def merge_lora(model: nn.Module) -> PreTrainedModel:
             f"the LoRA adapter cannot be merged: {error} Lower --learning_rate."
         ) from error
     merged.disable_input_require_grads()
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # PEFT 0.18 leaves it, and would warn of a second adapter
     merged.requires_grad_(False)
     return merged
 
@@ -297,8 +300,9 @@ def save_backbone(
     """
     with atomic_folder(Path(folder)) as temporary:
         if isinstance(model, PeftModel):
-            # "auto" would ask the hub whether the base model's vocabulary was changed.
-            model.save_pretrained(str(temporary), save_embedding_layers=False)
+            with _old_names_allowed():
+                # "auto" would ask the hub whether the base model's vocabulary was changed.
+                model.save_pretrained(str(temporary), save_embedding_layers=False)
         else:
             lm = causal_lm(model)
             _plain_generation(lm, tokenizer)
@@ -372,10 +376,8 @@ def _load_pretrained(
         )
     if getattr(lm, "_hf_peft_config_loaded", False):
         raise ConfigError(f"backbone={name!r} holds a PEFT adapter. {_MERGE_ADAPTER}")
-    if folder is not None:
-        return lm, tokenizer, _folder_hash(folder)
-    commit = getattr(lm.config, "_commit_hash", None)
-    return lm, tokenizer, f"{name}@{commit}" if commit else _content_hash(lm, tokenizer)
+    fingerprint = _hub_commit(name) if folder is None else _folder_hash(folder)
+    return lm, tokenizer, fingerprint
 
 
 _MERGE_ADAPTER = (
@@ -435,6 +437,11 @@ def _explained(name: str, folder: Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"backbone={name!r} brings its own Python code, which has not been run. Read it "
+                "and set --trust_remote_code=True, or use another model."
+            ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         if folder is not None:
             raise ConfigError(
@@ -559,6 +566,13 @@ def _folder_hash(folder: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _hub_commit(name: str) -> str:
+    """`name@commit` of the snapshot that was just loaded, from its place in the local cache."""
+    config = cached_file(name, "config.json", local_files_only=True)
+    assert config is not None
+    return f"{name}@{Path(config).parent.name}"  # <cache>/snapshots/<commit>/config.json
 
 
 def _content_hash(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

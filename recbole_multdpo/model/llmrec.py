@@ -1,8 +1,8 @@
 """LLMRec: a Hugging Face causal LM as a RecBole general recommender.
 
-An item's score for a user is log pi(item text | prompt of the user's history), the sum over its tokens in
-nats. Training has two stages over the same batches: supervised fine-tuning, then preference training against
-the frozen result of the first.
+An item's score for a user is log pi(item text | prompt of the user's history), the sum over its
+tokens in nats. Training has two stages over the same batches: supervised fine-tuning, then
+preference training against the frozen result of the first.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class LLMRec(GeneralRecommender):
         self.trie = ItemTrie.build(self.items)
         self.histories = dataset.user_items(settings.level_thresholds)
         self._user_names = dataset.field2id_token[dataset.uid_field]
-        self.uses_lora = settings.finetune == "lora" or (
-            settings.finetune == "auto" and settings.backbone != "tiny"
-        )
+        self.uses_lora = not settings.trains_all_weights
         self.lm: nn.Module = self.backbone.lm
         if self.uses_lora:
             self.lm = self._with_adapter(self.seed)
@@ -135,8 +133,9 @@ class LLMRec(GeneralRecommender):
     def start_preference_stage(self, loss_name: str) -> None:
         """Freeze the present policy as the reference and train on from it with `loss_name`.
 
-        With LoRA the adapter is merged and a fresh one takes its place, so that the reference is the model
-        with the adapter disabled; otherwise a frozen copy is kept. The log-ratio is zero at this moment.
+        With LoRA the adapter is merged and a fresh one takes its place, so that the reference is
+        the model with the adapter disabled; otherwise a frozen copy is kept. The log-ratio is zero
+        at this moment.
         """
         self.loss_name = loss_name
         if self.uses_lora:
@@ -149,7 +148,8 @@ class LLMRec(GeneralRecommender):
         """The user's id in the data files."""
         return str(self._user_names[user_id])
 
-    # ---- training ----------------------------------------------------------------------------------
+    # ---- training
+    # ----------------------------------------------------------------------------------
 
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
         score = padded_logps if self.settings.scorer == "padded" else packed_logps
@@ -190,17 +190,18 @@ class LLMRec(GeneralRecommender):
         """Mean loss over the batch's contexts (RecBole's hook), a scalar in nats."""
         return self.step(interaction).losses.mean()
 
-    # ---- scoring and ranking -----------------------------------------------------------------------
+    # ---- scoring and ranking
+    # -----------------------------------------------------------------------
 
     def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompts of users from their known items: [B, P] right padded, [B], on the model's device."""
+        """Prompts of users from their known items: ids [B, P] right padded, lengths [B]."""
         histories = [self.histories.history(user) for user in user_ids.tolist()]
         prompt_ids, prompt_lengths = self.prompts.build(histories)
         return prompt_ids.to(self.device), prompt_lengths.to(self.device)
 
     @torch.no_grad()
     def score(self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
-        """log pi of candidates [B, C] (0 padding), in chunks of at most `score_batch_tokens` tokens, [B, C]."""
+        """log pi of candidates [B, C] (0 padding), `score_batch_tokens` tokens at a time: [B, C]."""
         per_candidate = int(self.items.lengths.max())
         budget = self.settings.score_batch_tokens
         n_columns = max((budget - prompt_ids.shape[1]) // per_candidate, 1)
@@ -239,7 +240,7 @@ class LLMRec(GeneralRecommender):
         return self.score(*self.user_prompts(users), candidates)[row, column]
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of the whole catalogue, [n_users * n_items], nats; -inf for [PAD] (RecBole's hook).
+        """Scores of the whole catalogue, [n_users * n_items], nats, -inf for [PAD]: RecBole's hook.
 
         This runs every item through the model. Ranking goes through `topk`, which does not.
         """

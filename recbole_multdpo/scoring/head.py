@@ -29,8 +29,8 @@ def _as_float(logits: Tensor) -> Tensor:
 class _LinearHeadLogps(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[row_of, tokens] for a bias-free linear head.
 
-    hidden [n_rows, H], weight [V, H], row_of [R] ascending, tokens [R]; returns [R]. Products run in
-    the weights' dtype, as in `nn.Linear`; softmax and sums in float32 at least.
+    hidden [n_rows, H], weight [V, H], row_of [R] ascending, tokens [R]; returns [R]. Products run
+    in the weights' dtype, as in `nn.Linear`; softmax and sums in float32 at least.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ class _LinearHeadLogps(torch.autograd.Function):
 
 
 def _bounds(row_of: Tensor, n_rows: int, chunk: int) -> list[int]:
-    """Positions in the sorted `row_of` at which each chunk of rows begins, and the last one ends."""
+    """Where each chunk of rows begins in the sorted `row_of`, and where the last one ends."""
     firsts = torch.arange(0, n_rows + chunk, chunk, device=row_of.device)
     return torch.searchsorted(row_of, firsts).tolist()
 
@@ -92,7 +92,12 @@ def _module_logps(hidden: Tensor, head: nn.Module, row_of: Tensor, tokens: Tenso
 
 
 def head_logps(
-    hidden: Tensor, head: nn.Module, row_of: Tensor, tokens: Tensor, *, chunk_logits: int | None = None
+    hidden: Tensor,
+    head: nn.Module,
+    row_of: Tensor,
+    tokens: Tensor,
+    *,
+    chunk_logits: int | None = None,
 ) -> Tensor:
     """Log-probability of `tokens` at the hidden states they are predicted from.
 

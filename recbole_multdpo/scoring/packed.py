@@ -1,10 +1,11 @@
 """Packed scoring: one sequence per context, `[prompt | candidate 1 | candidate 2 | ...]`.
 
-A candidate of l tokens (terminator included) is scored by l predictions: its first token from the last
-prompt position, every other token from the candidate token before it. Its last token is therefore never
-fed. Positions restart after the prompt, and a block mask lets a candidate token see the prompt and its own
-candidate only, so that the values and gradients are those of C separate forward passes
-(`recbole_multdpo.scoring.padded` is that slow twin) while the prompt is computed once.
+A candidate of l tokens (terminator included) is scored by l predictions: its first token from the
+last prompt position, every other token from the candidate token before it. Its last token is
+therefore never fed. Positions restart after the prompt, and a block mask lets a candidate token see
+the prompt and its own candidate only, so that the values and gradients are those of C separate
+forward passes (`recbole_multdpo.scoring.padded` is that slow twin) while the prompt is computed
+once.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class PackedInputs:
         input_ids: long [B, L].
         position_ids: long [B, L]; candidate tokens continue the prompt's count.
         segments: long [B, L]; 0 prompt, c + 1 candidate c, -1 padding.
-        score_rows: long [R], index into the flattened [B * L] positions whose hidden state predicts.
+        score_rows: long [R], flat index [B * L] of the position whose hidden state predicts.
         score_tokens: long [R], the token predicted there.
-        score_slots: long [R], index into the flattened [B * C] candidates the prediction belongs to.
+        score_slots: long [R], flat index [B * C] of the candidate the prediction belongs to.
     """
 
     input_ids: Tensor
@@ -90,9 +91,9 @@ def pack(
 def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive attention mask [B, 1, L, L] of `dtype`: 0 where visible, its lowest value elsewhere.
 
-    A token sees, of itself and what stands before it, the prompt and its own candidate. Padding sees
-    padding, never nothing: a row without any visible key would be NaN. The mask is additive and
-    floating because a boolean 4-D mask is silently misread under eager attention.
+    A token sees, of itself and what stands before it, the prompt and its own candidate. Padding
+    sees padding, never nothing: a row without any visible key has no softmax. The mask is additive
+    and floating because a boolean 4-D mask is silently misread under eager attention.
     """
     width = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]

@@ -1,4 +1,4 @@
-"""Padded scoring: one row `[prompt | item]` per candidate, logits everywhere; the slow, obvious twin."""
+"""Padded scoring: one row `[prompt | item]` per candidate, logits everywhere; the slow twin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def padded_logps(
     lengths = items.lengths[candidates].flatten()  # [B * C]
     prompt_lengths = prompt_lengths.repeat_interleave(n_candidates)  # [B * C]
     width = prompt_ids.shape[1] + items.ids.shape[1]
-    input_ids = torch.zeros(n_contexts * n_candidates, width, dtype=torch.long, device=prompt_ids.device)
+    input_ids = torch.zeros(
+        n_contexts * n_candidates, width, dtype=torch.long, device=prompt_ids.device
+    )
     for row in range(len(input_ids)):
         prompt = prompt_ids[row // n_candidates, : prompt_lengths[row]]
         item = items.ids[candidates.flatten()[row], : lengths[row]]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 NAN_SCORES = (
-    "the model's log-probabilities hold NaN; check the weights (did training diverge?) or rank in float32."
+    "the model's log-probabilities hold NaN; check its weights (did training diverge?) or rank in "
+    "float32."
 )
 
 
@@ -19,8 +20,8 @@ class TopK:
     Attributes:
         items: long [B, k], best first, equal scores by ascending item id. Users with fewer than k
             rankable items are filled up with item 0.
-        scores: float32 (float64 for a float64 model) [B, k], log π(item | prompt), nats, summed over the item's
-            tokens; −inf where `items` is 0.
+        scores: float32 (float64 for a float64 model) [B, k], log π(item | prompt), nats, summed
+            over the item's tokens; −inf where `items` is 0.
         expanded: long [B], trie nodes fed to the model after the prompt.
     """
 
@@ -32,8 +33,9 @@ class TopK:
 def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best columns of scores [B, n], descending; equal scores in ascending order of column.
 
-    `torch.topk` leaves the order, and at the last place the choice, among equal scores open. Columns
-    at −inf are not rankable: they come out as item 0 with score −inf, as do places beyond n.
+    `torch.topk` leaves the order, and at the last place the choice, among equal scores open.
+    Columns at −inf are not rankable: they come out as item 0 with score −inf, as do places beyond
+    n.
 
     Returns:
         items long [B, k] and scores [B, k].

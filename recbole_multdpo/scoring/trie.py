@@ -1,8 +1,8 @@
 """The trie of the catalogue's item texts: every prefix of token ids once, as flat arrays.
 
-An item is the path of its tokens from the root; its last token, the terminator, ends in a leaf. Because
-of the terminator no text is a prefix of another one (the code is prefix-free), so items live in leaves
-only. Two items with the same text share a leaf.
+An item is the path of its tokens from the root; its last token, the terminator, ends in a leaf.
+Because of the terminator no text is a prefix of another one (the code is prefix-free), so items
+live in leaves only. Two items with the same text share a leaf.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class ItemTrie:
         token: [N], the token that leads to the node; −1 at the root.
         parent: [N], −1 at the root.
         depth: [N], tokens from the root; 0 at the root.
-        path: [I, D], the node's ancestors by depth 1, 2, …, the node itself last, padded with the root.
+        path: [I, D], the node's ancestors by depth 1, 2, …, the node itself last, padded with the
+            root.
         children: [N − 1], grouped by parent, sorted by token.
         child_start, child_count: [I], the node's span in `children`.
-        item_order: [n_items − 1], all items except 0 in the lexicographic order of their tokens, items of
-            the same text by ascending id. The items below any node are contiguous here.
+        item_order: [n_items − 1], all items except 0 in the lexicographic order of their tokens,
+            items of the same text by ascending id. The items below any node are contiguous here.
         item_start, item_count: [N], the node's span in `item_order`.
         leaf_of_item: [n_items], −1 for item 0.
     """
@@ -53,7 +54,7 @@ class ItemTrie:
 
     @property
     def num_internal(self) -> int:
-        """Internal nodes, the root included: the forward positions of an exhaustive search plus one."""
+        """Internal nodes, the root included; all others would be fed by an exhaustive search."""
         return len(self.child_start)
 
     @property
@@ -72,11 +73,11 @@ class ItemTrie:
 
     @classmethod
     def build(cls, item_tokens: ItemTokens) -> ItemTrie:
-        """Build the trie by one lexicographic sort; O(n_items · max_len) memory, no loop over nodes.
+        """Build the trie by one lexicographic sort, in O(n_items · max_len) memory.
 
         Raises:
-            DataError: the catalogue is empty, an item other than 0 has no tokens, or the tokens of an item
-                begin with all the tokens of another one (a terminator is missing).
+            DataError: the catalogue is empty, an item other than 0 has no tokens, or the tokens of
+                an item begin with all the tokens of another one (a terminator is missing).
         """
         ids = item_tokens.ids.cpu().numpy()
         lengths = item_tokens.lengths.cpu().numpy()
@@ -86,31 +87,23 @@ class ItemTrie:
 
         # row r opens a node at every depth beyond what it shares with the row above it
         columns = np.arange(rows.shape[1])
-        opens = (columns >= shared[:, None]) & (columns < row_lengths[:, None])  # [n, L]
+        within = columns < row_lengths[:, None]  # [n, L]
+        opens = within & (columns >= shared[:, None])
         row, column = np.nonzero(opens)
         is_leaf = column == row_lengths[row] - 1
-        num_internal = int(1 + (~is_leaf).sum())
+        num_nodes, num_internal = len(row) + 1, int(1 + (~is_leaf).sum())
         node = np.empty(len(row), dtype=np.int64)
         node[~is_leaf] = np.arange(1, num_internal)
-        node[is_leaf] = np.arange(num_internal, len(row) + 1)
+        node[is_leaf] = np.arange(num_internal, num_nodes)
+        node_at = _nodes_of_rows(opens, node)
 
-        # node_at[r, d]: the node of row r's first d + 1 tokens, opened in row r or the nearest row above;
-        # deeper than the row's own length it is meaningless
-        opened_in = np.where(opens, np.arange(len(rows))[:, None], 0)
-        opened_in = np.maximum.accumulate(opened_in, axis=0)
-        node_at = np.zeros(opens.shape, dtype=np.int64)
-        node_at[row, column] = node
-        node_at = np.take_along_axis(node_at, opened_in, axis=0)
-
-        num_nodes = len(row) + 1
         token, parent = np.full((2, num_nodes), -1, dtype=np.int64)
-        depth, item_start, item_count = np.zeros((3, num_nodes), dtype=np.int64)
+        depth, item_start = np.zeros((2, num_nodes), dtype=np.int64)
         token[node] = rows[row, column]
         parent[node] = np.where(column > 0, node_at[row, np.maximum(column - 1, 0)], ROOT)
         depth[node] = column + 1
         item_start[node] = row
-        within = columns < row_lengths[:, None]
-        item_count[:] = np.bincount(node_at[within], minlength=num_nodes)
+        item_count = np.bincount(node_at[within], minlength=num_nodes)
         item_count[ROOT] = len(rows)
 
         path = np.full((num_internal, int(depth[:num_internal].max())), ROOT, dtype=np.int64)
@@ -118,7 +111,6 @@ class ItemTrie:
             deep = ~is_leaf & (column >= above)
             path[node[deep], above] = node_at[row[deep], above]
 
-        children = 1 + np.lexsort((token[1:], parent[1:]))
         child_count = np.bincount(parent[1:], minlength=num_internal)
         leaf_of_item = np.full(len(lengths), -1, dtype=np.int64)
         leaf_of_item[order] = node_at[np.arange(len(rows)), row_lengths - 1]
@@ -127,7 +119,7 @@ class ItemTrie:
             "parent": parent,
             "depth": depth,
             "path": path,
-            "children": children,
+            "children": 1 + np.lexsort((token[1:], parent[1:])),
             "child_start": child_count.cumsum() - child_count,
             "child_count": child_count,
             "item_order": order,
@@ -143,15 +135,28 @@ def _sorted_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Items in lexicographic order: (order [n], tokens [n, L], lengths [n], shared [n]).
 
-    `shared[r]` is the number of leading tokens that row r has in common with the row above it.
+    `shared[r]` is the number of leading columns in which row r equals the row above it: all of them
+    where the texts are the same.
     """
     # −1 sorts before every token, so that a prefix stands directly above its extensions
     rows = np.where(np.arange(ids.shape[1]) < lengths[1:, None], ids[1:], -1)
     order = np.lexsort(rows.T[::-1])  # stable: equal texts keep ascending ids
     rows, row_lengths = rows[order], lengths[1:][order]
-    equal = np.cumprod(rows[1:] == rows[:-1], axis=1).sum(axis=1)
-    shared = np.minimum(equal, np.minimum(row_lengths[1:], row_lengths[:-1]))
+    shared = np.cumprod(rows[1:] == rows[:-1], axis=1).sum(axis=1)
     return order + 1, rows, row_lengths, np.concatenate([[0], shared])
+
+
+def _nodes_of_rows(opens: np.ndarray, node: np.ndarray) -> np.ndarray:
+    """The node of each row's first d + 1 tokens [n, L]; meaningless beyond the row's own length.
+
+    It was opened in the row itself or in the nearest row above that opens one at this depth.
+    `node` numbers the true entries of `opens` [n, L] in row-major order.
+    """
+    opened_in = np.where(opens, np.arange(len(opens))[:, None], 0)
+    opened_in = np.maximum.accumulate(opened_in, axis=0)
+    numbered = np.zeros(opens.shape, dtype=np.int64)
+    numbered[opens] = node
+    return np.take_along_axis(numbered, opened_in, axis=0)
 
 
 def _check_lengths(lengths: np.ndarray) -> None:
@@ -161,8 +166,8 @@ def _check_lengths(lengths: np.ndarray) -> None:
     empty = np.flatnonzero(lengths[1:] == 0) + 1
     if len(empty):
         raise DataError(
-            f"item {empty[0]} has no tokens ({len(empty)} such items); give every item a text, closed by a "
-            "terminator token."
+            f"item {empty[0]} has no tokens ({len(empty)} such items); give every item a text, "
+            "closed by a terminator token."
         )
 
 
@@ -171,6 +176,7 @@ def _check_prefix_free(order: np.ndarray, lengths: np.ndarray, shared: np.ndarra
     bad = np.flatnonzero((shared[1:] == lengths[:-1]) & (lengths[1:] > lengths[:-1]))
     if len(bad):
         raise DataError(
-            f"the tokens of item {order[bad[0] + 1]} begin with all tokens of item {order[bad[0]]}: close "
-            "every item's tokens with one terminator token that occurs nowhere else."
+            f"the tokens of item {order[bad[0] + 1]} begin with all tokens of item "
+            f"{order[bad[0]]}: close every item's tokens with one terminator token that occurs "
+            "nowhere else."
         )

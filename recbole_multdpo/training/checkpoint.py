@@ -1,8 +1,8 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; loading one executes no code.
 
-A checkpoint is a folder with `model.safetensors`, `state.json` and, where training can go on from it,
-`optimizer.safetensors`. It is written under a temporary name beside its place and renamed, so that a folder of
-the final name is always whole.
+A checkpoint is a folder with `model.safetensors`, `state.json` and, where training can go on from
+it, `optimizer.safetensors`. It is written under a temporary name beside its place and renamed, so
+that a folder of the final name is always whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safeten
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name; parameters that share memory appear once."""
+    """The trainable parameters by name, on the CPU; a tied parameter appears once.
+
+    For a model on the CPU these are the parameters' own memory, not copies: save them before the
+    next optimizer step.
+    """
     return {
         name: parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -34,10 +38,15 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trainable_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copy saved tensors into the trainable parameters.
+    """Copy saved tensors into the trainable parameters, in the parameters' dtype.
+
+    Args:
+        model: whose trainable parameters are set.
+        tensors: from `load_checkpoint`, by parameter name.
+        source: the checkpoint, for the message.
 
     Raises:
-        CheckpointError: names or shapes differ from the model's.
+        CheckpointError: names or shapes differ from the model's, which then stays as it was.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != tensors.keys():
@@ -46,13 +55,15 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, Tensor], source:
             f"{source} belongs to another model: {len(differing)} parameter names differ, e.g. "
             f"{differing[0]}. Use the settings it was made with, or remove it."
         )
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{source} belongs to another model: {name} has shape "
+                f"{list(tensors[name].shape)} there and {list(parameter.shape)} here. "
+                "Use the settings it was made with, or remove it."
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise CheckpointError(
-                    f"{source} belongs to another model: {name} has shape "
-                    f"{list(tensors[name].shape)} there and {list(parameter.shape)} here"
-                )
             parameter.copy_(tensors[name])
 
 
@@ -66,10 +77,23 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put `optimizer_tensors` back; the parameter groups keep their present settings."""
+    """Put `optimizer_tensors` back; the parameter groups keep their present settings.
+
+    Raises:
+        CheckpointError: an entry belongs to none of the optimizer's parameters or has another
+            shape; the optimizer then stays as it was.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        index, entry = name.split(".", 1)
+        index, _, entry = name.partition(".")
+        known = entry and index.isdecimal() and int(index) < len(parameters)
+        # a scalar is a count of steps; torch would take a wrong shape and fail at the next step
+        if not known or value.ndim and value.shape != parameters[int(index)].shape:
+            raise CheckpointError(
+                f"the saved optimizer state does not fit the model: {name!r}, of shape "
+                f"{list(value.shape)}. Use the settings it was made with, or remove the checkpoint."
+            )
         state.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
@@ -82,8 +106,15 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint folder, replacing one of the same name only when the new one is whole.
 
+    Args:
+        folder: where to; its parents are made.
+        model: tensors by name.
+        state: anything that JSON can hold; infinities are written as Python's JSON does.
+        optimizer: tensors by name, from `optimizer_tensors` and the like.
+
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written; what was there before stays.
+        CheckpointError: the disk is full or the folder cannot be written; what was there before
+            stays.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -92,29 +123,47 @@ def save_checkpoint(
         save_file(model, temporary / MODEL_FILE)
         if optimizer is not None:
             save_file(optimizer, temporary / OPTIMIZER_FILE)
-        (temporary / STATE_FILE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
+        text = json.dumps({"format": FORMAT, **state}, indent=1)
+        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
         for file in temporary.iterdir():
-            with file.open("rb") as handle:
+            with file.open("r+b") as handle:  # some systems refuse to sync a file open for reading
                 os.fsync(handle.fileno())
         replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"the checkpoint {folder} could not be written ({error}). Free disk space or choose another "
-            "--run_dir; the previous checkpoint, if any, is untouched."
+            f"the checkpoint {folder} could not be written ({error}). Free disk space or choose "
+            "another --run_dir; the previous checkpoint, if any, is untouched."
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # there only if something was raised
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename folder `new` to `target`; an older `target` is moved aside first and then removed."""
+    """Rename folder `new` to `target`; an older `target` is moved aside first and then removed.
+
+    A kill between the two renames leaves the older folder as `.<name>.<process id>.old`.
+
+    Raises:
+        OSError: a rename failed; the older `target` is back in its place.
+    """
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a killed process of the same id
         target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
+def load_checkpoint(
+    folder: Path,
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
     """Read model tensors, state, and optimizer tensors (None where there are none).
 
     Raises:
@@ -123,7 +172,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], di
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint at {folder}")
     try:
-        state = json.loads((folder / STATE_FILE).read_text())
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder / STATE_FILE} is not of checkpoint format {FORMAT}; "

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import torch
+from recbole.config import Config
 from recbole.evaluator import Collector
 from torch import Tensor
 
+from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.scoring.topk import TopK
 
 
 class TopKCollector(Collector):
     """Feeds RecBole's evaluator from a `TopK`; dense scores go RecBole's own way.
 
-    The metrics read `rec.items` [users, K] and `rec.topk` [users, K + 1] (hit or not at each rank, then the
-    number of the user's positives); neither needs the scores of items below rank K.
+    The metrics read `rec.items` [users, K] and `rec.topk` [users, K + 1] (hit or not at each rank,
+    then the number of the user's positives); neither needs the scores of items below rank K.
     """
+
+    def __init__(self, config: Config) -> None:
+        """Set up what RecBole's metrics ask for.
+
+        Args:
+            config: the run's configuration (metrics, topk, eval_args, device).
+
+        Raises:
+            ConfigError: a metric needs the rank of every item, and a part of the data is ranked in
+                full.
+        """
+        super().__init__(config)
+        ranks_in_full = "full" in config["eval_args"]["mode"].values()
+        if ranks_in_full and self.register.need("rec.meanrank"):
+            raise ConfigError(
+                "metrics: GAUC needs the rank of every item, but LLMRec finds the best topk items "
+                "only. Remove it, or set eval_args mode to uniN for validation and test."
+            )
 
     def eval_batch_collect(  # type: ignore[no-untyped-def]
         self, scores_tensor, interaction, positive_u: Tensor, positive_i: Tensor
     ) -> None:
-        """Collect one batch of users; `scores_tensor` is a `TopK` or RecBole's dense scores."""
+        """Collect one batch of B users.
+
+        Args:
+            scores_tensor: a `TopK` of at least max(topk) columns, or RecBole's dense scores
+                [B, n_items]. Places of a `TopK` filled up with item 0 are misses.
+            interaction: RecBole's batch; dense scores only.
+            positive_u: long [n], rows of the users' positives in the batch.
+            positive_i: long [n], the positives; a repeated pair counts once.
+        """
         if not isinstance(scores_tensor, TopK):
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
@@ -29,7 +57,8 @@ class TopKCollector(Collector):
             self.data_struct.update_tensor("rec.items", items)
         if self.register.need("rec.topk"):
             stride = int(max(items.max(), positive_i.max())) + 1
-            pairs = torch.arange(len(items))[:, None] * stride + items
-            hits = torch.isin(pairs, positive_u * stride + positive_i) & (items > 0)
-            n_positives = torch.bincount(positive_u, minlength=len(items))[:, None]
+            pairs = torch.arange(len(items))[:, None] * stride + items  # [B, K]
+            positives = torch.unique(positive_u * stride + positive_i)
+            hits = torch.isin(pairs, positives) & (items > 0)  # [B, K]
+            n_positives = torch.bincount(positives // stride, minlength=len(items))[:, None]
             self.data_struct.update_tensor("rec.topk", torch.cat([hits.int(), n_positives], dim=1))

@@ -1,4 +1,4 @@
-"""The cache of the supervised stage: found again only when nothing that determines it has changed."""
+"""The cache of the supervised stage, found only when nothing that determines it has changed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recbole.config import Config
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.training.checkpoint import replace_folder
 
-# Settings that act only after the supervised stage. Everything else is part of the key, so that a setting added
-# later separates caches until it is listed here.
+# Settings that act only after the supervised stage. Everything else is part of the key, so that a
+# setting added later separates caches until it is listed here.
 LATER_SETTINGS = frozenset(
     {
         "loss",

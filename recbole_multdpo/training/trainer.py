@@ -52,8 +52,8 @@ class Stage:
 class SetwiseTrainer(Trainer):
     """Trains one stage with RecBole's loop, early stopping and evaluator.
 
-    What differs from RecBole: batches are `SetwiseBatch`es, the schedule steps per batch, checkpoints hold no
-    pickled object, and full ranking goes through the model's exact top-K.
+    What differs from RecBole: batches are `SetwiseBatch`es, the schedule steps per batch,
+    checkpoints hold no pickled object, and full ranking goes through the model's exact top-K.
     """
 
     def __init__(self, config: Config, model: LLMRec, stage: Stage, folder: Path) -> None:
@@ -75,7 +75,8 @@ class SetwiseTrainer(Trainer):
         self.schedule: LRScheduler | None = None
         self.global_step = 0
 
-    # ---- optimisation ------------------------------------------------------------------------------
+    # ---- optimisation
+    # ------------------------------------------------------------------------------
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         trained = [p for p in self.model.lm.parameters() if p.requires_grad]
@@ -84,8 +85,9 @@ class SetwiseTrainer(Trainer):
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]
         """Train the stage; returns RecBole's (best score, best result).
 
-        A `last` checkpoint, from which `resume_checkpoint` continues, is written at every validation (at every
-        epoch where the stage has none), `best` whenever the validation metric improves.
+        A `last` checkpoint, from which `resume_checkpoint` continues, is written at every
+        validation (at every epoch where the stage has none), `best` whenever the validation metric
+        improves.
         """
         n_steps = self.epochs * len(train_data)
         self.schedule = get_scheduler(
@@ -97,7 +99,10 @@ class SetwiseTrainer(Trainer):
         if (self.last_folder / "state.json").exists() and self.start_epoch > 0:
             self._restore_schedule()
         return super().fit(
-            train_data, valid_data, callback_fn=lambda epoch, score: self._save_last(epoch), **kwargs
+            train_data,
+            valid_data,
+            callback_fn=lambda epoch, score: self._save_last(epoch),
+            **kwargs,
         )
 
     def _train_epoch(  # type: ignore[no-untyped-def]
@@ -129,7 +134,7 @@ class SetwiseTrainer(Trainer):
         return means["loss"]
 
     def _train_step(self, batch: SetwiseBatch) -> dict[str, float]:
-        """One optimizer step on a batch, in `gradient_accumulation_steps` parts of equal weight per context."""
+        """One optimizer step; a batch may be computed in `gradient_accumulation_steps` parts."""
         self.optimizer.zero_grad()
         n_parts = min(self.model.settings.gradient_accumulation_steps, len(batch))
         size = math.ceil(len(batch) / n_parts)
@@ -150,7 +155,7 @@ class SetwiseTrainer(Trainer):
         self.optimizer.step()
         assert self.schedule is not None
         sums["grad_norm"] = float(grad_norm)
-        sums["learning_rate"] = self.schedule.get_last_lr()[0]
+        sums["learning_rate"] = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.global_step += 1
         return sums
@@ -165,15 +170,17 @@ class SetwiseTrainer(Trainer):
         kept = self.last_folder if self.last_folder.exists() else "none was written yet"
         setting = "sft_learning_rate" if self.stage.name == "sft" else "learning_rate"
         return TrainingError(
-            f"{what} is not finite in step {self.global_step + 1} of the {self.stage.name} stage, in contexts "
-            f"of users {', '.join(names)}{' ...' if len(user_ids) > 8 else ''}. Lower --{setting} or "
+            f"{what} is not finite in step {self.global_step + 1} of the {self.stage.name} stage, "
+            f"in contexts of users {', '.join(names)}{' ...' if len(user_ids) > 8 else ''}. "
+            f"Lower --{setting} or "
             f"--clip_grad_norm, or use --dtype=float32. Last good checkpoint: {kept}"
         )
 
     def _user_tokens(self, user_ids: Tensor) -> list[str]:
         return [self.model.user_name(user) for user in user_ids.tolist()]
 
-    # ---- checkpoints -------------------------------------------------------------------------------
+    # ---- checkpoints
+    # -------------------------------------------------------------------------------
 
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
@@ -187,9 +194,9 @@ class SetwiseTrainer(Trainer):
         }
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """Write `best` (RecBole calls this when validation improves, or after every epoch without one)."""
+        """Write `best`: when validation improved, or after every epoch of a stage without one."""
         if epoch < 0 and self.best_folder.exists():
-            return  # RecBole's call for a stage with no epoch left: the best weights are there already
+            return  # RecBole's call for a stage with no epoch left: `best` is there already
         save_checkpoint(self.best_folder, trainable_tensors(self.model.lm), self._state(epoch))
         if self.eval_step == 0 and epoch >= 0:
             self._save_last(epoch)
@@ -231,7 +238,9 @@ class SetwiseTrainer(Trainer):
         assert self.schedule is not None
         _, state, _ = load_checkpoint(self.last_folder)
         self.schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+        for group, rate in zip(
+            self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
+        ):
             group["lr"] = rate
 
     def load_best(self) -> None:
@@ -239,7 +248,8 @@ class SetwiseTrainer(Trainer):
         model, _, _ = load_checkpoint(self.best_folder)
         load_trainable_tensors(self.model.lm, model, self.best_folder)
 
-    # ---- evaluation --------------------------------------------------------------------------------
+    # ---- evaluation
+    # --------------------------------------------------------------------------------
 
     def _full_sort_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
         interaction, history_index, positive_u, positive_i = batched_data
@@ -253,10 +263,10 @@ class SetwiseTrainer(Trainer):
 def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, float]:
     """Means over a batch for progress bar and TensorBoard.
 
-    `positive_logp` is the mean log-probability of the positives (nats per item): preference training may lower
-    it while the margin grows, which is worth seeing. `margin` is the mean over contexts of the mean reward of the
-    positives less that of the negatives, the reward being beta times the log-ratio; without a reference, of the
-    log-probabilities themselves.
+    `positive_logp` is the mean log-probability of the positives (nats per item): preference
+    training may lower it while the margin grows, which is worth seeing. `margin` is the mean over
+    contexts of the mean reward of the positives less that of the negatives, the reward being beta
+    times the log-ratio; without a reference, of the log-probabilities themselves.
     """
     positive, negative = levels >= POSITIVE_LEVEL, levels == NEGATIVE_LEVEL
     metrics = {

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.training.trainer import SetwiseTrainer
+from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -149,7 +149,9 @@ def test_fast_paths_give_the_metrics_of_their_slow_twins(
     data_path: Path, tmp_path: Path, finished: Path
 ) -> None:
     fast = json.loads((finished / "result.json").read_text())
-    slow = run(toy_arguments(data_path, tmp_path / "slow", "--ranker=exhaustive", "--scorer=padded"))
+    slow = run(
+        toy_arguments(data_path, tmp_path / "slow", "--ranker=exhaustive", "--scorer=padded")
+    )
     assert slow["valid_result"] == pytest.approx(fast["valid_result"], abs=2e-3)
     assert slow["test_result"] == pytest.approx(fast["test_result"], abs=2e-3)
 
@@ -167,24 +169,37 @@ def test_accumulation_does_not_change_the_result(
         torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
 
 
-def test_lora_runs_and_saves_an_adapter(data_path: Path, tmp_path: Path, finished: Path) -> None:
-    folder = tmp_path / "lora"
-    result = run(
-        toy_arguments(
-            data_path, folder, f"--backbone={finished / 'model'}", "--finetune=lora", "--lora_r=2"
-        )
-    )
-    assert result["test_result"]["ndcg@5"] >= 0
-    assert (folder / "model" / "model.safetensors").exists()
-
-
-def test_validation_items_in_the_test_prompt_change_the_test_only(
+def test_lora_on_a_local_folder_saves_a_whole_model(
     data_path: Path, tmp_path: Path, finished: Path
 ) -> None:
-    plain = json.loads((finished / "result.json").read_text())
-    more = run(toy_arguments(data_path, tmp_path / "run", "--test_history=train_valid"))
-    assert more["valid_result"] == plain["valid_result"]
-    assert more["test_result"] != plain["test_result"]
+    folder = tmp_path / "lora"
+    arguments = toy_arguments(
+        data_path, folder, f"--backbone={finished / 'model'}", "--lora_r=2", "--loss=s_dpo"
+    )
+    run([a for a in arguments if not a.startswith("--tiny_")])
+    before, after = weights(finished), weights(folder)
+    assert before.keys() == after.keys()  # merged: plain transformers loads it
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed and all("proj" in name for name in changed)
+
+
+def test_validation_items_join_the_prompt_for_the_test_only(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[int] = []
+    topk = LLMRec.topk
+
+    def recording(model: LLMRec, *args):  # type: ignore[no-untyped-def]
+        known.append(len(model.histories.items))
+        return topk(model, *args)
+
+    monkeypatch.setattr(LLMRec, "topk", recording)
+    for test_history in ("train", "train_valid"):
+        extra = ["--loss=sft", f"--test_history={test_history}"]
+        result = run(toy_arguments(data_path, tmp_path / test_history, *extra))
+        assert result["test_history"] == test_history
+    # of each user's 11 items, 9 train, 1 validates and 1 tests
+    assert known == [9 * N_USERS] * 3 + [10 * N_USERS]
 
 
 def test_sampled_validation(data_path: Path, tmp_path: Path) -> None:
@@ -199,7 +214,9 @@ def test_sampled_validation(data_path: Path, tmp_path: Path) -> None:
 
 def test_popularity_metrics_work_with_topk_rankings(data_path: Path, tmp_path: Path) -> None:
     result = run(
-        toy_arguments(data_path, tmp_path / "run", "--metrics=['NDCG', 'ItemCoverage', 'AveragePopularity']")
+        toy_arguments(
+            data_path, tmp_path / "run", "--metrics=['NDCG', 'ItemCoverage', 'AveragePopularity']"
+        )
     )
     assert 0 < result["test_result"]["itemcoverage@5"] <= 1
 
@@ -240,7 +257,9 @@ def test_classical_model_has_the_same_split(
     def recording(config, dataset):  # type: ignore[no-untyped-def]
         built = prepare(config, dataset)
         parts[config["model"]] = [
-            set(zip(p.inter_feat["user_id"].tolist(), p.inter_feat["item_id"].tolist(), strict=True))
+            set(
+                zip(p.inter_feat["user_id"].tolist(), p.inter_feat["item_id"].tolist(), strict=True)
+            )
             for p in built
         ]
         return built

@@ -67,3 +67,15 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
     ]
     by_key = {argument.split("=", 1)[0]: argument for argument in arguments}
     return list(by_key.values())
+
+
+def toy_model(data_path: Path, tmp_path: Path, *extra: str):  # type: ignore[no-untyped-def]
+    """(config, parts, model) of the toy data set, untrained."""
+    from recbole_multdpo.config import load_config
+    from recbole_multdpo.data.dataset import LLMRecDataset
+    from recbole_multdpo.model.llmrec import LLMRec
+    from recbole_multdpo.quick_start import _load, _prepare
+
+    config = load_config(toy_arguments(data_path, tmp_path / "run", *extra))
+    parts = _prepare(config, _load(config, LLMRecDataset))
+    return config, parts, LLMRec(config, parts[0])

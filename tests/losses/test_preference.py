@@ -1,4 +1,4 @@
-"""Preference losses: hand-derived values, identities, extremes, and brute force over permutations."""
+"""Preference losses: values derived by hand, identities, extremes, brute force."""
 
 import itertools
 import math
@@ -55,12 +55,12 @@ def contexts(draw, max_positives=5, max_negatives=4):
     return logratios, list(levels), draw(st.sampled_from([0.1, 0.5, 1.0, 2.0]))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # values derived by hand
 
 
 def test_dpo_value():
-    """Weights 3 : 1, so σ(s_w − s_l) = 3/4 and the loss is log(4/3); β = 2 gives 9 : 1, log(10/9)."""
+    """Weights 3 : 1, so σ(s_w − s_l) = 3/4, loss log(4/3); β = 2 gives 9 : 1, log(10/9)."""
     logratios = [math.log(3), 0.0]
     torch.testing.assert_close(loss_of("dpo", logratios, [1, 0]), double([math.log(4 / 3)]))
     torch.testing.assert_close(loss_of("dpo", logratios, [1, 0], 2.0), double([math.log(10 / 9)]))
@@ -105,7 +105,7 @@ def test_higher_levels_count_as_positive():
     torch.testing.assert_close(graded, loss_of("mult_dpo", logratios, [1, 1, 0, 0]))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # identities
 
 
@@ -166,7 +166,7 @@ def test_order_and_common_shift_do_not_matter(context, seed, shift):
     )
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # padding, extremes, gradients
 
 
@@ -209,7 +209,7 @@ def test_extreme_log_ratios_stay_finite(name, extreme):
 
 
 def test_well_separated_sets_keep_their_small_loss_and_wrong_ones_their_slope():
-    """Gap 60 over one negative: log(1 + e^−60) = e^−60 to first order. Gap −1e4: value 1e4, slope ∓1."""
+    """Gap 60: log(1 + e^−60) = e^−60 to first order. Gap −1e4: value 1e4, slope ∓1."""
     torch.testing.assert_close(
         loss_of("s_dpo", [60.0, 0.0], [1, 0]), double([math.exp(-60)]), rtol=1e-12, atol=0
     )
@@ -252,7 +252,7 @@ def test_mult_dpo_gradient_is_share_minus_hit():
 )
 @pytest.mark.parametrize("name", LOSSES)
 def test_computes_in_float32_or_better(name, given_dtype, computed):
-    """Every value below is exact in bfloat16, so the result must be that of float64 up to float32."""
+    """Every value is exact in bfloat16, so the result is that of float64 up to float32."""
     policy, levels = double([[-3.0, -1.5, -2.0, 0.0]]), torch.tensor([LEVELS[name]])
     reference = double([[-2.0, -2.5, -1.0, 0.0]])
     exact = preference_loss(name, policy, reference, levels, 0.3)
@@ -275,7 +275,7 @@ def test_contexts_of_a_batch_are_independent():
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # what is refused
 
 
@@ -332,7 +332,7 @@ def test_missing_reference_and_unequal_shapes_are_refused():
         preference_loss("dpo", values, torch.zeros(1, 1), levels, 1.0)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # helpers for logging
 
 

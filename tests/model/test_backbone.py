@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, dynamic_module_utils
 
 import recbole_multdpo
 from recbole_multdpo.errors import ConfigError, TrainingError
@@ -44,9 +44,7 @@ def logits(model):
 
 
 def lora(lm, *, target_modules="all-linear", r=2, alpha=4, dropout=0.0, seed=0):
-    return add_lora(
-        lm, r=r, alpha=alpha, dropout=dropout, target_modules=target_modules, seed=seed
-    )
+    return add_lora(lm, r=r, alpha=alpha, dropout=dropout, target_modules=target_modules, seed=seed)
 
 
 def train_adapter(model, seed=1):
@@ -104,7 +102,7 @@ class TestLoading:
         assert made.dtype == loaded.dtype == made.config.dtype == dtype
         assert made.config._attn_implementation == attention
         assert torch.equal(logits(made), logits(loaded))
-        # bfloat16 positions would be wrong beyond 256
+        # rotary frequencies rounded to bfloat16 would misplace distant tokens
         assert made.model.rotary_emb.inv_freq.dtype == torch.float32
 
     def test_local_folder_wins_over_a_hub_id(self, saved, tmp_path, monkeypatch, offline):
@@ -223,7 +221,8 @@ class TestDamagedFolders:
         with pytest.raises(ConfigError, match=f"{size + 1} tokens.* only {size} embeddings"):
             load(str(folder))
 
-    def test_code_in_a_folder_is_not_run(self, folder):
+    def test_code_in_a_folder_runs_only_when_trusted(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
         witness = folder / "ran"
         (folder / "evil.py").write_text(f"open({str(witness)!r}, 'w')")
         edit_json(
@@ -231,11 +230,16 @@ class TestDamagedFolders:
             model_type="evil",
             auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
         )
-        with pytest.raises(ConfigError, match="trust_remote_code"):
+        with pytest.raises(ConfigError, match="has not been run.*--trust_remote_code=True"):
             load(str(folder))
         assert not witness.exists()
+        with pytest.raises(ConfigError, match="cannot be loaded"):  # it holds no model
+            load(str(folder), trust_remote_code=True)
+        assert witness.exists()
 
-    @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "~/no-such", "a/b/c", "", " "])
+    @pytest.mark.parametrize(
+        "name", ["/no/such/folder", "./nothing", "~/no-such", "a/b/c", "", " "]
+    )
     def test_a_path_that_is_no_folder_is_never_asked_of_the_hub(self, name, monkeypatch):
         monkeypatch.setattr("recbole_multdpo.model.backbone.AutoConfig", None)  # would be an error
         with pytest.raises(ConfigError, match="is not a folder"):

@@ -40,8 +40,8 @@ def children_of(trie, node):
 def test_hand_drawn_example():
     """Items 1: "5 6", 2: "7", 3: "5 6" again, 4: "5 2", with terminator 1.
 
-    Lexicographic order: 5 2 1 (item 4), 5 6 1 (items 1 and 3), 7 1 (item 2). Internal nodes: root, 5,
-    5 2, 5 6, 7. Leaves: 5 2 1, 5 6 1, 7 1.
+    Lexicographic order: 5 2 1 (item 4), 5 6 1 (items 1 and 3), 7 1 (item 2). Internal nodes: root,
+    5, 5 2, 5 6, 7. Leaves: 5 2 1, 5 6 1, 7 1.
     """
     trie = build([[5, 6], [7], [5, 6], [5, 2]])
     assert (trie.num_internal, trie.num_leaves, trie.num_items) == (5, 3, 5)
@@ -132,7 +132,7 @@ def test_empty_texts_and_empty_catalogues_are_refused():
 
 
 def test_large_catalogue_takes_seconds_at_most():
-    """100,000 texts of up to 12 tokens; a dictionary node by node takes far longer than the limit."""
+    """100,000 texts of up to 12 tokens, and every leaf still spells its items."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 13, (100_001,), generator=generator)
     ids = torch.randint(2, 2000, (100_001, 12), generator=generator)

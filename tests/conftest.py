@@ -1,0 +1,129 @@
+"""Shared fixtures: tiny random models, a byte-level tokenizer, one torch thread."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+EOS, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CORPUS = [
+    " Toy Story",
+    " Toy Soldiers",
+    " The Story of Us",
+    " The Usual Suspects",
+    "A user liked these movies:",
+    "\nAnother movie for this user:",
+] * 3
+CONFIGS = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """Several threads spin on a shared machine and make tiny models many times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_lm():
+    """Factory of tiny causal LMs: hidden 32, 2 layers, grouped queries, 64 tokens.
+
+    The weights are large for the size, so that every token's prediction depends visibly on every
+    token before it: with the usual 0.02 a wrong mask would hardly show.
+    """
+
+    def make(architecture="qwen2", *, dtype=torch.float32, attn="sdpa", seed=0):
+        config_class, model_class, options = CONFIGS[architecture]
+        config = config_class(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.3,
+            attn_implementation=attn,
+            bos_token_id=None,
+            eos_token_id=2,
+            pad_token_id=0,
+            **options,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lm = model_class(config)
+        return lm.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def pure_float64(monkeypatch):
+    """Keep float64 models in float64 throughout.
+
+    transformers runs every norm, and eager attention's softmax, in float32 whatever the model's
+    dtype; equal computations in another order then differ by 1e-7 instead of 1e-15.
+    """
+
+    def norm(self, hidden_states):
+        mean_square = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * hidden_states * torch.rsqrt(mean_square + self.variance_epsilon)
+
+    def softmax(scores, dim=None, dtype=None):
+        return scores.softmax(dim, dtype=torch.promote_types(scores.dtype, dtype or scores.dtype))
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", norm)
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    """Factory of byte-level BPE tokenizers with ChatML's special tokens.
+
+    Args of the factory: `chat_template`, and `adds_bos` for one that opens every text with
+    `<|im_start|>`.
+    """
+
+    def make(chat_template=None, adds_bos=False):
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=[EOS, IM_START, IM_END],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(CORPUS, trainer)
+        if adds_bos:
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{IM_START} $A", special_tokens=[(IM_START, 1)]
+            )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            eos_token=EOS,
+            pad_token=EOS,
+            bos_token=IM_START if adds_bos else None,
+            additional_special_tokens=[IM_START, IM_END],
+            chat_template=chat_template,
+            clean_up_tokenization_spaces=False,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_tokenizer):
+    """The plain tokenizer: no chat template, no token before a text."""
+    return make_tokenizer()

@@ -1,0 +1,122 @@
+"""LLMRec: RecBole's hooks agree with each other, and the reference is the policy at step 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from tests.integration.toy import N_ITEMS, toy_model, write_toy
+
+from recbole_multdpo.quick_start import _train_loader
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+def test_recbole_hooks_and_rankers_agree(data_path: Path, tmp_path: Path) -> None:
+    _, _, model = toy_model(data_path, tmp_path)
+    model.eval()
+    users = torch.tensor([1, 5, 9])
+    full = model.full_sort_predict(Interaction({"user_id": users})).view(3, N_ITEMS + 1)
+    assert torch.isneginf(full[:, 0]).all()
+
+    # pairs in no particular order, one user twice
+    pairs = Interaction(
+        {"user_id": torch.tensor([9, 1, 9, 5]), "item_id": torch.tensor([3, 30, 1, 7])}
+    )
+    expected = torch.stack([full[2, 3], full[0, 30], full[2, 1], full[1, 7]])
+    torch.testing.assert_close(model.predict(pairs), expected, atol=1e-4, rtol=1e-5)
+
+    excluded = torch.zeros(3, N_ITEMS + 1, dtype=torch.bool)
+    excluded[0, full[0].argmax()] = True
+    topk = model.topk(users, excluded, 5)
+    values, items = full.masked_fill(excluded, -torch.inf).topk(5)
+    torch.testing.assert_close(topk.scores, values, atol=1e-4, rtol=1e-5)
+    assert torch.equal(topk.items, items)
+
+
+def test_scoring_in_small_chunks_changes_nothing(data_path: Path, tmp_path: Path) -> None:
+    _, _, model = toy_model(data_path, tmp_path, "--score_batch_tokens=150")
+    _, _, whole = toy_model(data_path, tmp_path)
+    candidates = torch.arange(N_ITEMS + 1).expand(4, -1)
+    prompts = model.user_prompts(torch.tensor([1, 2, 3, 4]))
+    torch.testing.assert_close(
+        model.score(*prompts, candidates), whole.score(*prompts, candidates), atol=1e-4, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_log_ratio_is_zero_when_preference_training_starts(
+    data_path: Path, tmp_path: Path, finetune: str
+) -> None:
+    config, parts, model = toy_model(data_path, tmp_path, f"--finetune={finetune}", *_lora(finetune))
+    loader = _train_loader(config, model, parts[0], "mult_dpo", 8)
+    loader.set_epoch(0)
+    batch = next(iter(loader))
+
+    # a "fine-tuned" policy that differs from the backbone
+    base_logps = model._logps(model.lm, batch).detach()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.lm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    tuned_logps = model._logps(model.lm, batch).detach()
+    assert not torch.allclose(tuned_logps, base_logps, atol=1e-2)
+
+    model.start_preference_stage("mult_dpo")
+    output = model.step(batch)
+    assert torch.equal(output.policy_logps, output.reference_logps)
+    torch.testing.assert_close(output.policy_logps, tuned_logps, atol=1e-3, rtol=1e-4)
+    # Eq. 14 at s = 0: N log(N + M) - log N!
+    positives, candidates = (batch.levels > 0).sum(1).double(), (batch.levels >= 0).sum(1)
+    expected = positives * candidates.double().log() - torch.lgamma(positives + 1)
+    torch.testing.assert_close(output.losses.double(), expected, atol=1e-4, rtol=1e-5)
+
+    # training moves the policy and leaves the reference alone
+    output.losses.mean().backward()
+    with torch.no_grad():
+        for parameter in model.lm.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.1 * parameter.grad)
+    moved = model.step(batch)
+    assert torch.equal(moved.reference_logps, output.reference_logps)
+    assert not torch.allclose(moved.policy_logps, moved.reference_logps, atol=1e-3)
+
+
+def test_levels_come_from_ratings(data_path: Path, tmp_path: Path) -> None:
+    config, parts, model = toy_model(data_path, tmp_path, "--level_thresholds=[5, 4]")
+    batch = next(iter(_train_loader(config, model, parts[0], "mult_dpo", 8)))
+    assert set(batch.levels.unique().tolist()) == {-1, 0, 1, 2} - {-1} | (
+        {-1} if (batch.candidates == 0).any() else set()
+    )
+    ratings = {
+        (u, i): r
+        for u, i, r in zip(
+            *(parts[0].inter_feat[f].tolist() for f in ("user_id", "item_id", "rating")), strict=True
+        )
+    }
+    for user, items, levels in zip(
+        batch.user_ids.tolist(), batch.candidates.tolist(), batch.levels.tolist(), strict=True
+    ):
+        for item, level in zip(items, levels, strict=True):
+            if level > 0:
+                assert level == {5.0: 2, 4.0: 1}[ratings[user, item]]
+
+
+def test_two_losses_see_the_same_contexts(data_path: Path, tmp_path: Path) -> None:
+    config, parts, model = toy_model(data_path, tmp_path)
+    many = next(iter(_train_loader(config, model, parts[0], "mult_dpo", 8)))
+    one = next(iter(_train_loader(config, model, parts[0], "s_dpo", 8)))
+    assert torch.equal(many.user_ids, one.user_ids)
+    assert torch.equal(many.prompt_ids, one.prompt_ids)
+    assert torch.equal(many.candidates[:, 0], one.candidates[:, 0])
+    assert ((one.levels > 0).sum(1) == 1).all()
+
+
+def _lora(finetune: str) -> list[str]:
+    return ["--lora_r=4"] if finetune == "lora" else []

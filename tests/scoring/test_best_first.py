@@ -1,0 +1,388 @@
+"""Best-first ranking against a loop that scores every item alone, and controls that must differ."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.exhaustive import exhaustive_topk
+from recbole_multdpo.scoring.packed import packed_logps
+from recbole_multdpo.scoring.trie import ItemTrie
+
+VOCABULARY = 24
+END = 1
+ARCHITECTURES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+
+def tiny_lm(architecture="qwen2", attention="sdpa", dtype=torch.float64, **overrides):
+    """A random model with grouped queries; wide weights keep it far from uniform."""
+    config_class, model_class = ARCHITECTURES[architecture]
+    config = config_class(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        attn_implementation=attention,
+        **overrides,
+    )
+    torch.manual_seed(0)
+    return model_class(config).to(dtype).eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A catalogue and a batch of prompts."""
+
+    items: ItemTokens
+    trie: ItemTrie
+    prompt_ids: torch.Tensor
+    prompt_lengths: torch.Tensor
+
+    def rank(self, lm, k=5, excluded=None, trie=None, **options):
+        trie = self.trie if trie is None else trie
+        return best_first_topk(
+            lm, trie, self.prompt_ids, self.prompt_lengths, excluded, k, **options
+        )
+
+
+@cache
+def case(seed=0, n_items=30, n_users=4):
+    """Short texts over few tokens share prefixes; every seventh text is that of another item."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, *size):
+        return torch.randint(low, high, size, generator=generator)
+
+    texts = [draw(2, 6, int(draw(1, 6, 1))).tolist() for _ in range(n_items)]
+    for item in range(7, n_items, 7):
+        texts[item] = texts[item - 5]
+    items = ItemTokens.from_lists([[], *([*text, END] for text in texts)])
+    prompt_lengths = draw(1, 9, n_users)
+    prompt_lengths[0] = 8
+    # whatever stands right of a prompt is padding, so it may be anything
+    return Case(items, ItemTrie.build(items), draw(2, VOCABULARY, n_users, 8), prompt_lengths)
+
+
+@torch.no_grad()
+def naive_scores(lm, case):
+    """log π(item | prompt) [B, n_items], one unpadded forward per user and item; item 0 −inf."""
+    scores = torch.full((len(case.prompt_ids), len(case.items.lengths)), -math.inf).double()
+    for user, length in enumerate(case.prompt_lengths.tolist()):
+        for item in range(1, scores.shape[1]):
+            tokens = case.items.ids[item, : case.items.lengths[item]]
+            joined = torch.cat([case.prompt_ids[user, :length], tokens])
+            logps = lm(input_ids=joined[None]).logits[0, length - 1 : -1].double().log_softmax(-1)
+            scores[user, item] = logps.gather(1, tokens[:, None]).sum()
+    return scores
+
+
+@cache
+def oracle(architecture="qwen2"):
+    """Naive scores of the standard case; shared, because they cost a forward pass each."""
+    return naive_scores(tiny_lm(architecture), case())
+
+
+def ranked(scores, k, excluded=None):
+    """Items of each row by descending score, ties by id, as plain Python sorts them."""
+    lists = []
+    for user, row in enumerate(scores.tolist()):
+        # float64 models still normalise in float32, so equal texts are compared up to 1e-6
+        pairs = [
+            (-round(score, 6), item)
+            for item, score in enumerate(row)
+            if item > 0 and not (excluded is not None and excluded[user, item])
+        ]
+        best = [item for _, item in sorted(pairs)[:k]]
+        lists.append(best + [0] * (k - len(best)))
+    return lists
+
+
+def assert_matches(result, scores, k, excluded=None, atol=2e-6):
+    """Items, their order and their scores are those of the oracle."""
+    expected = torch.tensor(ranked(scores, k, excluded))
+    assert result.items.tolist() == expected.tolist()
+    torch.testing.assert_close(
+        result.scores.double(), scores.gather(1, expected), rtol=0, atol=atol
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# equality with scoring every item alone
+
+
+@pytest.mark.parametrize("expand_per_step", [1, 6, 1000])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equals_scoring_every_item_alone(architecture, attention, expand_per_step):
+    result = case().rank(tiny_lm(architecture, attention), k=8, expand_per_step=expand_per_step)
+    assert_matches(result, oracle(architecture), 8)
+    assert result.scores.dtype == torch.float64
+
+
+@pytest.mark.parametrize("k", [1, 29, 30, 45])
+def test_k_from_one_to_more_than_there_are_items(k):
+    assert_matches(case().rank(tiny_lm(), k=k), oracle(), k)
+
+
+def test_excluded_items_do_not_rank():
+    """User 0 keeps all items, user 1 half, user 2 three, user 3 none."""
+    excluded = torch.zeros(4, 31, dtype=torch.bool)
+    excluded[1, ::2] = True
+    excluded[2, 4:] = True
+    excluded[3] = True
+    for expand_per_step in (1, 1000):
+        result = case().rank(tiny_lm(), k=6, excluded=excluded, expand_per_step=expand_per_step)
+        assert_matches(result, oracle(), 6, excluded)
+    assert result.items[3].tolist() == [0] * 6
+    assert result.expanded[3] == 0
+
+
+def test_one_of_two_items_with_the_same_text_can_be_excluded():
+    first, second = 3, 8  # texts[7] = texts[2] in `case`, and ids start at 1
+    assert case().trie.leaf_of_item[first] == case().trie.leaf_of_item[second]
+    everything = case().rank(tiny_lm(), k=30)
+    for row, scores in zip(everything.items.tolist(), everything.scores, strict=True):
+        assert row.index(first) < row.index(second)
+        assert scores[row.index(first)] == scores[row.index(second)]
+    excluded = torch.zeros(4, 31, dtype=torch.bool)
+    excluded[:, first] = True
+    result = case().rank(tiny_lm(), k=30, excluded=excluded)
+    assert_matches(result, oracle(), 30, excluded)
+    assert (result.items == second).any(1).all()
+
+
+def test_float32_ranks_as_float64():
+    result = case().rank(tiny_lm(dtype=torch.float32), k=8)
+    assert result.scores.dtype == torch.float32
+    assert_matches(result, oracle(), 8, atol=1e-4)
+
+
+def test_bfloat16_scores_are_float32_sums_of_bfloat16_predictions():
+    lm = tiny_lm(dtype=torch.bfloat16)
+    result = case().rank(lm, k=30)
+    assert result.scores.dtype == torch.float32
+    exact = oracle().gather(1, result.items)
+    assert (result.scores.double() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("text", [[], [3], [3, 3, 4]])
+def test_catalogue_of_one_item(text):
+    items = ItemTokens.from_lists([[], [*text, END]])
+    one = replace(case(), items=items, trie=ItemTrie.build(items))
+    result = one.rank(tiny_lm(), k=2)
+    assert_matches(result, naive_scores(tiny_lm(), one), 2)
+    assert result.expanded.tolist() == [len(text)] * 4
+
+
+def test_adapter_wrapped_model():
+    lm = tiny_lm()
+    adapter = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+    )
+    wrapped = get_peft_model(lm, adapter).double().eval()
+    adapted = naive_scores(wrapped, case())
+    assert (adapted[:, 1:] - oracle()[:, 1:]).abs().min() > 1e-4
+    assert_matches(case().rank(wrapped, k=8), adapted, 8)
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    other = replace(case(), prompt_ids=case().prompt_ids.clone())
+    padding = torch.arange(8) >= case().prompt_lengths[:, None]
+    other.prompt_ids[padding] = 0
+    assert (other.prompt_ids != case().prompt_ids).any()
+    here, there = case().rank(tiny_lm(), k=8), other.rank(tiny_lm(), k=8)
+    assert here.items.equal(there.items)
+    assert here.scores.equal(there.scores)
+
+
+def test_a_batch_equals_its_users_alone():
+    lm, together = tiny_lm(), case().rank(tiny_lm(), k=8, expand_per_step=4)
+    for user in range(4):
+        length = int(case().prompt_lengths[user])
+        alone = replace(
+            case(),
+            prompt_ids=case().prompt_ids[user : user + 1, :length],
+            prompt_lengths=case().prompt_lengths[user : user + 1],
+        ).rank(lm, k=8, expand_per_step=4)
+        assert alone.items[0].equal(together.items[user])
+        assert alone.expanded[0] == together.expanded[user]
+        torch.testing.assert_close(alone.scores[0], together.scores[user], rtol=0, atol=2e-6)
+
+
+def test_head_in_chunks_of_one_row():
+    assert_matches(case().rank(tiny_lm(), k=8, max_logit_elements=1), oracle(), 8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(1, 10_000),
+    n_items=st.integers(1, 60),
+    n_users=st.integers(1, 6),
+    expand_per_step=st.sampled_from([1, 3, 16]),
+    k=st.integers(1, 12),
+    excluded_share=st.sampled_from([0.0, 0.3, 0.95]),
+)
+def test_equals_exhaustive_on_random_catalogues(
+    seed, n_items, n_users, expand_per_step, k, excluded_share
+):
+    lm, drawn = tiny_lm(), case.__wrapped__(seed, n_items, n_users)
+    generator = torch.Generator().manual_seed(seed)
+    excluded = torch.rand(n_users, n_items + 1, generator=generator) < excluded_share
+    search = drawn.rank(lm, k=k, excluded=excluded, expand_per_step=expand_per_step)
+    exhaustive = exhaustive_topk(
+        partial(packed_logps, lm, items=drawn.items),
+        drawn.prompt_ids,
+        drawn.prompt_lengths,
+        excluded,
+        k,
+        n_items=n_items + 1,
+    )
+    assert search.items.equal(exhaustive.items)
+    torch.testing.assert_close(search.scores, exhaustive.scores, rtol=0, atol=5e-6)
+
+
+# --------------------------------------------------------------------------------------------------
+# controls: a wrong mask or position must show
+
+
+def wrong_tries():
+    """Tries whose `path` or `depth` makes the search build a wrong mask or wrong positions."""
+    trie = case().trie
+    nodes = torch.arange(1, trie.num_internal)
+    only_self = torch.zeros_like(trie.path)
+    only_self[nodes, trie.depth[nodes] - 1] = nodes
+    without_self = trie.path.clone()
+    without_self[nodes, trie.depth[nodes] - 1] = 0
+    return {
+        "no ancestors": replace(trie, path=only_self),
+        "not itself": replace(trie, path=without_self),
+        "shifted positions": replace(
+            trie, depth=torch.where(trie.depth > 1, trie.depth + 1, trie.depth)
+        ),
+    }
+
+
+@pytest.mark.parametrize("mistake", ["no ancestors", "not itself", "shifted positions"])
+def test_wrong_mask_or_positions_change_the_scores(mistake):
+    right = case().rank(tiny_lm(), k=30)
+    wrong = case().rank(tiny_lm(), k=30, trie=wrong_tries()[mistake])
+    assert (wrong.scores - right.scores).abs().max() > 1e-2
+
+
+# --------------------------------------------------------------------------------------------------
+# how much is expanded
+
+
+@torch.no_grad()
+def naive_prefix_scores(lm, case):
+    """Log-probability of each internal node's prefix [B, I], one forward per user and node."""
+    trie = case.trie
+    scores = torch.zeros(len(case.prompt_ids), trie.num_internal, dtype=torch.float64)
+    for user, length in enumerate(case.prompt_lengths.tolist()):
+        for node in range(1, trie.num_internal):
+            tokens = trie.token[trie.path[node, : trie.depth[node]]]
+            joined = torch.cat([case.prompt_ids[user, :length], tokens])
+            logps = lm(input_ids=joined[None]).logits[0, length - 1 : -1].log_softmax(-1)
+            scores[user, node] = logps.gather(1, tokens[:, None]).sum()
+    return scores
+
+
+@pytest.mark.parametrize("k", [1, 4, 15])
+def test_one_node_per_step_expands_no_more_than_needed(k):
+    """Any exact search must open each prefix that beats the k-th item; ours opens no other."""
+    prefixes = naive_prefix_scores(tiny_lm(), case())[:, 1:]
+    result = case().rank(tiny_lm(), k=k, expand_per_step=1)
+    last = result.scores[:, -1:]
+    needed = (prefixes > last + 1e-5).sum(1)
+    allowed = (prefixes > last - 2e-4).sum(1)
+    assert (needed <= result.expanded).all()
+    assert (result.expanded <= allowed).all()
+    assert (allowed < case().trie.num_internal - 1).all()  # the bound does prune
+
+
+def test_peaked_model_expands_a_fraction_and_wider_steps_expand_more():
+    lm = tiny_lm()
+    lm.lm_head.weight.data *= 4
+    wide = case(seed=3, n_items=200)
+    narrow_steps = wide.rank(lm, k=2, expand_per_step=1)
+    wide_steps = wide.rank(lm, k=2, expand_per_step=1000)
+    internal = wide.trie.num_internal - 1
+    assert narrow_steps.expanded.float().mean() < 0.25 * internal
+    assert (narrow_steps.expanded <= wide_steps.expanded).all()
+    assert (wide_steps.expanded <= internal).all()
+    assert narrow_steps.items.equal(wide_steps.items)
+
+
+def test_without_a_bound_every_node_is_expanded_once():
+    result = case().rank(tiny_lm(), k=31)
+    assert result.expanded.tolist() == [case().trie.num_internal - 1] * 4
+
+
+def test_wholly_excluded_subtrees_are_not_entered():
+    """With one allowed item only its own prefixes are fed: its tokens without the terminator."""
+    item = int(case().items.lengths.argmax())
+    excluded = torch.ones(4, 31, dtype=torch.bool)
+    excluded[:, item] = False
+    result = case().rank(tiny_lm(), k=1, excluded=excluded)
+    assert result.items.tolist() == [[item]] * 4
+    assert result.expanded.tolist() == [int(case().items.lengths[item]) - 1] * 4
+
+
+# --------------------------------------------------------------------------------------------------
+# what is refused
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match="eval"):
+        case().rank(tiny_lm().train())
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"expand_per_step": 0}])
+def test_counts_below_one_are_refused(options):
+    with pytest.raises(ValueError, match="at least 1"):
+        case().rank(tiny_lm(), **options)
+
+
+@pytest.mark.parametrize("length", [0, 9])
+def test_prompt_lengths_outside_the_table_are_refused(length):
+    lengths = case().prompt_lengths.clone()
+    lengths[2] = length
+    with pytest.raises(ValueError, match="1 to 8"):
+        replace(case(), prompt_lengths=lengths).rank(tiny_lm())
+
+
+def test_nan_weights_are_reported_and_not_ranked():
+    lm = tiny_lm()
+    lm.lm_head.weight.data[7] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        case().rank(lm)
+
+
+def test_sliding_window_shorter_than_the_sequence_is_refused():
+    window = {"use_sliding_window": True, "max_window_layers": 0}
+    assert_matches(case().rank(tiny_lm(sliding_window=32, **window), k=8), oracle(), 8)
+    with pytest.raises(ConfigError, match="sliding window of 10"):
+        case().rank(tiny_lm(sliding_window=10, **window))
+
+
+def test_attention_without_an_additive_mask_is_refused():
+    lm = tiny_lm()
+    lm.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ConfigError, match="flash_attention_2"):
+        case().rank(lm)
