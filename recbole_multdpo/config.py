@@ -1,9 +1,10 @@
 """RecBole's Config with checked settings: where they come from, which are valid, on which device.
 
 A setting is taken from, the strongest first: the command line, `config_dict`, the files of
-`--config_files` (a later one wins), the files in `properties/` (dataset, model, overall), RecBole's
-own property files. RecBole accepts any key and evaluates values as Python; here every key is known,
-every value is a literal, and a mistake is reported before anything is loaded.
+`--config_files` (a later one wins), the files in `properties/` (dataset, model, overall; for LLMRec
+with a backbone other than `tiny` also `LLMRec.pretrained.yaml`), RecBole's own property files.
+RecBole accepts any key and evaluates values as Python; here every key is known, every value is a
+literal, and a mistake is reported before anything is loaded.
 """
 
 import os
@@ -97,7 +98,8 @@ class Config(RecBoleConfig):
         model, dataset = _required(user_layers, "model"), _required(user_layers, "dataset")
         _check_dataset_name(dataset)
         model_class = _model_class(model)
-        self._layers = [*_default_layers(model, dataset), *user_layers]
+        pretrained = model == LLMREC and _value(user_layers, "backbone") not in (None, "tiny")
+        self._layers = [*_default_layers(model, dataset, pretrained), *user_layers]
         self._check_keys(model, model_class)
         super().__init__(model=model_class, dataset=dataset)
         self._resolved = self._resolve()
@@ -343,11 +345,13 @@ def _file_layer(path: Path, is_default: bool = False) -> Layer:
     return Layer(str(path), read_settings_file(path), is_file=True, is_default=is_default)
 
 
-def _default_layers(model: str, dataset: str) -> list[Layer]:
+def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:
+    """Our property files, weakest first; a pretrained backbone has milder defaults than `tiny`."""
     folder = properties_folder()
     files = [
         folder / "overall.yaml",
         folder / f"model/{model}.yaml",
+        *([folder / f"model/{model}.pretrained.yaml"] if pretrained else []),
         folder / f"dataset/{dataset}.yaml",
     ]
     return [_file_layer(file, is_default=True) for file in files if file.is_file()]

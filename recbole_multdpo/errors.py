@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend; every message names the setting or file and the remedy."""
+"""The errors that a user can cause and mend; messages name the setting or file and the remedy."""
 
 
 class MultDPOError(Exception):

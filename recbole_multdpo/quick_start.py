@@ -120,8 +120,8 @@ def _load(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
         ) from error
     if max(config["topk"]) > dataset.item_num - 1:
         raise ConfigError(
-            f"topk={config['topk']} asks for more items than the catalogue's {dataset.item_num - 1}; "
-            "lower --topk"
+            f"topk={config['topk']} asks for more items than the {dataset.item_num - 1} of the "
+            "catalogue; lower --topk"
         )
     getLogger().info(dataset)
     return dataset

@@ -51,7 +51,8 @@ class LLMRecSettings(BaseModel):
     max_item_tokens: CountOrZero = Field(description="tokens per item text, 0 for no limit")
     prompt_template: Text = Field(description="name of the prompt's wording")
     use_chat_template: Literal["auto"] | bool = Field(description="wrap the prompt as a chat")
-    max_history: Count = Field(description="items listed in a prompt, at most")
+    max_history: Count = Field(description="items listed in a training prompt, at most")
+    rank_history: Count = Field(description="items listed in a prompt when ranking, at most")
     max_prompt_tokens: Count = Field(description="tokens of a prompt, at most")
     target_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of a user's training items held out as targets"

@@ -640,3 +640,15 @@ def test_settings_are_read_without_the_language_model():
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_pretrained_backbone_has_milder_defaults(tmp_path: Path) -> None:
+    base = ["--model=LLMRec", "--dataset=ml-100k"]
+    tiny, pretrained = (load_config([*base, f"--backbone={name}"]) for name in ("tiny", "org/lm"))
+    assert pretrained["sft_learning_rate"] < tiny["sft_learning_rate"]
+    assert pretrained["sft_on_prompt"] is False
+    assert load_config([*base, "--backbone=org/lm", "--sft_epochs=7"])["sft_epochs"] == 7
+    # resumed or file settings are stronger than the defaults
+    file = tmp_path / "mine.yaml"
+    file.write_text("backbone: org/lm\nlearning_rate: 0.5\n")
+    assert load_config([*base, f"--config_files={file}"])["learning_rate"] == 0.5

@@ -8,6 +8,7 @@ import numpy as np
 
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 
+RANKING_STREAM = 5
 SPLIT_STREAM = 1  # keeps this draw apart from the sampler's draws of negatives
 
 
@@ -93,6 +94,25 @@ def n_targets(counts: np.ndarray, target_share: float, max_targets: int) -> np.n
     """
     share = np.floor(counts * target_share + 0.5).astype(np.int64)
     return np.minimum(np.clip(share, 1, max_targets), np.maximum(counts - 1, 1))
+
+
+def ranking_histories(
+    known_items: UserItems, users: np.ndarray, *, seed: int, mode: str, max_history: int
+) -> list[np.ndarray]:
+    """What prompts show when users are ranked: up to `max_history` of their known items.
+
+    As in training: with mode 'random' a random selection in random order, fixed by (seed, user);
+    with 'temporal' the latest items in the order of time. A model trained on random selections
+    ranks better from one than from the latest items, which are alike (docs/experiments.md).
+    """
+    if mode == "temporal":
+        return [known_items.history(user)[-max_history:] for user in users.tolist()]
+    histories = []
+    for user in users.tolist():
+        items = known_items.history(user)
+        keys = random_keys(seed, RANKING_STREAM, user, np.arange(len(items)))
+        histories.append(items[np.argsort(keys, kind="stable")[:max_history]])
+    return histories
 
 
 def split_contexts(

@@ -169,28 +169,36 @@ class PromptBuilder:
                 f"({len(self._head) + len(self._tail)} tokens); raise it"
             )
 
-    def kept(self, history: np.ndarray) -> np.ndarray:
+    def kept(self, history: np.ndarray, max_history: int | None = None) -> np.ndarray:
         """The part of `history` (item ids, oldest first) that the prompt shows: its latest titles.
 
         The oldest go first, even where an older title would fit and a later one does not.
         """
-        latest = history[max(len(history) - self.max_history, 0) :]
+        limit = self.max_history if max_history is None else max_history
+        latest = history[max(len(history) - limit, 0) :]
         from_the_end = self._piece_lengths[latest[::-1]].cumsum()
         n_fitting = int(np.searchsorted(from_the_end, self._history_budget, side="right"))
         return latest[len(latest) - n_fitting :]
 
-    def build(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def build(
+        self, histories: Sequence[np.ndarray], max_history: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Prompts of several contexts.
 
         Args:
             histories: per context the item ids, oldest first; each may be empty.
+            max_history: titles kept at most; by default the builder's own limit.
 
         Returns:
             prompt_ids long [B, P] right padded with 0, prompt_lengths long [B].
         """
         prompts = [
             np.concatenate(
-                [self._head, *(self._pieces[item] for item in self.kept(history)), self._tail]
+                [
+                    self._head,
+                    *(self._pieces[item] for item in self.kept(history, max_history)),
+                    self._tail,
+                ]
             )
             for history in histories
         ]

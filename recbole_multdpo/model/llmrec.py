@@ -18,6 +18,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_multdpo.data.batch import POSITIVE_LEVEL, SetwiseBatch
+from recbole_multdpo.data.contexts import ranking_histories
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.item_tokens import encode_items
 from recbole_multdpo.data.prompt import PromptBuilder, prompt_frame
@@ -195,13 +196,20 @@ class LLMRec(GeneralRecommender):
 
     def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts of users from their known items: ids [B, P] right padded, lengths [B]."""
-        histories = [self.histories.history(user) for user in user_ids.tolist()]
-        prompt_ids, prompt_lengths = self.prompts.build(histories)
+        settings = self.settings
+        histories = ranking_histories(
+            self.histories,
+            user_ids.cpu().numpy(),
+            seed=self.seed,
+            mode=settings.history_split,
+            max_history=settings.rank_history,
+        )
+        prompt_ids, prompt_lengths = self.prompts.build(histories, settings.rank_history)
         return prompt_ids.to(self.device), prompt_lengths.to(self.device)
 
     @torch.no_grad()
     def score(self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
-        """log pi of candidates [B, C] (0 padding), `score_batch_tokens` tokens at a time: [B, C]."""
+        """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C]."""
         per_candidate = int(self.items.lengths.max())
         budget = self.settings.score_batch_tokens
         n_columns = max((budget - prompt_ids.shape[1]) // per_candidate, 1)

@@ -25,6 +25,7 @@ LATER_SETTINGS = frozenset(
         "negative_distribution",
         "popularity_alpha",
         "test_history",
+        "rank_history",
         "ranker",
         "expand_per_step",
         "rank_batch_users",
@@ -51,7 +52,8 @@ def sft_key(config: Config, model: LLMRec) -> str:
     }
     # validation picks the checkpoint of the stage only where the stage validates
     if settings["sft_eval_step"]:
-        described["valid"] = [config["valid_metric"], config["eval_args"], settings["valid_users"]]
+        names = ("valid_metric", "eval_args", "valid_users", "rank_history")
+        described["valid"] = {name: config[name] for name in names}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for array in (model.histories.start, model.histories.items, model.histories.levels):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_multdpo.data.contexts import UserItems, n_targets, split_contexts
+from recbole_multdpo.data.contexts import UserItems, n_targets, ranking_histories, split_contexts
 
 
 def user_items(*lists):
@@ -277,3 +277,20 @@ def test_an_unknown_mode_is_refused():
 def test_a_repeated_user_gets_the_same_draw_twice(size):
     result = split(user_items(list(range(size))), [0, 0])
     assert result.targets[0].tolist() == result.targets[1].tolist()
+
+
+def test_ranking_history_is_as_in_training_and_fixed() -> None:
+    items = np.arange(1, 41)
+    known = UserItems.build(
+        np.zeros(40, dtype=np.int64), items, np.ones(40, dtype=np.int64), items.astype(float), 1
+    )
+    users = np.array([0])
+    (latest,) = ranking_histories(known, users, seed=3, mode="temporal", max_history=5)
+    assert latest.tolist() == [36, 37, 38, 39, 40]
+    (drawn,) = ranking_histories(known, users, seed=3, mode="random", max_history=5)
+    (again,) = ranking_histories(known, users, seed=3, mode="random", max_history=5)
+    (other,) = ranking_histories(known, users, seed=4, mode="random", max_history=5)
+    assert drawn.tolist() == again.tolist() != other.tolist()
+    assert len(set(drawn.tolist())) == 5 and drawn.tolist() != latest.tolist()
+    (whole,) = ranking_histories(known, users, seed=3, mode="random", max_history=99)
+    assert sorted(whole.tolist()) == items.tolist()

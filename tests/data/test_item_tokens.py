@@ -116,6 +116,15 @@ def test_a_tokenizer_whose_words_are_special_tokens_is_refused():
     assert rows(encode(wordy, ["toy story"])) == [[], [2, 1, 0]]
 
 
+def test_an_unknown_word_that_becomes_the_terminator_is_refused():
+    """Some tokenizers use the end token for unknown words too: the item would end early."""
+    backend = Tokenizer(models.WordLevel({"</s>": 0, "toy": 1}, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wordy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="</s>")
+    with pytest.raises(DataError, match="'toy story' holds '</s>'"):
+        encode(wordy, ["toy story"])
+
+
 def test_items_are_never_cut(tokenizer):
     length = len(rows(encode(tokenizer, ["Toy Story"]))[1]) - 1
     encode(tokenizer, ["Toy Story"], max_item_tokens=length)

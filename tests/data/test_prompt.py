@@ -197,8 +197,8 @@ def test_special_tokens_in_a_title_are_refused_where_they_cannot_be_avoided():
 def test_prompt_and_item_never_merge():
     """A tokenizer that merges across words would tell titles by what stands before them.
 
-    This one learned ": T" and "- T" as single tokens. Control: prompt and item tokenised as one text
-    give other ids.
+    This one learned ": T" and "- T" as single tokens. Control: the joined text, tokenised as a
+    whole, has other ids.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -160,6 +160,18 @@ def test_the_largest_random_number_draws_an_item(monkeypatch):
     assert drawn[0] == 999 and ((drawn > 0) & (drawn < 1000)).all() and len(set(drawn)) == 3
 
 
+def test_the_smallest_random_number_draws_an_item_too(monkeypatch):
+    """u = 0 belongs to the first item with weight, not to the items of weight 0 before it."""
+    sampler = NegativeSampler(user_items([]), 4, np.array([0, 0, 1.0, 1]))
+    monkeypatch.setattr(
+        sampler_module,
+        "random_uniforms",
+        lambda *c: np.zeros(np.broadcast_shapes(*map(np.shape, c))),
+    )
+    drawn, complete = sampler._by_rejection(np.array([0]), 1, 0, 0)
+    assert drawn.tolist() == [[2]] and complete.tolist() == [True]
+
+
 # -------------------------------------------------------------------------------------------------
 # distributions: one draw for each of many users that know the same items
 
@@ -238,10 +250,11 @@ def test_rejection_that_gives_up_does_not_bias_the_draw(many_users, monkeypatch)
     Control: to draw the unfinished ones anew is visibly wrong, because it keeps the sets that end
     quickly.
     """
-    monkeypatch.setattr(sampler_module, "REJECTION_ROUNDS", 1)
     weights = [0.0, 1, 1, 81, 1, 1, 1, 1, 1, 1, 1, 1]
     sampler = NegativeSampler(many_users, len(weights), np.array(weights))
     users = np.arange(N_USERS)
+    assert sampler._by_rejection(users, 2, 17, 3)[1].mean() > 0.999  # all rounds: fresh numbers
+    monkeypatch.setattr(sampler_module, "REJECTION_ROUNDS", 1)
     partial, complete = sampler._by_rejection(users, 2, 17, 3)
     assert 0.1 < (~complete).mean() < 0.5
     assert p_value(draw(many_users, weights, 2), weights) > 0.001

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from tests.integration.toy import N_ITEMS, toy_model, write_toy
 
 from recbole_multdpo.quick_start import _train_loader
+from tests.integration.toy import N_ITEMS, toy_model, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,9 @@ def test_scoring_in_small_chunks_changes_nothing(data_path: Path, tmp_path: Path
 def test_log_ratio_is_zero_when_preference_training_starts(
     data_path: Path, tmp_path: Path, finetune: str
 ) -> None:
-    config, parts, model = toy_model(data_path, tmp_path, f"--finetune={finetune}", *_lora(finetune))
+    config, parts, model = toy_model(
+        data_path, tmp_path, f"--finetune={finetune}", *_lora(finetune)
+    )
     loader = _train_loader(config, model, parts[0], "mult_dpo", 8)
     loader.set_epoch(0)
     batch = next(iter(loader))
@@ -97,7 +99,8 @@ def test_levels_come_from_ratings(data_path: Path, tmp_path: Path) -> None:
     ratings = {
         (u, i): r
         for u, i, r in zip(
-            *(parts[0].inter_feat[f].tolist() for f in ("user_id", "item_id", "rating")), strict=True
+            *(parts[0].inter_feat[f].tolist() for f in ("user_id", "item_id", "rating")),
+            strict=True,
         )
     }
     for user, items, levels in zip(
