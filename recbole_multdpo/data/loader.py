@@ -37,7 +37,10 @@ class SetwiseDataLoader(AbstractDataLoader):
             sampler: makes the batches.
             batch_size: contexts per batch.
         """
-        self.users = np.flatnonzero(sampler.train_items.counts)
+        trainable = sampler.train_items.counts > 0
+        if sampler.n_negatives:  # who knows the whole catalogue has nothing to rank below it
+            trainable &= sampler.negative_sampler.n_available > 0
+        self.users = np.flatnonzero(trainable)
         self.sample_size = len(self.users)
         self.contexts_per_batch = batch_size
         self.epoch = 0
