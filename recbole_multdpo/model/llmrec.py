@@ -149,8 +149,7 @@ class LLMRec(GeneralRecommender):
         """The user's id in the data files."""
         return str(self._user_names[user_id])
 
-    # ---- training
-    # ----------------------------------------------------------------------------------
+    # ---- training ----
 
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
         score = padded_logps if self.settings.scorer == "padded" else packed_logps
@@ -191,8 +190,7 @@ class LLMRec(GeneralRecommender):
         """Mean loss over the batch's contexts (RecBole's hook), a scalar in nats."""
         return self.step(interaction).losses.mean()
 
-    # ---- scoring and ranking
-    # -----------------------------------------------------------------------
+    # ---- scoring and ranking ----
 
     def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts of users from their known items: ids [B, P] right padded, lengths [B]."""

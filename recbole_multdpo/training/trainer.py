@@ -17,9 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, POSITIVE_LEVEL, SetwiseBatch
+from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
+from recbole_multdpo.losses import rewards, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.training.checkpoint import (
     load_checkpoint,
@@ -75,8 +76,7 @@ class SetwiseTrainer(Trainer):
         self.schedule: LRScheduler | None = None
         self.global_step = 0
 
-    # ---- optimisation
-    # ------------------------------------------------------------------------------
+    # ---- optimisation ----
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         trained = [p for p in self.model.lm.parameters() if p.requires_grad]
@@ -179,8 +179,7 @@ class SetwiseTrainer(Trainer):
     def _user_tokens(self, user_ids: Tensor) -> list[str]:
         return [self.model.user_name(user) for user in user_ids.tolist()]
 
-    # ---- checkpoints
-    # -------------------------------------------------------------------------------
+    # ---- checkpoints ----
 
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
@@ -248,8 +247,7 @@ class SetwiseTrainer(Trainer):
         model, _, _ = load_checkpoint(self.best_folder)
         load_trainable_tensors(self.model.lm, model, self.best_folder)
 
-    # ---- evaluation
-    # --------------------------------------------------------------------------------
+    # ---- evaluation ----
 
     def _full_sort_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
         interaction, history_index, positive_u, positive_i = batched_data
@@ -268,21 +266,17 @@ def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, f
     contexts of the mean reward of the positives less that of the negatives, the reward being beta
     times the log-ratio; without a reference, of the log-probabilities themselves.
     """
-    positive, negative = levels >= POSITIVE_LEVEL, levels == NEGATIVE_LEVEL
+    positive_logps, negative_logps = set_means(output.policy_logps, levels)
     metrics = {
         "loss": float(output.losses.detach().mean()),
-        "positive_logp": _mean(output.policy_logps, positive),
+        "positive_logp": float(positive_logps.mean()),
     }
-    if negative.any():
-        rewards = output.policy_logps
+    if (levels == NEGATIVE_LEVEL).any():
+        values = output.policy_logps
         if output.reference_logps is not None:
-            rewards = beta * (output.policy_logps - output.reference_logps)
-        metrics["negative_logp"] = _mean(output.policy_logps, negative)
-        metrics["margin"] = _mean(rewards, positive) - _mean(rewards, negative)
+            values = rewards(output.policy_logps, output.reference_logps, levels, beta)
+        positive_values, negative_values = set_means(values, levels)
+        # a context without negatives has none to average
+        metrics["negative_logp"] = float(negative_logps.nanmean())
+        metrics["margin"] = float((positive_values - negative_values).nanmean())
     return metrics
-
-
-def _mean(values: Tensor, mask: Tensor) -> float:
-    """Mean over contexts of the mean over each context's masked candidates."""
-    per_context = torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
-    return float(per_context.mean())
