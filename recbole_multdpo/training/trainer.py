@@ -74,6 +74,7 @@ class SetwiseTrainer(Trainer):
         self.best_folder, self.last_folder = folder / "best", folder / "last"
         self.saved_model_file = str(self.best_folder)
         self.schedule: LRScheduler | None = None
+        self.resumed_schedule: dict[str, Any] | None = None  # kept until `fit` makes the schedule
         self.global_step = 0
 
     # ---- optimisation ----
@@ -96,8 +97,8 @@ class SetwiseTrainer(Trainer):
             num_warmup_steps=math.ceil(self.model.settings.warmup_ratio * n_steps),
             num_training_steps=max(n_steps, 1),
         )
-        if (self.last_folder / "state.json").exists() and self.start_epoch > 0:
-            self._restore_schedule()
+        if self.resumed_schedule is not None:
+            self._restore_schedule(self.resumed_schedule)
         return super().fit(
             train_data,
             valid_data,
@@ -226,6 +227,7 @@ class SetwiseTrainer(Trainer):
         load_trainable_tensors(self.model.lm, model, Path(resume_file))
         torch.set_rng_state(optimizer.pop("torch_rng_state"))
         load_optimizer_tensors(self.optimizer, optimizer)
+        self.resumed_schedule = state["schedule"]
         self.start_epoch = state["epoch"] + 1
         self.global_step = state["global_step"]
         self.cur_step = state["cur_step"]
@@ -233,10 +235,9 @@ class SetwiseTrainer(Trainer):
         self.best_valid_result = state["best_valid_result"]
         self.logger.info(f"resuming the {self.stage.name} stage after epoch {self.start_epoch}")
 
-    def _restore_schedule(self) -> None:
+    def _restore_schedule(self, state: dict[str, Any]) -> None:
         assert self.schedule is not None
-        _, state, _ = load_checkpoint(self.last_folder)
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict(state)
         for group, rate in zip(
             self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
         ):
