@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,18 @@ class SetwiseDataLoader(AbstractDataLoader):
 
 
 class RankingDataLoader(FullSortEvalDataLoader):
-    """RecBole's full-ranking loader, with a number of users rather than of scores per batch."""
+    """RecBole's full-ranking loader, with a number of users rather than of scores per batch.
+
+    Users come by the number of their known items, so that the prompts of a batch are of similar
+    length and little of it is padding. Metrics are means over users: their order does not matter.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
+        """RecBole's arguments."""
+        super().__init__(config, dataset, sampler)
+        n_known = [len(self.uid2history_item[user]) for user in self.uid_list.tolist()]
+        order = torch.tensor(n_known).argsort(stable=True)
+        self.uid_list, self.user_df = self.uid_list[order], self.user_df[order]
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self.config["rank_batch_users"]

@@ -9,24 +9,26 @@ that can still beat the K-th item.
 The prompt and every fed node stay in one growing key-value cache per user. A node attends to its
 prompt, its ancestors and itself; children of the root are scored from the prompt's last position.
 `recbole_multdpo.scoring.exhaustive` is the slow twin.
+
+A model whose scores are flat, an untrained one for example, leaves most of the trie open. The
+search of such a user is given up, and `recbole_multdpo.scoring.trie_scores` scores every item.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
-from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
-from recbole_multdpo.scoring.trie import ROOT, ItemTrie
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+from recbole_multdpo.scoring.trie_scores import trie_scores
 
 
 @torch.no_grad()
@@ -40,6 +42,7 @@ def best_first_topk(
     *,
     expand_per_step: int = 32,
     slack: float = 1e-4,
+    max_expanded_share: float = 0.25,
     max_logit_elements: int | None = None,
 ) -> TopK:
     """The k items of highest log π(item | prompt) for each of B users, without scoring the others.
@@ -58,6 +61,9 @@ def best_first_topk(
             and the more nodes that a bound known one step earlier would have spared.
         slack: nats by which a prefix may stand below the K-th item and still be expanded, so that
             rounding prunes no item. More of it costs nodes, never exactness.
+        max_expanded_share: a user's search that has expanded more than this share of the trie's
+            internal nodes is given up for scoring all items along the trie, which is cheaper per
+            node. 1 never gives up.
         max_logit_elements: logits held at once; by default chosen for the device.
 
     Returns:
@@ -76,52 +82,38 @@ def best_first_topk(
             f"prompt_lengths must be 1 to {prompt_ids.shape[1]}, the width of prompt_ids."
         )
     model = causal_lm(lm)
-    _check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
+    check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
     search = _Search(
-        model, trie, prompt_ids, prompt_lengths, excluded, k, slack, max_logit_elements
+        model,
+        trie,
+        prompt_ids,
+        prompt_lengths,
+        excluded,
+        k,
+        slack,
+        max_expanded_share,
+        max_logit_elements,
     )
     while search.step(expand_per_step):
         pass
+    rows = search.given_up.nonzero()[:, 0]
+    if len(rows):
+        lengths = prompt_lengths[rows]
+        scores = trie_scores(lm, trie, prompt_ids[rows, : int(lengths.max())], lengths)
+        search.item_scores[rows] = scores.masked_fill(~search.allowed[rows], -math.inf)
+        search.expanded[rows] += trie.num_internal - 1
     if search.found_nan:
         raise ValueError(NAN_SCORES)
     items, scores = stable_topk(search.item_scores, k)
     return TopK(items, scores, search.expanded)
 
 
-def _check_attention(model: PreTrainedModel, longest: int) -> None:
-    """Refuse models that would silently not attend as the trie's mask says.
-
-    Args:
-        model: the bare causal LM.
-        longest: prompt plus deepest path, tokens.
-    """
-    if model.training:
-        raise ValueError("ranking needs the model in eval mode; call lm.eval() first.")
-    implementation = model.config._attn_implementation
-    if implementation not in ("sdpa", "eager"):
-        raise ConfigError(
-            f"attn_implementation={implementation!r} takes no additive 4-D mask; ranking needs "
-            "'sdpa' or 'eager'."
-        )
-    # models without a list of layer types slide everywhere if they have a window at all
-    kinds = set(getattr(model.config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(model.config, "sliding_window", None) or math.inf
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ConfigError(
-            f"the backbone has layers of kind {sorted(kinds)}; only attention is supported."
-        )
-    if "sliding_attention" in kinds and longest > window:
-        raise ConfigError(
-            f"prompt and item take up to {longest} tokens, more than the backbone's sliding window "
-            f"of {window}; shorten the prompts."
-        )
-
-
 class _Search:
     """State of B users' searches; I internal nodes, R unfinished rows.
 
     Tables over all B users: `allowed` [B, n_items], `alive` [B, I] (some allowed item is below the
-    node), `item_scores` [B, n_items] (−inf until the item is complete), `expanded` [B].
+    node), `item_scores` [B, n_items] (−inf until the item is complete), `expanded` [B],
+    `given_up` [B].
     Tables over the R rows still in the batch: `users` [R], `prompt_lengths` [R],
     `prompt_mask` [R, P], `frontier` [R, I] (score of an open prefix, otherwise −inf),
     `slots` [R, I] (a fed node's place in the cache), and the cache.
@@ -136,6 +128,7 @@ class _Search:
         excluded: Tensor | None,
         k: int,
         slack: float,
+        max_expanded_share: float,
         max_logit_elements: int | None,
     ) -> None:
         self.body: nn.Module = model.base_model
@@ -143,8 +136,9 @@ class _Search:
         self.trie = trie
         self.k = min(k, trie.num_items)
         self.slack = slack
+        self.max_expanded = math.floor(max_expanded_share * trie.num_internal)
         self.max_logit_elements = max_logit_elements
-        self.cache = Cache(layer_class_to_replicate=_BufferedLayer)
+        self.cache = Cache(layer_class_to_replicate=BufferedLayer)
         # the prompt alone is causal, which keeps its right padding out of every valid position
         hidden = self.body(
             input_ids=prompt_ids, past_key_values=self.cache, use_cache=True
@@ -160,6 +154,7 @@ class _Search:
         self.alive = _any_below(trie, self.allowed)
         self.item_scores = torch.full(shape, -math.inf, dtype=dtype, device=device)
         self.expanded = torch.zeros(n_users, dtype=torch.long, device=device)
+        self.given_up = torch.zeros(n_users, dtype=torch.bool, device=device)
         self.found_nan = torch.zeros((), dtype=torch.bool, device=device)
 
         self.users = torch.arange(n_users, device=device)
@@ -186,7 +181,9 @@ class _Search:
         scores, nodes = self.frontier.topk(min(expand_per_step, self.trie.num_internal), dim=1)
         # equality counts: an item of equal score and lower id would win
         live = (scores >= last - self.slack) & (scores > -math.inf)  # [R, m], true ones first
-        busy = live[:, 0]
+        spent = live[:, 0] & (self.expanded[self.users] > self.max_expanded)
+        self.given_up[self.users] = spent
+        busy = live[:, 0] & ~spent
         if not busy.all():
             rows = _compacted(busy)
             if len(rows) == 0:
@@ -232,7 +229,7 @@ class _Search:
             hidden: [n, H], last hidden states at the nodes.
         """
         trie = self.trie
-        source, position = _spans(trie.child_start[nodes], trie.child_count[nodes])
+        source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
         children = trie.children[position]
         token_logps = head_logps(
             hidden,
@@ -253,7 +250,7 @@ class _Search:
 
         leaves = (children >= trie.num_internal).nonzero()[:, 0]
         at_leaf = children[leaves]
-        source, position = _spans(trie.item_start[at_leaf], trie.item_count[at_leaf])
+        source, position = spans(trie.item_start[at_leaf], trie.item_count[at_leaf])
         items, leaves = trie.item_order[position], leaves[source]
         users = self.users[rows[leaves]]
         self.item_scores[users, items] = torch.where(
@@ -283,66 +280,3 @@ def _any_below(trie: ItemTrie, allowed: Tensor) -> Tensor:
     running = F.pad(allowed[:, trie.item_order].cumsum(1, dtype=torch.int32), (1, 0))
     start = trie.item_start[: trie.num_internal]
     return running[:, start + trie.item_count[: trie.num_internal]] > running[:, start]
-
-
-def _spans(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Unfold n spans: which span each element is of, and its index start, start + 1, …"""
-    source = torch.repeat_interleave(counts)
-    first = counts.cumsum(0) - counts
-    return source, torch.arange(len(source), device=counts.device) + (starts - first)[source]
-
-
-class _BufferedLayer(DynamicLayer):
-    """One layer's keys and values [B, heads, length, head_dim] in a buffer with room to grow.
-
-    transformers' own dynamic layer concatenates, which copies the whole cache at every step: 15 %
-    of the search's time with the million-parameter model on a CPU.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.length = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append and return everything held so far."""
-        start, self.length = self.length, self.length + key_states.shape[2]
-        if not self.is_initialized:
-            self.key_buffer = key_states.new_empty(0)
-            self.value_buffer = value_states.new_empty(0)
-            self.is_initialized = True
-        self.key_buffer = _append(self.key_buffer, key_states, start)
-        self.value_buffer = _append(self.value_buffer, value_states, start)
-        return self._show()
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows, in place: `indices` must be ordered by `_compacted`."""
-        self.key_buffer = _select(self.key_buffer, indices)
-        self.value_buffer = _select(self.value_buffer, indices)
-        self._show()
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        keys = self.key_buffer[:, :, : self.length]
-        values = self.value_buffer[:, :, : self.length]
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
-    """Write states [B, heads, m, head_dim] at `start`, into a buffer twice as long if need be."""
-    stop = start + states.shape[2]
-    if buffer.ndim == 1 or buffer.shape[2] < stop:
-        larger = states.new_empty(*states.shape[:2], 2 * stop, *states.shape[3:])
-        if start:
-            larger[:, :, :start] = buffer[:, :, :start]
-        buffer = larger
-    buffer[:, :, start:stop] = states
-    return buffer
-
-
-def _select(buffer: Tensor, indices: Tensor) -> Tensor:
-    """Move the rows that have to move into the first `len(indices)` places, and cut there."""
-    places = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-    buffer[places] = buffer[indices[places]]
-    return buffer[: len(indices)]

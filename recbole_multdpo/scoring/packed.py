@@ -44,6 +44,11 @@ class PackedInputs:
     score_slots: Tensor
 
 
+def packed_lengths(prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens) -> Tensor:
+    """Tokens of each packed row: long [B], from lengths [B] and item ids [B, C]."""
+    return prompt_lengths + (items.lengths[candidates] - 1).clamp(min=0).sum(1)
+
+
 def pack(
     prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens
 ) -> PackedInputs:
@@ -52,8 +57,7 @@ def pack(
     device = prompt_ids.device
     lengths = items.lengths[candidates]  # [B, C], with terminator; 0 for padding
     fed = (lengths - 1).clamp(min=0)  # [B, C]
-    row_lengths = prompt_lengths + fed.sum(1)  # [B]
-    width = int(row_lengths.max())
+    width = int(packed_lengths(prompt_lengths, candidates, items).max())
 
     input_ids = torch.zeros(n_contexts, width, dtype=torch.long, device=device)
     position_ids = torch.zeros_like(input_ids)

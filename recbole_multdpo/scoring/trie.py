@@ -130,6 +130,13 @@ class ItemTrie:
         return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
+def spans(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Unfold n spans: which span each element is of, and its index start, start + 1, …"""
+    source = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    return source, torch.arange(len(source), device=counts.device) + (starts - first)[source]
+
+
 def _sorted_rows(
     ids: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

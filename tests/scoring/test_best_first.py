@@ -56,6 +56,8 @@ class Case:
 
     def rank(self, lm, k=5, excluded=None, trie=None, **options):
         trie = self.trie if trie is None else trie
+        # the search itself is tested to its end; giving up has its own tests
+        options.setdefault("max_expanded_share", 1.0)
         return best_first_topk(
             lm, trie, self.prompt_ids, self.prompt_lengths, excluded, k, **options
         )
@@ -342,6 +344,38 @@ def test_wholly_excluded_subtrees_are_not_entered():
     result = case().rank(tiny_lm(), k=1, excluded=excluded)
     assert result.items.tolist() == [[item]] * 4
     assert result.expanded.tolist() == [int(case().items.lengths[item]) - 1] * 4
+
+
+# --------------------------------------------------------------------------------------------------
+# giving up
+
+
+def excluding_all_but(item):
+    """For two of four users nothing is left to search but the path of one item."""
+    excluded = torch.zeros(4, 31, dtype=torch.bool)
+    excluded[1::2] = True
+    excluded[1::2, item] = False
+    return excluded
+
+
+def test_searches_given_up_end_with_the_same_ranking():
+    """Users 0 and 2 open most of the trie, users 1 and 3 a few nodes: only the former give up."""
+    excluded = excluding_all_but(12)
+    searched = case().rank(tiny_lm(), k=20, excluded=excluded)
+    given_up = case().rank(
+        tiny_lm(), k=20, excluded=excluded, max_expanded_share=0.5, expand_per_step=4
+    )
+    assert given_up.items.equal(searched.items)
+    torch.testing.assert_close(given_up.scores, searched.scores, rtol=0, atol=2e-6)
+    internal = case().trie.num_internal
+    assert (given_up.expanded[[0, 2]] > internal - 1).all()
+    assert given_up.expanded[[1, 3]].equal(searched.expanded[[1, 3]])
+    # half the trie, one step too many, then all of it
+    assert (given_up.expanded <= internal // 2 + 4 + internal - 1).all()
+
+
+def test_nothing_is_given_up_at_a_share_of_one():
+    assert (case().rank(tiny_lm(), k=31).expanded < case().trie.num_internal).all()
 
 
 # --------------------------------------------------------------------------------------------------

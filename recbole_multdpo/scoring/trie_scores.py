@@ -1,0 +1,152 @@
+"""log π of every item of the catalogue, each trie node fed once: exhaustive, without repetition.
+
+Nodes are fed in depth-first order, in chunks that do not depend on the user, so that all users
+share a chunk's tokens and its mask. A chunk begins with the ancestors of its first node, which in
+this order are the ancestors outside the chunk of all its nodes; after it, the cache is cut back to
+the prompts. `recbole_multdpo.scoring.exhaustive` is the slow twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
+from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+
+
+@torch.no_grad()
+def trie_scores(
+    lm: nn.Module,
+    trie: ItemTrie,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    *,
+    nodes_per_chunk: int = 128,
+) -> Tensor:
+    """log π(item | prompt) of all items for each of B users. All tensors on the model's device.
+
+    Args:
+        lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
+        trie: the catalogue's texts.
+        prompt_ids: long [B, P], right padded; padding is never attended.
+        prompt_lengths: long [B], at least 1.
+        nodes_per_chunk: nodes fed per forward and user. A node attends to its whole chunk in vain,
+            so that more than a few hundred do not pay.
+
+    Returns:
+        float32 (float64 for a float64 model) [B, n_items], nats, summed over the item's tokens;
+        −inf for item 0.
+
+    Raises:
+        ValueError: the model is in training mode.
+        ConfigError: the model's attention cannot follow the trie's mask.
+    """
+    model = causal_lm(lm)
+    check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
+    head: nn.Module = model.get_output_embeddings()
+    cache = Cache(layer_class_to_replicate=BufferedLayer)
+    # the prompt alone is causal, which keeps its right padding out of every valid position
+    hidden = model.base_model(
+        input_ids=prompt_ids, past_key_values=cache, use_cache=True
+    ).last_hidden_state  # [B, P, H]
+    n_users, width = prompt_ids.shape
+    masked = torch.finfo(hidden.dtype).min
+    columns = torch.arange(width, device=prompt_ids.device)
+    prompt_mask = torch.zeros_like(prompt_ids, dtype=hidden.dtype).masked_fill_(
+        columns >= prompt_lengths[:, None], masked
+    )[:, None, None]  # [B, 1, 1, P]
+    high = torch.promote_types(hidden.dtype, torch.float32)
+    token_logps = torch.zeros(n_users, len(trie.token), dtype=high, device=hidden.device)
+
+    users = torch.arange(n_users, device=hidden.device)
+    root = torch.full_like(users[:1], ROOT)
+    last = hidden[users, prompt_lengths - 1]
+    _score_children(trie, head, root, last[:, None], token_logps)
+    for chunk in _chunks(trie, nodes_per_chunk):
+        n_fed = len(chunk.nodes)
+        mask = torch.zeros_like(chunk.visible, dtype=hidden.dtype)
+        mask.masked_fill_(~chunk.visible, masked)
+        hidden = model.base_model(
+            input_ids=trie.token[chunk.nodes].expand(n_users, -1),
+            position_ids=prompt_lengths[:, None] + trie.depth[chunk.nodes] - 1,
+            attention_mask=torch.cat(
+                [prompt_mask.expand(-1, -1, n_fed, -1), mask.expand(n_users, 1, -1, -1)], dim=3
+            ),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state  # [B, m, H]
+        cache.crop(width)
+        new = slice(chunk.n_ancestors, None)
+        _score_children(trie, head, chunk.nodes[new], hidden[:, new], token_logps)
+    leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
+    above = trie.path[trie.parent[leaves]]  # [n_items, D], padded with the root, whose value is 0
+    scores = token_logps[:, leaves]
+    for depth in range(above.shape[1]):
+        scores += token_logps[:, above[:, depth]]
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Nodes that are fed together.
+
+    Attributes:
+        nodes: long [m], the ancestors of the first new node, then the new nodes, depth first.
+        n_ancestors: how many of them were fed in an earlier chunk too.
+        visible: bool [m, m], whether a node (row) attends to another one: an ancestor or itself.
+    """
+
+    nodes: Tensor
+    n_ancestors: int
+    visible: Tensor
+
+
+def _chunks(trie: ItemTrie, nodes_per_chunk: int) -> Iterator[_Chunk]:
+    """All internal nodes but the root, depth first, at most `nodes_per_chunk` new ones each."""
+    # ancestors begin at the same item or earlier and are less deep
+    start = trie.item_start[1 : trie.num_internal]
+    depth = trie.depth[1 : trie.num_internal]
+    order = 1 + (start * (int(trie.depth.max()) + 1) + depth).argsort()
+    # a node's place in the present chunk; the root, which pads `path`, gets one behind the last
+    place = torch.zeros(trie.num_internal, dtype=torch.long, device=order.device)
+    for new in order.split(nodes_per_chunk):
+        n_ancestors = int(trie.depth[new[0]]) - 1
+        nodes = torch.cat([trie.path[new[0], :n_ancestors], new])
+        n_fed = len(nodes)
+        place[nodes] = torch.arange(n_fed, device=nodes.device)
+        place[ROOT] = n_fed
+        visible = torch.zeros(n_fed, n_fed + 1, dtype=torch.bool, device=nodes.device)
+        visible.scatter_(1, place[trie.path[nodes]], True)
+        yield _Chunk(nodes, n_ancestors, visible[:, :n_fed])
+
+
+def _score_children(
+    trie: ItemTrie, head: nn.Module, nodes: Tensor, hidden: Tensor, token_logps: Tensor
+) -> None:
+    """Fill in log π(token | prefix) of all children of some nodes.
+
+    Args:
+        trie: the catalogue's texts.
+        head: the LM head.
+        nodes: long [m], internal nodes.
+        hidden: [B, m, H], last hidden states at the nodes.
+        token_logps: [B, n_nodes], changed in place.
+    """
+    n_users, n_nodes = hidden.shape[:2]
+    source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
+    children = trie.children[position]  # [n]
+    first_row = n_nodes * torch.arange(n_users, device=nodes.device)
+    token_logps[:, children] = head_logps(
+        hidden.flatten(0, 1),
+        head,
+        (first_row[:, None] + source).flatten(),
+        trie.token[children].repeat(n_users),
+    ).view(n_users, -1)

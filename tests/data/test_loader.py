@@ -1,0 +1,39 @@
+"""Ranking loaders: who is ranked, and in which order."""
+
+from pathlib import Path
+
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.utils import create_samplers
+
+from recbole_multdpo.data.loader import RankingDataLoader
+from tests.integration.toy import toy_model, write_toy
+
+
+def test_users_come_by_the_length_of_their_history_with_their_own_items(tmp_path: Path) -> None:
+    config, parts, model = toy_model(
+        write_toy(tmp_path), tmp_path, "--rank_batch_users=5", "--val_interval={'rating': '[5,inf)'}"
+    )
+    # users of unequal histories: every third one loses half of the training items
+    features = parts[0].inter_feat
+    kept = (features["user_id"] % 3 > 0) | (features["item_id"] % 2 > 0)
+    parts[0] = parts[0].copy(features[kept])
+    _, sampler, _ = create_samplers(config, parts[0], parts)
+
+    def by_user(loader):  # type: ignore[no-untyped-def]
+        found = {}
+        for users, history, positive_rows, positive_items in loader:
+            for row, user in enumerate(users["user_id"].tolist()):
+                found[user] = (
+                    sorted(history[1][history[0] == row].tolist()),
+                    sorted(positive_items[positive_rows == row].tolist()),
+                )
+        return found
+
+    ours = by_user(RankingDataLoader(config, parts[1], sampler))
+    plain = by_user(FullSortEvalDataLoader(config, parts[1], sampler))
+    assert ours == plain
+    lengths = [len(history) for history, _ in ours.values()]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 1
+    assert [len(history) for history, _ in plain.values()] != lengths
+    assert torch.is_tensor(model.items.lengths)
