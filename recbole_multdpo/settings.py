@@ -83,7 +83,8 @@ class LLMRecSettings(BaseModel):
     sft_cache_dir: Text | None = Field(description="folder of that cache")
 
     # optimisation
-    gradient_accumulation_steps: Count = Field(description="batches per optimizer step")
+    gradient_accumulation_steps: Count = Field(description="parts of a batch, at least")
+    max_tokens_per_batch: CountOrZero = Field(description="tokens of a part, 0 for no limit")
     lr_scheduler_type: Literal[
         "linear",
         "cosine",

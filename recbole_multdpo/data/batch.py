@@ -37,6 +37,30 @@ class SetwiseBatch:
         """The same batch with every tensor on `device`."""
         return SetwiseBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def slice(self, start: int, stop: int) -> SetwiseBatch:
-        """Contexts `start:stop`, for gradient accumulation; the padding is kept."""
-        return SetwiseBatch(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+    def select(self, rows: Tensor) -> SetwiseBatch:
+        """The contexts `rows` (long [R]), in that order; the padding is kept."""
+        return SetwiseBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def length_buckets(lengths: Tensor, *, max_rows: int, max_tokens: int) -> list[Tensor]:
+    """Contexts grouped by length, the longest first, so that little of a group is padding.
+
+    Args:
+        lengths: long [B], tokens of each context.
+        max_rows: contexts per group, at most.
+        max_tokens: contexts times the longest of them, at most; 0 for no limit. A context longer
+            than that stands alone.
+
+    Returns:
+        Row indices of each group, long; together every row once.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    if not max_tokens:
+        return list(order.split(max_rows))
+    groups, start = [], 0
+    while start < len(order):
+        n_rows = max(max_tokens // max(int(lengths[order[start]]), 1), 1)
+        stop = start + min(n_rows, max_rows)
+        groups.append(order[start:stop])
+        start = stop
+    return groups

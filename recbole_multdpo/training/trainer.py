@@ -17,11 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch
+from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch, length_buckets
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses import rewards, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
+from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.training.checkpoint import (
     load_checkpoint,
     load_optimizer_tensors,
@@ -135,18 +136,23 @@ class SetwiseTrainer(Trainer):
         return means["loss"]
 
     def _train_step(self, batch: SetwiseBatch) -> dict[str, float]:
-        """One optimizer step; a batch may be computed in `gradient_accumulation_steps` parts."""
+        """One optimizer step over a batch, computed in parts of contexts of similar length."""
         self.optimizer.zero_grad()
-        n_parts = min(self.model.settings.gradient_accumulation_steps, len(batch))
-        size = math.ceil(len(batch) / n_parts)
+        settings, items = self.model.settings, self.model.items
+        n_parts = min(settings.gradient_accumulation_steps, len(batch))
+        groups = length_buckets(
+            packed_lengths(batch.prompt_lengths, batch.candidates, items),
+            max_rows=math.ceil(len(batch) / n_parts),
+            max_tokens=settings.max_tokens_per_batch,
+        )
         sums: dict[str, float] = defaultdict(float)
-        for start in range(0, len(batch), size):
-            part = batch.slice(start, start + size)
+        for rows in groups:
+            part = batch.select(rows)
             output = self.model.step(part)
             self._check_finite(output.losses, part)
             # contexts weigh alike, so that the parts add up to the mean over the whole batch
             (output.losses.sum() / len(batch)).backward()
-            for name, value in step_metrics(output, part.levels, self.model.settings.beta).items():
+            for name, value in step_metrics(output, part.levels, settings.beta).items():
                 sums[name] += value * len(part) / len(batch)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.clip_grad_norm or {"max_norm": math.inf}

@@ -405,7 +405,7 @@ def test_contexts_do_not_depend_on_the_batch(tokenizer, order, epoch, mode):
 
 def test_a_batch_can_be_cut_for_gradient_accumulation(make_sampler):
     batch = make_sampler().sample(np.array([0, 1, 2]), 0)
-    part = batch.slice(1, 3)
+    part = batch.select(torch.tensor([1, 2]))
     assert len(part) == 2 and part.user_ids.tolist() == [1, 2]
     assert torch.equal(part.candidates, batch.candidates[1:])
     assert batch.to("meta").levels.device.type == "meta"

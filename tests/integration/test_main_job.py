@@ -156,14 +156,11 @@ def test_fast_paths_give_the_metrics_of_their_slow_twins(
     assert slow["test_result"] == pytest.approx(fast["test_result"], abs=2e-3)
 
 
-def test_accumulation_does_not_change_the_result(
-    data_path: Path, tmp_path: Path, finished: Path
+@pytest.mark.parametrize("parts", ["--gradient_accumulation_steps=3", "--max_tokens_per_batch=130"])
+def test_computing_in_parts_does_not_change_the_result(
+    data_path: Path, tmp_path: Path, finished: Path, parts: str
 ) -> None:
-    run(
-        toy_arguments(
-            data_path, tmp_path / "parts", "--gradient_accumulation_steps=3", "--sft_cache=False"
-        )
-    )
+    run(toy_arguments(data_path, tmp_path / "parts", parts, "--sft_cache=False"))
     one, other = weights(finished), weights(tmp_path / "parts")
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
