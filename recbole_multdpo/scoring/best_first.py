@@ -17,6 +17,7 @@ search of such a user is given up, and `recbole_multdpo.scoring.trie_scores` sco
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

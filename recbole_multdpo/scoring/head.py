@@ -3,7 +3,8 @@
 Plain autograd stores the logits and their softmax of every scored row: at a vocabulary of 151k that
 is most of a training step's memory, and on a CPU most of its memory traffic. Here the head runs
 over chunks of rows; only the hidden states and one log-normaliser per row are kept, and the
-backward pass computes each chunk's logits again:
+backward pass computes each chunk's logits again. Where all logits together are few, their softmax
+is kept instead, which saves that third pass through the head:
 
     d log p(y | h) / dh = W[y] - E_p[W],      d log p(y | h) / dW = (onehot(y) - p) h^T
 """
@@ -17,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2**20  # logits held at once on a CPU: 4 MiB in float32, about a core's cache
 CHUNK_LOGITS_CUDA = 2**27  # 512 MiB in float32: large enough to fill the device
+# softmax values kept for the backward pass, at most: 64 MiB in float32; on CUDA a chunk
+STORED_LOGITS = 2**24
 # each chunk reads the whole head from memory: with a large vocabulary and few rows that is all it
 # does (measured at a vocabulary of 49k: 256 rows 2.4 times as fast as 21)
 MIN_CHUNK_ROWS = 256
@@ -34,27 +37,29 @@ class _LinearHeadLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, row_of, tokens, chunk):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, row_of, tokens, chunk, keep):  # type: ignore[no-untyped-def]
         bounds = _bounds(row_of, len(hidden), chunk)
         high = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         normaliser = hidden.new_empty(len(hidden), dtype=high)
         chosen = hidden.new_empty(len(tokens), dtype=high)
+        kept = []
         for number, first in enumerate(range(0, len(hidden), chunk)):
             logits = _as_float(hidden[first : first + chunk] @ weight.T)
             start, stop = bounds[number], bounds[number + 1]
             chosen[start:stop] = logits[row_of[start:stop] - first, tokens[start:stop]]
             highest = logits.amax(-1, keepdim=True)
-            normaliser[first : first + chunk] = (
-                highest[:, 0] + logits.sub_(highest).exp_().sum(-1).log_()
-            )
-        ctx.save_for_backward(hidden, weight, row_of, tokens, normaliser)
+            total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+            if keep:
+                kept.append(logits.div_(total))
+            normaliser[first : first + chunk] = (highest + total.log_())[:, 0]
+        ctx.save_for_backward(hidden, weight, row_of, tokens, normaliser, *kept)
         ctx.bounds, ctx.chunk = bounds, chunk
         return chosen - normaliser[row_of]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        hidden, weight, row_of, tokens, normaliser = ctx.saved_tensors
+        hidden, weight, row_of, tokens, normaliser, *kept = ctx.saved_tensors
         row_grad = torch.zeros_like(normaliser).index_add_(0, row_of, grad)
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_grad = (
@@ -63,9 +68,12 @@ class _LinearHeadLogps(torch.autograd.Function):
         for number, first in enumerate(range(0, len(hidden), ctx.chunk)):
             stop_row = first + ctx.chunk
             rows = hidden[first:stop_row]
-            logits_grad = _as_float(rows @ weight.T)
-            logits_grad.sub_(normaliser[first:stop_row, None]).exp_()
-            logits_grad.mul_(-row_grad[first:stop_row, None])
+            factor = -row_grad[first:stop_row, None]
+            if kept:
+                logits_grad = kept[number] * factor
+            else:
+                logits_grad = _as_float(rows @ weight.T)
+                logits_grad.sub_(normaliser[first:stop_row, None]).exp_().mul_(factor)
             start, stop = ctx.bounds[number], ctx.bounds[number + 1]
             logits_grad.index_put_(
                 (row_of[start:stop] - first, tokens[start:stop]), grad[start:stop], accumulate=True
@@ -76,7 +84,7 @@ class _LinearHeadLogps(torch.autograd.Function):
                 weight_grad.addmm_(logits_grad.T, rows.to(logits_grad.dtype))
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, None, None, None, None
 
 
 def _bounds(row_of: Tensor, n_rows: int, chunk: int) -> list[int]:
@@ -98,6 +106,7 @@ def head_logps(
     tokens: Tensor,
     *,
     chunk_logits: int | None = None,
+    stored_logits: int | None = None,
 ) -> Tensor:
     """Log-probability of `tokens` at the hidden states they are predicted from.
 
@@ -110,6 +119,8 @@ def head_logps(
         tokens: long [R], token ids.
         chunk_logits: logits held at once, at least one row of them; by default chosen for the
             device.
+        stored_logits: keep the softmax of all rows for the backward pass if it has no more values
+            than this, otherwise compute the logits again; by default chosen for the device.
 
     Returns:
         [R] log-probabilities in nats, float32, or float64 for a float64 head.
@@ -121,7 +132,11 @@ def head_logps(
     else:
         chunk = max(chunk_logits // vocabulary, 1)
     if type(head) is nn.Linear and head.bias is None:
-        return _LinearHeadLogps.apply(hidden, head.weight, row_of, tokens, chunk)
+        if stored_logits is None:
+            stored_logits = CHUNK_LOGITS_CUDA if hidden.is_cuda else STORED_LOGITS
+        trained = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
+        keep = trained and len(hidden) * vocabulary <= stored_logits
+        return _LinearHeadLogps.apply(hidden, head.weight, row_of, tokens, chunk, keep)
     if len(hidden) == 0:  # every candidate is padding
         return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
     bounds = _bounds(row_of, len(hidden), chunk)

@@ -45,12 +45,16 @@ def gradients(logps, *inputs):
 
 # 11: one row at a time, 33: three, so that 7 rows leave a rest, 77: all, 10: less than a row
 @pytest.mark.parametrize("chunk_logits", [10, 11, 22, 33, 76, 77, 10_000, None])
-@pytest.mark.parametrize("kind", ["linear", "bias", "module"])
-def test_values_and_gradients_equal_plain_autograd(kind, chunk_logits):
+@pytest.mark.parametrize(
+    ("kind", "stored_logits"), [("linear", 0), ("linear", None), ("bias", None), ("module", None)]
+)
+def test_values_and_gradients_equal_plain_autograd(kind, stored_logits, chunk_logits):
     hidden, linear = make(bias=kind == "bias")
     head = ScaledHead(linear) if kind == "module" else linear
     inputs = [hidden, *head.parameters()]
-    logps = head_logps(hidden, head, ROW_OF, TOKENS, chunk_logits=chunk_logits)
+    logps = head_logps(
+        hidden, head, ROW_OF, TOKENS, chunk_logits=chunk_logits, stored_logits=stored_logits
+    )
     expected = plain(hidden, head)
     torch.testing.assert_close(logps, expected, rtol=1e-12, atol=1e-12)
     for found, wanted in zip(gradients(logps, *inputs), gradients(expected, *inputs), strict=True):
@@ -66,9 +70,10 @@ def test_a_value_by_hand():
     torch.testing.assert_close(logps, torch.tensor([0.5]).log())
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("chunk_logits", [22, 10_000])
 @pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
-def test_gradcheck(chunk_logits, trained):
+def test_gradcheck(chunk_logits, trained, keep):
     """Numerical derivatives, with hidden states, weight, or both trained."""
     hidden, head = make()
     hidden.requires_grad_(trained[0])
@@ -76,9 +81,20 @@ def test_gradcheck(chunk_logits, trained):
 
     def function(hidden, weight):
         chunk = max(chunk_logits // VOCABULARY, 1)
-        return head_module._LinearHeadLogps.apply(hidden, weight, ROW_OF, TOKENS, chunk)
+        return head_module._LinearHeadLogps.apply(hidden, weight, ROW_OF, TOKENS, chunk, keep)
 
     assert torch.autograd.gradcheck(function, (hidden, head.weight))
+
+
+@pytest.mark.parametrize(("stored_logits", "n_products"), [(VOCABULARY * ROWS, 3), (76, 4)])
+def test_few_logits_are_not_computed_twice(monkeypatch, stored_logits, n_products):
+    """A product for the logits, one for each gradient, and one more where they were not kept."""
+    hidden, head = make()
+    counted = []
+    monkeypatch.setattr(head_module, "_as_float", lambda logits: counted.append(1) or logits)
+    logps = head_logps(hidden, head, ROW_OF, TOKENS, stored_logits=stored_logits)
+    gradients(logps, hidden, head.weight)
+    assert len(counted) == n_products - 2
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same():

@@ -1,0 +1,216 @@
+"""Loading, splitting, prompts and set-wise sampling on a generated set of ml-10m's shape.
+
+`python -m benchmarks.data` takes a tenth of it (7,157 users, 1 M ratings), `--full` the whole
+(71,567 users, 10 M half-star ratings). `--titles=FILE` takes the titles of a MovieLens
+`movies.csv`; without it they are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import generated
+from benchmarks.common import Row, Timer, arguments, faster, report
+from recbole_multdpo import compat
+from recbole_multdpo.run_folder import peak_memory_mb
+
+N_USERS, N_RATINGS, N_ITEMS = 71_567, 10_000_000, 9_742
+MEMORY_LIMIT = 6 * 1024  # MiB beyond what RecBole itself needs to load and split the data
+SAMPLER_GOAL = 10.0
+BATCH = 32
+TOKENS = 4096  # max_tokens_per_batch in the comparison of paddings
+
+
+def main() -> None:
+    """Run the command."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--full", action="store_true", help="71,567 users, 10 M ratings")
+    parser.add_argument("--titles", type=Path, help="MovieLens movies.csv, may be gzipped")
+    parser.add_argument("--negatives", type=int, default=32, help="per context")
+    options = parser.parse_args()
+    titles = (
+        generated.real_titles(options.titles)
+        if options.titles
+        else generated.made_up_titles(N_ITEMS)
+    )
+    share = 1 if options.full else 10
+    with tempfile.TemporaryDirectory() as folder:
+        generated.write(Path(folder), titles, N_USERS // share, N_RATINGS // share)
+        # each in its own process, so that its peak memory is its own
+        theirs = _in_process(_recbole, folder, options)
+        ours = _in_process(_llmrec, folder, options)
+    rows = [
+        faster(f"{stage}: LLMRec vs RecBole alone", [ours[stage]], [theirs[stage]])
+        for stage in ("load", "split")
+    ]
+    beyond = ours["memory"] - theirs["memory"]
+    rows += [
+        Row(
+            "load: peak memory, LLMRec vs RecBole alone",
+            ours["load memory"],
+            theirs["memory"],
+            "MiB",
+            theirs["memory"] / ours["load memory"],
+        ),
+        Row(
+            "all stages: peak memory beyond RecBole vs limit",
+            beyond,
+            MEMORY_LIMIT,
+            "MiB",
+            MEMORY_LIMIT / max(beyond, 1.0),
+            goal=1.0,
+        ),
+        *ours["rows"],
+    ]
+    stages = {name: ours[name] for name in ("load", "split", "histories and texts", "epoch")}
+    print(", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
+    report(rows, options)
+
+
+def _in_process(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        result: dict[str, Any] = pool.apply(function, args)
+        return result
+
+
+def _config(folder: str, negatives: int) -> Any:
+    from recbole_multdpo.config import load_config
+
+    return load_config(
+        [
+            "--model=LLMRec",
+            "--device=cpu",
+            f"--run_dir={folder}/run",
+            f"--data_path={folder}",
+            f"--num_negatives={negatives}",
+            "--show_progress=False",
+            *generated.SETTINGS,
+        ]
+    )
+
+
+def _recbole(folder: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak MiB of RecBole's own loading and splitting."""
+    compat.apply()
+    from recbole.data.dataset import Dataset
+
+    result, _ = _load_and_split(folder, options, Dataset)
+    return result
+
+
+def _load_and_split(folder: str, options: argparse.Namespace, dataset_class: Any) -> Any:
+    torch.set_num_threads(options.threads)
+    config = _config(folder, options.negatives)
+    start = time.process_time()
+    dataset = dataset_class(config)
+    loaded = time.process_time()
+    parts = dataset.build()
+    split = time.process_time() - loaded
+    result = {"load": loaded - start, "split": split, "memory": peak_memory_mb()["rss"]}
+    return result, (config, parts)
+
+
+def _llmrec(folder: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak MiB of all stages up to an epoch of sampling, and the samplers' rows."""
+    compat.apply()
+    from recbole_multdpo.data.dataset import LLMRecDataset
+    from recbole_multdpo.model.llmrec import LLMRec
+    from recbole_multdpo.quick_start import _train_loader
+
+    result, (config, parts) = _load_and_split(folder, options, LLMRecDataset)
+    result["load memory"] = result["memory"]
+    start = time.process_time()
+    model = LLMRec(config, parts[0])
+    loader = _train_loader(config, model, parts[0], "mult_dpo", BATCH)
+    result["histories and texts"] = time.process_time() - start
+    start = time.process_time()
+    n_candidates, batches = 0, []
+    for batch in loader:
+        n_candidates += int((batch.levels >= 0).sum())
+        if len(batches) < 100:
+            batches.append(batch)
+    result["epoch"] = time.process_time() - start
+    result["memory"] = peak_memory_mb()["rss"]
+    rate = n_candidates / result["epoch"]
+    result["rows"] = [
+        *_samplers(model, loader, parts, rate, options),
+        _padding(model, batches),
+    ]
+    return result
+
+
+def _samplers(model, loader, parts, rate: float, options) -> list[Row]:  # type: ignore[no-untyped-def]
+    """Candidates per second of the set-wise epoch and of the negatives alone, and of RecBole's."""
+    from recbole.sampler import Sampler
+
+    sampler, n = loader._sampler, options.negatives
+    recbole = Sampler(["train"], [parts[0]], distribution="uniform").set_phase("train")
+    users = loader.users[: 64 * BATCH]
+    timer = Timer("cpu", options.threads)
+
+    def ours() -> None:
+        for first in range(0, len(users), BATCH):
+            drawn = sampler.negative_sampler.sample(
+                users[first : first + BATCH], n, seed=0, epoch=0
+            )
+            assert drawn.all()
+
+    def theirs() -> None:
+        for first in range(0, len(users), BATCH):
+            part = users[first : first + BATCH]
+            drawn = recbole.sample_by_user_ids(part, np.zeros_like(part), n)
+            assert len(drawn) == n * len(part)
+
+    seconds = timer.alternate({"ours": ours, "recbole": theirs}, options.repeats)
+    per_second = {name: n * len(users) / statistics.median(s) for name, s in seconds.items()}
+    other = per_second["recbole"]
+    return [
+        Row(
+            "sampler: negatives alone vs RecBole's sampler",
+            per_second["ours"],
+            other,
+            "candidates/s",
+            per_second["ours"] / other,
+            goal=SAMPLER_GOAL,
+        ),
+        Row(
+            "sampler: whole contexts with prompts vs RecBole's sampler",
+            rate,
+            other,
+            "candidates/s",
+            rate / other,
+            goal=SAMPLER_GOAL,
+        ),
+    ]
+
+
+def _padding(model, batches) -> Row:  # type: ignore[no-untyped-def]
+    """Share of padding in packed rows: parts under a token budget against whole batches."""
+    from recbole_multdpo.data.batch import length_buckets
+    from recbole_multdpo.scoring.packed import packed_lengths
+
+    padded = {0: 0, TOKENS: 0}
+    filled = 0
+    for batch in batches:
+        lengths = packed_lengths(batch.prompt_lengths, batch.candidates, model.items)
+        filled += int(lengths.sum())
+        for budget in padded:
+            groups = length_buckets(lengths, max_rows=len(batch), max_tokens=budget)
+            padded[budget] += sum(len(rows) * int(lengths[rows].max()) for rows in groups)
+    whole, parts = (100 * (1 - filled / padded[budget]) for budget in (0, TOKENS))
+    name = f"padding, batches of {BATCH}: parts of {TOKENS} tokens vs whole batches"
+    return Row(name, parts, whole, "%", whole / parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Exact top-K of the whole catalogue: best-first, along the trie, by prompt cache, one by one.
+
+`python -m benchmarks.ranking` trains the tiny model for a few epochs on ml-100k and on a generated
+set, and ranks with it; `--run=FOLDER` takes the model of a finished run on ml-100k instead, and
+`--titles=FILE` the titles of a MovieLens `movies.csv` for the generated set. All sides rank with
+the same weights; their results are asserted to be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import generated
+from benchmarks.common import DTYPES, Row, Timer, arguments, faster, report
+from benchmarks.others import kv_scores, naive_logps
+from recbole_multdpo import compat
+
+N_NAIVE = 32  # items scored one by one, of which the time of the catalogue is scaled up
+GOALS = {"best_first vs trie": {"ml-100k": 4.0, "generated": 10.0}, "trie vs kv": 1.1}
+
+
+def main() -> None:
+    """Run the command."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--run", type=Path, help="run folder of LLMRec on ml-100k")
+    parser.add_argument("--titles", type=Path, help="MovieLens movies.csv, may be gzipped")
+    parser.add_argument("--items", type=int, default=10_000, help="titles made up without --titles")
+    parser.add_argument("--epochs", type=int, default=6, help="of the first stage before ranking")
+    parser.add_argument("--users", type=int, default=64, help="ranked by the searches")
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--datasets", default="ml-100k,generated")
+    options = parser.parse_args()
+    timer = Timer(options.device, options.threads)
+    rows = []
+    compat.apply()
+    with tempfile.TemporaryDirectory() as folder:
+        for dataset in options.datasets.split(","):
+            if dataset == "ml-100k":
+                settings = ["--dataset=ml-100k"]
+            else:
+                titles = (
+                    generated.real_titles(options.titles)
+                    if options.titles
+                    else generated.made_up_titles(options.items)
+                )
+                data_path = generated.write(Path(folder), titles, 1000, 100_000)
+                settings = [*generated.SETTINGS, f"--data_path={data_path}"]
+            rows += compare(dataset, settings, Path(folder) / "runs" / dataset, timer, options)
+    report(rows, options)
+
+
+def compare(
+    dataset: str, settings: list[str], folder: Path, timer: Timer, options: argparse.Namespace
+) -> list[Row]:
+    """Rows of one data set: an untrained model, then a trained one."""
+    from recbole_multdpo.config import load_config
+    from recbole_multdpo.data.dataset import LLMRecDataset
+    from recbole_multdpo.model.llmrec import LLMRec
+    from recbole_multdpo.quick_start import _fit, _load, _prepare, _train_loader
+    from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+
+    if options.run and dataset == "ml-100k":
+        settings = [
+            f"--config_files={options.run / 'config.yaml'}",
+            f"--backbone={options.run / 'model'}",
+            "--finetune=full",
+        ]
+    config = load_config(
+        [
+            "--model=LLMRec",
+            f"--device={options.device}",
+            f"--run_dir={folder}",
+            "--show_progress=False",
+            *settings,
+        ]
+    )
+    parts = _prepare(config, _load(config, LLMRecDataset))
+    model = LLMRec(config, parts[0]).to(config["device"])
+    prompts = _prompts(model, parts[0], options)
+    rows = []
+    if not (options.run and dataset == "ml-100k"):
+        rows = untrained(dataset, model, prompts, timer, options)
+        stage = Stage("sft", options.epochs, model.settings.sft_learning_rate, 0)
+        trainer = SetwiseTrainer(config, model, stage, folder / "sft")
+        loader = _train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
+        _fit(trainer, loader, None, False)
+    model.lm.to(DTYPES[options.dtype])
+    return rows + trained(dataset, model.eval(), prompts, timer, options)
+
+
+class Prompts:
+    """Prompts and excluded items of some users, in batches of `rank_batch_users`."""
+
+    def __init__(self, model, users: Tensor, n_items: int) -> None:  # type: ignore[no-untyped-def]
+        self.ids, self.lengths = model.user_prompts(users)
+        self.excluded = torch.zeros(len(users), n_items, dtype=torch.bool, device=model.device)
+        for row, user in enumerate(users.tolist()):
+            self.excluded[row, torch.from_numpy(model.histories.history(user))] = True
+        self.per_batch = model.settings.rank_batch_users
+
+    def batches(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(ids, lengths, excluded) of the users `rows`, padded to the longest of each batch."""
+        found = []
+        for part in rows.split(self.per_batch):
+            lengths = self.lengths[part]
+            found.append((self.ids[part, : int(lengths.max())], lengths, self.excluded[part]))
+        return found
+
+
+def _prompts(model, train, options: argparse.Namespace) -> Prompts:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(0)
+    users = 1 + torch.randperm(train.user_num - 1, generator=generator)
+    users = users[torch.from_numpy(model.histories.counts)[users] > 0][: options.users]
+    return Prompts(model, users, train.item_num)
+
+
+def untrained(dataset, model, prompts, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
+    """Flat scores: searches that are given up against searches to the end."""
+    batch = prompts.batches(prompts.lengths.argsort()[: min(8, options.users)])
+
+    def search(share: float) -> list[Tensor]:
+        return best_first(model, batch, options.k, max_expanded_share=share)
+
+    assert search(0.25)[0].equal(search(1.0)[0]), "giving up changes the ranking"
+    seconds = timer.alternate(
+        {"gives up": lambda: search(0.25), "never": lambda: search(1.0)}, options.repeats
+    )
+    name = f"ranking {dataset}, untrained, K {options.k}: giving up vs searching to the end"
+    return [per_user(faster(name, *seconds.values()), len(batch[0][0]), len(batch[0][0]))]
+
+
+def trained(dataset, model, prompts, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
+    """All sides with a trained model, seconds per user."""
+    from recbole_multdpo.scoring.topk import stable_topk
+    from recbole_multdpo.scoring.trie_scores import trie_scores
+
+    k, trie, items = options.k, model.trie, model.items
+    by_length = prompts.lengths.argsort()
+    middle = by_length[len(by_length) // 2]
+    batches, shuffled = prompts.batches(by_length), prompts.batches(torch.arange(len(by_length)))
+    first = max(len(by_length) - prompts.per_batch, 0) // 2
+    one = prompts.batches(by_length[first:][: prompts.per_batch])  # prompts of middling length
+    prompt = prompts.ids[middle, : prompts.lengths[middle]]
+
+    def along_trie() -> Tensor:
+        return trie_scores(model.lm, trie, *one[0][:2])
+
+    few = torch.randperm(len(items.lengths) - 1, generator=torch.Generator().manual_seed(0))
+    few = 1 + few[:N_NAIVE].to(prompt.device)[None]
+
+    @torch.no_grad()
+    def naive() -> Tensor:
+        ids, lengths = prompt[None], prompt.new_tensor([len(prompt)])
+        return naive_logps(model.lm, ids, lengths, few, items, logits_everywhere=False)
+
+    ranked, expanded = best_first(model, batches, k)
+    scores = along_trie()
+    expected, _ = stable_topk(scores.masked_fill(one[0][2], -torch.inf), k)
+    assert ranked[first:][: len(expected)].equal(expected), "best-first and trie rank differently"
+    by_cache = kv_scores(model.lm, prompt, items)
+    alone = trie_scores(model.lm, trie, prompt[None], prompt.new_tensor([len(prompt)]))[0]
+    assert (by_cache - alone)[1:].abs().max() < 1e-2, "prompt cache and trie score differently"
+    assert (naive()[0] - alone[few[0]]).abs().max() < 1e-2, "naive and trie score differently"
+
+    seconds = timer.alternate(
+        {
+            "best_first": lambda: best_first(model, batches, k),
+            "shuffled": lambda: best_first(model, shuffled, k),
+            "one batch": lambda: best_first(model, one, k),
+            "trie": along_trie,
+            "kv": lambda: kv_scores(model.lm, prompt, items),
+            "naive": naive,
+        },
+        options.repeats,
+    )
+    n_users, n_one = len(by_length), len(one[0][0])
+    n_expanded = float(expanded[first:][:n_one].double().mean())
+    n_items = len(items.lengths) - 1
+    name = f"ranking {dataset}, K {k}:"
+    scaled = [value * n_items / N_NAIVE for value in seconds["naive"]]
+    n_prompt, n_fed = len(prompt), int((items.lengths[1:] - 1).sum())
+    internal = trie.num_internal
+    rows = [
+        per_user(
+            faster(
+                f"{name} best_first vs trie",
+                seconds["one batch"],
+                seconds["trie"],
+                floor_ratio=internal / n_expanded,
+                goal=GOALS["best_first vs trie"][dataset],
+            ),
+            n_one,
+            n_one,
+        ),
+        per_user(
+            faster(f"{name} best_first, users by length vs any order", *pair(seconds)),
+            n_users,
+            n_users,
+        ),
+        per_user(
+            faster(
+                f"{name} trie vs kv, items by length",
+                [value / n_one for value in seconds["trie"]],
+                seconds["kv"],
+                floor_ratio=(n_prompt + n_fed) / (n_prompt + internal),
+                goal=GOALS["trie vs kv"],
+            )
+        ),
+        per_user(
+            faster(
+                f"{name} best_first vs naive ({N_NAIVE} of {n_items} items, scaled)",
+                [value / n_users for value in seconds["best_first"]],
+                scaled,
+            )
+        ),
+    ]
+    mean = float(expanded.double().mean())
+    rate = rows[1]
+    return [
+        *rows,
+        Row(f"{name} nodes expanded vs internal", mean, internal, "nodes", internal / mean),
+        Row(f"{name} rate", 1 / rate.ours, 1 / rate.other, "users/s", rate.ratio),
+    ]
+
+
+def pair(seconds: dict[str, list[float]]) -> tuple[list[float], list[float]]:
+    """Best-first over users by length, and over the same users in any order."""
+    return seconds["best_first"], seconds["shuffled"]
+
+
+def per_user(row: Row, n_ours: int = 1, n_other: int = 1) -> Row:
+    """A row of seconds, each side divided by its number of users."""
+    return Row(
+        row.name,
+        row.ours / n_ours,
+        row.other / n_other,
+        "s/user",
+        row.ratio * n_ours / n_other,
+        row.floor_ratio,
+        row.goal,
+    )
+
+
+def best_first(model, batches, k: int, **options) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Items [U, k] and nodes expanded [U] of all batches."""
+    from recbole_multdpo.scoring.best_first import best_first_topk
+
+    found = [
+        best_first_topk(
+            model.lm,
+            model.trie,
+            *batch,
+            k,
+            expand_per_step=model.settings.expand_per_step,
+            **options,
+        )
+        for batch in batches
+    ]
+    return torch.cat([f.items for f in found]), torch.cat([f.expanded for f in found])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""A training step of the packed scorer against one row per candidate and prompt-cache reuse.
+
+`python -m benchmarks.training_step` (two minutes on two cores), or with
+`--device=cuda --dtype=bf16 --model=0.5b --shapes=256x32x4,512x64x2` on a GPU. All sides score the
+same contexts with the same weights; log-probabilities and gradients are asserted to be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.common import DTYPES, Row, Timer, arguments, faster, peak_mebibytes, report
+from benchmarks.others import kv_logps, naive_logps
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses import preference_loss
+from recbole_multdpo.model.backbone import add_lora
+from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.packed import packed_logps
+
+BIG_VOCABULARY = 151_936  # Qwen2.5's
+BIG_HIDDEN = 896
+# Hidden size, layers, vocabulary: Qwen2.5-0.5B, and one for a CPU, half as wide and two layers
+# deep, whose vocabulary is cut so that body and head keep their proportion. The floors are then
+# those of the whole model.
+MODELS = {
+    "0.5b": (BIG_HIDDEN, 24, BIG_VOCABULARY),
+    "slim": (BIG_HIDDEN // 2, 2, BIG_VOCABULARY // 24),
+}
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+GOALS = {  # on one CPU shape and one GPU shape, see docs/performance.md
+    "cpu": {"P 128 C 16": {"naive": 7.0, "naive, candidate logits": 5.5, "kv": 1.6}},
+    "cuda": {"P 256 C 32": {"naive": 8.0, "naive, candidate logits": 6.0, "kv": 1.5}},
+}
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """B contexts with prompts of P tokens and C candidates, all tokens at random.
+
+    Candidates are as long as ML-10M's titles with their years are under Qwen's tokenizer: 8 to 32
+    tokens, 12 on average, terminator included.
+    """
+
+    prompt_ids: Tensor
+    prompt_lengths: Tensor
+    candidates: Tensor
+    items: ItemTokens
+
+    @classmethod
+    def draw(cls, n_prompt: int, n_candidates: int, n_contexts: int, vocabulary: int) -> Contexts:
+        """The same contexts for the same arguments."""
+        generator = torch.Generator().manual_seed(0)
+        n_items = n_contexts * n_candidates
+        above_least = torch.empty(n_items).exponential_(1 / 4, generator=generator)
+        lengths = (8 + above_least.long()).clamp(max=32)
+        tokens = torch.randint(0, vocabulary, (n_items, 32), generator=generator)
+        texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+        return cls(
+            torch.randint(0, vocabulary, (n_contexts, n_prompt), generator=generator),
+            torch.full((n_contexts,), n_prompt),
+            1 + torch.arange(n_items).view(n_contexts, n_candidates),
+            ItemTokens.from_lists([[], *texts]),
+        )
+
+    def to(self, device: str) -> Contexts:
+        """The same contexts on `device`."""
+        return Contexts(
+            self.prompt_ids.to(device),
+            self.prompt_lengths.to(device),
+            self.candidates.to(device),
+            self.items.to(device),
+        )
+
+    def floor_ratios(self, body: float, head: float) -> dict[str, float]:
+        """Operations of each side over those of the packed one.
+
+        Args:
+            body: operations per token through the layers.
+            head: operations per scored position.
+        """
+        lengths = self.items.lengths[self.candidates].double()  # [B, C]
+        n_prompt, n_candidates = float(self.prompt_ids.shape[1]), lengths.shape[1]
+        rows, fed = (n_prompt + lengths).sum(), (lengths - 1).sum()
+        padded = len(lengths) * n_candidates * (lengths.max() - 1)
+        prompts = len(lengths) * n_prompt
+        packed = (prompts + fed) * body + (len(lengths) + fed) * head
+        costs = {
+            "naive": rows * (body + head),
+            "naive, candidate logits": rows * body + lengths.sum() * head,
+            "kv": (prompts + padded) * body + (len(lengths) + padded) * head,
+        }
+        return {name: float(cost / packed) for name, cost in costs.items()}
+
+
+def make_lm(name: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """A Qwen2.5-0.5B-shaped model with random weights and a LoRA adapter that is not zero."""
+    hidden, layers, vocabulary = MODELS[name]
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=hidden * 38 // 7,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 448,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    lm = Qwen2ForCausalLM(config).to(device, dtype)
+    wrapped = add_lora(lm, r=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter_name, parameter in wrapped.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return wrapped.train()
+
+
+def main() -> None:
+    """Run the command."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--model", default="slim", choices=tuple(MODELS))
+    parser.add_argument(
+        "--shapes",
+        default="128x16x1,128x16x2,256x8x1",
+        help="PxCxB, separated by commas: prompt tokens, candidates, contexts",
+    )
+    options = parser.parse_args()
+    timer = Timer(options.device, options.threads)
+    dtype = DTYPES[options.dtype]
+    lm = make_lm(options.model, options.device, dtype)
+    rows = []
+    for shape in options.shapes.split(","):
+        n_prompt, n_candidates, n_contexts = map(int, shape.split("x"))
+        vocabulary = MODELS[options.model][2]
+        contexts = Contexts.draw(n_prompt, n_candidates, n_contexts, vocabulary).to(options.device)
+        rows += compare(lm, contexts, timer, options)
+    del lm
+    rows += compare_heads(timer, options)
+    report(rows, options)
+
+
+def compare(
+    lm: nn.Module, contexts: Contexts, timer: Timer, options: argparse.Namespace
+) -> list[Row]:
+    """Rows of one shape: forward, forward and backward, and the latter's peak memory."""
+    scorers: dict[str, Callable[..., Tensor]] = {
+        "packed": packed_logps,
+        "naive": partial(naive_logps, logits_everywhere=True),
+        "naive, candidate logits": partial(naive_logps, logits_everywhere=False),
+        "kv": kv_logps,
+    }
+    sizes = (contexts.prompt_ids.shape[1], *contexts.candidates.shape[::-1])
+    size = "P {} C {}".format(*sizes[:2])
+    assert_equal(lm, contexts, scorers, TOLERANCE[options.dtype])
+
+    def forward(score: Callable[..., Tensor]) -> None:
+        with torch.no_grad():
+            logps_of(score, lm, contexts)
+
+    def step(score: Callable[..., Tensor]) -> None:
+        lm.zero_grad()
+        loss_of(logps_of(score, lm, contexts)).backward()
+
+    hidden, _, vocabulary = MODELS[options.model]
+    layers = [p for name, p in lm.named_parameters() if ".layers." in name and "lora" not in name]
+    body = 2.0 * sum(p.numel() for p in layers)
+    floors = contexts.floor_ratios(body, 2.0 * hidden * vocabulary)
+    goals = GOALS[options.device].get(size, {})
+    others = list(scorers)[1:]
+    rows = []
+    for label, run in (("forward", forward), ("train step", step)):
+        seconds = timer.alternate(
+            {name: partial(run, score) for name, score in scorers.items()}, options.repeats
+        )
+        rows += [
+            faster(
+                f"{label}, {size} B {sizes[2]}: packed vs {other}",
+                seconds["packed"],
+                seconds[other],
+                floor_ratio=floors[other],
+                goal=goals.get(other) if run is step else None,
+            )
+            for other in others
+        ]
+    memory = {
+        name: peak_mebibytes(partial(step, score), options.device)
+        for name, score in scorers.items()
+    }
+    return rows + [
+        less_memory(
+            f"memory, {size} B {sizes[2]}: packed vs {other}", memory["packed"], memory[other]
+        )
+        for other in others
+    ]
+
+
+def less_memory(name: str, ours: float, other: float) -> Row:
+    """A row of peak memory."""
+    return Row(name, ours, other, "MiB", other / ours)
+
+
+def logps_of(score: Callable[..., Tensor], lm: nn.Module, contexts: Contexts) -> Tensor:
+    """Log-probabilities [B, C] by one scorer."""
+    return score(
+        lm, contexts.prompt_ids, contexts.prompt_lengths, contexts.candidates, contexts.items
+    )
+
+
+def loss_of(logps: Tensor) -> Tensor:
+    """Mult-DPO of the first quarter of the candidates over the others.
+
+    The reference is a constant, so that its forward pass, equal on all sides, is not timed.
+    """
+    n_positives = max(logps.shape[1] // 4, 1)
+    levels = torch.zeros_like(logps, dtype=torch.long)
+    levels[:, :n_positives] = 1
+    reference = logps.detach() - 0.1
+    return preference_loss("mult_dpo", logps, reference, levels, 0.1).mean()
+
+
+def assert_equal(
+    lm: nn.Module,
+    contexts: Contexts,
+    scorers: dict[str, Callable[..., Tensor]],
+    tolerance: float,
+) -> None:
+    """All scorers give the log-probabilities and the gradient of the first one."""
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    expected: list[Tensor] = []
+    for name, score in scorers.items():
+        logps = logps_of(score, lm, contexts)
+        found = [logps.detach(), *torch.autograd.grad(loss_of(logps), trained)]
+        expected = expected or found
+        for ours, other in zip(expected, found, strict=True):
+            error = (ours - other).norm() / ours.norm().clamp(min=1e-6)
+            assert error < tolerance, f"{name} differs from the packed scorer by {error:.1e}"
+
+
+def compare_heads(timer: Timer, options: argparse.Namespace) -> list[Row]:
+    """The frozen LM head at Qwen's vocabulary: recomputed chunks against plain logits."""
+    n_rows = 4096 if options.device == "cuda" else 384
+    generator = torch.Generator().manual_seed(0)
+    dtype = DTYPES[options.dtype]
+    head = nn.Linear(BIG_HIDDEN, BIG_VOCABULARY, bias=False, device=options.device, dtype=dtype)
+    head.requires_grad_(False)
+    hidden = torch.randn(n_rows, BIG_HIDDEN, generator=generator).to(options.device, dtype)
+    hidden.requires_grad_()
+    tokens = torch.randint(0, BIG_VOCABULARY, (n_rows,), generator=generator).to(options.device)
+    row_of = torch.arange(n_rows, device=options.device)
+
+    def chunked() -> Tensor:
+        logps = head_logps(hidden, head, row_of, tokens)
+        return torch.autograd.grad(logps.sum(), hidden)[0]
+
+    def plain() -> Tensor:
+        logits = head(hidden).float()
+        logps = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+        return torch.autograd.grad(logps.sum(), hidden)[0]
+
+    expected = plain()
+    error = (chunked() - expected).norm() / expected.norm()
+    assert error < TOLERANCE[options.dtype], f"the heads' gradients differ by {error:.1e}"
+    seconds = timer.alternate({"chunked": chunked, "plain": plain}, options.repeats)
+    name = f"head, {n_rows} rows, vocabulary {BIG_VOCABULARY}: chunked vs plain logits"
+    return [
+        faster(f"train step of the {name}", seconds["chunked"], seconds["plain"]),
+        less_memory(
+            f"memory of the {name}",
+            peak_mebibytes(chunked, options.device),
+            peak_mebibytes(plain, options.device),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
