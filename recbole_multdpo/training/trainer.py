@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
-from recbole_multdpo.losses import rewards, set_means
+from recbole_multdpo.losses import rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.training.checkpoint import (
     load_checkpoint,
@@ -137,15 +137,16 @@ class SetwiseTrainer(Trainer):
     def _train_step(self, batch: SetwiseBatch) -> dict[str, float]:
         """One optimizer step; a batch may be computed in `gradient_accumulation_steps` parts."""
         self.optimizer.zero_grad()
+        kl = self.model.batch_kl(batch)
+        weight = self._context_weight(batch)
         n_parts = min(self.model.settings.gradient_accumulation_steps, len(batch))
         size = math.ceil(len(batch) / n_parts)
         sums: dict[str, float] = defaultdict(float)
         for start in range(0, len(batch), size):
             part = batch.slice(start, start + size)
-            output = self.model.step(part)
+            output = self.model.step(part, kl)
             self._check_finite(output.losses, part)
-            # contexts weigh alike, so that the parts add up to the mean over the whole batch
-            (output.losses.sum() / len(batch)).backward()
+            (output.losses.sum() * weight).backward()
             for name, value in step_metrics(output, part.levels, self.model.settings.beta).items():
                 sums[name] += value * len(part) / len(batch)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -160,6 +161,12 @@ class SetwiseTrainer(Trainer):
         self.schedule.step()
         self.global_step += 1
         return sums
+
+    def _context_weight(self, batch: SetwiseBatch) -> float:
+        """Weight of each context's loss, fixed by the whole batch, whose parts it makes add up."""
+        if self.stage.name == "preference" and self.model.settings.loss_average == "positive":
+            return 1 / int(set_masks(batch.levels)[0].sum())
+        return 1 / len(batch)
 
     def _check_finite(self, losses: Tensor, batch: SetwiseBatch) -> None:
         finite = torch.isfinite(losses)
@@ -262,6 +269,7 @@ class SetwiseTrainer(Trainer):
 def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, float]:
     """Means over a batch for progress bar and TensorBoard.
 
+    `loss` is the mean over contexts, whatever `loss_average` is, so that runs compare.
     `positive_logp` is the mean log-probability of the positives (nats per item): preference
     training may lower it while the margin grows, which is worth seeing. `margin` is the mean over
     contexts of the mean reward of the positives less that of the negatives, the reward being beta
