@@ -93,6 +93,7 @@ class LLMRecSettings(BaseModel):
         description="exponent of an item's popularity in the draw"
     )
     level_thresholds: Numbers = Field(description="ratings that start a level, descending")
+    track_bounds: bool = Field(description="log exact and surrogate losses with their bounds")
 
     # options of single losses
     ipo_length_average: bool = Field(description="IPO's log-ratios are means over tokens")
@@ -191,6 +192,11 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
         return [
             f"train_batch_size=1: loss={settings.loss} compares each context with another one of "
             "its batch. Use 2 or more."
+        ]
+    if settings.track_bounds and not LOSSES[settings.loss].needs_reference:
+        return [
+            f"track_bounds=True needs log-ratios, and loss={settings.loss} has no reference. "
+            "Choose a loss with one, such as mult_dpo or pl_dpo."
         ]
     return []
 

@@ -175,6 +175,7 @@ def test_the_defaults_are_possible_together():
         ({"asked_for": ["popularity_alpha"]}, "negative_distribution=popularity"),
         ({"asked_for": ["kpo_k"]}, "kpo_k: no effect with loss=mult_dpo. Use it with --loss=kpo,"),
         ({"asked_for": ["pl_nodes"], "loss": "dpo"}, "--loss=pl_dpo or pl2_dpo, or leave it out"),
+        ({"track_bounds": True, "loss": "simpo"}, "loss=simpo has no reference"),
         ({"loss": "kto", "shared": {"train_batch_size": 1}}, "train_batch_size=1: loss=kto"),
     ],
 )  # fmt: skip

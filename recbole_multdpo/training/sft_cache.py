@@ -23,6 +23,7 @@ LATER_SETTINGS = frozenset(
         "loss",
         "beta",
         "loss_average",
+        "track_bounds",
         *(option for loss in LOSSES.values() for option in loss.options),
         "num_negatives",
         "negative_distribution",
