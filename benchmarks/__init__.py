@@ -1,1 +1,1 @@
-"""Speed and memory, each fast path beside what it replaces, in one process on the same weights."""
+"""Measurements of speed, memory and error; each module is a command that prints a table."""

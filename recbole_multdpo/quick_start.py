@@ -180,7 +180,8 @@ def _run_llmrec(
             stage = Stage(
                 "preference", config["epochs"], config["learning_rate"], config["eval_step"]
             )
-            trainer = SetwiseTrainer(config, model, stage, checkpoints / stage.name)
+            bounds_file = folder.path / "bounds.csv" if settings.track_bounds else None
+            trainer = SetwiseTrainer(config, model, stage, checkpoints / stage.name, bounds_file)
             batch_size = config["train_batch_size"]
             train_data = _train_loader(config, model, parts[0], settings.loss, batch_size)
             _fit(trainer, train_data, quick_valid, config["show_progress"])

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from recbole_multdpo.losses import LOSSES
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -62,8 +64,27 @@ class LLMRecSettings(BaseModel):
     test_history: Literal["train", "train_valid"] = Field(description="items in test prompts")
 
     # preference training
-    loss: Literal["sft", "dpo", "s_dpo", "mult_dpo"] = Field(description="preference loss")
+    loss: Literal[
+        "sft",
+        "dpo",
+        "ipo",
+        "simpo",
+        "kto",
+        "dmpo",
+        "s_dpo",
+        "lipo_bt",
+        "lipo_lambda",
+        "pro",
+        "kpo",
+        "mult_dpo",
+        "mult2_dpo",
+        "pl_dpo",
+        "pl2_dpo",
+    ] = Field(description="preference loss")
     beta: Positive = Field(description="strength of the pull towards the reference model")
+    loss_average: Literal["context", "positive"] = Field(
+        description="what the losses of a batch are averaged over"
+    )
     num_negatives: Count = Field(description="negatives per context")
     negative_distribution: Literal["uniform", "popularity"] = Field(
         description="how negatives are drawn"
@@ -72,6 +93,28 @@ class LLMRecSettings(BaseModel):
         description="exponent of an item's popularity in the draw"
     )
     level_thresholds: Numbers = Field(description="ratings that start a level, descending")
+    track_bounds: bool = Field(description="log exact and surrogate losses with their bounds")
+
+    # options of single losses
+    ipo_length_average: bool = Field(description="IPO's log-ratios are means over tokens")
+    simpo_gamma: Annotated[float, Field(ge=0)] = Field(description="margin of the rewards in SimPO")
+    kto_desirable_weight: Annotated[float, Field(ge=0)] = Field(
+        description="weight of a context's positives in KTO"
+    )
+    kto_undesirable_weight: Annotated[float, Field(ge=0)] = Field(
+        description="weight of a context's negatives in KTO"
+    )
+    lipo_pairs: Literal["sum", "mean"] = Field(description="how LiPO adds up its pairs")
+    list_order: Literal["policy", "sampled"] = Field(
+        description="order of equal positives in PRO and KPO"
+    )
+    pro_sft_weight: Annotated[float, Field(ge=0)] = Field(
+        description="weight of PRO's supervised term"
+    )
+    kpo_k: CountOrZero = Field(description="ranked places in KPO, 0 for all positives")
+    pl_nodes: Annotated[int, Field(ge=8)] = Field(
+        description="nodes of the exact Plackett-Luce integral"
+    )
 
     # supervised fine-tuning
     sft_epochs: CountOrZero = Field(description="passes over the users before preferences")
@@ -126,6 +169,7 @@ def impossible_combinations(
     """
     return [
         *_model_problems(settings),
+        *_loss_problems(settings, shared),
         *_data_problems(settings, shared),
         *_recbole_problems(shared),
         *_settings_without_effect(settings, set(asked_for)),
@@ -142,6 +186,20 @@ def _model_problems(settings: LLMRecSettings) -> list[str]:
     if settings.lora_target_modules == ():
         problems.append("lora_target_modules is empty. Use all-linear or a list of module names.")
     return problems
+
+
+def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
+    if LOSSES[settings.loss].needs_kl and shared["train_batch_size"] == 1:
+        return [
+            f"train_batch_size=1: loss={settings.loss} compares each context with another one of "
+            "its batch. Use 2 or more."
+        ]
+    if settings.track_bounds and not LOSSES[settings.loss].needs_reference:
+        return [
+            f"track_bounds=True needs log-ratios, and loss={settings.loss} has no reference. "
+            "Choose a loss with one, such as mult_dpo or pl_dpo."
+        ]
+    return []
 
 
 def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
@@ -211,6 +269,19 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
             "popularity_alpha: no effect with negative_distribution=uniform. "
             "Add --negative_distribution=popularity."
         )
+    problems += _loss_options_without_effect(settings.loss, asked_for)
+    return problems
+
+
+def _loss_options_without_effect(loss: str, asked_for: set[str]) -> list[str]:
+    problems = []
+    options = {option for entry in LOSSES.values() for option in entry.options}
+    for option in sorted(options & asked_for - set(LOSSES[loss].options)):
+        users = [name for name, entry in LOSSES.items() if option in entry.options]
+        problems.append(
+            f"{option}: no effect with loss={loss}. Use it with --loss={' or '.join(users)}, or "
+            "leave it out."
+        )
     return problems
 
 
@@ -221,6 +292,20 @@ def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
         settings: LLMRec's own settings.
         device_type: `cpu` or `cuda`.
     """
+    return [*_dtype_cautions(settings, device_type), *_level_cautions(settings)]
+
+
+def _level_cautions(settings: LLMRecSettings) -> list[str]:
+    two_sets = {"mult2_dpo": "mult_dpo", "pl2_dpo": "pl_dpo"}.get(settings.loss)
+    if two_sets and len(settings.level_thresholds) < 2:
+        return [
+            f"loss={settings.loss} with one level of positives is {two_sets}. "
+            "Set --level_thresholds, for example [5, 4]."
+        ]
+    return []
+
+
+def _dtype_cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
     if device_type == "cpu" and settings.dtype != "float32":
         return [
             f"dtype={settings.dtype} on a CPU is many times slower than float32. "

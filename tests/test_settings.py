@@ -29,6 +29,7 @@ SHARED = {
     "TIME_FIELD": "timestamp",
     "RATING_FIELD": "rating",
     "train_neg_sample_args": None,
+    "train_batch_size": 8,
     "repeatable": False,
     "eval_args": {"mode": {"valid": "full", "test": "full"}},
 }
@@ -92,7 +93,7 @@ def test_unknown_keys_are_refused():
         ("target_share", 0, "must be a number greater than 0 and less than 1, got 0"),
         ("sft_on_prompt", "maybe", "must be True or False, got 'maybe'"),
         ("sft_on_prompt", 1, "must be True or False, got 1"),
-        ("loss", "mult-dpo", "must be one of sft, dpo, s_dpo, mult_dpo, got 'mult-dpo'; did you"),
+        ("loss", "mult-dpo", "pl2_dpo, got 'mult-dpo'; did you mean mult_dpo"),
         ("scorer", "fast", "must be one of packed, padded, got 'fast'"),
         ("ranker", None, "must be one of best_first, exhaustive, got None"),
         ("use_chat_template", "yes", "must be auto or True or False, got 'yes'"),
@@ -172,6 +173,10 @@ def test_the_defaults_are_possible_together():
         ({"asked_for": ["lora_alpha"], "finetune": "full", "backbone": "org/m"}, "finetune=full"),
         ({"asked_for": ["tiny_num_layers"], "backbone": "org/m"}, "no effect with backbone=org/m"),
         ({"asked_for": ["popularity_alpha"]}, "negative_distribution=popularity"),
+        ({"asked_for": ["kpo_k"]}, "kpo_k: no effect with loss=mult_dpo. Use it with --loss=kpo,"),
+        ({"asked_for": ["pl_nodes"], "loss": "dpo"}, "--loss=pl_dpo or pl2_dpo, or leave it out"),
+        ({"track_bounds": True, "loss": "simpo"}, "loss=simpo has no reference"),
+        ({"loss": "kto", "shared": {"train_batch_size": 1}}, "train_batch_size=1: loss=kto"),
     ],
 )  # fmt: skip
 def test_impossible_combinations(changes, message):
@@ -187,6 +192,8 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert problems(asked_for=["lora_r"], finetune="lora") == []
     assert problems(asked_for=["popularity_alpha"], negative_distribution="popularity") == []
     assert problems(loss="sft", sft_epochs=0) == []
+    assert problems(asked_for=["kpo_k", "list_order"], loss="kpo") == []
+    assert problems(loss="dpo", shared={"train_batch_size": 1}) == []
 
 
 def test_cautions():
@@ -195,6 +202,8 @@ def test_cautions():
     assert cautions(make(dtype="bfloat16"), "cuda") == []
     assert "overflow" in cautions(make(dtype="float16"), "cuda")[0]
     assert cautions(make(dtype="float16", finetune="lora"), "cuda") == []
+    assert "loss=pl2_dpo with one level" in cautions(make(loss="pl2_dpo"), "cpu")[0]
+    assert cautions(make(loss="pl2_dpo", level_thresholds=[5, 4]), "cpu") == []
 
 
 def test_messages():

@@ -1,12 +1,18 @@
 """Preference losses as pure functions on tensors; nothing here knows of RecBole or of the model."""
 
-from recbole_multdpo.losses.preference import (
-    LOSSES,
-    Loss,
-    preference_loss,
-    rewards,
-    set_masks,
-    set_means,
-)
+from recbole_multdpo.losses.bounds import Bounds, bounds
+from recbole_multdpo.losses.preference import LOSSES, Loss, preference_loss, rewards
+from recbole_multdpo.losses.sets import set_masks, set_means
+from recbole_multdpo.losses.unpaired import kl_estimate
 
-__all__ = ["LOSSES", "Loss", "preference_loss", "rewards", "set_masks", "set_means"]
+__all__ = [
+    "LOSSES",
+    "Bounds",
+    "Loss",
+    "bounds",
+    "kl_estimate",
+    "preference_loss",
+    "rewards",
+    "set_masks",
+    "set_means",
+]

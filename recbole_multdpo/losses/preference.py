@@ -1,7 +1,7 @@
-"""Set-wise preference losses: one small function per loss, one table that states what each needs.
+"""Preference losses: the table of what each needs, and the one way to call them.
 
 Equation numbers are those of the Mult-DPO paper. A context has candidates C = P ∪ Q, positives P
-with N = |P| and negatives Q, and the log-ratio of a candidate is
+with N = |P| and negatives Q with M = |Q|, and the log-ratio of a candidate is
 
     logratio_y = log π_θ(y|x) − log π_ref(y|x),    s_y = β · logratio_y,    w_y = exp(s_y)      (13)
 
@@ -11,8 +11,8 @@ nats).
 A loss function takes `(logratios [B, C], levels [B, C], beta, **options)` and returns [B]. It may
 rely on what `preference_loss` has checked and prepared: log-ratios are float32 or float64 and zero
 at padding, every context holds the positives and negatives that the loss's entry in `LOSSES` asks
-for. Losses without a reference receive log π_θ in place of the log-ratio. Options are keyword-only
-parameters.
+for. Losses without a reference receive log π_θ in place of the log-ratio. Keyword-only parameters
+are the loss's options, each a setting of the same name, except `lengths` and `kl`, which are data.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, POSITIVE_LEVEL
+from recbole_multdpo.data.batch import PADDING_LEVEL
 from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.losses import listwise, pairwise, setwise, unpaired
+from recbole_multdpo.losses.sets import set_masks
+
+DATA_PARAMETERS = ("lengths", "kl")
 
 
 @dataclass(frozen=True)
@@ -41,69 +44,48 @@ class Loss:
         positives: 'one' or 'many' (one or more) per context.
         negatives: 'none' (those present are ignored), 'one', or 'many' (one or more) per context.
         needs_reference: whether log-ratios are taken against a reference model.
+        uses_levels: whether levels above 1 mean more than "positive".
+        needs_lengths: whether it averages over the items' tokens.
+        needs_kl: whether it needs the batch's `kl_estimate`.
     """
 
     function: Callable[..., Tensor]
     positives: Literal["one", "many"]
     negatives: Literal["none", "one", "many"]
     needs_reference: bool
+    uses_levels: bool = False
+    needs_lengths: bool = False
+    needs_kl: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the loss's own options."""
         parameters = inspect.signature(self.function).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Boolean masks [B, C] of the positives (level >= 1) and of the negatives (level 0)."""
-    return levels >= POSITIVE_LEVEL, levels == NEGATIVE_LEVEL
-
-
-def sft(logps: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """Supervised fine-tuning: mean over the positives of −log π_θ(y|x); `beta` plays no part."""
-    positives, _ = set_masks(levels)
-    return -torch.where(positives, logps, 0.0).sum(-1) / positives.sum(-1)
-
-
-def dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """DPO (5): −log σ(s_w − s_l), one positive w and one negative l."""
-    positives, negatives = set_masks(levels)
-    s = beta * logratios
-    gap = torch.where(positives, s, 0.0).sum(-1) - torch.where(negatives, s, 0.0).sum(-1)
-    return -F.logsigmoid(gap)
-
-
-def s_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """Softmax-DPO: −log σ(s_w − LSE_Q(s)), one positive w against all negatives Q.
-
-    Written with log σ of a gap, not as exp followed by log: it stays finite on well-separated sets.
-    """
-    positives, negatives = set_masks(levels)
-    s = beta * logratios
-    positive = torch.where(positives, s, 0.0).sum(-1)
-    return -F.logsigmoid(positive - torch.where(negatives, s, -math.inf).logsumexp(-1))
-
-
-def mult_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """Mult-DPO (14): −Σ_P s_y + N · LSE_{P∪Q}(s) − log N!, the constant included.
-
-    It is −log(N! Π_P p_y) with p_y = w_y / W, which lies above the exact −log P_PL (Theorem 1) by
-    at most (N − 1) log(1 + W⁺/W⁻) (Corollary 1). With one positive it equals `s_dpo`.
-    """
-    positives, negatives = set_masks(levels)
-    # log p_y by one log-softmax: subtracting N · LSE from Σ s instead would lose N · |s| · 1e-7 in
-    # float32
-    log_p = torch.where(positives | negatives, beta * logratios, -math.inf).log_softmax(-1)
-    n_positives = positives.sum(-1).to(log_p.dtype)
-    return -torch.where(positives, log_p, 0.0).sum(-1) - torch.lgamma(n_positives + 1)
+        return tuple(
+            p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in DATA_PARAMETERS
+        )
 
 
 LOSSES: dict[str, Loss] = {
-    "sft": Loss(sft, positives="many", negatives="none", needs_reference=False),
-    "dpo": Loss(dpo, positives="one", negatives="one", needs_reference=True),
-    "s_dpo": Loss(s_dpo, positives="one", negatives="many", needs_reference=True),
-    "mult_dpo": Loss(mult_dpo, positives="many", negatives="many", needs_reference=True),
+    "sft": Loss(setwise.sft, "many", "none", needs_reference=False),
+    "dpo": Loss(pairwise.dpo, "one", "one", needs_reference=True),
+    "ipo": Loss(pairwise.ipo, "one", "one", needs_reference=True, needs_lengths=True),
+    "simpo": Loss(pairwise.simpo, "one", "one", needs_reference=False, needs_lengths=True),
+    "kto": Loss(unpaired.kto, "many", "many", needs_reference=True, needs_kl=True),
+    "dmpo": Loss(pairwise.dmpo, "one", "many", needs_reference=True),
+    "s_dpo": Loss(setwise.s_dpo, "one", "many", needs_reference=True),
+    "lipo_bt": Loss(pairwise.lipo_bt, "many", "many", needs_reference=True, uses_levels=True),
+    "lipo_lambda": Loss(
+        pairwise.lipo_lambda, "many", "many", needs_reference=True, uses_levels=True
+    ),
+    "pro": Loss(
+        listwise.pro, "many", "many", needs_reference=False, uses_levels=True, needs_lengths=True
+    ),
+    "kpo": Loss(listwise.kpo, "many", "many", needs_reference=True, uses_levels=True),
+    "mult_dpo": Loss(setwise.mult_dpo, "many", "many", needs_reference=True),
+    "mult2_dpo": Loss(setwise.mult2_dpo, "many", "many", needs_reference=True, uses_levels=True),
+    "pl_dpo": Loss(setwise.pl_dpo, "many", "many", needs_reference=True),
+    "pl2_dpo": Loss(setwise.pl2_dpo, "many", "many", needs_reference=True, uses_levels=True),
 }
 
 
@@ -113,6 +95,9 @@ def preference_loss(
     reference_logps: Tensor | None,
     levels: Tensor,
     beta: float,
+    *,
+    lengths: Tensor | None = None,
+    kl: Tensor | float | None = None,
     **options: object,
 ) -> Tensor:
     """Loss of each context, constants included.
@@ -127,6 +112,9 @@ def preference_loss(
             level >= 1 as positive. Values at padding, NaN and infinities included, touch neither
             the loss nor a gradient.
         beta: strength of the pull to the reference, > 0.
+        lengths: integer [B, C], tokens of each item, terminator included; ignored, and may be None,
+            where the loss does not average over tokens.
+        kl: the batch's `kl_estimate`, a scalar in nats; likewise ignored by all losses but KTO.
         **options: the loss's own options (`LOSSES[name].options`).
 
     Returns:
@@ -135,7 +123,8 @@ def preference_loss(
     Raises:
         ConfigError: unknown name or impossible beta.
         TypeError: an option that the loss does not have.
-        ValueError: shapes differ, or the reference is missing.
+        ValueError: shapes differ, an item has no token, or the reference, the lengths or the KL
+            estimate is missing.
         DataError: a context has too few or too many positives or negatives for this loss.
     """
     loss = _find(name)
@@ -151,26 +140,16 @@ def preference_loss(
         reference_logps = None
     elif reference_logps is None:
         raise ValueError(f"loss {name!r} needs reference_logps, got None.")
-    _check_shapes(policy_logps, reference_logps, levels)
+    data = _data_arguments(name, loss, lengths, kl)
+    _check_shapes(policy_logps, reference_logps, levels, lengths if loss.needs_lengths else None)
     _check_sets(name, loss, levels)
-    return loss.function(_logratios(policy_logps, reference_logps, levels), levels, beta, **options)
+    logratios = _logratios(policy_logps, reference_logps, levels)
+    return loss.function(logratios, levels, beta, **data, **options)
 
 
 def rewards(policy_logps: Tensor, reference_logps: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Implicit rewards β · (log π_θ − log π_ref), [B, C] in nats, detached; 0 at padding."""
     return beta * _logratios(policy_logps.detach(), reference_logps.detach(), levels)
-
-
-def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of values [B, C] over each context's positives and over its negatives: two [B].
-
-    A context without positives (negatives) has NaN there. Applied to `rewards`, the difference of
-    the two is the margin that training should widen.
-    """
-    positives, negatives = (
-        torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1) for mask in set_masks(levels)
-    )
-    return positives, negatives
 
 
 def _find(name: str) -> Loss:
@@ -183,14 +162,32 @@ def _find(name: str) -> Loss:
     )
 
 
-def _check_shapes(policy_logps: Tensor, reference_logps: Tensor | None, levels: Tensor) -> None:
+def _data_arguments(
+    name: str, loss: Loss, lengths: Tensor | None, kl: Tensor | float | None
+) -> dict[str, object]:
+    """Those of lengths and kl that the loss function takes."""
+    needed = {"lengths": loss.needs_lengths, "kl": loss.needs_kl}
+    given = {"lengths": lengths, "kl": kl}
+    for key in DATA_PARAMETERS:
+        if needed[key] and given[key] is None:
+            raise ValueError(f"loss {name!r} needs {key}, got None.")
+    return {key: value for key, value in given.items() if needed[key]}
+
+
+def _check_shapes(
+    policy_logps: Tensor, reference_logps: Tensor | None, levels: Tensor, lengths: Tensor | None
+) -> None:
     """All tensors must be [B, C]: broadcasting would hide a mistake."""
     shapes = {"policy_logps": policy_logps.shape, "levels": levels.shape}
     if reference_logps is not None:
         shapes["reference_logps"] = reference_logps.shape
+    if lengths is not None:
+        shapes["lengths"] = lengths.shape
     if levels.ndim != 2 or len(set(shapes.values())) > 1:
         found = ", ".join(f"{key} {list(shape)}" for key, shape in shapes.items())
         raise ValueError(f"expected equal shapes [contexts, candidates], got {found}.")
+    if lengths is not None and ((lengths < 1) & (levels != PADDING_LEVEL)).any():
+        raise ValueError("lengths must be at least 1 where levels is not -1 (padding).")
 
 
 def _check_sets(name: str, loss: Loss, levels: Tensor) -> None:

@@ -7,7 +7,7 @@ preference training against the frozen result of the first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from recbole_multdpo.data.contexts import ranking_histories
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.item_tokens import encode_items
 from recbole_multdpo.data.prompt import PromptBuilder, prompt_frame
-from recbole_multdpo.losses import LOSSES, preference_loss
+from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.model.backbone import (
     add_lora,
     frozen_copy,
@@ -164,8 +164,27 @@ class LLMRec(GeneralRecommender):
         assert self.reference is not None, "start_preference_stage has not been called"
         return self._logps(self.reference, batch)
 
-    def step(self, batch: SetwiseBatch) -> StepOutput:
-        """Losses and log-probabilities of one batch under the present stage's loss."""
+    @torch.no_grad()
+    def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
+        """The statistic of a whole batch that KTO needs, nats; None for every other loss.
+
+        A mismatched pair is a context with the first target of the next one. A batch of one context
+        has none: its estimate is 0, the least that there can be.
+        """
+        if not LOSSES[self.loss_name].needs_kl:
+            return None
+        mismatched = replace(batch, candidates=batch.candidates[:, :1].roll(-1, 0))
+        if len(batch) == 1:
+            return mismatched.candidates.new_zeros((), dtype=torch.float32)
+        return kl_estimate(self._logps(self.lm, mismatched), self.reference_logps(mismatched))
+
+    def step(self, batch: SetwiseBatch, kl: Tensor | None = None) -> StepOutput:
+        """Losses and log-probabilities of one batch, or of a part of it, under the stage's loss.
+
+        Args:
+            batch: the contexts.
+            kl: `batch_kl` of the whole batch that the contexts belong to.
+        """
         if self.loss_name == "sft" and self.settings.sft_on_prompt:
             policy_logps, prompt_logps = packed_logps_with_prompt(
                 self.lm, batch.prompt_ids, batch.prompt_lengths, batch.candidates, self.items
@@ -182,13 +201,20 @@ class LLMRec(GeneralRecommender):
         )
         policy_logps = self._logps(self.lm, batch)
         losses = preference_loss(
-            self.loss_name, policy_logps, reference_logps, batch.levels, self.settings.beta
+            self.loss_name,
+            policy_logps,
+            reference_logps,
+            batch.levels,
+            self.settings.beta,
+            lengths=self.items.lengths[batch.candidates],
+            kl=kl,
+            **{name: getattr(self.settings, name) for name in LOSSES[self.loss_name].options},
         )
         return StepOutput(losses, policy_logps.detach(), reference_logps)
 
     def calculate_loss(self, interaction: SetwiseBatch) -> Tensor:
         """Mean loss over the batch's contexts (RecBole's hook), a scalar in nats."""
-        return self.step(interaction).losses.mean()
+        return self.step(interaction, self.batch_kl(interaction)).losses.mean()
 
     # ---- scoring and ranking ----
 

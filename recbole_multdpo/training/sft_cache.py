@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from recbole.config import Config
 
+from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.training.checkpoint import replace_folder
 
@@ -21,6 +22,9 @@ LATER_SETTINGS = frozenset(
     {
         "loss",
         "beta",
+        "loss_average",
+        "track_bounds",
+        *(option for loss in LOSSES.values() for option in loss.options),
         "num_negatives",
         "negative_distribution",
         "popularity_alpha",

@@ -20,9 +20,10 @@ from transformers import get_scheduler
 from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch, length_buckets
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
-from recbole_multdpo.losses import rewards, set_means
+from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.scoring.packed import packed_lengths
+from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.checkpoint import (
     load_checkpoint,
     load_optimizer_tensors,
@@ -58,7 +59,14 @@ class SetwiseTrainer(Trainer):
     checkpoints hold no pickled object, and full ranking goes through the model's exact top-K.
     """
 
-    def __init__(self, config: Config, model: LLMRec, stage: Stage, folder: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: LLMRec,
+        stage: Stage,
+        folder: Path,
+        bounds_file: Path | None = None,
+    ) -> None:
         """Prepare a stage.
 
         Args:
@@ -66,6 +74,7 @@ class SetwiseTrainer(Trainer):
             model: at the start of the stage, on its device.
             stage: which stage, how long, how fast.
             folder: where `best` and `last` checkpoints of the stage go.
+            bounds_file: where the bounds of every step go, None to leave them out.
         """
         self.stage = stage
         super().__init__(config, model)
@@ -73,6 +82,8 @@ class SetwiseTrainer(Trainer):
         self.eval_step = min(stage.eval_step, stage.epochs)
         self.eval_collector = TopKCollector(config)
         self.best_folder, self.last_folder = folder / "best", folder / "last"
+        self.bounds_file = bounds_file
+        self.bounds_log: BoundsLog | None = None
         self.saved_model_file = str(self.best_folder)
         self.schedule: LRScheduler | None = None
         self.resumed_schedule: dict[str, Any] | None = None  # kept until `fit` makes the schedule
@@ -100,6 +111,8 @@ class SetwiseTrainer(Trainer):
         )
         if self.resumed_schedule is not None:
             self._restore_schedule(self.resumed_schedule)
+        if self.bounds_file is not None:
+            self.bounds_log = BoundsLog(self.bounds_file, self.global_step)
         return super().fit(
             train_data,
             valid_data,
@@ -127,11 +140,12 @@ class SetwiseTrainer(Trainer):
             for name, value in metrics.items():
                 self.tensorboard.add_scalar(f"{self.stage.name}/{name}", value, self.global_step)
                 sums[name] += value * len(batch)
-            progress.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if k != "grad_norm"})
+            shown = {k: v for k, v in metrics.items() if k != "grad_norm" and "/" not in k}
+            progress.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
         means = {name: total / n_contexts for name, total in sums.items()}
         self.logger.info(
             f"{self.stage.name} epoch {epoch_idx + 1}/{self.epochs}: "
-            + ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            + ", ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
         )
         return means["loss"]
 
@@ -139,6 +153,8 @@ class SetwiseTrainer(Trainer):
         """One optimizer step over a batch, computed in parts of contexts of similar length."""
         self.optimizer.zero_grad()
         settings, items = self.model.settings, self.model.items
+        kl = self.model.batch_kl(batch)
+        weight = self._context_weight(batch)
         n_parts = min(settings.gradient_accumulation_steps, len(batch))
         groups = length_buckets(
             packed_lengths(batch.prompt_lengths, batch.candidates, items),
@@ -148,12 +164,14 @@ class SetwiseTrainer(Trainer):
         sums: dict[str, float] = defaultdict(float)
         for rows in groups:
             part = batch.select(rows)
-            output = self.model.step(part)
+            output = self.model.step(part, kl)
             self._check_finite(output.losses, part)
-            # contexts weigh alike, so that the parts add up to the mean over the whole batch
-            (output.losses.sum() / len(batch)).backward()
+            (output.losses.sum() * weight).backward()
             for name, value in step_metrics(output, part.levels, settings.beta).items():
                 sums[name] += value * len(part) / len(batch)
+            if self.bounds_log is not None:
+                for name, value in self._tracked_bounds(self.bounds_log, output, part).items():
+                    sums[name] += value * len(part) / len(batch)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.clip_grad_norm or {"max_norm": math.inf}
         grad_norm = clip_grad_norm_(trained, **limit)
@@ -166,6 +184,33 @@ class SetwiseTrainer(Trainer):
         self.schedule.step()
         self.global_step += 1
         return sums
+
+    def _context_weight(self, batch: SetwiseBatch) -> float:
+        """Weight of each context's loss, fixed by the whole batch, whose parts it makes add up."""
+        if self.stage.name == "preference" and self.model.settings.loss_average == "positive":
+            return 1 / int(set_masks(batch.levels)[0].sum())
+        return 1 / len(batch)
+
+    def _tracked_bounds(
+        self, log: BoundsLog, output: StepOutput, batch: SetwiseBatch
+    ) -> dict[str, float]:
+        """Losses and bounds of every context to the file; their means for TensorBoard."""
+        assert output.reference_logps is not None  # the settings see to that
+        users = self._user_tokens(batch.user_ids)
+        means = {}
+        kinds = ("sets", "levels") if self.model.settings.level_thresholds else ("sets",)
+        for kind in kinds:
+            found = bounds(
+                output.policy_logps,
+                output.reference_logps,
+                batch.levels,
+                self.model.settings.beta,
+                use_levels=kind == "levels",
+            )
+            log.append(self.global_step + 1, users, kind, found)
+            for name, values in vars(found).items():
+                means[f"bounds_{kind}/{name}"] = float(values.double().mean())
+        return means
 
     def _check_finite(self, losses: Tensor, batch: SetwiseBatch) -> None:
         finite = torch.isfinite(losses)
@@ -268,6 +313,7 @@ class SetwiseTrainer(Trainer):
 def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, float]:
     """Means over a batch for progress bar and TensorBoard.
 
+    `loss` is the mean over contexts, whatever `loss_average` is, so that runs compare.
     `positive_logp` is the mean log-probability of the positives (nats per item): preference
     training may lower it while the margin grows, which is worth seeing. `margin` is the mean over
     contexts of the mean reward of the positives less that of the negatives, the reward being beta

@@ -107,6 +107,34 @@ def test_interrupted_run_resumes_to_the_same_weights(
     assert result["valid_result"] == whole["valid_result"]
 
 
+def test_bounds_of_every_context_survive_an_interruption(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = ["--track_bounds=True", "--level_thresholds=[5, 4]", "--loss=pl2_dpo", "--epochs=3"]
+    run(toy_arguments(data_path, tmp_path / "whole", *tracking))
+    train_step, calls = SetwiseTrainer._train_step, 0
+
+    def interrupting(trainer: SetwiseTrainer, batch):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += trainer.stage.name == "preference"
+        if calls == 5:  # inside the second epoch of three batches, after its first step
+            raise KeyboardInterrupt
+        return train_step(trainer, batch)
+
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(SetwiseTrainer, "_train_step", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(toy_arguments(data_path, folder, *tracking))
+    assert (folder / "bounds.csv").read_text().splitlines()[-1].startswith("4,")
+    run([f"--resume={folder}"])
+    lines = (folder / "bounds.csv").read_text().splitlines()
+    assert lines == (tmp_path / "whole" / "bounds.csv").read_text().splitlines()
+    # each epoch has every user twice: for the two sets, and for the levels
+    assert len(lines) == 1 + 3 * 2 * N_USERS
+    assert [lines[1].split(",")[i] for i in (0, 2)] == ["1", "sets"]
+
+
 def test_resume_refuses_a_changed_setting(data_path: Path, tmp_path: Path, finished: Path) -> None:
     with pytest.raises(ConfigError, match="beta"):
         run([f"--resume={finished}", "--beta=0.5"])

@@ -1,0 +1,123 @@
+"""Losses made of differences between one better and one worse candidate (Bradley-Terry and kin).
+
+For what a loss function receives and returns see `recbole_multdpo.losses.preference`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_multdpo.data.batch import PADDING_LEVEL
+from recbole_multdpo.losses.sets import set_masks, sorted_by
+
+
+def dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
+    """DPO (5): −log σ(s_w − s_l), one positive w and one negative l."""
+    return -F.logsigmoid(beta * _difference(logratios, levels))
+
+
+def ipo(
+    logratios: Tensor,
+    levels: Tensor,
+    beta: float,
+    *,
+    lengths: Tensor,
+    ipo_length_average: bool = True,
+) -> Tensor:
+    """IPO: (h − 1/(2β))², h the log-ratio of the positive less that of the negative.
+
+    Azar et al. 2024 (AISTATS), Eq. 17, with β for their τ. Their text has log-ratios of whole
+    answers (`ipo_length_average=False`); averaged over an item's tokens, as the authors advised the
+    makers of TRL, the target 1/(2β) does not depend on the items' lengths.
+    """
+    values = per_token(logratios, lengths) if ipo_length_average else logratios
+    return (_difference(values, levels) - 1 / (2 * beta)).square()
+
+
+def simpo(
+    logps: Tensor, levels: Tensor, beta: float, *, lengths: Tensor, simpo_gamma: float = 1.0
+) -> Tensor:
+    """SimPO: −log σ(β (p_w − p_l) − γ), p the log-probability averaged over tokens; no reference.
+
+    Meng et al. 2024 (NeurIPS), Eq. 6. γ is the margin that the positive should win by.
+    """
+    return -F.logsigmoid(beta * _difference(per_token(logps, lengths), levels) - simpo_gamma)
+
+
+def dmpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
+    """DMPO: −log σ(s_w − mean_Q s), one positive against the mean of the negatives.
+
+    Bai et al. 2024 (arXiv 2405.16127).
+    """
+    positives, negatives = set_masks(levels)
+    positive = torch.where(positives, logratios, 0.0).sum(-1)
+    # divided before the sum, which then stays within the range of the values
+    negative = torch.where(negatives, logratios / negatives.sum(-1, keepdim=True), 0.0).sum(-1)
+    return -F.logsigmoid(beta * (positive - negative))
+
+
+def lipo_bt(
+    logratios: Tensor, levels: Tensor, beta: float, *, lipo_pairs: Literal["sum", "mean"] = "sum"
+) -> Tensor:
+    """LiPO with the pairwise logistic loss: Σ over pairs ψ_i > ψ_j of −log σ(s_i − s_j).
+
+    Liu et al. 2025 (NAACL), their `DPO_BT`. The labels ψ are the levels; with two of them the pairs
+    are those of every positive with every negative, as in the Mult-DPO paper's baseline.
+    `lipo_pairs='mean'` divides by the number of pairs, with which the sum grows.
+    """
+    losses, better = _pair_losses(beta * logratios, levels)
+    return _reduced(losses, better, lipo_pairs)
+
+
+def lipo_lambda(
+    logratios: Tensor, levels: Tensor, beta: float, *, lipo_pairs: Literal["sum", "mean"] = "sum"
+) -> Tensor:
+    """LiPO-λ: as `lipo_bt`, every pair weighed by what its exchange would change in DCG.
+
+    Liu et al. 2025 (NAACL), Eq. 9: Δ_ij = |2^ψ_i − 2^ψ_j| · |1/log2(1 + τ_i) − 1/log2(1 + τ_j)|,
+    with τ the rank (from 1) of a candidate by its present s; Δ has no gradient. Equal s rank the
+    lower level first: at the first step all s are 0, and with equal ranks no pair would weigh
+    anything.
+    """
+    s = beta * logratios
+    losses, better = _pair_losses(s, levels)
+    by_score = torch.where(levels != PADDING_LEVEL, -s.detach(), math.inf)
+    ranks = sorted_by(by_score, levels).argsort(-1) + 1  # [B, C]
+    gains = torch.exp2(levels.to(s.dtype))
+    discounts = 1 / torch.log2(1 + ranks.to(s.dtype))
+    delta = _all_pairs(gains).abs() * _all_pairs(discounts).abs()
+    return _reduced(losses * delta, better, lipo_pairs)
+
+
+def per_token(values: Tensor, lengths: Tensor) -> Tensor:
+    """Values [B, C] summed over tokens, as means over the lengths [B, C]; 0 at padding."""
+    return values / lengths.clamp(min=1)
+
+
+def _difference(values: Tensor, levels: Tensor) -> Tensor:
+    """Value of the one positive less that of the one negative, [B]."""
+    positives, negatives = set_masks(levels)
+    positive = torch.where(positives, values, 0.0).sum(-1)
+    return positive - torch.where(negatives, values, 0.0).sum(-1)
+
+
+def _all_pairs(values: Tensor) -> Tensor:
+    """Differences v_i − v_j, [B, C, C]."""
+    return values[:, :, None] - values[:, None, :]
+
+
+def _pair_losses(s: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """−log σ(s_i − s_j) of all pairs, and which pairs have i above j: two [B, C, C]."""
+    better = (_all_pairs(levels) > 0) & (levels[:, None, :] != PADDING_LEVEL)
+    return -F.logsigmoid(_all_pairs(s)), better
+
+
+def _reduced(losses: Tensor, better: Tensor, how: Literal["sum", "mean"]) -> Tensor:
+    """Sum or mean over the pairs [B, C, C] that `better` marks: [B]."""
+    total = torch.where(better, losses, 0.0).sum((-2, -1))
+    return total / better.sum((-2, -1)) if how == "mean" else total

@@ -1,0 +1,126 @@
+"""Figures from run folders: `python -m recbole_multdpo.plots bounds RUN_FOLDER`.
+
+`bounds` draws what `--track_bounds=True` wrote: how the surrogate loss, the exact one and the bound
+develop, and how the gap falls with the negatives' share of the mass. It writes `bounds.png` and
+`bounds.pdf` into the run's folder. Needs matplotlib (`pip install 'recbole-multdpo[plots]'`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from recbole_multdpo.errors import DataError, MultDPOError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TREND_BINS = 12
+
+
+def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.DataFrame:
+    """The rows of `bounds.csv` of one kind of preference.
+
+    Args:
+        folder: the run's folder.
+        preference: 'sets' or 'levels'.
+        max_positives: only contexts with at most so many positives; None for all.
+
+    Raises:
+        DataError: there is no such file, or no such row in it.
+    """
+    file = folder / "bounds.csv"
+    if not file.is_file():
+        raise DataError(f"there is no {file}. Run with --track_bounds=True.")
+    rows = pd.read_csv(file, dtype={"user": str})
+    rows = rows[rows["preference"] == preference]
+    if max_positives is not None:
+        rows = rows[rows["n_positives"] <= max_positives]
+    if rows.empty:
+        raise DataError(
+            f"{file} has no row with preference {preference!r}"
+            f"{f' and at most {max_positives} positives' if max_positives is not None else ''}. "
+            "Rows of levels need --level_thresholds."
+        )
+    return rows
+
+
+def bounds_figure(rows: pd.DataFrame) -> Figure:
+    """Left: mean losses and bounds by step. Right: gap and bounds by the negatives' share."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_dynamics(left, rows)
+    _draw_gaps(right, rows)
+    return figure
+
+
+def _draw_dynamics(axes: Axes, rows: pd.DataFrame) -> None:
+    columns = ["multinomial", "exact", "corollary"]
+    steps = rows.groupby("step")[columns].mean()
+    # every tenth of the steps, so that the noise of single batches does not hide the course
+    smooth = steps.rolling(max(len(steps) // 10, 1), min_periods=1).mean()
+    axes.plot(smooth["multinomial"], color="black", label="multinomial surrogate")
+    axes.plot(smooth["exact"], color="black", linestyle="--", label="exact Plackett-Luce")
+    upper = smooth["exact"] + smooth["corollary"]
+    axes.fill_between(
+        smooth.index, smooth["exact"], upper, color="0.88", label="exact plus the corollary's bound"
+    )
+    axes.set(xlabel="step", ylabel="loss of a context (nats), running mean")
+    axes.legend(fontsize=8)
+
+
+def _draw_gaps(axes: Axes, rows: pd.DataFrame) -> None:
+    several = rows[rows["n_positives"] > 1]  # with one positive the gap is 0
+    log_ratio = several["log_negative_mass"] - several["log_positive_mass"]
+    axes.scatter(log_ratio, several["gap"], s=3, color="0.6", label="gap of a context")
+    if len(several):
+        edges = np.quantile(log_ratio, np.linspace(0, 1, TREND_BINS + 1)[1:-1])
+        bins = np.digitize(log_ratio, edges)  # equally full
+        for column, style, label in (
+            ("gap", "-", "mean gap"),
+            ("sorted_upper", "--", "mean sorted bound"),
+            ("corollary", ":", "mean bound of the corollary"),
+        ):
+            means = several[column].groupby(bins).mean()
+            centres = log_ratio.groupby(bins).mean()
+            axes.plot(centres, means, color="black", linestyle=style, label=label)
+    axes.set(xlabel="log (negative mass / positive mass)", ylabel="nats", ylim=(0, None))
+    axes.legend(fontsize=8)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw; returns the exit status, 2 for a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m recbole_multdpo.plots")
+    figures = parser.add_subparsers(required=True)
+    bounds = figures.add_parser("bounds", help="losses, their gap and its bounds")
+    bounds.add_argument("folder", type=Path, help="folder of a run with --track_bounds=True")
+    bounds.add_argument(
+        "--preference", choices=["sets", "levels"], default="sets", help="two sets, or all levels"
+    )
+    bounds.add_argument(
+        "--max_positives", type=int, help="only contexts with at most so many positives"
+    )
+    parsed = parser.parse_args(arguments)
+    try:
+        rows = read_bounds(parsed.folder, parsed.preference, parsed.max_positives)
+        figure = bounds_figure(rows)
+    except (MultDPOError, ModuleNotFoundError) as error:
+        hint = " Install it by: pip install 'recbole-multdpo[plots]'"
+        print(f"error: {error}{'' if isinstance(error, MultDPOError) else hint}", file=sys.stderr)
+        return 2
+    for suffix in ("png", "pdf"):
+        figure.savefig(parsed.folder / f"bounds.{suffix}", dpi=150)
+    print(f"{parsed.folder / 'bounds.png'} and .pdf, of {len(rows):,} contexts")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Losses of pairs: values derived by hand, identities, and double loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_multdpo.losses import preference_loss
+from tests.losses.helpers import contexts, double, loss_of, value_and_gradient
+
+LOG3 = math.log(3)
+
+
+def test_dpo_value():
+    """Weights 3 : 1, so σ(s_w − s_l) = 3/4, loss log(4/3); β = 2 gives 9 : 1, log(10/9)."""
+    torch.testing.assert_close(loss_of("dpo", [LOG3, 0.0], [1, 0]), double([math.log(4 / 3)]))
+    torch.testing.assert_close(loss_of("dpo", [LOG3, 0.0], [1, 0], 2.0), double([math.log(10 / 9)]))
+
+
+def test_ipo_value():
+    """Log-ratios 6 and 2. Over 3 and 2 tokens h = 2 − 1 = 1, β = 0.25: (1 − 2)² = 1.
+
+    Summed, h = 4: (4 − 2)² = 4.
+    """
+    lengths = torch.tensor([[3, 2]])
+    mean = loss_of("ipo", [6.0, 2.0], [1, 0], 0.25, lengths=lengths)
+    torch.testing.assert_close(mean, double([1.0]))
+    total = loss_of("ipo", [6.0, 2.0], [1, 0], 0.25, lengths=lengths, ipo_length_average=False)
+    torch.testing.assert_close(total, double([4.0]))
+
+
+def test_ipo_pushes_back_beyond_its_target():
+    """The target of h is 1/(2β) = 1; from 3 the positive's slope is 2 (3 − 1), upward loss."""
+    _, gradient = value_and_gradient(
+        "ipo",
+        double([[3.0, 0.0]]),
+        double([[0.0, 0.0]]),
+        torch.tensor([[1, 0]]),
+        lengths=torch.tensor([[1, 1]]),
+    )
+    torch.testing.assert_close(gradient, double([[4.0, -4.0]]))
+
+
+def test_simpo_value():
+    """Per token −1 and −2 nats; β = 2, γ = 0.5: −log σ(2 · 1 − 0.5). The reference is ignored."""
+    policy, levels, lengths = double([[-3.0, -4.0]]), torch.tensor([[1, 0]]), torch.tensor([[3, 2]])
+    for reference in (None, torch.full_like(policy, 7.0)):
+        loss = preference_loss(
+            "simpo", policy, reference, levels, 2.0, lengths=lengths, simpo_gamma=0.5
+        )
+        torch.testing.assert_close(loss, double([math.log1p(math.exp(-1.5))]))
+
+
+def test_dmpo_value():
+    """Positive log 3; negatives log 9 and −log 9, mean 0: σ = 3/4, loss log(4/3)."""
+    loss = loss_of("dmpo", [LOG3, 2 * LOG3, -2 * LOG3], [1, 0, 0])
+    torch.testing.assert_close(loss, double([math.log(4 / 3)]))
+
+
+@given(contexts(max_positives=1, max_negatives=1))
+def test_one_negative_makes_dmpo_and_both_lipo_bt_dpo(context):
+    logratios, levels, beta = context
+    dpo = loss_of("dpo", logratios, levels, beta)
+    torch.testing.assert_close(loss_of("dmpo", logratios, levels, beta), dpo)
+    for pairs in ("sum", "mean"):
+        torch.testing.assert_close(
+            loss_of("lipo_bt", logratios, levels, beta, lipo_pairs=pairs), dpo
+        )
+
+
+@given(contexts(max_negatives=4, max_positives=1))
+def test_dmpo_is_at_most_the_mean_of_its_pairs(context):
+    """Jensen: −log σ is convex, so of the mean difference it is at most the mean."""
+    logratios, levels, beta = context
+    mean = loss_of("lipo_bt", logratios, levels, beta, lipo_pairs="mean")
+    assert loss_of("dmpo", logratios, levels, beta) <= mean + 1e-12
+
+
+def test_lipo_bt_value():
+    """s = log 3 and 0 above 0: log(4/3) + log 2, or half of it; with levels 2 > 1 a pair more."""
+    pairs = [math.log(4 / 3), math.log(2)]
+    torch.testing.assert_close(
+        loss_of("lipo_bt", [LOG3, 0.0, 0.0], [1, 1, 0]), double([sum(pairs)])
+    )
+    mean = loss_of("lipo_bt", [LOG3, 0.0, 0.0], [1, 1, 0], lipo_pairs="mean")
+    torch.testing.assert_close(mean, double([sum(pairs) / 2]))
+    graded = loss_of("lipo_bt", [LOG3, 0.0, 0.0], [2, 1, 0])
+    torch.testing.assert_close(graded, double([sum(pairs) + math.log(4 / 3)]))
+
+
+def test_lipo_lambda_value():
+    """Ranks by s: negative 1, positives 2 and 3. Gains differ by 2^1 − 2^0 = 1.
+
+    Discounts 1/log2(2) = 1, 1/log2(3), 1/log2(4) = 1/2: the pairs weigh 1 − 1/log2(3) and 1/2.
+    """
+    loss = loss_of("lipo_lambda", [0.0, -LOG3, LOG3], [1, 1, 0])
+    weights = [1 - 1 / math.log2(3), 1 / 2]
+    pairs = [math.log(1 + 3), math.log(1 + 9)]
+    expected = sum(w * p for w, p in zip(weights, pairs, strict=True))
+    torch.testing.assert_close(loss, double([expected]))
+
+
+@given(contexts(max_level=3))
+def test_lipo_by_double_loops(context):
+    logratios, levels, beta = context
+    s = [beta * value for value in logratios]
+    valid = [i for i, level in enumerate(levels) if level >= 0]
+    ranked = sorted(valid, key=lambda i: (-s[i], levels[i], i))
+    rank = {item: place for place, item in enumerate(ranked, 1)}
+    plain, weighed = [], []
+    for i in valid:
+        for j in valid:
+            if levels[i] > levels[j]:
+                plain.append(math.log1p(math.exp(s[j] - s[i])))
+                gain = abs(2 ** levels[i] - 2 ** levels[j])
+                discount = abs(1 / math.log2(1 + rank[i]) - 1 / math.log2(1 + rank[j]))
+                weighed.append(gain * discount * plain[-1])
+    for name, terms in (("lipo_bt", plain), ("lipo_lambda", weighed)):
+        torch.testing.assert_close(loss_of(name, logratios, levels, beta), double([sum(terms)]))
+        mean = loss_of(name, logratios, levels, beta, lipo_pairs="mean")
+        torch.testing.assert_close(mean, double([sum(terms) / len(terms)]))
+
+
+def test_lipo_lambda_trains_at_the_first_step():
+    """All log-ratios are 0 then; ties rank the positives last, so that every pair weighs."""
+    zeros = torch.zeros(1, 3, dtype=torch.float64)
+    _, gradient = value_and_gradient("lipo_lambda", zeros, zeros, torch.tensor([[1, 0, 0]]))
+    # ranks 3, 1, 2 and σ(0) = 1/2, times β = 1/2
+    far, near = 1 - 1 / 2, 1 / math.log2(3) - 1 / 2
+    torch.testing.assert_close(gradient, double([[-(far + near), far, near]]) / 4)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dmpo", "lipo_bt"])
+@given(gap=st.floats(0, 600))
+def test_small_losses_of_well_separated_pairs_are_not_lost(name, gap):
+    """log(1 + e^−gap) to a relative 1e-12, where exp followed by log would give 0."""
+    loss = loss_of(name, [gap, 0.0], [1, 0])
+    expected = math.log1p(math.exp(-gap))
+    torch.testing.assert_close(loss, double([expected]), rtol=1e-12, atol=0)

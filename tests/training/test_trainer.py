@@ -1,0 +1,115 @@
+"""One optimizer step: the batch's average, its parts, and every loss through the real model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from recbole_multdpo.losses import LOSSES, kl_estimate, set_masks
+from recbole_multdpo.quick_start import _train_loader
+from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+from tests.integration.toy import toy_model, write_toy
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """(config, training part, model, folder); level_thresholds give two levels of positives."""
+    folder = tmp_path_factory.mktemp("toy")
+    config, parts, model = toy_model(
+        write_toy(folder / "data"), folder, "--level_thresholds=[5, 4]", "--clip_grad_norm=~"
+    )
+    return config, parts[0], model, folder
+
+
+@pytest.fixture
+def model(toy):  # type: ignore[no-untyped-def]
+    """The toy's model with its settings and weights as they were."""
+    _, _, model, _ = toy
+    settings = model.settings
+    weights = {name: value.clone() for name, value in model.lm.state_dict().items()}
+    yield model
+    model.settings = settings
+    model.lm.load_state_dict(weights)
+
+
+def first_batch(toy, loss: str):  # type: ignore[no-untyped-def]
+    config, train, model, _ = toy
+    loader = _train_loader(config, model, train, loss, 8)
+    loader.set_epoch(0)
+    return next(iter(loader))
+
+
+def away_from_the_reference(model, loss: str) -> None:  # type: ignore[no-untyped-def]
+    model.start_preference_stage(loss)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.lm.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def step_gradient(toy, batch, **changes):  # type: ignore[no-untyped-def]
+    """The gradient of one optimizer step, as one vector."""
+    config, _, model, folder = toy
+    model.settings = model.settings.model_copy(update=changes)
+    trainer = SetwiseTrainer(config, model, Stage("preference", 1, 1e-30, 0), folder / "run")
+    trainer.schedule = LambdaLR(trainer.optimizer, lambda step: 1.0)
+    trainer._train_step(batch)
+    return torch.cat([p.grad.flatten() for p in model.lm.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_on_what_the_sampler_serves(toy, model, loss: str) -> None:  # type: ignore[no-untyped-def]
+    batch = first_batch(toy, loss)
+    positives, negatives = (mask.sum(1) for mask in set_masks(batch.levels))
+    assert (positives == 1).all() == (LOSSES[loss].positives == "one")
+    assert set(negatives.tolist()) == {"none": {0}, "one": {1}, "many": {5}}[LOSSES[loss].negatives]
+    model.start_preference_stage(loss)
+    gradient = step_gradient(toy, batch)
+    assert gradient.isfinite().all() and gradient.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("loss", ["mult2_dpo", "kto"])
+@pytest.mark.parametrize("average", ["context", "positive"])
+def test_parts_add_up_to_the_whole_batch(toy, model, loss: str, average: str) -> None:  # type: ignore[no-untyped-def]
+    """Parts of 3, 3 and 2 contexts with unequal numbers of positives, also for KTO's statistic."""
+    batch = first_batch(toy, loss)
+    away_from_the_reference(model, loss)
+    whole = step_gradient(toy, batch, loss_average=average)
+    parts = step_gradient(toy, batch, loss_average=average, gradient_accumulation_steps=3)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+    losses = model.step(batch, model.batch_kl(batch)).losses
+    n_positives = set_masks(batch.levels)[0].sum(1)
+    total = len(batch) if average == "context" else n_positives.sum()
+    model.lm.zero_grad()
+    (losses.sum() / total).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.lm.parameters() if p.grad is not None])
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_averages_differ_by_the_number_of_positives(toy, model) -> None:  # type: ignore[no-untyped-def]
+    batch = first_batch(toy, "mult_dpo")
+    model.start_preference_stage("mult_dpo")
+    by_context = step_gradient(toy, batch, loss_average="context")
+    by_positive = step_gradient(toy, batch, loss_average="positive")
+    n_positives = set_masks(batch.levels)[0].sum()
+    scaled = by_positive * n_positives / len(batch)
+    torch.testing.assert_close(scaled, by_context, rtol=1e-4, atol=1e-4)
+    assert n_positives > len(batch)
+
+
+def test_kto_estimates_the_divergence_on_the_next_contexts_first_target(toy, model) -> None:  # type: ignore[no-untyped-def]
+    batch = first_batch(toy, "kto")
+    away_from_the_reference(model, "kto")
+    items = batch.candidates[:, 0].tolist()
+    users = torch.arange(len(batch))
+    logps = []
+    for lm in (model.lm, model.reference):
+        row = type(batch)(**{**vars(batch), "candidates": torch.tensor([items] * len(items))})
+        scores = model._logps(lm, row).detach()
+        logps.append(scores[users, (users + 1) % len(batch)])
+    torch.testing.assert_close(model.batch_kl(batch), kl_estimate(*logps), rtol=1e-4, atol=1e-5)
+    assert model.batch_kl(batch.select(torch.tensor([0]))) == 0
+    model.start_preference_stage("mult_dpo")
+    assert model.batch_kl(batch) is None
