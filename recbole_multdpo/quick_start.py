@@ -261,6 +261,7 @@ def _train_loader(
         max_targets=settings.max_targets,
         n_negatives=n_negatives,
         one_positive=loss.positives == "one",
+        history_as_targets=loss_name == "sft" and settings.sft_targets == "all",
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)
 

@@ -46,6 +46,7 @@ class LLMRecSettings(BaseModel):
     tiny_num_layers: Count = Field(description="transformer blocks of the tiny backbone")
     tiny_num_heads: Count = Field(description="attention heads of the tiny backbone")
     tiny_vocab_size: Annotated[int, Field(ge=257)] = Field(description="its tokenizer's tokens")
+    tiny_title_tokens: bool = Field(description="every item text is one token of the tiny backbone")
 
     # texts and prompts
     item_text_fields: Texts = Field(description="columns of the .item file that make the text")
@@ -121,6 +122,10 @@ class LLMRecSettings(BaseModel):
     sft_learning_rate: Positive = Field(description="peak step size of that stage")
     sft_batch_size: Count = Field(description="contexts per optimizer step of that stage")
     sft_eval_step: CountOrZero = Field(description="SFT epochs between validations, 0 for none")
+    sft_targets: Literal["all", "held_out"] = Field(description="items that stage trains on")
+    sft_loss_average: Literal["context", "positive"] = Field(
+        description="what the losses of its batches are averaged over"
+    )
     sft_on_prompt: bool = Field(description="also train on the titles in the prompt")
     sft_cache: bool = Field(description="reuse a finished first stage with equal settings")
     sft_cache_dir: Text | None = Field(description="folder of that cache")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, SetwiseBatch
+from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, POSITIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.data.contexts import UserItems, split_contexts
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_uniforms
@@ -174,6 +174,7 @@ class SetwiseSampler:
         max_targets: int,
         n_negatives: int,
         one_positive: bool,
+        history_as_targets: bool = False,
     ) -> None:
         """Set up the draw.
 
@@ -188,6 +189,8 @@ class SetwiseSampler:
             n_negatives: negatives per context; 0 for supervised fine-tuning.
             one_positive: keep one target only (DPO, S-DPO): a random one, or with 'temporal' the
                 item right after the cut. The history stays that of the many-positive draw.
+            history_as_targets: the items of the history are positives too, of the lowest positive
+                level, as in a denoising autoencoder.
         """
         self.train_items = train_items
         self.prompts = prompts
@@ -198,6 +201,7 @@ class SetwiseSampler:
         self.max_targets = max_targets
         self.n_negatives = n_negatives
         self.one_positive = one_positive
+        self.history_as_targets = history_as_targets
 
     def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
         """The batch of some users in an epoch.
@@ -223,6 +227,12 @@ class SetwiseSampler:
         n_kept = 1 if self.one_positive else self.max_targets
         targets = [chosen[:n_kept] for chosen in split.targets]
         levels = [chosen[:n_kept] for chosen in split.target_levels]
+        if self.history_as_targets:
+            targets = [np.concatenate(p) for p in zip(targets, split.histories, strict=True)]
+            levels = [
+                np.concatenate([of_targets, np.full(len(shown), POSITIVE_LEVEL)])
+                for of_targets, shown in zip(levels, split.histories, strict=True)
+            ]
         n_positives = np.array([len(chosen) for chosen in targets])
         negatives = self.negative_sampler.sample(
             users, self.n_negatives, seed=self.seed, epoch=epoch

@@ -85,6 +85,7 @@ def load_backbone(
     tiny_num_layers: int = 4,
     tiny_num_heads: int = 4,
     tiny_vocab_size: int = 2000,
+    tiny_whole_texts: Sequence[str] = (),
 ) -> Backbone:
     """Makes or loads the language model and checks that it can serve as a recommender.
 
@@ -98,6 +99,7 @@ def load_backbone(
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
         trust_remote_code: let a folder or hub repository bring its own Python code.
         tiny_hidden_size, tiny_num_layers, tiny_num_heads, tiny_vocab_size: sizes of `tiny`.
+        tiny_whole_texts: texts that are one token each in `tiny`.
 
     Raises:
         ConfigError: a setting is not allowed; the folder is missing, incomplete or damaged; the hub
@@ -114,6 +116,7 @@ def load_backbone(
             num_layers=tiny_num_layers,
             num_heads=tiny_num_heads,
             vocab_size=tiny_vocab_size,
+            whole_texts=tiny_whole_texts,
             seed=seed,
         )
         fingerprint = _content_hash(lm, tokenizer)

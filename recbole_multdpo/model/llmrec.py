@@ -86,6 +86,7 @@ class LLMRec(GeneralRecommender):
             tiny_num_layers=settings.tiny_num_layers,
             tiny_num_heads=settings.tiny_num_heads,
             tiny_vocab_size=settings.tiny_vocab_size,
+            tiny_whole_texts=dataset.item_texts[1:] if settings.tiny_title_tokens else (),
         )
         self.tokenizer = self.backbone.tokenizer
         frame = prompt_frame(settings.prompt_template, self.tokenizer, settings.use_chat_template)

@@ -154,7 +154,7 @@ class SetwiseTrainer(Trainer):
         self.optimizer.zero_grad()
         settings, items = self.model.settings, self.model.items
         kl = self.model.batch_kl(batch)
-        weight = self._context_weight(batch)
+        weights = self._context_weights(batch)
         n_parts = min(settings.gradient_accumulation_steps, len(batch))
         groups = length_buckets(
             packed_lengths(batch.prompt_lengths, batch.candidates, items),
@@ -166,7 +166,7 @@ class SetwiseTrainer(Trainer):
             part = batch.select(rows)
             output = self.model.step(part, kl)
             self._check_finite(output.losses, part)
-            (output.losses.sum() * weight).backward()
+            (output.losses * weights[rows]).sum().backward()
             for name, value in step_metrics(output, part.levels, settings.beta).items():
                 sums[name] += value * len(part) / len(batch)
             if self.bounds_log is not None:
@@ -185,11 +185,19 @@ class SetwiseTrainer(Trainer):
         self.global_step += 1
         return sums
 
-    def _context_weight(self, batch: SetwiseBatch) -> float:
-        """Weight of each context's loss, fixed by the whole batch, whose parts it makes add up."""
-        if self.stage.name == "preference" and self.model.settings.loss_average == "positive":
-            return 1 / int(set_masks(batch.levels)[0].sum())
-        return 1 / len(batch)
+    def _context_weights(self, batch: SetwiseBatch) -> Tensor:
+        """Weight of every context's loss in the batch's, [B], fixed before it is computed in parts.
+
+        Averaged over positives, all positives of the batch weigh alike. A preference loss is a sum
+        over a context's positives, that of supervised fine-tuning their mean.
+        """
+        settings = self.model.settings
+        n_positives = set_masks(batch.levels)[0].sum(1)
+        if self.stage.name == "sft" and settings.sft_loss_average == "positive":
+            return n_positives / n_positives.sum()
+        if self.stage.name == "preference" and settings.loss_average == "positive":
+            return 1 / n_positives.sum().expand(len(batch))
+        return n_positives.new_full((len(batch),), 1 / len(batch), dtype=torch.float32)
 
     def _tracked_bounds(
         self, log: BoundsLog, output: StepOutput, batch: SetwiseBatch
