@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.catalogue import allowed_tokens, log_softmax_within, prefix_nodes
 from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.trie import ItemTrie
 
 PROMPT_SEGMENT = 0
 PADDING_SEGMENT = -1
@@ -34,6 +36,7 @@ class PackedInputs:
         score_rows: long [R], flat index [B * L] of the position whose hidden state predicts.
         score_tokens: long [R], the token predicted there.
         score_slots: long [R], flat index [B * C] of the candidate the prediction belongs to.
+        score_offsets: long [R], place of the predicted token in its item.
     """
 
     input_ids: Tensor
@@ -42,6 +45,7 @@ class PackedInputs:
     score_rows: Tensor
     score_tokens: Tensor
     score_slots: Tensor
+    score_offsets: Tensor
 
 
 def packed_lengths(prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens) -> Tensor:
@@ -89,6 +93,7 @@ def pack(
         score_rows=context * width + column,
         score_tokens=items.ids[candidates[context, slot], offset],
         score_slots=context * n_candidates + slot,
+        score_offsets=offset,
     )
 
 
@@ -107,15 +112,36 @@ def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def gathered_logps(hidden: Tensor, head: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
+def gathered_logps(
+    hidden: Tensor,
+    head: nn.Module,
+    rows: Tensor,
+    tokens: Tensor,
+    nodes: Tensor | None = None,
+    trie: ItemTrie | None = None,
+) -> Tensor:
     """Log-probabilities of `tokens` [R] at positions `rows` [R] of `hidden` [B * L, H], nats, [R].
 
-    The head runs once per distinct position: all candidates share the last prompt position.
+    The head runs once per distinct position: all candidates share the last prompt position. With a
+    trie they are normalised over the children of `nodes` [R], the same for equal rows.
     """
     order = rows.argsort(stable=True)
     distinct, row_of = torch.unique_consecutive(rows[order], return_inverse=True)
-    logps = head_logps(hidden[distinct], head, row_of, tokens[order])
+    if trie is None or nodes is None:
+        logps = head_logps(hidden[distinct], head, row_of, tokens[order])
+    else:
+        node = torch.empty_like(distinct).index_copy_(0, row_of, nodes[order])
+        source, allowed = allowed_tokens(trie, node)
+        logps = head_logps(hidden[distinct], head, source, allowed)
+        logps = log_softmax_within(logps, source, len(distinct))
+        logps = logps[_found(source, allowed, row_of, tokens[order])]
     return torch.empty_like(logps).index_copy(0, order, logps)
+
+
+def _found(source: Tensor, allowed: Tensor, row_of: Tensor, tokens: Tensor) -> Tensor:
+    """Index of every pair (row_of, tokens) among the pairs (source, allowed), which ascend."""
+    stride = torch.maximum(allowed.max(), tokens.max()) + 1
+    return torch.searchsorted(source * stride + allowed, row_of * stride + tokens)
 
 
 def packed_logps(
@@ -124,6 +150,7 @@ def packed_logps(
     prompt_lengths: Tensor,
     candidates: Tensor,
     items: ItemTokens,
+    trie: ItemTrie | None = None,
 ) -> Tensor:
     """log pi(item | prompt) of every candidate, one forward pass.
 
@@ -134,12 +161,18 @@ def packed_logps(
             prompt's last one.
         candidates: long [B, C], item ids; 0 is padding.
         items: token table of the catalogue, on the same device.
+        trie: the trie of `items`, to normalise over the catalogue
+            (`recbole_multdpo.scoring.catalogue`); None for the model's probability of the text.
 
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
     """
     packed = pack(prompt_ids, prompt_lengths, candidates, items)
-    logps = _token_logps(lm, packed, packed.score_rows, packed.score_tokens)
+    nodes = None
+    if trie is not None:
+        item = candidates.flatten()[packed.score_slots]
+        nodes = prefix_nodes(trie, items)[item, packed.score_offsets]
+    logps = _token_logps(lm, packed, packed.score_rows, packed.score_tokens, nodes, trie)
     total = logps.new_zeros(candidates.numel())
     return total.index_add(0, packed.score_slots, logps).view(candidates.shape)
 
@@ -169,8 +202,15 @@ def packed_logps_with_prompt(
     return total[: candidates.numel()].view(candidates.shape), total[candidates.numel() :]
 
 
-def _token_logps(lm: nn.Module, packed: PackedInputs, rows: Tensor, tokens: Tensor) -> Tensor:
-    """Run the body once and the head on `rows`: log-probabilities of `tokens`, [R], nats."""
+def _token_logps(
+    lm: nn.Module,
+    packed: PackedInputs,
+    rows: Tensor,
+    tokens: Tensor,
+    nodes: Tensor | None = None,
+    trie: ItemTrie | None = None,
+) -> Tensor:
+    """Run the body once and the head on `rows`: `gathered_logps` of `tokens`, [R], nats."""
     model = causal_lm(lm)
     hidden = model.base_model(
         input_ids=packed.input_ids,
@@ -178,4 +218,5 @@ def _token_logps(lm: nn.Module, packed: PackedInputs, rows: Tensor, tokens: Tens
         position_ids=packed.position_ids,
         use_cache=False,
     ).last_hidden_state
-    return gathered_logps(hidden.flatten(0, 1), model.get_output_embeddings(), rows, tokens)
+    head = model.get_output_embeddings()
+    return gathered_logps(hidden.flatten(0, 1), head, rows, tokens, nodes, trie)

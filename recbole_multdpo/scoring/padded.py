@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie
 
 
 def padded_logps(
@@ -14,6 +15,7 @@ def padded_logps(
     prompt_lengths: Tensor,
     candidates: Tensor,
     items: ItemTokens,
+    trie: ItemTrie | None = None,
 ) -> Tensor:
     """log pi(item | prompt) of every candidate, one padded row each.
 
@@ -40,6 +42,8 @@ def padded_logps(
     attention_mask = (columns < (prompt_lengths + lengths)[:, None]).long()
     logits = lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if trie is not None:
+        logits = _titles_only(logits, prompt_lengths, candidates.flatten(), items, trie)
     token_logps = logits[:, :-1].log_softmax(-1).gather(-1, input_ids[:, 1:, None]).squeeze(-1)
     # the prediction of column j + 1 stands at column j
     predicted = columns[1:]
@@ -47,3 +51,20 @@ def padded_logps(
         predicted < (prompt_lengths + lengths)[:, None]
     )
     return torch.where(is_item, token_logps, 0.0).sum(-1).view(n_contexts, n_candidates)
+
+
+def _titles_only(
+    logits: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens, trie: ItemTrie
+) -> Tensor:
+    """Logits [R, W, V] with −inf for every token that continues no title, at item tokens."""
+    allowed = torch.ones_like(logits, dtype=torch.bool)
+    for row, item in enumerate(candidates.tolist()):
+        node = ROOT
+        for offset in range(int(items.lengths[item])):
+            start, count = trie.child_start[node], trie.child_count[node]
+            children = trie.children[start : start + count]
+            column = prompt_lengths[row] - 1 + offset
+            allowed[row, column] = False
+            allowed[row, column, trie.token[children]] = True
+            node = int(children[trie.token[children] == items.ids[item, offset]])
+    return logits.masked_fill(~allowed, -torch.inf)

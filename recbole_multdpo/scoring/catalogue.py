@@ -1,0 +1,69 @@
+"""Item probabilities normalised over the catalogue instead of over all texts.
+
+A language model spreads its probability over every text. What ranks is the share that each title
+has of the part that falls on titles:
+
+    log π(item | prompt) = Σ_t log [ p(token_t | prefix) / Σ_{c child of the prefix} p(c | prefix) ]
+
+with the children of a prefix in the trie of the catalogue's titles. This is the distribution that
+decoding constrained to the catalogue samples from, and it adds up to 1 over the catalogue. Tokens
+that no other title could continue with ("ghost tokens" in D3) have probability 1. Without it
+preference training finds a short cut: the probability of such a forced token, the terminator
+above all, is a free parameter of the item, in which rewards collect that do not depend on the user
+(measured in docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+
+
+def without_forced_ends(items: ItemTokens, trie: ItemTrie) -> ItemTokens:
+    """The items without the tokens after the last one that was a choice.
+
+    Forced tokens at the end have probability 1 and nothing is predicted from them, so they need
+    neither be fed nor scored. Items stay apart, items of one text stay alike; the first token
+    always stays.
+
+    Args:
+        items: token table of the catalogue.
+        trie: `ItemTrie.build(items)`.
+    """
+    is_choice = trie.child_count[prefix_nodes(trie, items)] > 1  # [n_items, L]
+    offsets = torch.arange(items.ids.shape[1], device=items.ids.device)
+    is_choice &= offsets < items.lengths[:, None]
+    kept = torch.where(is_choice, offsets + 1, 0).amax(1)
+    lengths = torch.minimum(kept.clamp(min=1), items.lengths)
+    ids = torch.where(offsets < lengths[:, None], items.ids, 0)
+    return ItemTokens(ids[:, : int(lengths.max())].contiguous(), lengths)
+
+
+def prefix_nodes(trie: ItemTrie, items: ItemTokens) -> Tensor:
+    """The trie node that each token of each item is chosen at: long [n_items, max_len].
+
+    The root for an item's first token; meaningless beyond an item's length.
+    """
+    leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
+    path = trie.path[trie.parent[leaves].clamp(min=0)]  # [n_items, D], depth 1 first
+    root = torch.full_like(path[:, :1], ROOT)
+    return torch.cat([root, path], dim=1)[:, : items.ids.shape[1]]
+
+
+def allowed_tokens(trie: ItemTrie, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """All tokens that continue a title after nodes [n]: which node each is of, and the token."""
+    source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
+    return source, trie.token[trie.children[position]]
+
+
+def log_softmax_within(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """log softmax of values [n] among those of the same group [n]: [n], with gradient."""
+    highest = values.detach().new_full((n_groups,), -torch.inf)
+    highest = highest.scatter_reduce(0, group, values.detach(), "amax")
+    # a group without probability stays at −inf instead of turning into NaN
+    shifted = values - highest.clamp(min=torch.finfo(values.dtype).min)[group]
+    totals = values.new_zeros(n_groups).index_add(0, group, shifted.exp())
+    return shifted - totals.log()[group]
