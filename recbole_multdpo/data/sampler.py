@@ -72,7 +72,7 @@ class NegativeSampler:
         if len(users) * self.n_items > MAX_TABLE:
             pairs = users[:, None] * self.n_items + items
             return self._known_pairs[np.searchsorted(self._known_pairs, pairs)] == pairs
-        # a search in all pairs misses the processor's cache at every step; these users' items do not
+        # searching all pairs misses the processor's cache at every step; these users' items fit
         start = self.known.start[users]
         counts = self.known.start[users + 1] - start
         row = np.repeat(np.arange(len(users)), counts)

@@ -32,9 +32,9 @@ from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
 from recbole_multdpo.scoring.trie_scores import trie_scores
 
-
-# Below this many nodes in the cache a search costs per node what scoring along the trie does, also
-# with an untrained model that expands most of the trie (docs/performance.md).
+# To give up when the search has cost about what the trie costs is never worse than twice the better
+# choice. A fed node costs more the longer the cache is, so that a large trie is worth fewer of its
+# nodes than a small one: a quarter, but not before this many (docs/performance.md).
 PATIENCE = 4096
 
 
@@ -143,9 +143,8 @@ class _Search:
         self.trie = trie
         self.k = min(k, trie.num_items)
         self.slack = slack
-        self.max_expanded = max_expanded
-        if max_expanded is None:
-            self.max_expanded = max(PATIENCE, trie.num_internal // 4)
+        patience = max(PATIENCE, trie.num_internal // 4)
+        self.max_expanded = patience if max_expanded is None else max_expanded
         self.max_logit_elements = max_logit_elements
         self.cache = Cache(layer_class_to_replicate=BufferedLayer)
         # the prompt alone is causal, which keeps its right padding out of every valid position
