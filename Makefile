@@ -1,7 +1,7 @@
 # The few commands that people need. PYTHON=... picks another interpreter.
 PYTHON ?= python
 
-.PHONY: help install lint format types test slow wheel check
+.PHONY: help install lint format types test slow bench wheel check
 
 help:            ## this list
 	@sed -nE 's/^([a-z]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -17,7 +17,7 @@ format:          ## style, repaired
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-types:           ## mypy over the package
+types:           ## mypy over package and benchmarks
 	$(PYTHON) -m mypy
 
 test:            ## everything that runs in minutes
@@ -25,6 +25,11 @@ test:            ## everything that runs in minutes
 
 slow:            ## also the tests that take long or need a real model
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q
+
+bench:           ## speed and memory beside what they replace, about ten minutes
+	$(PYTHON) -m benchmarks.training_step
+	$(PYTHON) -m benchmarks.ranking
+	$(PYTHON) -m benchmarks.data
 
 wheel:           ## sdist and wheel into dist/
 	$(PYTHON) -m build

@@ -134,7 +134,8 @@ def _llmrec(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     loader = _train_loader(config, model, parts[0], "mult_dpo", BATCH)
     result["histories and texts"] = time.process_time() - start
     start = time.process_time()
-    n_candidates, batches = 0, []
+    n_candidates = 0
+    batches: list[Any] = []
     for batch in loader:
         n_candidates += int((batch.levels >= 0).sum())
         if len(batches) < 100:

@@ -75,7 +75,7 @@ def write(folder: Path, titles: list[str], n_users: int, n_ratings: int) -> Path
             likes = (kind_of[items] == favourite).astype(int)
             stars = np.clip(rng.normal(3.3 + likes, 1.0, len(items)), 0.5, 5)
             times = rng.integers(800_000_000, 1_230_000_000, len(items))
-            # a user may rate an item once: RecBole's files hold no pair twice
+            # an item drawn again is dropped: a user rates an item once, so that a few rows are lost
             _, kept = np.unique(users * len(titles) + items, return_index=True)
             columns = (users[kept], items[kept], np.round(2 * stars[kept]) / 2, times[kept])
             file.writelines(

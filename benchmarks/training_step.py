@@ -112,7 +112,8 @@ def make_lm(name: str, device: str, dtype: torch.dtype) -> nn.Module:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    lm = Qwen2ForCausalLM(config).to(device, dtype)
+    lm: nn.Module = Qwen2ForCausalLM(config)
+    lm.to(device, dtype)
     wrapped = add_lora(lm, r=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=0)
     generator = torch.Generator().manual_seed(0)
     for parameter_name, parameter in wrapped.named_parameters():

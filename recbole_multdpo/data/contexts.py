@@ -148,7 +148,7 @@ def split_contexts(
     """
     if mode not in ("random", "temporal"):
         raise ValueError(f"mode={mode!r} is not known; allowed: random, temporal")
-    counts = train_items.counts[users]
+    counts = train_items.start[users + 1] - train_items.start[users]
     if (counts == 0).any():
         raise ValueError(f"users without training items: {users[counts == 0][:5].tolist()}")
     wanted = n_targets(counts, target_share, max_targets)

@@ -11,6 +11,7 @@ from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers
 
 from recbole_multdpo.data.batch import SetwiseBatch
@@ -68,6 +69,9 @@ class RankingDataLoader(FullSortEvalDataLoader):
     Users come by the number of their known items, so that the prompts of a batch are of similar
     length and little of it is padding. Metrics are means over users: their order does not matter.
     """
+
+    uid_list: torch.Tensor
+    user_df: Interaction
 
     def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
         """RecBole's arguments."""

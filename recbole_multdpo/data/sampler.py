@@ -14,6 +14,8 @@ from recbole_multdpo.errors import ConfigError
 # streams keep these draws apart from the history/target split and from each other
 REJECTION_STREAM, SORTING_STREAM = 2, 3
 REJECTION_ROUNDS = 8
+# entries of the table of known items that a batch may fill, above which pairs are searched instead
+MAX_TABLE = 2**22
 
 
 class NegativeSampler:
@@ -66,9 +68,18 @@ class NegativeSampler:
         self.n_available = drawable.sum() - n_known_drawable.astype(np.int64)
 
     def _is_known(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each item is known to its user; the arguments broadcast."""
-        pairs = users * self.n_items + items
-        return self._known_pairs[np.searchsorted(self._known_pairs, pairs)] == pairs
+        """Whether each of the items [B, K] or [1, K] is known to its user [B]: bool [B, K]."""
+        if len(users) * self.n_items > MAX_TABLE:
+            pairs = users[:, None] * self.n_items + items
+            return self._known_pairs[np.searchsorted(self._known_pairs, pairs)] == pairs
+        # searching all pairs misses the processor's cache at every step; these users' items fit
+        start = self.known.start[users]
+        counts = self.known.start[users + 1] - start
+        row = np.repeat(np.arange(len(users)), counts)
+        entry = np.arange(len(row)) + (start - (counts.cumsum() - counts))[row]
+        table = np.zeros((len(users), self.n_items), dtype=bool)
+        table[row, self.known.items[entry]] = True
+        return table[np.arange(len(users))[:, None], items]
 
     def sample(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> np.ndarray:
         """Negatives of every user, in the order drawn.
@@ -107,13 +118,14 @@ class NegativeSampler:
 
         Rows that are not full hold what was accepted, then zeros.
         """
-        n_draws = 2 * n_negatives + 8
+        # most catalogues are large, and few draws are rejected
+        n_draws = n_negatives + n_negatives // 4 + 8
         accepted = np.zeros((len(users), 0), dtype=np.int64)
         for round_ in range(REJECTION_ROUNDS):
             index = round_ * n_draws + np.arange(n_draws)
             uniforms = random_uniforms(seed, epoch, REJECTION_STREAM, users[:, None], index)
             items = np.searchsorted(self._cumulative, uniforms, side="right")
-            items[self._is_known(users[:, None], items)] = 0
+            items[self._is_known(users, items)] = 0
             accepted = np.concatenate([accepted, items], axis=1)
             accepted[_repeated(accepted)] = 0
             n_accepted = (accepted > 0).sum(1)
@@ -139,7 +151,7 @@ class NegativeSampler:
         uniforms = random_uniforms(seed, epoch, SORTING_STREAM, users[:, None], items)
         with np.errstate(divide="ignore", invalid="ignore"):  # by a weight of 0, replaced below
             clocks = -np.log1p(-uniforms) / self._weights
-        clocks[self._is_known(users[:, None], items[None])] = np.inf
+        clocks[self._is_known(users, items[None])] = np.inf
         np.put_along_axis(clocks, drawn, np.arange(n_negatives)[None] - n_negatives, axis=1)
         clocks[:, self._weights == 0] = np.inf
         width = min(n_negatives, self.n_items)
@@ -150,12 +162,12 @@ class NegativeSampler:
 
 def _repeated(items: np.ndarray) -> np.ndarray:
     """Which entries of each row repeat an earlier entry of the row, bool [B, K]."""
-    order = np.argsort(items, axis=1, kind="stable")
-    in_order = np.take_along_axis(items, order, axis=1)
-    again = np.zeros_like(items, dtype=bool)
-    again[:, 1:] = in_order[:, 1:] == in_order[:, :-1]
-    repeated = np.empty_like(again)
-    np.put_along_axis(repeated, order, again, axis=1)
+    width = items.shape[1]
+    # item and place in one key: sorting keys is much faster than sorting places by item
+    keys = np.sort(items * width + np.arange(width), axis=1)
+    item, place = np.divmod(keys, width)
+    repeated = np.zeros_like(items, dtype=bool)
+    np.put_along_axis(repeated, place[:, 1:], item[:, 1:] == item[:, :-1], axis=1)
     return repeated
 
 

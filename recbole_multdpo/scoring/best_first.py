@@ -10,8 +10,9 @@ The prompt and every fed node stay in one growing key-value cache per user. A no
 prompt, its ancestors and itself; children of the root are scored from the prompt's last position.
 `recbole_multdpo.scoring.exhaustive` is the slow twin.
 
-A model whose scores are flat, an untrained one for example, leaves most of the trie open. The
-search of such a user is given up, and `recbole_multdpo.scoring.trie_scores` scores every item.
+A model whose scores are flat, an untrained one for example, leaves most of the trie open, and the
+nodes it feeds attend to an ever longer cache. Where the trie is large, the search of such a user is
+given up, and `recbole_multdpo.scoring.trie_scores` scores every item.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
 from recbole_multdpo.scoring.trie_scores import trie_scores
 
+# To give up when the search has cost about what the trie costs is never worse than twice the better
+# choice. A fed node costs more the longer the cache is, so that a large trie is worth fewer of its
+# nodes than a small one: a quarter, but not before this many (docs/performance.md).
+PATIENCE = 4096
+
 
 @torch.no_grad()
 def best_first_topk(
@@ -43,7 +49,7 @@ def best_first_topk(
     *,
     expand_per_step: int = 32,
     slack: float = 1e-4,
-    max_expanded_share: float = 0.25,
+    max_expanded: int | None = None,
     max_logit_elements: int | None = None,
 ) -> TopK:
     """The k items of highest log π(item | prompt) for each of B users, without scoring the others.
@@ -62,9 +68,9 @@ def best_first_topk(
             and the more nodes that a bound known one step earlier would have spared.
         slack: nats by which a prefix may stand below the K-th item and still be expanded, so that
             rounding prunes no item. More of it costs nodes, never exactness.
-        max_expanded_share: a user's search that has expanded more than this share of the trie's
-            internal nodes is given up for scoring all items along the trie, which is cheaper per
-            node. 1 never gives up.
+        max_expanded: a user's search that has expanded more nodes than this is given up for scoring
+            all items along the trie. By default a quarter of the internal nodes, but not before
+            `PATIENCE` nodes.
         max_logit_elements: logits held at once; by default chosen for the device.
 
     Returns:
@@ -92,7 +98,7 @@ def best_first_topk(
         excluded,
         k,
         slack,
-        max_expanded_share,
+        max_expanded,
         max_logit_elements,
     )
     while search.step(expand_per_step):
@@ -129,7 +135,7 @@ class _Search:
         excluded: Tensor | None,
         k: int,
         slack: float,
-        max_expanded_share: float,
+        max_expanded: int | None,
         max_logit_elements: int | None,
     ) -> None:
         self.body: nn.Module = model.base_model
@@ -137,7 +143,8 @@ class _Search:
         self.trie = trie
         self.k = min(k, trie.num_items)
         self.slack = slack
-        self.max_expanded = math.floor(max_expanded_share * trie.num_internal)
+        patience = max(PATIENCE, trie.num_internal // 4)
+        self.max_expanded = patience if max_expanded is None else max_expanded
         self.max_logit_elements = max_logit_elements
         self.cache = Cache(layer_class_to_replicate=BufferedLayer)
         # the prompt alone is causal, which keeps its right padding out of every valid position

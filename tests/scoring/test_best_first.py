@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.scoring import best_first as best_first_module
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.packed import packed_logps
@@ -56,8 +57,6 @@ class Case:
 
     def rank(self, lm, k=5, excluded=None, trie=None, **options):
         trie = self.trie if trie is None else trie
-        # the search itself is tested to its end; giving up has its own tests
-        options.setdefault("max_expanded_share", 1.0)
         return best_first_topk(
             lm, trie, self.prompt_ids, self.prompt_lengths, excluded, k, **options
         )
@@ -362,20 +361,23 @@ def test_searches_given_up_end_with_the_same_ranking():
     """Users 0 and 2 open most of the trie, users 1 and 3 a few nodes: only the former give up."""
     excluded = excluding_all_but(12)
     searched = case().rank(tiny_lm(), k=20, excluded=excluded)
+    internal = case().trie.num_internal
     given_up = case().rank(
-        tiny_lm(), k=20, excluded=excluded, max_expanded_share=0.5, expand_per_step=4
+        tiny_lm(), k=20, excluded=excluded, max_expanded=internal // 2, expand_per_step=4
     )
     assert given_up.items.equal(searched.items)
     torch.testing.assert_close(given_up.scores, searched.scores, rtol=0, atol=2e-6)
-    internal = case().trie.num_internal
     assert (given_up.expanded[[0, 2]] > internal - 1).all()
     assert given_up.expanded[[1, 3]].equal(searched.expanded[[1, 3]])
     # half the trie, one step too many, then all of it
     assert (given_up.expanded <= internal // 2 + 4 + internal - 1).all()
 
 
-def test_nothing_is_given_up_at_a_share_of_one():
-    assert (case().rank(tiny_lm(), k=31).expanded < case().trie.num_internal).all()
+def test_small_tries_are_searched_to_the_end(monkeypatch):
+    internal = case().trie.num_internal
+    assert (case().rank(tiny_lm(), k=31).expanded == internal - 1).all()
+    monkeypatch.setattr(best_first_module, "PATIENCE", 3)
+    assert (case().rank(tiny_lm(), k=31).expanded > internal - 1).all()
 
 
 # --------------------------------------------------------------------------------------------------
