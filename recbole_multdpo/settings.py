@@ -64,6 +64,10 @@ class LLMRecSettings(BaseModel):
     history_split: Literal["random", "temporal"] = Field(description="how targets are chosen")
     test_history: Literal["train", "train_valid"] = Field(description="items in test prompts")
 
+    normalize_over: Literal["catalogue", "vocabulary"] = Field(
+        description="texts that an item's probability is a share of"
+    )
+
     # preference training
     loss: Literal[
         "sft",
@@ -194,6 +198,11 @@ def _model_problems(settings: LLMRecSettings) -> list[str]:
 
 
 def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
+    if settings.sft_on_prompt and settings.normalize_over == "catalogue":
+        return [
+            "sft_on_prompt=True trains on the prompt's words, which are no titles: use it with "
+            "--normalize_over=vocabulary."
+        ]
     if LOSSES[settings.loss].needs_kl and shared["train_batch_size"] == 1:
         return [
             f"train_batch_size=1: loss={settings.loss} compares each context with another one of "

@@ -31,6 +31,7 @@ from recbole_multdpo.model.backbone import (
     reference_context,
 )
 from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.catalogue import without_forced_ends
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.packed import packed_logps, packed_logps_with_prompt
 from recbole_multdpo.scoring.padded import padded_logps
@@ -97,6 +98,11 @@ class LLMRec(GeneralRecommender):
             prefix=frame.item_prefix,
             max_item_tokens=settings.max_item_tokens,
         )
+        self.trie = ItemTrie.build(self.items)
+        self.over_catalogue = settings.normalize_over == "catalogue"
+        if self.over_catalogue:
+            self.items = without_forced_ends(self.items, self.trie)
+            self.trie = ItemTrie.build(self.items)
         self.prompts = PromptBuilder(
             self.tokenizer,
             dataset.item_texts,
@@ -104,7 +110,6 @@ class LLMRec(GeneralRecommender):
             max_history=settings.max_history,
             max_prompt_tokens=settings.max_prompt_tokens,
         )
-        self.trie = ItemTrie.build(self.items)
         self.histories = dataset.user_items(settings.level_thresholds)
         self._user_names = dataset.field2id_token[dataset.uid_field]
         self.uses_lora = not settings.trains_all_weights
@@ -154,7 +159,10 @@ class LLMRec(GeneralRecommender):
 
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
         score = padded_logps if self.settings.scorer == "padded" else packed_logps
-        return score(lm, batch.prompt_ids, batch.prompt_lengths, batch.candidates, self.items)
+        trie = self.trie if self.over_catalogue else None
+        return score(
+            lm, batch.prompt_ids, batch.prompt_lengths, batch.candidates, self.items, trie
+        )
 
     @torch.no_grad()
     def reference_logps(self, batch: SetwiseBatch) -> Tensor:
@@ -235,6 +243,7 @@ class LLMRec(GeneralRecommender):
     @torch.no_grad()
     def score(self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
         """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C]."""
+        trie = self.trie if self.over_catalogue else None
         per_candidate = int(self.items.lengths.max())
         budget = self.settings.score_batch_tokens
         n_columns = max((budget - prompt_ids.shape[1]) // per_candidate, 1)
@@ -244,7 +253,7 @@ class LLMRec(GeneralRecommender):
         rows = [
             torch.cat(
                 [
-                    packed_logps(self.lm, ids, lengths, columns, self.items)
+                    packed_logps(self.lm, ids, lengths, columns, self.items, trie)
                     for columns in part.split(n_columns, dim=1)
                 ],
                 dim=1,
@@ -307,4 +316,5 @@ class LLMRec(GeneralRecommender):
             excluded,
             k,
             expand_per_step=self.settings.expand_per_step,
+            over_catalogue=self.over_catalogue,
         )

@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 
 from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
+from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
@@ -49,6 +50,7 @@ def best_first_topk(
     *,
     expand_per_step: int = 32,
     slack: float = 1e-4,
+    over_catalogue: bool = False,
     max_expanded: int | None = None,
     max_logit_elements: int | None = None,
 ) -> TopK:
@@ -68,6 +70,7 @@ def best_first_topk(
             and the more nodes that a bound known one step earlier would have spared.
         slack: nats by which a prefix may stand below the K-th item and still be expanded, so that
             rounding prunes no item. More of it costs nodes, never exactness.
+        over_catalogue: normalise over the catalogue (`recbole_multdpo.scoring.catalogue`).
         max_expanded: a user's search that has expanded more nodes than this is given up for scoring
             all items along the trie. By default a quarter of the internal nodes, but not before
             `PATIENCE` nodes.
@@ -98,6 +101,7 @@ def best_first_topk(
         excluded,
         k,
         slack,
+        over_catalogue,
         max_expanded,
         max_logit_elements,
     )
@@ -106,7 +110,13 @@ def best_first_topk(
     rows = search.given_up.nonzero()[:, 0]
     if len(rows):
         lengths = prompt_lengths[rows]
-        scores = trie_scores(lm, trie, prompt_ids[rows, : int(lengths.max())], lengths)
+        scores = trie_scores(
+            lm,
+            trie,
+            prompt_ids[rows, : int(lengths.max())],
+            lengths,
+            over_catalogue=over_catalogue,
+        )
         search.item_scores[rows] = scores.masked_fill(~search.allowed[rows], -math.inf)
         search.expanded[rows] += trie.num_internal - 1
     if search.found_nan:
@@ -135,6 +145,7 @@ class _Search:
         excluded: Tensor | None,
         k: int,
         slack: float,
+        over_catalogue: bool,
         max_expanded: int | None,
         max_logit_elements: int | None,
     ) -> None:
@@ -143,6 +154,7 @@ class _Search:
         self.trie = trie
         self.k = min(k, trie.num_items)
         self.slack = slack
+        self.over_catalogue = over_catalogue
         patience = max(PATIENCE, trie.num_internal // 4)
         self.max_expanded = patience if max_expanded is None else max_expanded
         self.max_logit_elements = max_logit_elements
@@ -246,6 +258,8 @@ class _Search:
             trie.token[children],
             chunk_logits=self.max_logit_elements,
         )
+        if self.over_catalogue:
+            token_logps = log_softmax_within(token_logps, source, len(nodes))
         child_scores = scores[source] + token_logps
         self.found_nan |= child_scores.isnan().any()
         rows = rows[source]

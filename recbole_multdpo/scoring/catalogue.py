@@ -49,7 +49,7 @@ def prefix_nodes(trie: ItemTrie, items: ItemTokens) -> Tensor:
     """
     leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
     path = trie.path[trie.parent[leaves].clamp(min=0)]  # [n_items, D], depth 1 first
-    root = torch.full_like(path[:, :1], ROOT)
+    root = path.new_full((len(path), 1), ROOT)
     return torch.cat([root, path], dim=1)[:, : items.ids.shape[1]]
 
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
+from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
 
@@ -28,6 +29,7 @@ def trie_scores(
     prompt_ids: Tensor,
     prompt_lengths: Tensor,
     *,
+    over_catalogue: bool = False,
     nodes_per_chunk: int = 128,
 ) -> Tensor:
     """log π(item | prompt) of all items for each of B users. All tensors on the model's device.
@@ -37,6 +39,7 @@ def trie_scores(
         trie: the catalogue's texts.
         prompt_ids: long [B, P], right padded; padding is never attended.
         prompt_lengths: long [B], at least 1.
+        over_catalogue: normalise over the catalogue (`recbole_multdpo.scoring.catalogue`).
         nodes_per_chunk: nodes fed per forward and user. A node attends to its whole chunk in vain,
             so that more than a few hundred do not pay.
 
@@ -68,7 +71,7 @@ def trie_scores(
     users = torch.arange(n_users, device=hidden.device)
     root = torch.full_like(users[:1], ROOT)
     last = hidden[users, prompt_lengths - 1]
-    _score_children(trie, head, root, last[:, None], token_logps)
+    _score_children(trie, head, root, last[:, None], token_logps, over_catalogue)
     for chunk in _chunks(trie, nodes_per_chunk):
         n_fed = len(chunk.nodes)
         mask = torch.zeros_like(chunk.visible, dtype=hidden.dtype)
@@ -84,7 +87,9 @@ def trie_scores(
         ).last_hidden_state  # [B, m, H]
         cache.crop(width)
         new = slice(chunk.n_ancestors, None)
-        _score_children(trie, head, chunk.nodes[new], hidden[:, new], token_logps)
+        _score_children(
+            trie, head, chunk.nodes[new], hidden[:, new], token_logps, over_catalogue
+        )
     leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
     above = trie.path[trie.parent[leaves]]  # [n_items, D], padded with the root, whose value is 0
     scores = token_logps[:, leaves]
@@ -129,7 +134,12 @@ def _chunks(trie: ItemTrie, nodes_per_chunk: int) -> Iterator[_Chunk]:
 
 
 def _score_children(
-    trie: ItemTrie, head: nn.Module, nodes: Tensor, hidden: Tensor, token_logps: Tensor
+    trie: ItemTrie,
+    head: nn.Module,
+    nodes: Tensor,
+    hidden: Tensor,
+    token_logps: Tensor,
+    over_catalogue: bool,
 ) -> None:
     """Fill in log π(token | prefix) of all children of some nodes.
 
@@ -139,14 +149,14 @@ def _score_children(
         nodes: long [m], internal nodes.
         hidden: [B, m, H], last hidden states at the nodes.
         token_logps: [B, n_nodes], changed in place.
+        over_catalogue: normalise over the children.
     """
     n_users, n_nodes = hidden.shape[:2]
     source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
     children = trie.children[position]  # [n]
     first_row = n_nodes * torch.arange(n_users, device=nodes.device)
-    token_logps[:, children] = head_logps(
-        hidden.flatten(0, 1),
-        head,
-        (first_row[:, None] + source).flatten(),
-        trie.token[children].repeat(n_users),
-    ).view(n_users, -1)
+    groups = (first_row[:, None] + source).flatten()
+    logps = head_logps(hidden.flatten(0, 1), head, groups, trie.token[children].repeat(n_users))
+    if over_catalogue:
+        logps = log_softmax_within(logps, groups, n_users * n_nodes)
+    token_logps[:, children] = logps.view(n_users, -1)
