@@ -71,7 +71,7 @@ def error_rows(n_contexts: int) -> list[dict[str, Any]]:
 
 def logp_and_gradient(s: Tensor, n_positives: int, nodes: int) -> tuple[Tensor, Tensor]:
     """log P_PL [B] and its gradient [B, C], the first columns being positive; float64."""
-    s = s.requires_grad_()
+    s = s.detach().requires_grad_()
     positives = (torch.arange(s.shape[1]) < n_positives).expand_as(s)
     logp = set_preference_logp(s, positives, ~positives, nodes)
     (gradient,) = torch.autograd.grad(logp.sum(), s)

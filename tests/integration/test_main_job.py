@@ -252,10 +252,10 @@ def test_nan_loss_names_the_users_and_keeps_the_last_checkpoint(
     step = LLMRec.step
     calls = 0
 
-    def breaking(model: LLMRec, batch):  # type: ignore[no-untyped-def]
+    def breaking(model: LLMRec, batch, kl):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        output = step(model, batch)
+        output = step(model, batch, kl)
         if calls == 8:  # the second batch of the second preference epoch: 3 batches per epoch
             losses = output.losses.clone()
             losses[0] = float("nan")
