@@ -117,7 +117,7 @@ def seconds(value: Any) -> int | None:
     except (TypeError, ValueError, OverflowError):
         pass
     try:
-        moment = datetime.fromisoformat(str(value))
+        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))  # Python 3.10 knows no Z
     except ValueError:
         return None
     zone = moment.tzinfo or timezone.utc

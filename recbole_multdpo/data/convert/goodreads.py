@@ -32,7 +32,7 @@ _MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if na
 
 PROPERTIES = """\
 # {name}, converted from UCSD's Goodreads: {n_users:,} users, {n_items:,} books, {n_inter:,}
-# interactions. Kept: ratings of at least {min_rating}, users and books with {k_core} or more.{genres}
+# interactions (ratings of {min_rating} or more; users and books with {k_core} or more).{genres}
 load_col:                        # columns loaded per atomic file
   inter: [user_id, item_id, rating{timestamp}]
   item: [item_id]                # the catalogue is every book of the .item file

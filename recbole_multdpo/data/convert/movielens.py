@@ -100,8 +100,8 @@ def _movie_rows(
     for number, text in text_lines(path, reject, encoding):
         # a title may contain the separator, id and genres do not
         movie, _, rest = text.partition("::")
-        title, _, genres = rest.rpartition("::")
-        if title:
+        title, separator, genres = rest.rpartition("::")
+        if separator:
             yield number, (movie, title, genres)
         else:
             reject(path.name, number, "fewer than three columns", text)

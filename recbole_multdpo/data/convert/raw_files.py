@@ -165,8 +165,8 @@ def json_lines(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]
 
 def json_rows(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `json_lines`, or the objects of a JSON list, which is read as a whole, numbered from 1."""
-    start = next((line.lstrip() for _, line in byte_lines(path, progress=False)), b"")
-    if not start.startswith(b"["):
+    lines = (line.strip() for _, line in byte_lines(path, progress=False))
+    if not next(filter(None, lines), b"").startswith(b"["):
         yield from json_lines(path, reject)
         return
     for number, value in enumerate(read_json(path, list), start=1):
