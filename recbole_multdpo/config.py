@@ -373,7 +373,11 @@ def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:
 
 def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
     """The property file beside the atomic files, as `recbole_multdpo.data.convert` writes it."""
-    file = Path(data_path or RECBOLE_DATA_PATH) / dataset / f"{dataset}.yaml"
+    if not isinstance(data_path, str):
+        data_path = RECBOLE_DATA_PATH
+        if dataset == "ml-100k":  # RecBole's own copy is used
+            return []
+    file = Path(data_path) / dataset / f"{dataset}.yaml"
     if not file.is_file():
         return []
     layer = _file_layer(file, is_default=True)

@@ -683,6 +683,8 @@ def test_a_data_sets_own_file_is_found_in_the_default_data_path(tmp_path, monkey
     _data_folder(tmp_path / "dataset", "mine", "topk: [7, 10]\n")
     monkeypatch.chdir(tmp_path)
     assert load_config(["--model=Pop", "--dataset=mine"])["topk"] == [7, 10]
+    _data_folder(tmp_path / "dataset", "ml-100k", "topk: [7, 10]\n")  # not the ml-100k that is used
+    assert load_config(["--model=Pop", "--dataset=ml-100k"])["topk"] == [5, 10, 15, 20]
 
 
 def test_a_data_sets_own_file_is_checked(tmp_path):

@@ -17,7 +17,13 @@ from typing import Any
 from recbole_multdpo.data.conversation_text import ROLES, Message
 from recbole_multdpo.data.convert.atomic_files import DatasetFolder, text_field
 from recbole_multdpo.data.convert.conversations import Turn, properties, write_conversations
-from recbole_multdpo.data.convert.raw_files import Reject, json_lines, read_json, title_and_year
+from recbole_multdpo.data.convert.raw_files import (
+    Reject,
+    find_files,
+    json_lines,
+    read_json,
+    title_and_year,
+)
 from recbole_multdpo.data.convert.splits import SPLITS, split_files
 from recbole_multdpo.errors import DataError
 
@@ -32,8 +38,8 @@ Film = tuple[str, str]  # title, year
 
 
 def is_rank_grpo(source: Path) -> bool:
-    """Whether a folder is of this kind rather than of He et al.'s, which has `item_ids.json`."""
-    return source.is_dir() and not list(source.glob("item_ids.json*"))
+    """Whether a folder is of this kind: it has none of the two lists of He et al.'s."""
+    return not find_files(source, ["item_ids.json", "entity2id.json"])
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:

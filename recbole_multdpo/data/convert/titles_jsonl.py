@@ -7,7 +7,8 @@ A row of a file (JSON lines or one JSON list) is a user of its own, in one of tw
 - `{"history": ["A", "B"], "targets": ["C"]}`.
 
 The file's name may end in json or jsonl. Beside it, `id2name.json` (id -> title) gives ids and
-titles that no row has; titles that it lacks get ids of their own, `t1`, `t2`, ...
+titles that no row has; titles that it lacks get ids of their own, `t1`, `t2`, ... Titles are the
+same if a run reads them alike (`clean_text`).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Catalogue:
     """Ids of titles, which are compared as a run would read them (`clean_text`)."""
 
     def __init__(self, id_to_title: dict[str, str]) -> None:
-        """Start with given ids; of ids with the same title, the first is used."""
+        """Start with given ids; of ids with the same title, only the first is an item."""
         self.id_of: dict[str, str] = {}
         for item, title in id_to_title.items():
             self.id_of.setdefault(clean_text(title), item)
@@ -123,10 +124,12 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
         split = "train" if split_of is None else split_of[row.user]
         _write_row(row, items, tables["train"], tables[split])
     table = folder.table("item", ["item_id:token", "title:token_seq"])
-    added = {item: title for title, item in catalogue.id_of.items() if item not in id_to_title}
-    for item, title in {**id_to_title, **added}.items():
+    for title, item in catalogue.id_of.items():
         table.write(item, text_field(title))
-    folder.counts |= {"users": len(rows), "titles_without_an_id": len(added), **counts}
+    counts["users"] = len(rows)
+    counts["titles_without_an_id"] = catalogue.n_added
+    counts["ids_whose_title_has_another_id"] = len(id_to_title) - table.n_rows + catalogue.n_added
+    folder.counts |= counts
     if split_of is not None:
         folder.counts["users_per_part"] = dict(Counter(split_of.values()))
     return folder.finish(

@@ -215,6 +215,13 @@ def test_rejects_and_what_is_left_out(convert):
     assert counts["recommended_ids_that_are_no_items"] == 2
 
 
+@pytest.mark.parametrize("name", ["item_ids.json", "entity2id.json"])
+def test_one_of_the_lists_is_missing(conversion_error, name):
+    files = parts()
+    del files[name]
+    assert f"has no {name}" in conversion_error("crs", files)
+
+
 def test_items_without_a_name_and_items_listed_twice(convert):
     files = parts()
     files["item_ids.json"] = '[1, 9, 1, "NA"]'

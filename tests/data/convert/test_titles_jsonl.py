@@ -110,6 +110,15 @@ def test_titles_are_the_same_if_a_run_reads_them_alike(convert):
     assert made.report["counts"]["titles_repeated_within_a_row"] == 2
 
 
+def test_ids_of_the_same_title_are_one_item(convert):
+    names = json.dumps({"5": "Sabriel (Abhorsen,  #1)", "3": "Sabriel (Abhorsen, #1)", "4": "Up"})
+    rows = [{"history": ["Up"], "targets": ["Sabriel (Abhorsen, #1)", "New"]}]
+    made = convert("titles-jsonl", {"train.jsonl": rows, "id2name.json": names})
+    assert list(made.items("title")) == ["5", "4", "t1"]
+    assert [row[1] for row in made.rows("inter")] == ["4", "5", "t1"]
+    assert made.report["counts"]["ids_whose_title_has_another_id"] == 1
+
+
 def test_rejects(convert):
     rows = [
         {"history": ["A"], "targets": ["B"]},
