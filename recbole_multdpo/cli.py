@@ -19,13 +19,14 @@ Settings
   --key=value            one setting; a value is a number, True, False, None, text, a list or a
                          mapping: --topk=[5,10]   --eval_args="{'order': 'TO'}"
   --config_files="A B"   YAML files with settings; the later file wins
-  Precedence: command line > --config_files > the data set's, the model's and the overall file in
-  properties/ > RecBole's defaults. A key that does not exist is an error.
+  Precedence: command line > --config_files > the data folder's own file > the data set's, the
+  model's and the overall file in properties/ > RecBole's defaults. A key that does not exist is an
+  error.
 
 Where the settings are described
   properties/overall.yaml          every model: seed, device, run_dir, split, metrics, ...
   properties/model/LLMRec.yaml     the language model: backbone, loss, beta, sft_epochs, epochs, ...
-  properties/dataset/*.yaml        ml-100k and ml-10m: columns, which ratings are positives, ...
+  properties/dataset/*.yaml        ml-100k, goodreads, redial, ...: columns, what is a positive
   https://recbole.io/docs/user_guide/config_settings.html   RecBole's own
 
 Examples
@@ -33,6 +34,8 @@ Examples
   python run_recbole_multdpo.py --model=EASE --dataset=ml-100k --reg_weight=250
   python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --epochs=8 --run_dir=runs/long
   python run_recbole_multdpo.py --resume=runs/long
+
+Data sets: docs/datasets.md; python -m recbole_multdpo.data.convert --help turns raw files into one.
 
 Results are written to one folder per run: config.yaml, run.log, result.json, tensorboard/ and
 checkpoints/; by default under saved/.

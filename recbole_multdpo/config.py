@@ -1,8 +1,9 @@
 """RecBole's Config with checked settings: where they come from, which are valid, on which device.
 
 A setting is taken from, the strongest first: the command line, `config_dict`, the files of
-`--config_files` (a later one wins), the files in `properties/` (dataset, model, overall; for LLMRec
-with a backbone other than `tiny` also `LLMRec.pretrained.yaml`), RecBole's own property files.
+`--config_files` (a later one wins), the data set's own file `<name>.yaml` in its folder, the files
+in `properties/` (dataset, model, overall; for LLMRec with a backbone other than `tiny` also
+`LLMRec.pretrained.yaml`), RecBole's own property files.
 RecBole accepts any key and evaluates values as Python; here every key is known, every value is a
 literal, and a mistake is reported before anything is loaded.
 """
@@ -51,6 +52,7 @@ LLMREC = "LLMRec"
 _LLMREC_KEYS = frozenset(LLMRecSettings.model_fields)
 _LLMREC_ADAPTER = TypeAdapter(LLMRecSettings)
 _RECBOLE = Path(recbole.__file__).parent
+RECBOLE_DATA_PATH = "dataset"  # RecBole's default of data_path
 
 # Made from other settings by RecBole, or meant for one run on one machine: not part of `to_dict`.
 _NOT_SAVED = frozenset(
@@ -61,6 +63,14 @@ _NOT_SAVED = frozenset(
 
 # Settings that the constructor replaces by another form; `to_dict` has them as they were set.
 _CHANGED_BY_RECBOLE = ("device", "use_gpu", "train_neg_sample_args")
+
+
+# What the file in a data set's folder may not set: it may come from anybody, and these choose which
+# code runs and where files are written.
+_NOT_FOR_DATA_FOLDERS = frozenset(
+    "model dataset data_path config_files run_dir resume checkpoint_dir backbone trust_remote_code"
+    " sft_cache_dir dataset_save_path dataloaders_save_path".split()
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,11 @@ class Config(RecBoleConfig):
         _check_dataset_name(dataset)
         model_class = _model_class(model)
         pretrained = model == LLMREC and _value(user_layers, "backbone") not in (None, "tiny")
-        self._layers = [*_default_layers(model, dataset, pretrained), *user_layers]
+        self._layers = [
+            *_default_layers(model, dataset, pretrained),
+            *_data_folder_layers(_value(user_layers, "data_path"), dataset),
+            *user_layers,
+        ]
         self._check_keys(model, model_class)
         super().__init__(model=model_class, dataset=dataset)
         self._resolved = self._resolve()
@@ -355,6 +369,25 @@ def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:
         folder / f"dataset/{dataset}.yaml",
     ]
     return [_file_layer(file, is_default=True) for file in files if file.is_file()]
+
+
+def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
+    """The property file beside the atomic files, as `recbole_multdpo.data.convert` writes it."""
+    if not isinstance(data_path, str):
+        data_path = RECBOLE_DATA_PATH
+        if dataset == "ml-100k":  # RecBole's own copy is used
+            return []
+    file = Path(data_path) / dataset / f"{dataset}.yaml"
+    if not file.is_file():
+        return []
+    layer = _file_layer(file, is_default=True)
+    foreign = _NOT_FOR_DATA_FOLDERS.intersection(layer.settings)
+    if foreign:
+        raise ConfigError(
+            f"{file}: a data set's own file may not set {', '.join(sorted(foreign))}. Set it on "
+            "the command line or in a file of --config_files."
+        )
+    return [layer]
 
 
 def _value(layers: Sequence[Layer], key: str) -> Any:

@@ -22,6 +22,7 @@ from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
+from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
@@ -110,7 +111,8 @@ def _table(result: Mapping[str, Any]) -> str:
 def _load(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
     """Load and filter the data set; RecBole's complaint of an empty one gets a remedy."""
     try:
-        dataset = make_dataset(config)
+        with present(config):
+            dataset = make_dataset(config)
     except MultDPOError:
         raise
     except ValueError as error:

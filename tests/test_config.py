@@ -652,3 +652,49 @@ def test_a_pretrained_backbone_has_milder_defaults(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("backbone: org/lm\nlearning_rate: 0.5\n")
     assert load_config([*base, f"--config_files={file}"])["learning_rate"] == 0.5
+
+
+# -------------------------------------------------------------------------------------------------
+# the property file in a data set's own folder
+
+
+def _data_folder(tmp_path, name, text):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name}.yaml").write_text(text)
+    return [f"--dataset={name}", f"--data_path={tmp_path}"]
+
+
+def test_a_data_sets_own_file_wins_over_ours_and_loses_to_the_user(tmp_path):
+    own = _data_folder(
+        tmp_path, "ml-10m", "item_text_fields: [name]\neval_args: {order: TO}\ntopk: [3, 10]\n"
+    )
+    config = load_config(["--model=LLMRec", *own, "--topk=[10]"])
+    assert config["item_text_fields"] == ["name"]
+    assert config["topk"] == [10]
+    assert config["eval_args"]["order"] == "TO"  # its part of eval_args; the rest is ours
+    assert config["eval_args"]["mode"]["valid"] == "uni100"
+    other = load_config(["--model=Pop", *own])  # LLMRec's keys in it do not disturb other models
+    assert other["topk"] == [3, 10] and not other.warnings
+
+
+def test_a_data_sets_own_file_is_found_in_the_default_data_path(tmp_path, monkeypatch):
+    (tmp_path / "dataset").mkdir()
+    _data_folder(tmp_path / "dataset", "mine", "topk: [7, 10]\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(["--model=Pop", "--dataset=mine"])["topk"] == [7, 10]
+    _data_folder(tmp_path / "dataset", "ml-100k", "topk: [7, 10]\n")  # not the ml-100k that is used
+    assert load_config(["--model=Pop", "--dataset=ml-100k"])["topk"] == [5, 10, 15, 20]
+
+
+def test_a_data_sets_own_file_is_checked(tmp_path):
+    own = _data_folder(tmp_path, "mine", "tokp: [3]\n")
+    with pytest.raises(ConfigError, match=r"tokp \(.*mine\.yaml\).*did you mean topk"):
+        load_config(["--model=Pop", *own])
+
+
+@pytest.mark.parametrize("line", ["backbone: org/model", "trust_remote_code: True", "run_dir: /"])
+def test_a_data_sets_own_file_chooses_no_code_and_no_place(tmp_path, line):
+    own = _data_folder(tmp_path, "mine", f"{line}\ntopk: [3]\n")
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: .* may not set {line.split(':')[0]}\."):
+        load_config(["--model=LLMRec", *own])

@@ -1,0 +1,77 @@
+"""The command line: `python -m recbole_multdpo.data.convert FORMAT --input ... --output ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
+from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE, DatasetFolder
+from recbole_multdpo.errors import MultDPOError
+
+FORMATS: dict[str, Any] = {
+    "movielens": movielens,
+    "goodreads": goodreads,
+    "crs": crs,
+    "titles-jsonl": titles_jsonl,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    top = argparse.ArgumentParser(
+        prog="python -m recbole_multdpo.data.convert",
+        description="Turn raw files into a folder of RecBole atomic files that "
+        "--dataset=<its name> --data_path=<its parent> takes. docs/datasets.md has the details.",
+    )
+    formats = top.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for name, module in FORMATS.items():
+        sub = formats.add_parser(name, help=module.HELP, description=module.HELP)
+        sub.add_argument("--input", type=Path, required=True, help="folder with the raw files")
+        sub.add_argument(
+            "--output",
+            type=Path,
+            required=True,
+            help="folder to make, e.g. dataset/goodreads; its name becomes the data set's",
+        )
+        module.add_arguments(sub)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert one data set.
+
+    Returns:
+        Exit status: 0 done, 2 a mistake that the user can mend (printed without a traceback), 130
+        interrupted. In the last two cases nothing is left of the output.
+    """
+    options = parser().parse_args(argv)
+    try:
+        with DatasetFolder(options.output) as folder:
+            report = FORMATS[options.format].convert(options, folder)
+    except MultDPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    print(summary(report, folder))
+    return 0
+
+
+def summary(report: dict[str, Any], folder: DatasetFolder) -> str:
+    """What was written, what was rejected, and the command that uses it."""
+    rows = ", ".join(f"{n:,} in .{suffix}" for suffix, n in report["rows"].items())
+    rejected = folder.rejects_text() + (f"\n  all: {REJECTED_FILE}" if folder.rejected else "")
+    return (
+        f"{folder.output}: rows {rows}; counts and checks in {REPORT_FILE}\n{rejected}\n"
+        f"python run_recbole_multdpo.py --model=LLMRec --dataset={folder.name} "
+        f"--data_path={folder.output.parent}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

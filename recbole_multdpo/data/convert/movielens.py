@@ -1,0 +1,144 @@
+"""GroupLens' MovieLens: `ratings.dat` and `movies.dat` (1M, 10M), or both as `.csv` (from 20M on).
+
+Movie files are UTF-8 or, in older sets, latin-1; which one is found out by reading. A title's year
+becomes a column of its own, as in RecBole's own files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recbole_multdpo.data.convert.atomic_files import DatasetFolder, id_problem, text_field
+from recbole_multdpo.data.convert.raw_files import (
+    Reject,
+    csv_rows,
+    find_file,
+    text_encoding,
+    text_lines,
+    title_and_year,
+)
+
+HELP = "MovieLens as GroupLens publishes it: a folder with ratings.dat/.csv and movies.dat/.csv"
+
+_NO_GENRES = "(no genres listed)"
+_RATING = re.compile(r"[0-5](\.[05]0*)?")
+_TIME = re.compile(r"\d{1,12}")
+
+PROPERTIES = """\
+# {name}, converted from MovieLens: {n_users:,} users, {n_items:,} movies, {n_inter:,} ratings.
+load_col:                        # columns loaded per atomic file
+  inter: [user_id, item_id, rating, timestamp]
+  item: [item_id]                # the catalogue is every movie of the .item file
+val_interval: {{rating: "[4,inf)"}}   # ratings kept: those of at least 4 are the positives
+normalize_all: False             # ratings stay in stars
+
+item_text_fields: [movie_title]  # an item's text
+item_year_field: release_year    # tells movies of the same title apart
+prompt_template: movies
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This format has no options of its own."""
+
+
+def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
+    """Write the data set's files; returns the report."""
+    names = {"ratings": ["ratings.dat", "ratings.csv"], "movies": ["movies.dat", "movies.csv"]}
+    files = {
+        kind: find_file(options.input, patterns, need=f"the {kind} of MovieLens")
+        for kind, patterns in names.items()
+    }
+    encoding = text_encoding(files["movies"])
+    movies = _write_movies(folder, files["movies"], encoding)
+    users = _write_ratings(folder, files["ratings"], movies)
+    folder.counts |= {"users": len(users), "encoding_of_movies": encoding}
+    rows = folder.rows
+    return folder.finish(
+        properties=PROPERTIES.format(
+            name=folder.name, n_users=len(users), n_items=rows["item"], n_inter=rows["inter"]
+        ),
+        text_field="movie_title",
+        year_field="release_year",
+        report={"sources": [path.name for path in files.values()]},
+    )
+
+
+def _write_movies(folder: DatasetFolder, path: Path, encoding: str) -> set[str]:
+    """Write the `.item` file; returns the ids in it."""
+    table = folder.table(
+        "item",
+        ["item_id:token", "movie_title:token_seq", "release_year:token", "genre:token_seq"],
+    )
+    known: set[str] = set()
+    for line, (movie, full_title, genres) in _movie_rows(path, encoding, folder.reject):
+        problem = "movie listed twice" if movie in known else id_problem(movie)
+        title, year = title_and_year(full_title)
+        if problem or not title:
+            row = [movie, full_title, genres]
+            folder.reject(path.name, line, problem or "movie without a title", row)
+            continue
+        known.add(movie)
+        genres = "" if genres == _NO_GENRES else genres.replace("|", " ")
+        table.write(movie, text_field(title), text_field(year), text_field(genres))
+    return known
+
+
+def _movie_rows(
+    path: Path, encoding: str, reject: Reject
+) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    if ".csv" in path.suffixes:
+        for number, (movie, title, genres) in csv_rows(
+            path, ["movieId", "title", "genres"], reject, encoding
+        ):
+            yield number, (movie, title, genres)
+        return
+    for number, text in text_lines(path, reject, encoding):
+        # a title may contain the separator, id and genres do not
+        movie, _, rest = text.partition("::")
+        title, separator, genres = rest.rpartition("::")
+        if separator:
+            yield number, (movie, title, genres)
+        else:
+            reject(path.name, number, "fewer than three columns", text)
+
+
+def _write_ratings(folder: DatasetFolder, path: Path, movies: set[str]) -> set[str]:
+    """Write the `.inter` file; returns the users in it."""
+    table = folder.table(
+        "inter", ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+    )
+    users: set[str] = set()
+    for line, row in _rating_rows(path, folder.reject):
+        problem = _rating_problem(row, movies)
+        if problem:
+            folder.reject(path.name, line, problem, row)
+            continue
+        users.add(row[0])
+        table.write(*row)
+    return users
+
+
+def _rating_rows(path: Path, reject: Reject) -> Iterator[tuple[int, list[str]]]:
+    if ".csv" in path.suffixes:
+        yield from csv_rows(path, ["userId", "movieId", "rating", "timestamp"], reject)
+        return
+    for number, text in text_lines(path, reject):
+        yield number, text.split("::")
+
+
+def _rating_problem(row: list[str], movies: set[str]) -> str | None:
+    if len(row) != 4:
+        return f"{len(row)} columns instead of 4"
+    user, movie, rating, time = row
+    if not _RATING.fullmatch(rating) or float(rating) > 5:
+        return "rating that is not between 0 and 5 in half stars"
+    if not _TIME.fullmatch(time):
+        return "timestamp that is not a Unix time"
+    if movie not in movies:
+        return "rating of a movie that the movie file lacks"
+    return id_problem(user)
