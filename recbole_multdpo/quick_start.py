@@ -289,7 +289,7 @@ def _log_model(model: LLMRec) -> None:
     getLogger().info(
         f"backbone {model.settings.backbone}: {total:,} parameters, {trained:,} trained "
         f"({'LoRA' if model.uses_lora else 'full fine-tuning'}); "
-        f"{lengths.mean():.1f} tokens per item with its end token, longest {int(lengths.max())}; "
+        f"{lengths.mean():.1f} scored tokens per item, at most {int(lengths.max())}; "
         f"{model.trie.num_leaves:,} distinct texts, {model.trie.num_internal:,} inner trie nodes"
     )
 
