@@ -157,12 +157,15 @@ class LLMRec(GeneralRecommender):
 
     # ---- training ----
 
+    @property
+    def _normalising_trie(self) -> ItemTrie | None:
+        """What the scorers normalise over: the catalogue's trie, or None for the vocabulary."""
+        return self.trie if self.over_catalogue else None
+
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
         score = padded_logps if self.settings.scorer == "padded" else packed_logps
-        trie = self.trie if self.over_catalogue else None
-        return score(
-            lm, batch.prompt_ids, batch.prompt_lengths, batch.candidates, self.items, trie
-        )
+        prompts = batch.prompt_ids, batch.prompt_lengths
+        return score(lm, *prompts, batch.candidates, self.items, self._normalising_trie)
 
     @torch.no_grad()
     def reference_logps(self, batch: SetwiseBatch) -> Tensor:
@@ -243,7 +246,7 @@ class LLMRec(GeneralRecommender):
     @torch.no_grad()
     def score(self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
         """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C]."""
-        trie = self.trie if self.over_catalogue else None
+        trie = self._normalising_trie
         per_candidate = int(self.items.lengths.max())
         budget = self.settings.score_batch_tokens
         n_columns = max((budget - prompt_ids.shape[1]) // per_candidate, 1)

@@ -33,24 +33,27 @@ def without_forced_ends(items: ItemTokens, trie: ItemTrie) -> ItemTokens:
         items: token table of the catalogue.
         trie: `ItemTrie.build(items)`.
     """
-    is_choice = trie.child_count[prefix_nodes(trie, items)] > 1  # [n_items, L]
     offsets = torch.arange(items.ids.shape[1], device=items.ids.device)
-    is_choice &= offsets < items.lengths[:, None]
+    every_item = torch.arange(len(items.ids), device=items.ids.device)
+    nodes = prefix_nodes(trie, every_item[:, None], offsets)  # [n_items, L]
+    is_choice = (trie.child_count[nodes] > 1) & (offsets < items.lengths[:, None])
     kept = torch.where(is_choice, offsets + 1, 0).amax(1)
     lengths = torch.minimum(kept.clamp(min=1), items.lengths)
     ids = torch.where(offsets < lengths[:, None], items.ids, 0)
     return ItemTokens(ids[:, : int(lengths.max())].contiguous(), lengths)
 
 
-def prefix_nodes(trie: ItemTrie, items: ItemTokens) -> Tensor:
-    """The trie node that each token of each item is chosen at: long [n_items, max_len].
+def prefix_nodes(trie: ItemTrie, item: Tensor, offset: Tensor) -> Tensor:
+    """The trie node at which token `offset` of `item` is chosen; the root for a first token.
 
-    The root for an item's first token; meaningless beyond an item's length.
+    Both long and of shapes that broadcast; meaningless beyond an item's length and for item 0.
     """
-    leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
-    path = trie.path[trie.parent[leaves].clamp(min=0)]  # [n_items, D], depth 1 first
-    root = path.new_full((len(path), 1), ROOT)
-    return torch.cat([root, path], dim=1)[:, : items.ids.shape[1]]
+    depth = trie.path.shape[1]
+    if depth == 0:  # every text is one token
+        return torch.full_like(offset + item, ROOT)
+    parent = trie.parent[trie.leaf_of_item[item]].clamp(min=0)
+    above = trie.path[parent, (offset - 1).clamp(0, depth - 1)]
+    return torch.where(offset == 0, ROOT, above)
 
 
 def allowed_tokens(trie: ItemTrie, nodes: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def packed_logps(
     nodes = None
     if trie is not None:
         item = candidates.flatten()[packed.score_slots]
-        nodes = prefix_nodes(trie, items)[item, packed.score_offsets]
+        nodes = prefix_nodes(trie, item, packed.score_offsets)
     logps = _token_logps(lm, packed, packed.score_rows, packed.score_tokens, nodes, trie)
     total = logps.new_zeros(candidates.numel())
     return total.index_add(0, packed.score_slots, logps).view(candidates.shape)
