@@ -52,7 +52,11 @@ def made_up_titles(n_items: int) -> list[str]:
 
 
 def write(folder: Path, titles: list[str], n_users: int, n_ratings: int) -> Path:
-    """Write `generated/generated.inter` and `.item` below `folder`, which is returned."""
+    """Write `generated/generated.inter` and `.item` below `folder`, which is returned.
+
+    Prints how many ratings were written: somewhat fewer than `n_ratings`, where a very active user
+    draws popular items again and again.
+    """
     target = folder / NAME
     target.mkdir(parents=True)
     with (target / f"{NAME}.item").open("w", encoding="utf-8") as file:
@@ -66,22 +70,31 @@ def write(folder: Path, titles: list[str], n_users: int, n_ratings: int) -> Path
     counts = np.maximum(rng.multinomial(n_ratings, activity / activity.sum()), 1)
     popularity = 1 / np.arange(10, 10 + len(titles)) ** 0.9
     kind_of = rng.integers(N_KINDS, size=len(titles))
+    n_written = 0
     with (target / f"{NAME}.inter").open("w", encoding="utf-8") as file:
         file.write("user_id:token\titem_id:token\trating:float\ttimestamp:float\n")
         for first in range(0, n_users, 1000):
-            users = np.repeat(np.arange(first, min(first + 1000, n_users)), counts[first:][:1000])
+            # twice as many as wanted, because a user rates an item once
+            some = np.arange(first, min(first + 1000, n_users))
+            users = np.repeat(some, 2 * counts[some])
             favourite = rng.integers(N_KINDS, size=n_users)[users]
             items = _draw(rng, popularity, kind_of, favourite)
             likes = (kind_of[items] == favourite).astype(int)
             stars = np.clip(rng.normal(3.3 + likes, 1.0, len(items)), 0.5, 5)
             times = rng.integers(800_000_000, 1_230_000_000, len(items))
-            # an item drawn again is dropped: a user rates an item once, so that a few rows are lost
             _, kept = np.unique(users * len(titles) + items, return_index=True)
+            kept = rng.permutation(kept)
+            kept = kept[np.argsort(users[kept], kind="stable")]
+            of_user = np.bincount(users[kept] - first, minlength=len(some))
+            place = np.arange(len(kept)) - np.repeat(of_user.cumsum() - of_user, of_user)
+            kept = kept[place < counts[users[kept]]]
+            n_written += len(kept)
             columns = (users[kept], items[kept], np.round(2 * stars[kept]) / 2, times[kept])
             file.writelines(
                 f"{user}\t{item}\t{rating}\t{when}\n"
                 for user, item, rating, when in zip(*columns, strict=True)
             )
+    print(f"generated {n_users:,} users, {len(titles):,} items, {n_written:,} ratings")
     return folder
 
 

@@ -33,9 +33,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=10_000, help="titles made up without --titles")
     parser.add_argument("--epochs", type=int, default=6, help="of the first stage before ranking")
     parser.add_argument("--users", type=int, default=64, help="ranked by the searches")
+    parser.add_argument("--trie-users", type=int, default=8, help="of them, ranked by the trie too")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--datasets", default="ml-100k,generated")
     options = parser.parse_args()
+    options.trie_users = min(options.trie_users, 32)  # rank_batch_users: they are one batch
     timer = Timer(options.device, options.threads)
     rows = []
     compat.apply()
@@ -147,24 +149,25 @@ def trained(dataset, model, prompts, timer, options) -> list[Row]:  # type: igno
     by_length = prompts.lengths.argsort()
     middle = by_length[len(by_length) // 2]
     batches, shuffled = prompts.batches(by_length), prompts.batches(torch.arange(len(by_length)))
-    first = max(len(by_length) - prompts.per_batch, 0) // 2
-    one = prompts.batches(by_length[first:][: prompts.per_batch])  # prompts of middling length
+    first = max(len(by_length) - options.trie_users, 0) // 2
+    one = prompts.batches(by_length[first:][: options.trie_users])  # prompts of middling length
+    ids, lengths, excluded = one[0]
     prompt = prompts.ids[middle, : prompts.lengths[middle]]
 
     def along_trie() -> Tensor:
-        return trie_scores(model.lm, trie, *one[0][:2])
+        return trie_scores(model.lm, trie, ids, lengths)
 
     few = torch.randperm(len(items.lengths) - 1, generator=torch.Generator().manual_seed(0))
     few = 1 + few[:N_NAIVE].to(prompt.device)[None]
 
     @torch.no_grad()
     def naive() -> Tensor:
-        ids, lengths = prompt[None], prompt.new_tensor([len(prompt)])
-        return naive_logps(model.lm, ids, lengths, few, items, logits_everywhere=False)
+        length = prompt.new_tensor([len(prompt)])
+        return naive_logps(model.lm, prompt[None], length, few, items, logits_everywhere=False)
 
     ranked, expanded = best_first(model, batches, k)
     scores = along_trie()
-    expected, _ = stable_topk(scores.masked_fill(one[0][2], -torch.inf), k)
+    expected, _ = stable_topk(scores.masked_fill(excluded, -torch.inf), k)
     assert ranked[first:][: len(expected)].equal(expected), "best-first and trie rank differently"
     by_cache = kv_scores(model.lm, prompt, items)
     alone = trie_scores(model.lm, trie, prompt[None], prompt.new_tensor([len(prompt)]))[0]
@@ -182,7 +185,7 @@ def trained(dataset, model, prompts, timer, options) -> list[Row]:  # type: igno
         },
         options.repeats,
     )
-    n_users, n_one = len(by_length), len(one[0][0])
+    n_users, n_one = len(by_length), len(ids)
     n_expanded = float(expanded[first:][:n_one].double().mean())
     n_items = len(items.lengths) - 1
     name = f"ranking {dataset}, K {k}:"

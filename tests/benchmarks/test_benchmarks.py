@@ -115,7 +115,7 @@ def test_generated_set_has_the_size_and_no_pair_twice(tmp_path):
     rows = (folder / "generated.inter").read_text().splitlines()[1:]
     users, items, ratings, _ = np.array([row.split("\t") for row in rows]).T
     assert len({*zip(users, items, strict=True)}) == len(rows)
-    assert len(set(users)) == 40 and 600 < len(rows) <= 1000
+    assert len(set(users)) == 40 and 850 < len(rows) <= 1040
     assert set(ratings.astype(float) * 2) <= set(range(1, 11))
     counts = np.sort(np.bincount(items.astype(int), minlength=300))
     assert counts[-30:].sum() > 3 * counts[:30].sum()  # some items are popular
