@@ -19,11 +19,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
@@ -83,43 +84,40 @@ def step_rows(repeats: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     texts = [f" {hash_}" for hash_ in torch.randint(10**9, (4 * VOCABULARY,)).tolist()]
     lm, tokenizer = make_tiny_backbone(texts, num_layers=2, vocab_size=VOCABULARY, seed=0)
-    vocabulary = len(tokenizer)
-    rows = []
-    for n in STEP_SIZES:
-        n_candidates = n + N_NEGATIVES
-        ids = torch.randint(3, vocabulary, (n_candidates + 1, ITEM_TOKENS)).tolist()
-        items = ItemTokens.from_lists([[], *ids[1:]])
-        prompts = torch.randint(3, vocabulary, (N_CONTEXTS, PROMPT_TOKENS))
-        lengths = torch.full((N_CONTEXTS,), PROMPT_TOKENS)
-        candidates = torch.arange(1, n_candidates + 1).expand(N_CONTEXTS, -1)
-        levels = (torch.arange(n_candidates) < n).long().expand(N_CONTEXTS, -1)
-        with torch.no_grad():
-            reference = packed_logps(lm, prompts, lengths, candidates, items)
+    return [step_row(lm, len(tokenizer), n, repeats) for n in STEP_SIZES]
 
-        def loss_of(name: str, logps: Tensor, reference=reference, levels=levels) -> None:
-            preference_loss(name, logps, reference, levels, 1.0).mean().backward()
 
-        def step(name: str, prompts=prompts, lengths=lengths, candidates=candidates, items=items):  # type: ignore[no-untyped-def]
-            lm.zero_grad()
-            loss_of(name, packed_logps(lm, prompts, lengths, candidates, items))
+def step_row(lm: nn.Module, vocabulary: int, n: int, repeats: int) -> dict[str, Any]:
+    """Seconds with N = n positives."""
+    n_candidates = n + N_NEGATIVES
+    ids = torch.randint(3, vocabulary, (n_candidates + 1, ITEM_TOKENS)).tolist()
+    items = ItemTokens.from_lists([[], *ids[1:]])
+    prompts = torch.randint(3, vocabulary, (N_CONTEXTS, PROMPT_TOKENS))
+    lengths = torch.full((N_CONTEXTS,), PROMPT_TOKENS)
+    candidates = torch.arange(1, n_candidates + 1).expand(N_CONTEXTS, -1)
+    levels = (torch.arange(n_candidates) < n).long().expand(N_CONTEXTS, -1)
+    with torch.no_grad():
+        reference = packed_logps(lm, prompts, lengths, candidates, items)
+    leaf = reference.clone().requires_grad_()
 
-        leaf = reference.clone().requires_grad_()
-        tasks = {
-            "step_mult_dpo": lambda step=step: step("mult_dpo"),
-            "step_pl_dpo": lambda step=step: step("pl_dpo"),
-            "loss_mult_dpo": lambda loss_of=loss_of, leaf=leaf: loss_of("mult_dpo", leaf),
-            "loss_pl_dpo": lambda loss_of=loss_of, leaf=leaf: loss_of("pl_dpo", leaf),
-        }
-        seconds = alternating_medians(tasks, repeats)
-        rows.append(
-            {
-                "measurement": "step",
-                "n_positives": n,
-                **{f"{name}_seconds": value for name, value in seconds.items()},
-                "pl_dpo_share": seconds["loss_pl_dpo"] / seconds["step_pl_dpo"],
-            }
-        )
-    return rows
+    def loss(name: str, logps: Tensor) -> None:
+        preference_loss(name, logps, reference, levels, 1.0).mean().backward()
+
+    def step(name: str) -> None:
+        lm.zero_grad()
+        loss(name, packed_logps(lm, prompts, lengths, candidates, items))
+
+    tasks: dict[str, Callable[[], None]] = {}
+    for name in ("mult_dpo", "pl_dpo"):
+        tasks[f"step_{name}"] = partial(step, name)
+        tasks[f"loss_{name}"] = partial(loss, name, leaf)
+    seconds = alternating_medians(tasks, repeats)
+    return {
+        "measurement": "step",
+        "n_positives": n,
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "pl_dpo_share": seconds["loss_pl_dpo"] / seconds["step_pl_dpo"],
+    }
 
 
 def alternating_medians(tasks: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:

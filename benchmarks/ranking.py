@@ -73,12 +73,15 @@ def compare(
             f"--backbone={options.run / 'model'}",
             "--finetune=full",
         ]
+    else:  # titles of several tokens, as every pretrained model has them
+        settings = [*settings, "--tiny_title_tokens=False", "--tiny_vocab_size=4000"]
     config = load_config(
         [
             "--model=LLMRec",
             f"--device={options.device}",
             f"--run_dir={folder}",
             "--show_progress=False",
+            "--normalize_over=vocabulary",  # what the other sides compute
             *settings,
         ]
     )
