@@ -18,6 +18,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 from recbole.utils import get_trainer, init_seed
 
+from recbole_multdpo.atomic import restore_interrupted
 from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
@@ -275,6 +276,8 @@ def _fit(
     show_progress: bool,
 ) -> None:
     """Train a stage, from its last checkpoint if there is one, and load its best weights."""
+    for folder in (trainer.last_folder, trainer.best_folder):
+        restore_interrupted(folder)
     if trainer.last_folder.exists():
         trainer.resume_checkpoint(trainer.last_folder)
     valid_data = valid if trainer.eval_step else None

@@ -12,7 +12,6 @@ import platform
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
@@ -27,6 +26,7 @@ import recbole.trainer.trainer as recbole_trainer
 import torch
 
 from recbole_multdpo import __version__
+from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.config import Config
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings_text import dump_settings
@@ -257,31 +257,6 @@ def _new_folder(parent: Path, name: str) -> Path:
             return path
         except FileExistsError:
             number += 1
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text in one step: a reader, or a crash, sees the old or the new one.
-
-    Raises:
-        OSError: the folder is read-only or the disk full; the old file is then untouched.
-    """
-    number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

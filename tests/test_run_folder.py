@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import shlex
-import stat
 import sys
 import tempfile
 import threading
@@ -23,7 +22,7 @@ from recbole.utils import InputType, get_tensorboard, get_trainer, set_color
 from recbole_multdpo import __version__, run_folder
 from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.run_folder import create_run_folder, write_atomically
+from recbole_multdpo.run_folder import create_run_folder
 
 RESULT = {
     "valid_result": {"ndcg@10": np.float64(0.25)},
@@ -294,32 +293,6 @@ def test_plain_values(value, plain):
 
 
 # Failures
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "result.json"
-    write_atomically(file, "old")
-
-    def fail(number):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert files(tmp_path) == ["result.json"]  # no temporary file stays
-    monkeypatch.undo()
-    write_atomically(file, "new")
-    assert file.read_text() == "new"
-
-
-def test_others_may_read_the_files(tmp_path):
-    old = os.umask(0o022)
-    try:
-        write_atomically(tmp_path / "a", "")
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left"), OSError(30, "Read-only")])

@@ -15,8 +15,6 @@ import difflib
 import hashlib
 import json
 import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +36,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
+from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.tiny import make_tiny_backbone
 
@@ -314,32 +313,6 @@ def save_backbone(
         tokenizer.save_pretrained(temporary)
         if readme is not None:
             (temporary / "README.md").write_text(readme, encoding="utf-8")
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary sibling to fill, and renames it to `folder` if nothing was raised.
-
-    An existing folder is moved aside, replaced and deleted. A kill between the two renames leaves
-    it under `.<name>.<random>.old` beside the new one under `.<name>.<random>.tmp`; a kill before
-    them leaves `folder` untouched.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:12]
-    temporary = folder.parent / f".{folder.name}.{token}.tmp"
-    replaced = folder.parent / f".{folder.name}.{token}.old"
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.is_dir():
-            folder.rename(replaced)
-        temporary.rename(folder)
-    except BaseException:
-        if replaced.is_dir() and not folder.exists():
-            replaced.rename(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------- loading

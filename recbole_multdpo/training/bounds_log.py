@@ -6,8 +6,8 @@ import csv
 from dataclasses import fields
 from pathlib import Path
 
+from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.losses import Bounds
-from recbole_multdpo.run_folder import write_atomically
 
 COLUMNS = ("step", "user", "preference", *(field.name for field in fields(Bounds)))
 

@@ -8,8 +8,6 @@ that a folder of the final name is always whole.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import CheckpointError
 
 FORMAT = 1
@@ -116,49 +115,18 @@ def save_checkpoint(
         CheckpointError: the disk is full or the folder cannot be written; what was there before
             stays.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(model, temporary / MODEL_FILE)
-        if optimizer is not None:
-            save_file(optimizer, temporary / OPTIMIZER_FILE)
-        text = json.dumps({"format": FORMAT, **state}, indent=1)
-        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
-        for file in temporary.iterdir():
-            with file.open("r+b") as handle:  # some systems refuse to sync a file open for reading
-                os.fsync(handle.fileno())
-        replace_folder(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            save_file(model, temporary / MODEL_FILE)
+            if optimizer is not None:
+                save_file(optimizer, temporary / OPTIMIZER_FILE)
+            text = json.dumps({"format": FORMAT, **state}, indent=1)
+            (temporary / STATE_FILE).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {folder} could not be written ({error}). Free disk space or choose "
             "another --run_dir; the previous checkpoint, if any, is untouched."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there only if something was raised
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename folder `new` to `target`; an older `target` is moved aside first and then removed.
-
-    A kill between the two renames leaves the older folder as `.<name>.<process id>.old`.
-
-    Raises:
-        OSError: a rename failed; the older `target` is back in its place.
-    """
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by a killed process of the same id
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(

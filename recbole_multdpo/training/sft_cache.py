@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 from recbole.config import Config
 
+from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.training.checkpoint import replace_folder
 
 # Settings that act only after the supervised stage. Everything else is part of the key, so that a
 # setting added later separates caches until it is listed here.
@@ -72,10 +71,10 @@ def cached_sft(cache_dir: Path, key: str) -> Path | None:
 
 def store_sft(cache_dir: Path, key: str, checkpoint: Path) -> None:
     """Copy a checkpoint into the cache; two runs that do so at once both succeed."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    temporary = cache_dir / f".sft-{key}.{os.getpid()}.tmp"
-    shutil.copytree(checkpoint, temporary)
+    folder = cache_dir / f"sft-{key}"
     try:
-        replace_folder(temporary, cache_dir / f"sft-{key}")
-    except OSError:  # another run stored the same content in this moment
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+    except OSError:
+        if not folder.exists():  # otherwise another run stored the same content in this moment
+            raise

@@ -19,7 +19,6 @@ import recbole_multdpo
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.backbone import (
     add_lora,
-    atomic_folder,
     causal_lm,
     frozen_copy,
     load_backbone,
@@ -547,22 +546,6 @@ class TestSaving:
             save_backbone(load(seed=1).lm, tiny.tokenizer, folder)
         assert os.listdir(folder.parent) == ["model"]
         assert torch.equal(logits(load(str(folder)).lm), logits(tiny.lm))
-
-    def test_a_failing_rename_puts_the_old_folder_back(self, tmp_path, monkeypatch):
-        target = tmp_path / "model"
-        target.mkdir()
-        (target / "old").touch()
-        rename = Path.rename
-
-        def fail_for_the_new_one(path, to):
-            if path.suffix == ".tmp":
-                raise OSError("no")
-            return rename(path, to)
-
-        monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-        with pytest.raises(OSError, match="no"), atomic_folder(target) as temporary:
-            (temporary / "new").touch()
-        assert os.listdir(tmp_path) == ["model"] and os.listdir(target) == ["old"]
 
 
 def test_logits_transformed_after_the_head_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from recbole_multdpo.training.checkpoint import (
     load_optimizer_tensors,
     load_trainable_tensors,
     optimizer_tensors,
-    replace_folder,
     save_checkpoint,
     trainable_tensors,
 )
@@ -335,37 +334,6 @@ def test_replacing_removes_the_old_checkpoint(tmp_path):
     tensors, state, optimizer = load_checkpoint(tmp_path / "last")
     assert (list(tensors), state["epoch"], optimizer) == (["w"], 4, None)
     assert listing(tmp_path) == ["last"]
-
-
-def test_leftovers_of_a_killed_process_of_the_same_id_do_not_hinder(tmp_path):
-    """Containers start counting anew: the same process id comes again after a restart."""
-    saved(tmp_path / "last")
-    for leftover in (f".last.{os.getpid()}.tmp", f".last.{os.getpid()}.old"):
-        (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "model.safetensors").write_bytes(b"half")
-    save_checkpoint(tmp_path / "last", {}, {"epoch": 5})
-    assert load_checkpoint(tmp_path / "last")[1]["epoch"] == 5
-    assert listing(tmp_path) == ["last"]
-
-
-def test_two_processes_that_store_the_same_folder(tmp_path, monkeypatch):
-    """The other one's folder appears between our two renames: it stays, nothing else does."""
-    for name in ("new", "target"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "content").write_text(name)
-    rename = Path.rename
-
-    def rename_and_be_overtaken(self, other):
-        rename(self, other)
-        if self.name == "target":
-            self.mkdir()
-            (self / "content").write_text("theirs")
-
-    monkeypatch.setattr(Path, "rename", rename_and_be_overtaken)
-    with pytest.raises(OSError):
-        replace_folder(tmp_path / "new", tmp_path / "target")
-    assert (tmp_path / "target" / "content").read_text() == "theirs"
-    assert listing(tmp_path) == ["new", "target"]
 
 
 def test_the_state_is_readable_json(tmp_path):

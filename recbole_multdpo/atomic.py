@@ -1,0 +1,83 @@
+"""Files and folders that are there as a whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by new text in one step: a reader, or a crash, sees the old or the new one.
+
+    Raises:
+        OSError: the folder is read-only or the disk full; the old file is then untouched.
+    """
+    number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary sibling to fill, and renames it to `folder` if nothing was raised.
+
+    Its files are flushed to the disk first. An existing folder is moved aside, replaced and
+    deleted; a kill between the two renames leaves it aside, from where `restore_interrupted` brings
+    it back. A kill before them leaves `folder` untouched.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:12]
+    temporary = folder.parent / f".{folder.name}.{token}.tmp"
+    replaced = folder.parent / f".{folder.name}.{token}.old"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("r+b") as handle:  # some systems refuse to sync what is only read
+                    os.fsync(handle.fileno())
+        if folder.is_dir():
+            folder.rename(replaced)
+        temporary.rename(folder)
+    except BaseException:
+        if replaced.is_dir() and not folder.exists():
+            replaced.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_interrupted(folder: Path) -> None:
+    """Clear up after a killed `atomic_folder`; for folders that no other process writes.
+
+    Where `folder` is missing, what had been moved aside is put back; the rest of the kill is
+    removed.
+    """
+    aside = sorted(folder.parent.glob(f".{folder.name}.*.old"), key=lambda p: p.stat().st_mtime)
+    if aside and not folder.exists():
+        aside.pop().rename(folder)
+    for leftover in [*aside, *folder.parent.glob(f".{folder.name}.*.tmp")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
