@@ -21,6 +21,7 @@ from recbole.utils import get_trainer, init_seed
 from recbole_multdpo.atomic import restore_interrupted
 from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.dataset import LLMRecDataset
+from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
@@ -250,14 +251,10 @@ def _train_loader(
     """The set-wise sampler and loader that serve a loss."""
     settings, loss = model.settings, LOSSES[loss_name]
     n_negatives = {"none": 0, "one": 1, "many": settings.num_negatives}[loss.negatives]
-    weights = None
-    if settings.negative_distribution == "popularity":
-        counts = np.bincount(model.histories.items, minlength=train.item_num)
-        weights = counts.astype(float) ** settings.popularity_alpha
     sampler = SetwiseSampler(
         model.histories,
         model.prompts,
-        NegativeSampler(model.histories, train.item_num, weights),
+        _negative_sampler(model, train, n_negatives),
         seed=config["seed"] + (SFT_SEED_OFFSET if loss_name == "sft" else 0),
         history_split=settings.history_split,
         target_share=settings.target_share,
@@ -267,6 +264,18 @@ def _train_loader(
         history_as_targets=loss_name == "sft" and settings.sft_targets == "all",
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)
+
+
+def _negative_sampler(model: LLMRec, train: LLMRecDataset, n_negatives: int) -> NegativeSampler:
+    """The draw of negatives that the settings describe."""
+    settings = model.settings
+    if settings.negatives == "dynamic" and n_negatives:
+        return DynamicNegatives(model.histories, train.item_num, n_negatives)
+    weights = None
+    if settings.negative_distribution == "popularity":
+        counts = np.bincount(model.histories.items, minlength=train.item_num)
+        weights = counts.astype(float) ** settings.popularity_alpha
+    return NegativeSampler(model.histories, train.item_num, weights)
 
 
 def _fit(

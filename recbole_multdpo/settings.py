@@ -91,6 +91,17 @@ class LLMRecSettings(BaseModel):
         description="what the losses of a batch are averaged over"
     )
     num_negatives: Count = Field(description="negatives per context")
+    negatives: Literal["static", "dynamic"] = Field(
+        description="whether the policy takes part in the draw of negatives"
+    )
+    negative_temperature: Positive = Field(description="temperature of the dynamic draw")
+    dynamic_weights: Literal["ratio", "policy"] = Field(
+        description="weights of the items in the dynamic draw"
+    )
+    negative_pool: Literal["catalogue", "uniform", "ranker"] = Field(
+        description="items from which dynamic negatives are drawn"
+    )
+    negative_pool_size: Count = Field(description="items of the pool per context")
     negative_distribution: Literal["uniform", "popularity"] = Field(
         description="how negatives are drawn"
     )
@@ -179,6 +190,7 @@ def impossible_combinations(
     return [
         *_model_problems(settings),
         *_loss_problems(settings, shared),
+        *_dynamic_problems(settings),
         *_data_problems(settings, shared),
         *_recbole_problems(shared),
         *_settings_without_effect(settings, set(asked_for)),
@@ -214,6 +226,26 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             "Choose a loss with one, such as mult_dpo or pl_dpo."
         ]
     return []
+
+
+def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
+    """What cannot be drawn by the policy."""
+    loss = LOSSES[settings.loss]
+    if settings.negatives == "static" or loss.negatives == "none":
+        return []
+    problems = []
+    if settings.dynamic_weights == "ratio" and not loss.needs_reference:
+        problems.append(
+            f"dynamic_weights=ratio weighs by the log-ratio, and loss={settings.loss} has no "
+            "reference. Add --dynamic_weights=policy."
+        )
+    n_negatives = settings.num_negatives if loss.negatives == "many" else 1
+    if settings.negative_pool != "catalogue" and settings.negative_pool_size < n_negatives:
+        problems.append(
+            f"negative_pool_size={settings.negative_pool_size} is less than "
+            f"num_negatives={n_negatives}, which are drawn from the pool. Raise it."
+        )
+    return problems
 
 
 def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
@@ -278,12 +310,32 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
         problems.append(
             f"{', '.join(tiny)}: no effect with backbone={settings.backbone}. Use --backbone=tiny."
         )
+    problems += _negatives_without_effect(settings, asked_for)
+    problems += _loss_options_without_effect(settings.loss, asked_for)
+    return problems
+
+
+def _negatives_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
+    dynamic = {"negative_temperature", "dynamic_weights", "negative_pool", "negative_pool_size"}
+    static = {"negative_distribution", "popularity_alpha"}
+    other = {"static": "dynamic", "dynamic": "static"}[settings.negatives]
+    unused = sorted(asked_for & (dynamic if settings.negatives == "static" else static))
+    if unused:
+        return [
+            f"{', '.join(unused)}: no effect with negatives={settings.negatives}. "
+            f"Add --negatives={other}, or leave it out."
+        ]
+    problems = []
+    if "negative_pool_size" in asked_for and settings.negative_pool == "catalogue":
+        problems.append(
+            "negative_pool_size: no effect with negative_pool=catalogue. "
+            "Add --negative_pool=uniform or --negative_pool=ranker."
+        )
     if "popularity_alpha" in asked_for and settings.negative_distribution == "uniform":
         problems.append(
             "popularity_alpha: no effect with negative_distribution=uniform. "
             "Add --negative_distribution=popularity."
         )
-    problems += _loss_options_without_effect(settings.loss, asked_for)
     return problems
 
 

@@ -173,6 +173,25 @@ def test_the_defaults_are_possible_together():
         ({"asked_for": ["lora_alpha"], "finetune": "full", "backbone": "org/m"}, "finetune=full"),
         ({"asked_for": ["tiny_num_layers"], "backbone": "org/m"}, "no effect with backbone=org/m"),
         ({"asked_for": ["popularity_alpha"]}, "negative_distribution=popularity"),
+        ({"negatives": "dynamic", "loss": "simpo"}, "no reference. Add --dynamic_weights=policy"),
+        (
+            {"negatives": "dynamic", "negative_pool": "ranker", "negative_pool_size": 63},
+            "negative_pool_size=63 is less than num_negatives=64",
+        ),
+        (
+            {"asked_for": ["negative_temperature", "dynamic_weights"]},
+            "dynamic_weights, negative_temperature: no effect with negatives=static. "
+            "Add --negatives=dynamic",
+        ),
+        ({"asked_for": ["negative_pool"]}, "Add --negatives=dynamic"),
+        (
+            {"asked_for": ["popularity_alpha"], "negatives": "dynamic"},
+            "popularity_alpha: no effect with negatives=dynamic. Add --negatives=static",
+        ),
+        (
+            {"asked_for": ["negative_pool_size"], "negatives": "dynamic"},
+            "no effect with negative_pool=catalogue",
+        ),
         ({"asked_for": ["kpo_k"]}, "kpo_k: no effect with loss=mult_dpo. Use it with --loss=kpo,"),
         ({"asked_for": ["pl_nodes"], "loss": "dpo"}, "--loss=pl_dpo or pl2_dpo, or leave it out"),
         ({"track_bounds": True, "loss": "simpo"}, "loss=simpo has no reference"),
@@ -192,6 +211,12 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert problems(asked_for=["lora_r"], finetune="lora") == []
     assert problems(asked_for=["popularity_alpha"], negative_distribution="popularity") == []
     assert problems(loss="sft", sft_epochs=0) == []
+    dynamic = {"negatives": "dynamic", "asked_for": ["negatives", "negative_temperature"]}
+    assert problems(**dynamic) == problems(**dynamic, loss="sft") == []
+    assert problems(**dynamic, loss="simpo", dynamic_weights="policy") == []
+    assert problems(**dynamic, negative_pool="ranker", negative_pool_size=64) == []
+    assert problems(**dynamic, negative_pool="uniform", negative_pool_size=1, loss="dpo") == []
+    assert problems(**dynamic, negative_pool_size=1) == []
     assert problems(asked_for=["kpo_k", "list_order"], loss="kpo") == []
     assert problems(loss="dpo", shared={"train_batch_size": 1}) == []
 

@@ -52,6 +52,11 @@ class SetwiseDataLoader(AbstractDataLoader):
         self.step = self.contexts_per_batch
         self.set_batch_size(self.contexts_per_batch)
 
+    @property
+    def setwise_sampler(self) -> SetwiseSampler:
+        """What makes the batches."""
+        return self._sampler
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose draw the next iteration yields."""
         self.epoch = epoch

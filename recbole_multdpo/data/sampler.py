@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, POSITIVE_LEVEL, SetwiseBatch
-from recbole_multdpo.data.contexts import UserItems, split_contexts
+from recbole_multdpo.data.contexts import ContextSplit, UserItems, split_contexts
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.errors import ConfigError
@@ -67,7 +67,7 @@ class NegativeSampler:
         )
         self.n_available = drawable.sum() - n_known_drawable.astype(np.int64)
 
-    def _is_known(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    def is_known(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether each of the items [B, K] or [1, K] is known to its user [B]: bool [B, K]."""
         if len(users) * self.n_items > MAX_TABLE:
             pairs = users[:, None] * self.n_items + items
@@ -125,7 +125,7 @@ class NegativeSampler:
             index = round_ * n_draws + np.arange(n_draws)
             uniforms = random_uniforms(seed, epoch, REJECTION_STREAM, users[:, None], index)
             items = np.searchsorted(self._cumulative, uniforms, side="right")
-            items[self._is_known(users, items)] = 0
+            items[self.is_known(users, items)] = 0
             accepted = np.concatenate([accepted, items], axis=1)
             accepted[_repeated(accepted)] = 0
             n_accepted = (accepted > 0).sum(1)
@@ -151,13 +151,20 @@ class NegativeSampler:
         uniforms = random_uniforms(seed, epoch, SORTING_STREAM, users[:, None], items)
         with np.errstate(divide="ignore", invalid="ignore"):  # by a weight of 0, replaced below
             clocks = -np.log1p(-uniforms) / self._weights
-        clocks[self._is_known(users, items[None])] = np.inf
+        clocks[self.is_known(users, items[None])] = np.inf
         np.put_along_axis(clocks, drawn, np.arange(n_negatives)[None] - n_negatives, axis=1)
         clocks[:, self._weights == 0] = np.inf
-        width = min(n_negatives, self.n_items)
-        first = np.argsort(clocks, axis=1, kind="stable")[:, :width]
-        first[np.isinf(np.take_along_axis(clocks, first, axis=1))] = 0
-        return np.pad(first, ((0, 0), (0, n_negatives - width)))
+        return first_to_ring(clocks, n_negatives)
+
+
+def first_to_ring(clocks: np.ndarray, n_items: int) -> np.ndarray:
+    """Columns of the smallest clocks [B, C] in each row, smallest first: int64 [B, n_items].
+
+    Clocks at +inf never ring; rows with fewer than `n_items` others are padded with 0.
+    """
+    first = np.argsort(clocks, axis=1, kind="stable")[:, :n_items]
+    first[np.isposinf(np.take_along_axis(clocks, first, axis=1))] = 0
+    return np.pad(first, ((0, 0), (0, n_items - first.shape[1])))
 
 
 def _repeated(items: np.ndarray) -> np.ndarray:
@@ -215,6 +222,19 @@ class SetwiseSampler:
         self.one_positive = one_positive
         self.history_as_targets = history_as_targets
 
+    def split(self, users: np.ndarray, epoch: int) -> ContextSplit:
+        """Histories and targets of users int64 [B] in an epoch."""
+        return split_contexts(
+            self.train_items,
+            users,
+            seed=self.seed,
+            epoch=epoch,
+            mode=self.history_split,
+            target_share=self.target_share,
+            max_targets=self.max_targets,
+            max_history=self.prompts.max_history,
+        )
+
     def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
         """The batch of some users in an epoch.
 
@@ -226,16 +246,7 @@ class SetwiseSampler:
             B contexts; candidates are [positives | negatives], each part padded on its own.
         """
         users = np.asarray(users, dtype=np.int64)
-        split = split_contexts(
-            self.train_items,
-            users,
-            seed=self.seed,
-            epoch=epoch,
-            mode=self.history_split,
-            target_share=self.target_share,
-            max_targets=self.max_targets,
-            max_history=self.prompts.max_history,
-        )
+        split = self.split(users, epoch)
         n_kept = 1 if self.one_positive else self.max_targets
         targets = [chosen[:n_kept] for chosen in split.targets]
         levels = [chosen[:n_kept] for chosen in split.target_levels]

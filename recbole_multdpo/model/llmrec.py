@@ -7,6 +7,8 @@ preference training against the frozen result of the first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -167,14 +169,21 @@ class LLMRec(GeneralRecommender):
         prompts = batch.prompt_ids, batch.prompt_lengths
         return score(lm, *prompts, batch.candidates, self.items, self._normalising_trie)
 
+    @contextmanager
+    def reference_lm(self) -> Iterator[nn.Module]:
+        """The LM that is the reference, for use inside the context only."""
+        if self.uses_lora:
+            with reference_context(self.lm):
+                yield self.lm
+        else:
+            assert self.reference is not None, "start_preference_stage has not been called"
+            yield self.reference
+
     @torch.no_grad()
     def reference_logps(self, batch: SetwiseBatch) -> Tensor:
         """log pi_ref of every candidate, [B, C], nats."""
-        if self.uses_lora:
-            with reference_context(self.lm):
-                return self._logps(self.lm, batch)
-        assert self.reference is not None, "start_preference_stage has not been called"
-        return self._logps(self.reference, batch)
+        with self.reference_lm() as reference:
+            return self._logps(reference, batch)
 
     @torch.no_grad()
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
@@ -244,8 +253,18 @@ class LLMRec(GeneralRecommender):
         return prompt_ids.to(self.device), prompt_lengths.to(self.device)
 
     @torch.no_grad()
-    def score(self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
-        """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C]."""
+    def score(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        candidates: Tensor,
+        lm: nn.Module | None = None,
+    ) -> Tensor:
+        """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C].
+
+        Under the policy, or under another `lm` with the same tokenizer.
+        """
+        lm = self.lm if lm is None else lm
         trie = self._normalising_trie
         per_candidate = int(self.items.lengths.max())
         budget = self.settings.score_batch_tokens
@@ -256,7 +275,7 @@ class LLMRec(GeneralRecommender):
         rows = [
             torch.cat(
                 [
-                    packed_logps(self.lm, ids, lengths, columns, self.items, trie)
+                    packed_logps(lm, ids, lengths, columns, self.items, trie)
                     for columns in part.split(n_columns, dim=1)
                 ],
                 dim=1,
@@ -306,7 +325,12 @@ class LLMRec(GeneralRecommender):
         Returns:
             Items and scores [B, k]; equal scores are ordered by ascending item id.
         """
-        prompt_ids, prompt_lengths = self.user_prompts(user_ids)
+        return self.rank(*self.user_prompts(user_ids), excluded, k)
+
+    def rank(
+        self, prompt_ids: Tensor, prompt_lengths: Tensor, excluded: Tensor | None, k: int
+    ) -> TopK:
+        """`topk` for prompts [B, P] of lengths [B]."""
         if self.settings.ranker == "exhaustive":
             return exhaustive_topk(
                 self.score, prompt_ids, prompt_lengths, excluded, k, n_items=self.n_items

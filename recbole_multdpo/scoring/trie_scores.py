@@ -118,6 +118,8 @@ def _chunks(trie: ItemTrie, nodes_per_chunk: int) -> Iterator[_Chunk]:
     start = trie.item_start[1 : trie.num_internal]
     depth = trie.depth[1 : trie.num_internal]
     order = 1 + (start * (int(trie.depth.max()) + 1) + depth).argsort()
+    if len(order) == 0:  # every text is one token: the root is all there is
+        return
     # a node's place in the present chunk; the root, which pads `path`, gets one behind the last
     place = torch.zeros(trie.num_internal, dtype=torch.long, device=order.device)
     for new in order.split(nodes_per_chunk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch, length_buckets
+from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
@@ -33,6 +35,7 @@ from recbole_multdpo.training.checkpoint import (
     trainable_tensors,
 )
 from recbole_multdpo.training.collector import TopKCollector
+from recbole_multdpo.training.negative_draw import draw_negatives
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,9 @@ class SetwiseTrainer(Trainer):
         self, train_data, epoch_idx, loss_func=None, show_progress=False
     ) -> float:
         assert self.schedule is not None
-        self.model.train()
         train_data.set_epoch(epoch_idx)
+        self._draw_negatives(train_data, epoch_idx, show_progress)
+        self.model.train()
         progress = tqdm(
             train_data,
             total=len(train_data),
@@ -148,6 +152,24 @@ class SetwiseTrainer(Trainer):
             + ", ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
         )
         return means["loss"]
+
+    def _draw_negatives(
+        self, train_data: SetwiseDataLoader, epoch: int, show_progress: bool
+    ) -> None:
+        """The epoch's negatives by the policy as it is now, where they are dynamic."""
+        sampler = train_data.setwise_sampler
+        negatives = sampler.negative_sampler
+        if not isinstance(negatives, DynamicNegatives):
+            return
+        self.model.eval()
+        start = time.perf_counter()
+        draw_negatives(
+            self.model, sampler, negatives, train_data.users, epoch, show_progress=show_progress
+        )
+        self.logger.info(
+            f"negatives of {len(train_data.users)} contexts drawn by the policy in "
+            f"{time.perf_counter() - start:.1f} s"
+        )
 
     def _train_step(self, batch: SetwiseBatch) -> dict[str, float]:
         """One optimizer step over a batch, computed in parts of contexts of similar length."""

@@ -411,9 +411,9 @@ def test_known_items_by_table_are_those_of_a_search_in_all_pairs(monkeypatch, n_
     sampler = NegativeSampler(known, 9)
     users = np.array([3, 0, 2, 1, 1])
     asked = np.random.default_rng(0).integers(1, 9, size=(5, n_items))
-    by_table = sampler._is_known(users, asked)
+    by_table = sampler.is_known(users, asked)
     monkeypatch.setattr(sampler_module, "MAX_TABLE", 0)
-    assert np.array_equal(by_table, sampler._is_known(users, asked))
+    assert np.array_equal(by_table, sampler.is_known(users, asked))
     sets = [{8}, set(), set(range(1, 9)), {2, 5}, {2, 5}]
     assert by_table.tolist() == [[i in s for i in row] for row, s in zip(asked, sets, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,12 +80,23 @@ def test_same_seed_same_weights_and_other_seed_other_weights(
     )
 
 
-@pytest.mark.parametrize("stage", ["sft", "preference"])
+@pytest.mark.parametrize(
+    ("stage", "extra"),
+    [
+        ("sft", []),
+        ("preference", []),
+        ("preference", ["--negatives=dynamic", "--learning_rate=3e-3"]),
+    ],
+)
 def test_interrupted_run_resumes_to_the_same_weights(
-    data_path: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    data_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    extra: list[str],
 ) -> None:
     reference = tmp_path / "whole"
-    longer = ["--sft_epochs=3", "--epochs=3", "--sft_cache=False"]
+    longer = ["--sft_epochs=3", "--epochs=3", "--sft_cache=False", *extra]
     run(toy_arguments(data_path, reference, *longer))
 
     save_last = SetwiseTrainer._save_last
@@ -105,6 +117,18 @@ def test_interrupted_run_resumes_to_the_same_weights(
     whole = json.loads((reference / "result.json").read_text())
     assert result["test_result"] == whole["test_result"]
     assert result["valid_result"] == whole["valid_result"]
+
+
+def test_dynamic_negatives_train_another_model_and_say_what_they_cost(
+    data_path: Path, tmp_path: Path, finished: Path
+) -> None:
+    run(toy_arguments(data_path, tmp_path / "run", "--negatives=dynamic"))
+    log = (tmp_path / "run" / "run.log").read_text()
+    drawn = re.findall(rf"negatives of {N_USERS} contexts drawn by the policy in [\d.]+ s", log)
+    assert len(drawn) == 2  # preference epochs; the first stage was cached
+    assert not torch.equal(
+        *(weights(f)["model.layers.0.mlp.up_proj.weight"] for f in (finished, tmp_path / "run"))
+    )
 
 
 def test_bounds_of_every_context_survive_an_interruption(

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import _chunks, trie_scores
 from tests.scoring.test_best_first import case, oracle, tiny_lm, wrong_tries
 
@@ -63,6 +65,17 @@ def test_chunks_hold_every_node_once_and_all_its_ancestors(nodes_per_chunk):
                 node = int(trie.parent[node])
             assert not seen
     assert sorted(fed) == list(range(1, trie.num_internal))
+
+
+def test_texts_of_one_token_need_the_prompt_only():
+    """The root is the only internal node, as with `tiny_title_tokens` over the catalogue."""
+    made, lm = case(), tiny_lm()
+    tokens = [3, 9, 9, 4]
+    trie = ItemTrie.build(ItemTokens.from_lists([[], *([token] for token in tokens)]))
+    found = trie_scores(lm, trie, made.prompt_ids, made.prompt_lengths)
+    hidden = lm(made.prompt_ids).logits[range(len(found)), made.prompt_lengths - 1]
+    expected = hidden.log_softmax(-1)[:, tokens]
+    torch.testing.assert_close(found[:, 1:], expected, rtol=0, atol=1e-5)
 
 
 def test_training_mode_is_refused():

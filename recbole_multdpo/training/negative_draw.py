@@ -1,0 +1,117 @@
+"""The draw of dynamic negatives: what the model thinks of the items, for every user, once an epoch.
+
+The Mult-DPO paper (4.4) draws negatives from a temperature-scaled categorical distribution of the
+current policy weights (13), as SPRec does. The log-weight of an item, with temperature T, is
+
+    ratio:   s_y / T = β [log π_θ(y|x) − log π_ref(y|x)] / T
+    policy:  log π_θ(y|x) / T
+
+for the prompt x that the user has in this epoch, over the items of the pool.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
+from recbole_multdpo.data.sampler import SetwiseSampler
+from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.scoring.trie_scores import trie_scores
+
+
+@torch.no_grad()
+def draw_negatives(
+    model: LLMRec,
+    sampler: SetwiseSampler,
+    negatives: DynamicNegatives,
+    users: np.ndarray,
+    epoch: int,
+    *,
+    show_progress: bool = False,
+) -> None:
+    """Fill `negatives` for the users' contexts of an epoch, by the model as it is now.
+
+    Args:
+        model: in eval mode, at its present weights.
+        sampler: gives the prompts of the epoch.
+        negatives: receives the draw.
+        users: int64 [n], each with training items.
+        epoch: number of the epoch within its training stage.
+        show_progress: show a bar.
+
+    Raises:
+        TrainingError: the model's log-probabilities are not numbers.
+    """
+    negatives.start_epoch(epoch)
+    # prompts of similar length together, so that little of a batch is padding
+    ordered = users[np.argsort(sampler.train_items.counts[users], kind="stable")]
+    size = model.settings.rank_batch_users
+    parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    for part in tqdm(parts, desc="negatives", disable=not show_progress):
+        prompt_ids, prompt_lengths = sampler.prompts.build(sampler.split(part, epoch).histories)
+        prompts = prompt_ids.to(model.device), prompt_lengths.to(model.device)
+        weights = _log_weights(model, negatives, prompts, part, sampler.seed, epoch)
+        if weights.isnan().any():
+            raise TrainingError(
+                "the model's log-probabilities hold NaN, so that no negatives can be drawn. "
+                "Lower --learning_rate, or use --dtype=float32."
+            )
+        negatives.draw(part, weights.double().cpu().numpy(), seed=sampler.seed)
+
+
+def _log_weights(
+    model: LLMRec,
+    negatives: DynamicNegatives,
+    prompts: tuple[Tensor, Tensor],
+    users: np.ndarray,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    """Log-weights [B, n_items] of the draw; −inf outside the pool."""
+    settings = model.settings
+    pool = _pool(model, negatives, prompts, users, seed, epoch)
+    scores = _scores(model, model.lm, prompts, pool)
+    if settings.dynamic_weights == "ratio":
+        # scored the same way as the policy, so that equal models have a ratio of exactly 0 however
+        # coarse the dtype is
+        with model.reference_lm() as reference:
+            scores = settings.beta * (scores - _scores(model, reference, prompts, pool))
+    weights = scores / settings.negative_temperature
+    if pool is not None:
+        everywhere = weights.new_full((len(users), model.n_items), -torch.inf)
+        weights = everywhere.scatter(1, pool, weights)
+    weights[:, 0] = -torch.inf
+    return weights
+
+
+def _pool(
+    model: LLMRec,
+    negatives: DynamicNegatives,
+    prompts: tuple[Tensor, Tensor],
+    users: np.ndarray,
+    seed: int,
+    epoch: int,
+) -> Tensor | None:
+    """Items that may be drawn, long [B, n], 0-padded; None for the whole catalogue."""
+    settings = model.settings
+    size = min(settings.negative_pool_size, model.n_items - 1)
+    if settings.negative_pool == "uniform":
+        drawn = negatives.pool(users, size, seed=seed, epoch=epoch)
+        return torch.from_numpy(drawn).to(model.device)
+    if settings.negative_pool == "ranker":
+        known = negatives.is_known(users, np.arange(model.n_items)[None])
+        return model.rank(*prompts, torch.from_numpy(known).to(model.device), size).items
+    return None
+
+
+def _scores(
+    model: LLMRec, lm: nn.Module, prompts: tuple[Tensor, Tensor], pool: Tensor | None
+) -> Tensor:
+    """log π under an LM of the pool [B, n], or of all items [B, n_items], nats."""
+    if pool is None:
+        return trie_scores(lm, model.trie, *prompts, over_catalogue=model.over_catalogue)
+    return model.score(*prompts, pool, lm)
