@@ -1,4 +1,4 @@
-"""Draw test NDCG@k of finished runs: `python docs/images/results_figure.py OUT.png RUN_FOLDER ...`.
+"""Draw test NDCG@10 of finished runs: `python docs/images/results_figure.py OUT.png RUN_FOLDER ...`.
 
 Runs of the same model and loss are averaged over their seeds. Needs matplotlib.
 """
@@ -13,8 +13,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-MARKERS = "osD^vP*Xhd"
-
 
 def label(result: dict) -> str:
     """'EASE', or 'LLMRec mult_dpo'; zero-shot is SFT without an epoch."""
@@ -25,29 +23,23 @@ def label(result: dict) -> str:
 
 
 def main(output: str, folders: list[str]) -> None:
-    """Read `result.json` of every folder and draw one line per model."""
-    curves: dict[str, list[list[float]]] = defaultdict(list)
-    cutoffs: list[int] = []
+    """Read `result.json` of every folder and draw one bar per model, mean and spread over seeds."""
+    found: dict[str, list[float]] = defaultdict(list)
     for folder in folders:
         result = json.loads((Path(folder) / "result.json").read_text())
-        test = {k: v for k, v in result["test_result"].items() if k.startswith("ndcg@")}
-        cutoffs = [int(name.split("@")[1]) for name in test]
-        curves[label(result)].append(list(test.values()))
-    figure, axes = plt.subplots(figsize=(7, 4.2))
-    ordered = sorted(curves.items(), key=lambda item: -np.mean(item[1]))
-    for (name, runs), marker in zip(ordered, MARKERS, strict=False):
+        found[label(result)].append(result["test_result"]["ndcg@10"])
+    ordered = sorted(found.items(), key=lambda item: np.mean(item[1]))
+    figure, axes = plt.subplots(figsize=(7, 0.36 * len(ordered) + 0.8))
+    for place, (name, values) in enumerate(ordered):
         ours = name.startswith("LLMRec")
-        axes.plot(
-            cutoffs,
-            np.mean(runs, axis=0),
-            marker=marker,
-            linestyle="-" if ours else "--",
-            color="black" if ours else "0.55",
-            label=f"{name} ({len(runs)} seed{'s' if len(runs) > 1 else ''})",
-        )
-    axes.set(xlabel="k", ylabel="NDCG@k on test, full catalogue", xticks=cutoffs, ylim=(0, None))
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.grid(alpha=0.3)
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        axes.barh(place, np.mean(values), color="black" if ours else "0.75", height=0.7)
+        axes.errorbar(np.mean(values), place, xerr=spread, color="0.45", capsize=3)
+        axes.text(0.003, place, f"{np.mean(values):.3f}", va="center", color="w" if ours else "k")
+    axes.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+    n_seeds = max(len(values) for values in found.values())
+    axes.set(xlabel=f"NDCG@10 on test, full catalogue; mean and deviation over {n_seeds} seeds")
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output, dpi=130, bbox_inches="tight")
 
 
