@@ -1,4 +1,4 @@
-"""Draw test NDCG@10 of finished runs: `python docs/images/results_figure.py OUT.png RUN_FOLDER ...`.
+"""Draw NDCG@10 of finished runs: `python docs/images/results_figure.py OUT.png RUN_FOLDER ...`.
 
 Runs of the same model and loss are averaged over their seeds. Needs matplotlib.
 """
