@@ -20,6 +20,7 @@ from recbole.utils import get_trainer, init_seed
 
 from recbole_multdpo.atomic import restore_interrupted
 from recbole_multdpo.config import Config, load_config
+from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
@@ -251,10 +252,14 @@ def _train_loader(
     """The set-wise sampler and loader that serve a loss."""
     settings, loss = model.settings, LOSSES[loss_name]
     n_negatives = {"none": 0, "one": 1, "many": settings.num_negatives}[loss.negatives]
+    low_rated, known = None, model.histories
+    if settings.low_ratings != "ignore" and n_negatives:
+        low_rated = train.low_rated_items()
+        known = known.union(low_rated)
     sampler = SetwiseSampler(
         model.histories,
         model.prompts,
-        _negative_sampler(model, train, n_negatives),
+        _negative_sampler(settings, model.histories, known, train.item_num, n_negatives),
         seed=config["seed"] + (SFT_SEED_OFFSET if loss_name == "sft" else 0),
         history_split=settings.history_split,
         target_share=settings.target_share,
@@ -262,20 +267,23 @@ def _train_loader(
         n_negatives=n_negatives,
         one_positive=loss.positives == "one",
         history_as_targets=loss_name == "sft" and settings.sft_targets == "all",
+        low_rated=low_rated,
+        low_above_unrated=settings.low_ratings == "above_unrated",
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)
 
 
-def _negative_sampler(model: LLMRec, train: LLMRecDataset, n_negatives: int) -> NegativeSampler:
-    """The draw of negatives that the settings describe."""
-    settings = model.settings
-    if settings.negatives == "dynamic" and n_negatives:
-        return DynamicNegatives(model.histories, train.item_num, n_negatives)
+def _negative_sampler(
+    settings: LLMRecSettings, train_items: UserItems, known: UserItems, n_items: int, n: int
+) -> NegativeSampler:
+    """The draw of `n` negatives outside the known items that the settings describe."""
+    if settings.negatives == "dynamic" and n:
+        return DynamicNegatives(known, n_items, n)
     weights = None
     if settings.negative_distribution == "popularity":
-        counts = np.bincount(model.histories.items, minlength=train.item_num)
+        counts = np.bincount(train_items.items, minlength=n_items)
         weights = counts.astype(float) ** settings.popularity_alpha
-    return NegativeSampler(model.histories, train.item_num, weights)
+    return NegativeSampler(known, n_items, weights)
 
 
 def _fit(

@@ -109,6 +109,9 @@ class LLMRecSettings(BaseModel):
         description="exponent of an item's popularity in the draw"
     )
     level_thresholds: Numbers = Field(description="ratings that start a level, descending")
+    low_ratings: Literal["ignore", "below_unrated", "above_unrated"] = Field(
+        description="what becomes of ratings below val_interval"
+    )
     track_bounds: bool = Field(description="log exact and surrogate losses with their bounds")
 
     # options of single losses
@@ -267,9 +270,37 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             f"level_thresholds needs ratings: add {shared['RATING_FIELD']} to load_col's inter "
             "list, or leave level_thresholds empty."
         )
+    if settings.low_ratings != "ignore":
+        problems += _low_rating_problems(settings, shared, loaded)
     if any(lower >= upper for upper, lower in zip(levels, levels[1:], strict=False)):
         problems.append(
             f"level_thresholds={list(levels)} must fall from level to level, for example [5, 4]."
+        )
+    return problems
+
+
+def _low_rating_problems(
+    settings: LLMRecSettings, shared: Mapping[str, Any], loaded: Any
+) -> list[str]:
+    """What low ratings as negatives need: ratings, of which val_interval drops the low ones."""
+    rating, name = shared["RATING_FIELD"], f"low_ratings={settings.low_ratings}"
+    problems = []
+    if LOSSES[settings.loss].negatives != "many":
+        problems.append(
+            f"{name} adds negatives, and loss={settings.loss} takes no more than one. Choose a "
+            "loss with many, such as mult2_dpo or pl2_dpo."
+        )
+    if not _is_loaded(rating, loaded):
+        problems.append(f"{name} needs ratings: add {rating} to load_col's inter list.")
+    if set(shared.get("val_interval") or {}) != {rating}:
+        problems.append(
+            f"{name} makes negatives of the ratings that val_interval drops, so that val_interval "
+            f"must limit {rating} and nothing else, for example to [4,inf)."
+        )
+    if shared["eval_args"].get("order") == "TO" and not _is_loaded(shared["TIME_FIELD"], loaded):
+        problems.append(
+            f"{name} with eval_args order TO needs times: add {shared['TIME_FIELD']} to "
+            "load_col's inter list."
         )
     return problems
 

@@ -28,6 +28,7 @@ SHARED = {
     "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
     "TIME_FIELD": "timestamp",
     "RATING_FIELD": "rating",
+    "val_interval": {"rating": "[4,inf)"},
     "train_neg_sample_args": None,
     "train_batch_size": 8,
     "repeatable": False,
@@ -192,6 +193,26 @@ def test_the_defaults_are_possible_together():
             {"asked_for": ["negative_pool_size"], "negatives": "dynamic"},
             "no effect with negative_pool=catalogue",
         ),
+        ({"low_ratings": "below_unrated", "loss": "dpo"}, "takes no more than one"),
+        ({"low_ratings": "below_unrated", "shared": {"val_interval": None}}, "must limit rating"),
+        (
+            {
+                "low_ratings": "above_unrated",
+                "shared": {"val_interval": {"rating": "[4,inf)", "timestamp": "[9,inf)"}},
+            },
+            "must limit rating and nothing else",
+        ),
+        (
+            {
+                "low_ratings": "below_unrated",
+                "shared": {
+                    "load_col": {"inter": ["rating"]},
+                    "eval_args": {"order": "TO", "mode": {"valid": "full", "test": "full"}},
+                },
+            },
+            "add timestamp",
+        ),
+        ({"low_ratings": "below_unrated", "shared": NO_COLUMNS}, "low_ratings=below_unrated needs"),
         ({"asked_for": ["kpo_k"]}, "kpo_k: no effect with loss=mult_dpo. Use it with --loss=kpo,"),
         ({"asked_for": ["pl_nodes"], "loss": "dpo"}, "--loss=pl_dpo or pl2_dpo, or leave it out"),
         ({"track_bounds": True, "loss": "simpo"}, "loss=simpo has no reference"),
@@ -218,6 +239,7 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert problems(**dynamic, negative_pool="uniform", negative_pool_size=1, loss="dpo") == []
     assert problems(**dynamic, negative_pool_size=1) == []
     assert problems(asked_for=["kpo_k", "list_order"], loss="kpo") == []
+    assert problems(loss="kto", low_ratings="below_unrated") == []
     assert problems(loss="dpo", shared={"train_batch_size": 1}) == []
 
 

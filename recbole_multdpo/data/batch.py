@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 PADDING_LEVEL = -1
+LOWER_NEGATIVE_LEVEL = -2  # negatives to be ranked below the other ones; -1 is no level
 NEGATIVE_LEVEL = 0
 POSITIVE_LEVEL = 1  # the lowest level that counts as positive; more preferred items stand higher
 
@@ -21,7 +22,8 @@ class SetwiseBatch:
         prompt_ids: long [B, P], token ids, right padded.
         prompt_lengths: long [B], valid tokens of each prompt, at least 1.
         candidates: long [B, C], RecBole's inner item ids; 0 is padding.
-        levels: long [B, C], preference level: higher is better, 0 negative, -1 padding.
+        levels: long [B, C], preference level: higher is better, 1 and more positive, 0 negative, -2
+            negatives below those, -1 padding.
     """
 
     user_ids: Tensor

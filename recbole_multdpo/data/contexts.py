@@ -61,6 +61,17 @@ class UserItems:
         counts = np.bincount(users[kept], minlength=n_users)
         return cls(np.concatenate([[0], counts.cumsum()]), items[kept].astype(np.int64), highest)
 
+    def union(self, other: UserItems) -> UserItems:
+        """The items of both, for the same users; `other`'s come last."""
+        users = [np.repeat(np.arange(len(part.counts)), part.counts) for part in (self, other)]
+        return UserItems.build(
+            np.concatenate(users),
+            np.concatenate([self.items, other.items]),
+            np.concatenate([self.levels, other.levels]),
+            None,
+            len(self.counts),
+        )
+
     @property
     def counts(self) -> np.ndarray:
         """Number of items of every user, int64 [n_users]."""

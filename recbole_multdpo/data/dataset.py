@@ -10,7 +10,10 @@ from recbole.data.dataset import Dataset
 
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
+from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.errors import ConfigError, DataError
+
+LOW_STREAM = 7  # keeps the choice of low ratings apart from the training draws
 
 
 class LLMRecDataset(Dataset):
@@ -46,6 +49,63 @@ class LLMRecDataset(Dataset):
         log = getLogger().warning if self.text_report.n_missing else getLogger().info
         log(str(self.text_report))
         self._remember_times()
+        if self.config["low_ratings"] != "ignore":
+            self._map_low_ratings()
+
+    def _filter_by_field_value(self) -> None:
+        """RecBole's filter by `val_interval`; what it drops for a low rating is kept aside."""
+        if self.config["low_ratings"] == "ignore":
+            super()._filter_by_field_value()
+            return
+        rating_field, before = self.config["RATING_FIELD"], self.inter_feat.copy()
+        super()._filter_by_field_value()
+        self._low = before[before[rating_field] < self.inter_feat[rating_field].min()]
+
+    def _map_low_ratings(self) -> None:
+        """Inner ids for the low-rated pairs whose user and item are in the data set."""
+        fields = (self.uid_field, self.iid_field)
+        users, items = (self._low[f].map(self.field2token_id[f]) for f in fields)
+        known = (users.notna() & items.notna()).to_numpy()
+        low = self._low[known]
+        users, items = (ids[known].to_numpy(dtype=np.int64) for ids in (users, items))
+        # rated again, and liked then
+        liked = np.isin(
+            self._pair_keys(users, items), self._pair_keys(*(self.inter_feat[f] for f in fields))
+        )
+        times = np.full(len(low), -np.inf)
+        if self.time_field is not None and self.time_field in low:
+            times = low[self.time_field].to_numpy(dtype=np.float64)
+        self._low_users, self._low_items = users[~liked], items[~liked]
+        self._low_times = times[~liked]
+        self._n_interactions = len(self.inter_feat)
+
+    def low_rated_items(self) -> UserItems:
+        """Items that each user rated below `val_interval`, as many as this part may know.
+
+        With `eval_args.order: TO` those not after the user's last interaction of the part; in
+        random order the part's share of them, drawn by (seed, user, item): a model that knew the
+        others too would know what cannot be a test item. The levels in it mean nothing.
+        """
+        users, items, times = self._low_users, self._low_items, self._low_times
+        if self.config["eval_args"]["order"] == "TO":
+            last = np.full(self.user_num, -np.inf)
+            np.maximum.at(last, *self._users_and_times())
+            may_know = times <= last[users]
+        else:
+            share = len(self.inter_feat) / self._n_interactions
+            may_know = random_uniforms(self.config["seed"], LOW_STREAM, users, items) < share
+        levels = np.ones(int(may_know.sum()), dtype=np.int64)
+        return UserItems.build(
+            users[may_know], items[may_know], levels, times[may_know], self.user_num
+        )
+
+    def _users_and_times(self) -> tuple[np.ndarray, np.ndarray]:
+        """User and time of every interaction of this part; time 0 where there is none."""
+        users = self.inter_feat[self.uid_field].numpy()
+        if not len(self._pairs):
+            return users, np.zeros(len(users))
+        pairs = self._pair_keys(users, self.inter_feat[self.iid_field])
+        return users, self._times[np.searchsorted(self._pairs, pairs)]
 
     def _remember_times(self) -> None:
         """Keep times as read: RecBole's float32 tensors hold Unix times to 64 seconds only."""
@@ -74,9 +134,7 @@ class LLMRecDataset(Dataset):
         """
         users = self.inter_feat[self.uid_field].numpy()
         items = self.inter_feat[self.iid_field].numpy()
-        times = None
-        if len(self._pairs):
-            times = self._times[np.searchsorted(self._pairs, self._pair_keys(users, items))]
+        times = self._users_and_times()[1] if len(self._pairs) else None
         levels = np.ones(len(users), dtype=np.int64)
         if level_thresholds:
             rating_field = self.config["RATING_FIELD"]

@@ -5,14 +5,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, POSITIVE_LEVEL, SetwiseBatch
+from recbole_multdpo.data.batch import (
+    LOWER_NEGATIVE_LEVEL,
+    NEGATIVE_LEVEL,
+    PADDING_LEVEL,
+    POSITIVE_LEVEL,
+    SetwiseBatch,
+)
 from recbole_multdpo.data.contexts import ContextSplit, UserItems, split_contexts
 from recbole_multdpo.data.prompt import PromptBuilder
-from recbole_multdpo.data.random_keys import random_uniforms
+from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.errors import ConfigError
 
 # streams keep these draws apart from the history/target split and from each other
-REJECTION_STREAM, SORTING_STREAM = 2, 3
+REJECTION_STREAM, SORTING_STREAM, LOW_STREAM = 2, 3, 8
 REJECTION_ROUNDS = 8
 # entries of the table of known items that a batch may fill, above which pairs are searched instead
 MAX_TABLE = 2**22
@@ -194,6 +200,8 @@ class SetwiseSampler:
         n_negatives: int,
         one_positive: bool,
         history_as_targets: bool = False,
+        low_rated: UserItems | None = None,
+        low_above_unrated: bool = False,
     ) -> None:
         """Set up the draw.
 
@@ -210,6 +218,9 @@ class SetwiseSampler:
                 item right after the cut. The history stays that of the many-positive draw.
             history_as_targets: the items of the history are positives too, of the lowest positive
                 level, as in a denoising autoencoder.
+            low_rated: items that are negatives of every context of their user, at most
+                `max_targets` of them, and that `negative_sampler` avoids; None for none.
+            low_above_unrated: whether these stand above the negatives drawn, or below.
         """
         self.train_items = train_items
         self.prompts = prompts
@@ -221,6 +232,11 @@ class SetwiseSampler:
         self.n_negatives = n_negatives
         self.one_positive = one_positive
         self.history_as_targets = history_as_targets
+        self.low_rated = low_rated
+        levels = (NEGATIVE_LEVEL, LOWER_NEGATIVE_LEVEL)
+        self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
+        if low_rated is None:
+            self.unrated_level = NEGATIVE_LEVEL
 
     def split(self, users: np.ndarray, epoch: int) -> ContextSplit:
         """Histories and targets of users int64 [B] in an epoch."""
@@ -243,7 +259,8 @@ class SetwiseSampler:
             epoch: number of the epoch within its training stage.
 
         Returns:
-            B contexts; candidates are [positives | negatives], each part padded on its own.
+            B contexts; candidates are [positives | low-rated items | negatives drawn], each part
+            padded on its own.
         """
         users = np.asarray(users, dtype=np.int64)
         split = self.split(users, epoch)
@@ -256,24 +273,37 @@ class SetwiseSampler:
                 np.concatenate([of_targets, np.full(len(shown), POSITIVE_LEVEL)])
                 for of_targets, shown in zip(levels, split.histories, strict=True)
             ]
-        n_positives = np.array([len(chosen) for chosen in targets])
         negatives = self.negative_sampler.sample(
             users, self.n_negatives, seed=self.seed, epoch=epoch
         )
 
-        width = int(n_positives.max(initial=0))
-        positive_items = np.zeros((len(users), width), dtype=np.int64)
-        positive_levels = np.full((len(users), width), PADDING_LEVEL, dtype=np.int64)
-        filled = np.arange(width) < n_positives[:, None]
-        positive_items[filled] = np.concatenate(targets)
-        positive_levels[filled] = np.concatenate(levels)
-        negative_levels = np.where(negatives > 0, NEGATIVE_LEVEL, PADDING_LEVEL)
+        low = [self._low_rated(user, epoch) for user in users.tolist()]
+        low_levels = [np.full(len(chosen), self.low_level) for chosen in low]
+        unrated_levels = np.where(negatives > 0, self.unrated_level, PADDING_LEVEL)
+        candidates = [padded(targets, 0), padded(low, 0), negatives]
+        all_levels = [padded(levels, PADDING_LEVEL), padded(low_levels, PADDING_LEVEL)]
 
         prompt_ids, prompt_lengths = self.prompts.build(split.histories)
         return SetwiseBatch(
             user_ids=torch.from_numpy(users),
             prompt_ids=prompt_ids,
             prompt_lengths=prompt_lengths,
-            candidates=torch.from_numpy(np.concatenate([positive_items, negatives], axis=1)),
-            levels=torch.from_numpy(np.concatenate([positive_levels, negative_levels], axis=1)),
+            candidates=torch.from_numpy(np.concatenate(candidates, axis=1)),
+            levels=torch.from_numpy(np.concatenate([*all_levels, unrated_levels], axis=1)),
         )
+
+    def _low_rated(self, user: int, epoch: int) -> np.ndarray:
+        """The low-rated items of a user's context: all, or a choice that changes every epoch."""
+        if self.low_rated is None:
+            return np.zeros(0, dtype=np.int64)
+        items = self.low_rated.history(user)
+        keys = random_keys(self.seed, epoch, LOW_STREAM, user, items)
+        return items[np.argsort(keys, kind="stable")[: self.max_targets]]
+
+
+def padded(rows: list[np.ndarray], value: int) -> np.ndarray:
+    """Ragged rows as one int64 array [B, longest], filled up with `value`."""
+    lengths = np.array([len(row) for row in rows])
+    result = np.full((len(rows), int(lengths.max(initial=0))), value, dtype=np.int64)
+    result[np.arange(result.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return result

@@ -60,7 +60,7 @@ def bounds(
     Args:
         policy_logps: [B, C] log π_θ(y|x), nats.
         reference_logps: [B, C] log π_ref(y|x), nats.
-        levels: integer [B, C], higher is better, 0 negative, −1 padding.
+        levels: integer [B, C], as in `preference_loss`.
         beta: as in the loss.
         use_levels: sum over the boundaries between levels, as in Mult2-DPO, rather than take all
             positives for one set.

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from recbole_multdpo.data.batch import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL
 from recbole_multdpo.losses.pairwise import per_token
 from recbole_multdpo.losses.sets import set_masks, sorted_by
 
@@ -69,9 +70,10 @@ def kpo(
 
 def _order(scores: Tensor, levels: Tensor, list_order: ListOrder) -> Tensor:
     """Column indices [B, C], best first: positives, negatives, padding."""
+    downwards = torch.where(levels == PADDING_LEVEL, 1 - LOWER_NEGATIVE_LEVEL, -levels)
     if list_order == "sampled":
-        return sorted_by(-levels)
-    return sorted_by(-levels, -scores.detach())
+        return sorted_by(downwards)
+    return sorted_by(downwards, -scores.detach())
 
 
 def _ordered_plackett_luce(s: Tensor, levels: Tensor, order: Tensor, n_ranked: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def _ordered_plackett_luce(s: Tensor, levels: Tensor, order: Tensor, n_ranked: T
         n_ranked: long [B], places that count.
     """
     s = s.gather(-1, order)
-    n_candidates = (levels.gather(-1, order) >= 0).sum(-1)
+    n_candidates = (levels != PADDING_LEVEL).sum(-1)
     places = torch.arange(s.shape[1], device=s.device)
     ranked = places[: int(n_ranked.max())] < n_ranked[:, None]  # [B, K]
     rest = places >= places[: ranked.shape[1], None]  # [K, C]

@@ -113,7 +113,8 @@ def _all_pairs(values: Tensor) -> Tensor:
 
 def _pair_losses(s: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """−log σ(s_i − s_j) of all pairs, and which pairs have i above j: two [B, C, C]."""
-    better = (_all_pairs(levels) > 0) & (levels[:, None, :] != PADDING_LEVEL)
+    valid = levels != PADDING_LEVEL
+    better = (_all_pairs(levels) > 0) & valid[:, :, None] & valid[:, None, :]
     return -F.logsigmoid(_all_pairs(s)), better
 
 

@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recbole_multdpo.data.batch import PADDING_LEVEL
+from recbole_multdpo.data.batch import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.losses import listwise, pairwise, setwise, unpaired
 from recbole_multdpo.losses.sets import set_masks
@@ -108,9 +108,9 @@ def preference_loss(
             are raised to float32; float64 is kept.
         reference_logps: [B, C] log π_ref(y|x), likewise; ignored, and may be None, where the loss
             needs no reference.
-        levels: integer [B, C], higher is better, 0 negative, −1 padding. Two-set losses treat every
-            level >= 1 as positive. Values at padding, NaN and infinities included, touch neither
-            the loss nor a gradient.
+        levels: integer [B, C], higher is better, 0 negative, −2 negatives below those, −1 padding.
+            Two-set losses treat every level >= 1 as positive and the others as negative. Values at
+            padding, NaN and infinities included, touch neither the loss nor a gradient.
         beta: strength of the pull to the reference, > 0.
         lengths: integer [B, C], tokens of each item, terminator included; ignored, and may be None,
             where the loss does not average over tokens.
@@ -194,17 +194,17 @@ def _check_sets(name: str, loss: Loss, levels: Tensor) -> None:
     """Raise where a context's numbers of positives or negatives do not fit the loss."""
     positives, negatives = (mask.sum(-1) for mask in set_masks(levels))  # [B] each
     bad = ~_fits(positives, loss.positives) | ~_fits(negatives, loss.negatives)
-    bad |= (levels < PADDING_LEVEL).any(-1)
+    bad |= (levels < LOWER_NEGATIVE_LEVEL).any(-1)
     if not bad.any():
         return
     context = int(bad.nonzero()[0])
     amount = {"none": "any number of", "one": "exactly one", "many": "at least one"}
     raise DataError(
         f"context {context}: loss {name!r} needs {amount[loss.positives]} positive (level >= 1) "
-        f"and {amount[loss.negatives]} negative (level 0), found {int(positives[context])} and "
-        f"{int(negatives[context])} in levels {levels[context].tolist()} (-1 is padding; lower "
-        "levels are not allowed). Sample contexts that fit the loss, or choose mult_dpo, which "
-        "takes sets of any size."
+        f"and {amount[loss.negatives]} negative (level 0 or -2), found "
+        f"{int(positives[context])} and {int(negatives[context])} in levels "
+        f"{levels[context].tolist()} (-1 is padding; levels below -2 are not allowed). Sample "
+        "contexts that fit the loss, or choose mult_dpo, which takes sets of any size."
     )
 
 

@@ -1,6 +1,7 @@
 """What levels say about a context: its two sets, its boundaries between levels, its order.
 
-`levels` is integer [B, C] throughout: higher is better, 0 negative, −1 padding.
+`levels` is integer [B, C] throughout: higher is better, 1 and more positive, 0 negative, −2
+negatives to be ranked below those, −1 padding, which is no level.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, POSITIVE_LEVEL
+from recbole_multdpo.data.batch import PADDING_LEVEL, POSITIVE_LEVEL
 
 
 def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Boolean masks [B, C] of the positives (level >= 1) and of the negatives (level 0)."""
-    return levels >= POSITIVE_LEVEL, levels == NEGATIVE_LEVEL
+    """Boolean masks [B, C] of the positives (level >= 1) and of all negatives."""
+    return levels >= POSITIVE_LEVEL, (levels < POSITIVE_LEVEL) & (levels != PADDING_LEVEL)
 
 
 def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:

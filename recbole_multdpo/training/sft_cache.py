@@ -30,6 +30,7 @@ LATER_SETTINGS = frozenset(
         "dynamic_weights",
         "negative_pool",
         "negative_pool_size",
+        "low_ratings",
         "negative_distribution",
         "popularity_alpha",
         "test_history",

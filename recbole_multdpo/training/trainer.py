@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL, SetwiseBatch, length_buckets
+from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
@@ -228,7 +228,9 @@ class SetwiseTrainer(Trainer):
         assert output.reference_logps is not None  # the settings see to that
         users = self._user_tokens(batch.user_ids)
         means = {}
-        kinds = ("sets", "levels") if self.model.settings.level_thresholds else ("sets",)
+        settings = self.model.settings
+        has_levels = settings.level_thresholds or settings.low_ratings != "ignore"
+        kinds = ("sets", "levels") if has_levels else ("sets",)
         for kind in kinds:
             found = bounds(
                 output.policy_logps,
@@ -354,7 +356,7 @@ def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, f
         "loss": float(output.losses.detach().mean()),
         "positive_logp": float(positive_logps.mean()),
     }
-    if (levels == NEGATIVE_LEVEL).any():
+    if set_masks(levels)[1].any():
         values = output.policy_logps
         if output.reference_logps is not None:
             values = rewards(output.policy_logps, output.reference_logps, levels, beta)

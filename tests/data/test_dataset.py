@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.quick_start import _train_loader
+from recbole_multdpo.training.negative_draw import draw_negatives
 from tests.integration.toy import N_ITEMS, toy_model, write_toy
 
 
@@ -59,3 +61,111 @@ def test_a_user_who_knows_everything_is_no_preference_context(
     knows_all = int(np.flatnonzero(parts[0].field2id_token["user_id"] == "all")[0])
     assert knows_all in _train_loader(config, model, parts[0], "sft", 8).users
     assert knows_all not in _train_loader(config, model, parts[0], "mult_dpo", 8).users
+
+
+# -------------------------------------------------------------------------------------------------
+# low ratings: each user of the toy gave 5 to eight items and 4 to three
+
+FIVES = ("--val_interval={'rating': '[5,inf)'}", "--num_negatives=4")
+
+
+def low_items(part) -> dict[int, set[int]]:  # type: ignore[no-untyped-def]
+    """The low-rated items that a part may know, by user."""
+    known = part.low_rated_items()
+    return {user: set(known.history(user).tolist()) for user in range(part.user_num)}
+
+
+def rated(data_path: Path, part, rating: str) -> dict[int, set[int]]:  # type: ignore[no-untyped-def]
+    """Items with a rating in the file, by user."""
+    users, items = (part.field2token_id[f] for f in ("user_id", "item_id"))
+    found: dict[int, set[int]] = {user: set() for user in range(part.user_num)}
+    for row in (data_path / "toy" / "toy.inter").read_text().split("\n")[1:-1]:
+        user, item, value, _ = row.split("\t")
+        if value == rating and item in items:
+            found[users[user]].add(items[item])
+    return found
+
+
+def test_low_ratings_stand_aside(data_path: Path, tmp_path: Path) -> None:
+    _, plain, _ = toy_model(data_path, tmp_path / "plain", *FIVES)
+    _, parts, model = toy_model(data_path, tmp_path, *FIVES, "--low_ratings=below_unrated")
+    for one, other in zip(plain, parts, strict=True):
+        for field in ("user_id", "item_id"):
+            assert one.inter_feat[field].tolist() == other.inter_feat[field].tolist()
+    low, fours = low_items(parts[0]), rated(data_path, parts[0], "4")
+    assert all(low[user] <= fours[user] for user in low)
+    # three of four: each user's eight fives are split into six, one and one
+    share = sum(map(len, low.values())) / sum(map(len, fours.values()))
+    assert len(parts[0].inter_feat) / sum(len(p.inter_feat) for p in parts) == 0.75
+    assert 0.6 < share < 0.9
+
+
+def test_low_ratings_after_the_last_training_item_are_not_known(
+    data_path: Path, tmp_path: Path
+) -> None:
+    in_time = (*FIVES, "--low_ratings=below_unrated", "--eval_args={'order': 'TO'}")
+    _, parts, _ = toy_model(data_path, tmp_path, *in_time)
+    assert not any(low_items(parts[0]).values())  # the toy's fours come after its fives
+    file = data_path / "toy" / "toy.inter"
+    rows = [row.split("\t") for row in file.read_text().split("\n")[:-1]]
+    # now at times 0 to 2; training ends at the sixth five, time 5
+    early = [[*r[:3], str(int(r[3]) - 8)] if r[2] == "4" else r for r in rows]
+    file.write_text("\n".join("\t".join(row) for row in early) + "\n")
+    _, parts, _ = toy_model(data_path, tmp_path / "early", *in_time)
+    assert low_items(parts[0]) == rated(data_path, parts[0], "4")
+
+
+def test_an_item_rated_again_and_liked_is_not_low(data_path: Path, tmp_path: Path) -> None:
+    file = data_path / "toy" / "toy.inter"
+    rows = file.read_text().rstrip("\n").split("\n")
+    again = [row.replace("\t5\t", "\t1\t") for row in rows[1:] if "\t5\t" in row]
+    file.write_text("\n".join([*rows, *again]) + "\n")
+    _, parts, _ = toy_model(data_path, tmp_path, *FIVES, "--low_ratings=below_unrated")
+    assert any(low_items(parts[0]).values())
+    fours = rated(data_path, parts[0], "4")
+    assert all(low <= fours[user] for user, low in low_items(parts[0]).items())
+
+
+@pytest.mark.parametrize("negatives", ["static", "dynamic"])
+@pytest.mark.parametrize(("where", "low", "drawn"), [("below", -2, 0), ("above", 0, -2)])
+def test_low_ratings_are_a_level_of_their_own(
+    data_path: Path, tmp_path: Path, where: str, low: int, drawn: int, negatives: str
+) -> None:
+    config, parts, model = toy_model(
+        data_path,
+        tmp_path,
+        *FIVES,
+        f"--low_ratings={where}_unrated",
+        f"--negatives={negatives}",
+        "--max_targets=2",
+        "--loss=mult2_dpo",
+    )
+    model.start_preference_stage("mult2_dpo")
+    loader = _train_loader(config, model, parts[0], "mult2_dpo", 8)
+    loader.set_epoch(1)
+    sampler = loader.setwise_sampler
+    if isinstance(sampler.negative_sampler, DynamicNegatives):
+        draw_negatives(model.eval(), sampler, sampler.negative_sampler, loader.users, 1)
+    known, sizes = low_items(parts[0]), set()
+    for batch in loader:
+        assert model.step(batch).losses.isfinite().all()
+        for user, items, levels in zip(
+            batch.user_ids.tolist(), batch.candidates.tolist(), batch.levels.tolist(), strict=True
+        ):
+            by_level = {
+                level: [i for i, of in zip(items, levels, strict=True) if of == level]
+                for level in (1, low, drawn)
+            }
+            sizes.add(len(by_level[low]))
+            assert len(by_level[low]) == min(len(known[user]), 2)
+            assert set(by_level[low]) <= known[user]
+            assert len(by_level[drawn]) == 4 and not set(by_level[drawn]) & known[user]
+            assert not set(by_level[drawn]) & set(model.histories.history(user).tolist())
+            assert all((item == 0) == (of == -1) for item, of in zip(items, levels, strict=True))
+    assert {1, 2} <= sizes  # contexts of unequal numbers in one batch, so with padding
+
+
+def test_the_first_stage_knows_no_low_ratings(data_path: Path, tmp_path: Path) -> None:
+    config, parts, model = toy_model(data_path, tmp_path, *FIVES, "--low_ratings=below_unrated")
+    batch = next(iter(_train_loader(config, model, parts[0], "sft", 8)))
+    assert set(batch.levels.unique().tolist()) <= {1, -1}

@@ -178,6 +178,51 @@ def test_levels_matter_where_the_table_says_so(name):
 
 
 # --------------------------------------------------------------------------------------------------
+# negatives of two levels: 0, and −2 below those
+
+MANY_NEGATIVES = [name for name, loss in LOSSES.items() if loss.negatives == "many"]
+BY_BOUNDARIES = ["mult2_dpo", "pl2_dpo", "lipo_bt"]
+
+
+def two_level_context(name):
+    """(log-ratios, positive levels, data without lengths) for two negatives of each level."""
+    positives = [1] if LOSSES[name].positives == "one" else [2, 1]
+    logratios = [0.3, -0.4][: len(positives)] + [0.9, -1.1, 0.2, 0.6]
+    data = {"lengths": torch.tensor([[2, 3, 4, 5, 3, 2][: len(logratios)]]), "kl": 0.25}
+    return logratios, positives, data
+
+
+@pytest.mark.parametrize("name", MANY_NEGATIVES)
+def test_lower_negatives_are_negatives_of_losses_without_levels(name):
+    logratios, positives, data = two_level_context(name)
+    lower = loss_of(name, logratios, [*positives, 0, 0, -2, -2], **data)
+    alike = loss_of(name, logratios, [*positives, 0, 0, 0, 0], **data)
+    only_lower = loss_of(name, logratios, [*positives, -2, -2, -2, -2], **data)
+    ordered = name in (*BY_BOUNDARIES, "lipo_lambda")
+    assert torch.allclose(lower, alike) != ordered
+    if name != "lipo_lambda":  # whose gains depend on the levels' values
+        torch.testing.assert_close(only_lower, alike)
+
+
+@pytest.mark.parametrize("name", BY_BOUNDARIES)
+def test_lower_negatives_are_one_more_boundary(name):
+    """These losses know the order of levels only, so every level may be raised by one."""
+    logratios, _, _ = two_level_context(name)
+    found = loss_of(name, logratios, [2, 1, 0, 0, -2, -2])
+    torch.testing.assert_close(found, loss_of(name, logratios, [3, 2, 1, 1, 0, 0]))
+
+
+@pytest.mark.parametrize("name", MANY_NEGATIVES)
+def test_padding_beside_lower_negatives_has_no_influence(name):
+    logratios, positives, data = two_level_context(name)
+    levels = [*positives, 0, -2, -2, 0]
+    plain = loss_of(name, logratios, levels, **data)
+    data["lengths"] = torch.cat([torch.tensor([[0]]), data["lengths"], torch.tensor([[0]])], 1)
+    padded = loss_of(name, [5.0, *logratios, math.nan], [-1, *levels, -1], **data)
+    torch.testing.assert_close(padded, plain)
+
+
+# --------------------------------------------------------------------------------------------------
 # what is refused
 
 
@@ -198,7 +243,7 @@ def test_levels_matter_where_the_table_says_so(name):
         ("mult_dpo", [1, 1, -1]),
         ("mult_dpo", [0, 0, -1]),
         ("mult_dpo", [-1, -1, -1]),
-        ("mult_dpo", [1, 0, -2]),
+        ("mult_dpo", [1, 0, -3]),
     ],
 )
 def test_context_that_does_not_fit_the_loss_is_named(name, levels):

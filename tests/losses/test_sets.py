@@ -7,9 +7,9 @@ from tests.losses.helpers import double
 
 
 def test_set_masks():
-    positives, negatives = set_masks(torch.tensor([[2, 1, 0, -1]]))
-    assert positives.tolist() == [[True, True, False, False]]
-    assert negatives.tolist() == [[False, False, True, False]]
+    positives, negatives = set_masks(torch.tensor([[2, 1, 0, -1, -2]]))
+    assert positives.tolist() == [[True, True, False, False, False]]
+    assert negatives.tolist() == [[False, False, True, False, True]]
 
 
 def test_set_means():
