@@ -23,6 +23,12 @@ Settings
   model's and the overall file in properties/ > RecBole's defaults. A key that does not exist is an
   error.
 
+Comparison
+  --model=A,B --loss=c,d   every model, LLMRec with every loss, on the same split and metrics
+  --seeds=3                so many seeds, from --seed on; or the seeds: --seeds=2020,2021
+  --EASE.reg_weight=250    a setting of one model or loss; a plain one goes to all that have it
+  --baseline=EASE          what the others are tested against; without it, the best
+
 Where the settings are described
   properties/overall.yaml          every model: seed, device, run_dir, split, metrics, ...
   properties/model/LLMRec.yaml     the language model: backbone, loss, beta, sft_epochs, epochs, ...
@@ -34,11 +40,13 @@ Examples
   python run_recbole_multdpo.py --model=EASE --dataset=ml-100k --reg_weight=250
   python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --epochs=8 --run_dir=runs/long
   python run_recbole_multdpo.py --resume=runs/long
+  python run_recbole_multdpo.py --model=LLMRec,EASE --loss=dpo,mult_dpo --dataset=ml-100k --seeds=3
 
 Data sets: docs/datasets.md; python -m recbole_multdpo.data.convert --help turns raw files into one.
 
-Results are written to one folder per run: config.yaml, run.log, result.json, tensorboard/ and
-checkpoints/; by default under saved/.
+Results are written to one folder per run: config.yaml, run.log, result.json, per_user.csv,
+tensorboard/ and checkpoints/; by default under saved/. A comparison's folder holds those of its
+runs, tables.md, tables.tex, runs.csv, significance.csv, results.json and report.html.
 
   -h, --help             show this text
   --version              show the version
@@ -52,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; by default those of the process.
 
     Returns:
-        Exit status: 0 done, 2 a mistake that the user can mend (printed without a traceback),
-        130 interrupted. Other errors are bugs and are raised.
+        Exit status: 0 done, 1 a run of a comparison failed, 2 a mistake that the user can mend
+        (printed without a traceback), 130 interrupted. Other errors are bugs and are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
@@ -66,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from recbole_multdpo import compat
 
         compat.apply()  # before RecBole is imported: it says what is missing
+        from recbole_multdpo.comparison.request import is_comparison
+
+        if is_comparison(arguments):
+            from recbole_multdpo.comparison.runs import run_comparison
+
+            return run_comparison(arguments)
         from recbole_multdpo.quick_start import run
 
         run(arguments)

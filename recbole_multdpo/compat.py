@@ -85,6 +85,7 @@ def apply() -> list[Patch]:
             _numpy_aliases(),
             _scipy_dok_update(),
             _collector_numbers(),
+            _tail_percentage(),
             _download_barrier(),
             _checkpoint_loading(),
             _ray_import(),
@@ -218,6 +219,29 @@ def _collector_numbers() -> Patch:
         needed,
         "ItemCoverage, GiniIndex, AveragePopularity, ShannonEntropy and TailPercentage need item "
         "counts, on which RecBole's Collector calls .cpu(): \"'int' has no attribute 'cpu'\"",
+    )
+
+
+def _tail_percentage() -> Patch:
+    """`TailPercentage` searches a list of thousands of items once per recommended item."""
+    import numpy as np
+    from recbole.evaluator.metrics import TailPercentage
+
+    original = TailPercentage.get_tail
+
+    @wraps(original)
+    def get_tail(self: Any, item_matrix: Any, count_items: Any) -> Any:
+        """Ask RecBole once per distinct item."""
+        items, places = np.unique(item_matrix, return_inverse=True)
+        return original(self, items[None], count_items)[0][places].reshape(item_matrix.shape)
+
+    TailPercentage.get_tail = get_tail
+    return Patch(
+        "tail percentage",
+        True,
+        True,
+        "RecBole's TailPercentage searches a list of items for every recommended item, in minutes "
+        "for a large catalogue; now once per distinct item, with the same result",
     )
 
 

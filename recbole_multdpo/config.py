@@ -302,6 +302,15 @@ def load_config(argv: Sequence[str], *, config_dict: dict[str, Any] | None = Non
     return Config(argv, config_dict)
 
 
+def settings_of(model: str) -> set[str]:
+    """Names of all settings that a model may be given.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    return _valid_keys(model, _model_class(model))
+
+
 def properties_folder() -> Path:
     """Folder of our property files: inside the package when installed, beside it in a clone."""
     package = Path(__file__).resolve().parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.run_folder import RunFolder, create_run_folder
 from recbole_multdpo.settings import LLMRecSettings
 from recbole_multdpo.settings_text import read_settings_file
@@ -75,7 +77,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     with create_run_folder(config) as folder:
         clock = StageClock()
         if config.settings is None:
-            result = _run_classical(config, clock)
+            result = _run_classical(config, folder, clock)
         else:
             result = _run_llmrec(config, config.settings, folder, clock)
         result["seconds"] = {name: round(value, 2) for name, value in clock.seconds.items()}
@@ -138,7 +140,7 @@ def _prepare(config: Config, dataset: Dataset) -> list[Dataset]:
     return dataset.build()
 
 
-def _run_classical(config: Config, clock: StageClock) -> dict[str, Any]:
+def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
     """Any model of RecBole, through RecBole's own loaders and trainer."""
     with clock.stage("data"):
         dataset = _load(config, create_dataset)
@@ -154,11 +156,14 @@ def _run_classical(config: Config, clock: StageClock) -> dict[str, Any]:
     with clock.stage("train"):
         _, valid_result = trainer.fit(train_data, valid_data, show_progress=show_progress)
     with clock.stage("test"):
+        trainer.evaluator = PerUserEvaluator(config)
         test_result = trainer.evaluate(test_data, show_progress=show_progress)
+        write_per_user(folder.path / FILE_NAME, trainer.evaluator, test_data, parts[0])
     return {
         "valid_result": valid_result,
         "test_result": test_result,
         "num_users_evaluated": _n_users(parts[2]),
+        "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
     }
 
@@ -200,9 +205,11 @@ def _run_llmrec(
         known = parts[0].copy(cat_interactions([parts[0].inter_feat, parts[1].inter_feat]))
         model.histories = known.user_items(settings.level_thresholds)
     with clock.stage("test"):
+        trainer.evaluator = PerUserEvaluator(config)
         test_result = trainer.evaluate(
             test, load_best_model=False, show_progress=config["show_progress"]
         )
+        write_per_user(folder.path / FILE_NAME, trainer.evaluator, test, parts[0])
     # merged, so that plain transformers loads it: the adapter alone would need the SFT weights
     lm = merge_lora(model.lm) if model.uses_lora else model.lm
     save_backbone(lm, model.tokenizer, folder.path / "model")
@@ -211,6 +218,7 @@ def _run_llmrec(
         "valid_result": valid_result,
         "test_result": test_result,
         "num_users_evaluated": _n_users(parts[2]),
+        "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
         "item_texts": vars(dataset.text_report),
         "test_history": settings.test_history,
@@ -317,3 +325,13 @@ def _log_model(model: LLMRec) -> None:
 def _n_users(part: Dataset) -> int:
     """Users of a part of the split: those that its metrics average over."""
     return int(part.inter_feat[part.uid_field].unique().numel())
+
+
+def _fingerprint(part: Dataset) -> str:
+    """Hash of a part's pairs of user and item: equal where two runs are tested on the same."""
+    users, items = (
+        part.id2token(field, part.inter_feat[field].numpy())
+        for field in (part.uid_field, part.iid_field)
+    )
+    pairs = sorted({f"{user}\t{item}" for user, item in zip(users, items, strict=True)})
+    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()[:16]

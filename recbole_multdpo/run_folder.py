@@ -154,7 +154,7 @@ class RunFolder:
             "hardware": hardware(),
             "command": command(self._config.argv),
         }
-        written: dict[str, Any] = _json(complete)
+        written: dict[str, Any] = plain_json(complete)
         try:
             write_atomically(
                 self.result_file, json.dumps(written, indent=2, allow_nan=False) + "\n"
@@ -266,12 +266,12 @@ def _cannot_write(path: Path, error: OSError) -> str:
     )
 
 
-def _json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """Plain JSON data: numpy and torch numbers as Python's, numbers that are not finite as None."""
     if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, np.generic | torch.Tensor):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

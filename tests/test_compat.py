@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -213,6 +214,19 @@ def test_collector_keeps_counts_and_drops_recommendations() -> None:
         assert handed.get("rec.items").tolist() == [[1]]
         assert "rec.items" not in collector.data_struct
         assert "data.num_items" in collector.data_struct
+
+
+def test_tail_percentage_is_recboles_own_at_once() -> None:
+    """Items 3 and 5, of one row each, are the tail of 40 percent; item 0 was never seen."""
+    compat.apply()
+    from recbole.evaluator.metrics import TailPercentage
+
+    metric = TailPercentage({"metric_decimal_place": 4, "topk": [3], "tail_ratio": 0.4})
+    counts = {1: 9, 2: 5, 3: 1, 4: 2, 5: 1}
+    items = np.array([[5, 1, 3], [0, 5, 2]])
+    expected = [[1, 0, 1], [0, 1, 0]]
+    assert metric.get_tail(items, counts).tolist() == expected
+    assert TailPercentage.get_tail.__wrapped__(metric, items, counts).tolist() == expected
 
 
 # --- dataset download ---------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_gpus_are_listed_when_there_are_any(monkeypatch):
     ],
 )
 def test_plain_values(value, plain):
-    assert run_folder._json(value) == plain
+    assert run_folder.plain_json(value) == plain
 
 
 # Failures

@@ -1,0 +1,288 @@
+"""The files of a finished comparison: tables, significance, numbers as JSON, and one HTML page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from recbole_multdpo.comparison.results import (
+    Results,
+    accuracy_metrics,
+    by_history,
+    differing_tests,
+)
+from recbole_multdpo.comparison.significance import PairedTest, compare_with
+from recbole_multdpo.comparison.tables import (
+    Table,
+    as_latex,
+    as_markdown,
+    as_text,
+    make_table,
+)
+from recbole_multdpo.run_folder import plain_json, write_atomically
+
+BEYOND_ACCURACY = ("itemcoverage", "averagepopularity", "tailpercentage", "giniindex")
+LEGEND = (
+    "Mean ± standard deviation over seeds. * differs from {reference} with p < 0.05 in both the "
+    "paired t-test and Wilcoxon's signed-rank test over users, after Holm's correction."
+)
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is said about a comparison.
+
+    Attributes:
+        metric: what decides which system is best, such as `ndcg@10`.
+        reference: the system that the others are tested against.
+        accuracy: the main table: `metric` at all cut-offs, other metrics at its cut-off.
+        beyond: coverage, popularity, share of the tail and inequality of what is recommended.
+        history: `metric` by length of the users' history.
+        tests: every other system against the reference, in every column of `accuracy`.
+        failures: name of a failed run to its reason.
+        notes: what the reader must know, one sentence each.
+    """
+
+    metric: str
+    reference: str
+    accuracy: Table
+    beyond: Table
+    history: Table
+    tests: Sequence[PairedTest]
+    failures: Mapping[str, str]
+    notes: Sequence[str]
+
+
+def write_report(
+    results: Results,
+    metric: str,
+    folder: Path,
+    baseline: str | None,
+    failures: Mapping[str, str],
+) -> str:
+    """Write the comparison's files into its folder.
+
+    Args:
+        results: the finished runs.
+        metric: what decides which system is best, such as `ndcg@10`.
+        folder: the comparison's folder.
+        baseline: the system to test against; None, or one without a result, for the best.
+        failures: name of a failed run to its reason.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    found = find(results, metric, baseline, failures)
+    tables = {"accuracy": found.accuracy, "beyond_accuracy": found.beyond, "history": found.history}
+    legend = LEGEND.format(reference=found.reference)
+    heading = f"{metric} by number of training items of the user"
+    sections = [as_markdown(found.accuracy), legend, as_markdown(found.beyond), heading]
+    markdown = [*sections, as_markdown(found.history), *_lines(found)]
+    write_atomically(folder / "tables.md", "\n\n".join(markdown) + "\n")
+    write_atomically(
+        folder / "tables.tex",
+        "\n\n".join(f"% {name}\n{as_latex(table)}" for name, table in tables.items()) + "\n",
+    )
+    write_atomically(folder / "runs.csv", results.metrics.to_csv(index=False))
+    tests = pd.DataFrame([asdict(test) for test in found.tests])
+    write_atomically(folder / "significance.csv", tests.to_csv(index=False))
+    write_atomically(folder / "results.json", json.dumps(_everything(results, found), indent=2))
+    write_atomically(folder / "report.html", as_html(results, found))
+    texts = [as_text(found.accuracy), legend, as_text(found.beyond), heading]
+    return "\n\n".join(
+        [*texts, as_text(found.history), *_lines(found), f"report: {folder / 'report.html'}"]
+    )
+
+
+def find(
+    results: Results, metric: str, baseline: str | None, failures: Mapping[str, str]
+) -> Findings:
+    """Tables and tests of finished runs; arguments as for `write_report`."""
+    mean, std = results.mean(), results.std()
+    notes = [*differing_tests(results.runs), *_unequal_seeds(results)]
+    if baseline is not None and baseline not in results.systems:
+        notes.append(f"{baseline} has no result: the best system takes its place as reference.")
+        baseline = None
+    reference = baseline or str(mean[metric].idxmax())
+    columns = _columns(accuracy_metrics(results), metric)
+    tests = [test for name in columns for test in compare_with(results, name, reference)]
+    different = {(test.system, test.metric) for test in tests if test.significant}
+    cutoff = metric.partition("@")[2]
+    beyond = [f"{name}@{cutoff}" for name in BEYOND_ACCURACY if f"{name}@{cutoff}" in mean]
+    return Findings(
+        metric=metric,
+        reference=reference,
+        accuracy=make_table(mean[columns], std[columns], different=different),
+        beyond=make_table(mean[beyond], std[beyond], ranked=False),
+        history=make_table(by_history(results.users, metric)),
+        tests=tests,
+        failures=failures,
+        notes=notes,
+    )
+
+
+def _columns(metrics: Sequence[str], metric: str) -> list[str]:
+    """The deciding metric at every cut-off, then the others at its cut-off."""
+    family, _, cutoff = metric.partition("@")
+    own = [name for name in metrics if name.startswith(f"{family}@")]
+    return own + [name for name in metrics if name.endswith(f"@{cutoff}") and name not in own]
+
+
+def _unequal_seeds(results: Results) -> list[str]:
+    n_seeds = results.n_seeds()
+    return [
+        f"{system} is the mean of {count} of {n_seeds.max()} seeds, as its other runs failed."
+        for system, count in n_seeds.items()
+        if count < n_seeds.max()
+    ]
+
+
+def _lines(found: Findings) -> list[str]:
+    """Notes and failures, one line each."""
+    return [*found.notes, *(f"failed: {name}: {why}" for name, why in found.failures.items())]
+
+
+def _everything(results: Results, found: Findings) -> Any:
+    mean, std = results.mean().to_dict("index"), results.std().to_dict("index")
+    return plain_json(
+        {
+            "metric": found.metric,
+            "reference": found.reference,
+            "systems": {
+                name: {
+                    "seeds": int(results.n_seeds()[name]),
+                    "mean": mean[name],
+                    "std": std[name],
+                }
+                for name in results.systems
+            },
+            "runs": results.metrics.merge(results.runs).to_dict("records"),
+            "by_history": by_history(results.users, found.metric).to_dict("index"),
+            "significance": [asdict(test) for test in found.tests],
+            "notes": list(found.notes),
+            "failures": dict(found.failures),
+        }
+    )
+
+
+def as_html(results: Results, found: Findings) -> str:
+    """One page with tables and interactive figures; it needs no other file and no network."""
+    legend = LEGEND.format(reference=found.reference)
+    figures = [_curves(results, found), _bars(found.history, f"{found.metric}, mean over users")]
+    # the script is three megabytes: with the first figure only
+    drawn = [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0, div_id=f"figure{number}")
+        for number, figure in enumerate(figures)
+    ]
+    family = found.metric.partition("@")[0]
+    body = [
+        "<h1>Comparison</h1>",
+        *(f"<p class='note'>{html.escape(line)}</p>" for line in _lines(found)),
+        _html_table(found.accuracy),
+        f"<p>{html.escape(legend)} Bold: best; underlined: second.</p>",
+        f"<h2>{family} against k</h2>{drawn[0]}",
+        f"<h2>{found.metric} by number of training items of the user</h2>",
+        _html_table(found.history),
+        drawn[1],
+        "<h2>Beyond accuracy</h2>",
+        _html_table(found.beyond),
+        "<p>As RecBole defines them: share of the catalogue that is recommended to anybody; mean "
+        "number of training rows of a recommended item (fewer is more novel); share of "
+        "recommendations from the tail of the catalogue; Gini index of how often items are "
+        "recommended.</p>",
+        f"<h2>Against {html.escape(found.reference)}</h2>",
+        _html_tests(found.tests),
+    ]
+    return _PAGE.format(body="\n".join(body))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Comparison</title><style>
+body {{ font-family: sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }}
+table {{ border-collapse: collapse; margin: 1em 0; }}
+th, td {{ padding: .25em .7em; text-align: right; border-bottom: 1px solid #ccc; }}
+th:first-child, td:first-child {{ text-align: left; }}
+.best {{ font-weight: bold; }} .second {{ text-decoration: underline; }}
+.note {{ border-left: .3em solid #c60; padding-left: .7em; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _html_table(table: Table) -> str:
+    classes = {1: " class='best'", 2: " class='second'"}
+    rows = []
+    for name, cells in zip(table.rows, table.cells, strict=True):
+        figures = [
+            f"<td{classes.get(cell.rank, '')}>{html.escape(cell.text)}</td>" for cell in cells
+        ]
+        rows.append([f"<td>{html.escape(name)}</td>", *figures])
+    return _html_rows(table.columns, rows, first="")
+
+
+def _html_tests(tests: Sequence[PairedTest]) -> str:
+    columns = ["metric", "users", "difference", "95 % interval", "t-test p", "Wilcoxon p"]
+    rows = []
+    for test in tests:
+        interval = f"{test.ci_low:+.4f} to {test.ci_high:+.4f}"
+        figures = [test.metric, str(test.n_users), f"{test.difference:+.4f}", interval]
+        p_values = [f"{test.t_holm:.2g}", f"{test.wilcoxon_holm:.2g}"]
+        rows.append(
+            [f"<td>{html.escape(text)}</td>" for text in [test.system, *figures, *p_values]]
+        )
+    note = "<p>p-values after Holm's correction; the uncorrected ones are in significance.csv.</p>"
+    return _html_rows(columns, rows, first="system") + note
+
+
+def _html_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], first: str) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in [first, *columns])
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def _curves(results: Results, found: Findings) -> go.Figure:
+    """The deciding metric at every cut-off, deviation over seeds as bars."""
+    family = found.metric.partition("@")[0]
+    names = [name for name in results.metric_names if name.startswith(f"{family}@")]
+    mean = results.mean()[names].to_numpy(dtype=float)
+    std = results.std()[names].fillna(0).to_numpy(dtype=float)
+    cutoffs = [int(name.partition("@")[2]) for name in names]
+    figure = go.Figure()
+    for number, system in enumerate(results.systems):
+        figure.add_scatter(
+            x=cutoffs,
+            y=mean[number].tolist(),
+            error_y={"type": "data", "array": std[number].tolist(), "width": 3},
+            mode="lines+markers",
+            marker={"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9},
+            name=system,
+        )
+    figure.update_layout(
+        template="simple_white", xaxis_title="k", yaxis_title=f"{family}@k, mean over seeds"
+    )
+    figure.update_xaxes(tickvals=cutoffs)
+    return figure
+
+
+def _bars(table: Table, y_title: str) -> go.Figure:
+    """A group of bars per column."""
+    figure = go.Figure()
+    for name, cells in zip(table.rows, table.cells, strict=True):
+        figure.add_bar(x=list(table.columns), y=[cell.mean for cell in cells], name=name)
+    figure.update_layout(
+        template="simple_white", xaxis_title="training items of the user", yaxis_title=y_title
+    )
+    figure.update_xaxes(type="category")
+    return figure

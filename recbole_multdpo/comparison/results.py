@@ -1,0 +1,160 @@
+"""What the runs of a comparison found, as tables of numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_multdpo.comparison.request import Member
+from recbole_multdpo.per_user import FILE_NAME, ID_COLUMNS, read_per_user
+
+HISTORY_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished runs.
+
+    Attributes:
+        metrics: one row per run, columns `system`, `seed`, and RecBole's test metrics.
+        users: one row per run and user, columns `system`, `seed`, `user`, `n_train`, `n_test`, and
+            the metrics that are means over users.
+        runs: one row per run, columns `system`, `seed`, `seconds` (wall time) and `test_set`, the
+            hash of what it was tested on.
+    """
+
+    metrics: pd.DataFrame
+    users: pd.DataFrame
+    runs: pd.DataFrame
+
+    @property
+    def systems(self) -> list[str]:
+        """Names in the order of the command line."""
+        return list(dict.fromkeys(self.metrics["system"]))
+
+    @property
+    def metric_names(self) -> list[str]:
+        """All metrics, such as `ndcg@10`."""
+        return [name for name in self.metrics.columns if name not in ("system", "seed")]
+
+    def mean(self) -> pd.DataFrame:
+        """Mean over seeds, [systems, metrics]."""
+        return self._by_system().mean().loc[self.systems]
+
+    def std(self) -> pd.DataFrame:
+        """Sample standard deviation over seeds, [systems, metrics]; NaN for a single seed."""
+        return self._by_system().std(ddof=1).loc[self.systems]
+
+    def n_seeds(self) -> pd.Series:
+        """Number of finished seeds per system."""
+        return self.metrics.groupby("system", sort=False)["seed"].nunique().loc[self.systems]
+
+    def _by_system(self):  # type: ignore[no-untyped-def]
+        return self.metrics.drop(columns="seed").groupby("system", sort=False)
+
+
+def read_results(members: Sequence[Member], folder: Path) -> Results:
+    """Read the finished runs of a comparison's folder.
+
+    Raises:
+        MultDPOError: a run has no per-user metrics.
+    """
+    metrics, users, runs = [], [], []
+    for member in members:
+        run = folder / member.folder_name
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        ids = {"system": member.system.name, "seed": member.seed}
+        metrics.append({**ids, **result["test_result"]})
+        seconds = sum(result["seconds"].values())
+        runs.append({**ids, "seconds": seconds, "test_set": result["test_set"]})
+        users.append(
+            read_per_user(run / FILE_NAME).assign(system=member.system.name, seed=member.seed)
+        )
+    return Results(pd.DataFrame(metrics), pd.concat(users, ignore_index=True), pd.DataFrame(runs))
+
+
+def differing_tests(runs: pd.DataFrame) -> list[str]:
+    """One sentence for every run that was tested on other items than the first run of its seed.
+
+    RecBole's sequential models drop a user's first row before a split by shares, so their test part
+    may differ from that of other models.
+    """
+    notes = []
+    for seed, of_seed in runs.groupby("seed", sort=False):
+        first = of_seed.iloc[0]
+        notes += [
+            f"{row['system']} (seed {seed}) was tested on other items than {first['system']}: "
+            "its figures are not comparable, and it is left out of the tests against it."
+            for _, row in of_seed.iterrows()
+            if row["test_set"] != first["test_set"]
+        ]
+    return notes
+
+
+def shared_seeds(runs: pd.DataFrame, one: str, other: str) -> list[int]:
+    """Seeds with which two systems were tested on the same items."""
+    tests = [runs[runs["system"] == name].set_index("seed")["test_set"] for name in (one, other)]
+    both = pd.concat(tests, axis=1, join="inner", keys=["one", "other"])
+    return [int(seed) for seed in both.index[both["one"] == both["other"]]]
+
+
+def user_means(users: pd.DataFrame, metric: str, seeds: Sequence[int] | None = None) -> pd.Series:
+    """A user's metric averaged over seeds, indexed by system and user.
+
+    A user whose test part is empty with one seed is averaged over the others.
+
+    Args:
+        users: rows of `Results.users`.
+        metric: a column.
+        seeds: only these; None for all.
+    """
+    chosen = users if seeds is None else users[users["seed"].isin(seeds)]
+    # first over a sequential model's events, so that every seed weighs the same
+    of_seed = chosen.groupby(["system", "seed", "user"], sort=False)[metric].mean()
+    return of_seed.groupby(["system", "user"], sort=False).mean()
+
+
+def by_history(users: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean of a metric by length of the users' history, in groups of about equally many users.
+
+    Args:
+        users: rows of `Results.users`.
+        metric: a column.
+
+    Returns:
+        [systems, groups]: the mean over seeds of each seed's mean over the group's users; columns
+        such as `5-12`, the training items of the group's users.
+    """
+    groups = history_groups(users["n_train"])
+    rows = users.assign(group=groups)
+    of_seed = rows.groupby(["system", "seed", "group"], sort=False, observed=True)[metric].mean()
+    table = of_seed.groupby(["system", "group"], sort=False, observed=True).mean().unstack("group")
+    systems = list(dict.fromkeys(users["system"]))
+    return table.loc[systems, sorted(table.columns, key=lambda name: int(name.split("-")[0]))]
+
+
+def history_groups(n_train: pd.Series) -> pd.Series:
+    """Each row's group of history length, cut at the quartiles: `1-4`, `5-9`, ...
+
+    Lengths that many users share are never cut apart, so there may be fewer groups.
+    """
+    edges = np.unique(np.quantile(n_train, np.linspace(0, 1, HISTORY_GROUPS + 1)[1:-1]))
+    number = pd.Series(np.searchsorted(edges, n_train, side="left"), index=n_train.index)
+    bounds = n_train.groupby(number).agg(["min", "max"])
+    names = {row.Index: f"{row.min}-{row.max}" for row in bounds.itertuples()}
+    return number.map(names)
+
+
+def accuracy_metrics(results: Results) -> list[str]:
+    """Metrics of single users that larger values make better."""
+    beyond = ("averagepopularity", "tailpercentage")
+    return [
+        name
+        for name in results.users.columns
+        if name not in (*ID_COLUMNS, "system", "seed") and not name.startswith(beyond)
+    ]

@@ -1,0 +1,126 @@
+"""Whether two systems differ beyond chance: paired tests over users, corrected for their number.
+
+The unit is the user. With several seeds a user's metric is first averaged over the seeds that both
+systems have, as the values of one user are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from recbole_multdpo.comparison.results import Results, shared_seeds, user_means
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A system against the reference in one metric.
+
+    Attributes:
+        metric: such as `ndcg@10`.
+        system: which system.
+        reference: against which one.
+        n_users: users that both were tested on.
+        difference: mean over users of the system's metric less the reference's.
+        ci_low, ci_high: bootstrap interval of the difference over users (percentiles, 95 %).
+        t_p: p-value of the paired t-test, two-sided; NaN with fewer than two users.
+        wilcoxon_p: the same of Wilcoxon's signed-rank test.
+        t_holm, wilcoxon_holm: the p-values after Holm's correction for all systems tested against
+            the reference in this metric.
+    """
+
+    metric: str
+    system: str
+    reference: str
+    n_users: int
+    difference: float
+    ci_low: float
+    ci_high: float
+    t_p: float
+    wilcoxon_p: float
+    t_holm: float = float("nan")
+    wilcoxon_holm: float = float("nan")
+
+    @property
+    def significant(self) -> bool:
+        """Whether both tests reject after correction at the level of 5 %."""
+        return max(self.t_holm, self.wilcoxon_holm) < LEVEL
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values, in the given order.
+
+    The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979). NaN stays
+    NaN and does not count.
+    """
+    order = sorted((i for i, p in enumerate(p_values) if not np.isnan(p)), key=p_values.__getitem__)
+    adjusted, largest = [float("nan")] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def paired_p_values(differences: np.ndarray) -> tuple[float, float]:
+    """p-values of the paired t-test and of Wilcoxon's signed-rank test, two-sided.
+
+    Args:
+        differences: [users] of the two systems' values. Users without a difference are left out of
+            Wilcoxon's ranks; where there is no difference at all, both p-values are 1.
+    """
+    if len(differences) < 2:
+        return float("nan"), float("nan")
+    if not differences.any():
+        return 1.0, 1.0
+    t_p = 0.0 if np.ptp(differences) == 0 else stats.ttest_1samp(differences, 0.0).pvalue
+    return float(t_p), float(stats.wilcoxon(differences).pvalue)
+
+
+def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over users.
+
+    Args:
+        differences: [users].
+        seed: of the resampling, so that a report can be made again.
+    """
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(differences, len(differences)).mean() for _ in range(RESAMPLES)]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def compare_with(results: Results, metric: str, reference: str) -> list[PairedTest]:
+    """Test every other system against the reference in one metric.
+
+    Args:
+        results: the finished runs.
+        metric: a metric of single users.
+        reference: a system. One that shares no seed and test with it is left out.
+    """
+    users, tests = results.users, []
+    for system in results.systems:
+        common = shared_seeds(results.runs, system, reference)
+        if system == reference or not common:
+            continue
+        values = user_means(users[users["system"].isin([system, reference])], metric, common)
+        differences = (values[system] - values[reference]).to_numpy()
+        low, high = bootstrap_interval(differences)
+        t_p, wilcoxon_p = paired_p_values(differences)
+        mean = float(differences.mean())
+        n_users = len(differences)
+        tests.append(
+            PairedTest(metric, system, reference, n_users, mean, low, high, t_p, wilcoxon_p)
+        )
+    t_holm, wilcoxon_holm = holm([t.t_p for t in tests]), holm([t.wilcoxon_p for t in tests])
+    return [
+        replace(test, t_holm=t, wilcoxon_holm=w)
+        for test, t, w in zip(tests, t_holm, wilcoxon_holm, strict=True)
+    ]

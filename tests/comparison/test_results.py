@@ -1,0 +1,56 @@
+"""Reading runs: groups of users, seeds that can be paired."""
+
+import pandas as pd
+import pytest
+
+from recbole_multdpo.comparison.results import (
+    by_history,
+    differing_tests,
+    history_groups,
+    shared_seeds,
+    user_means,
+)
+
+
+def test_groups_of_equally_many_users():
+    """Quartiles of 1 to 8 are cut at 2.75, 4.5 and 6.25."""
+    groups = history_groups(pd.Series([8, 1, 2, 3, 4, 5, 6, 7]))
+    assert list(groups) == ["7-8", "1-2", "1-2", "3-4", "3-4", "5-6", "5-6", "7-8"]
+
+
+def test_equal_lengths_stay_together():
+    assert list(history_groups(pd.Series([5, 5, 5, 5, 5, 9]))) == ["5-5"] * 5 + ["9-9"]
+    assert set(history_groups(pd.Series([3, 3, 3]))) == {"3-3"}
+
+
+def test_metric_by_history_is_a_mean_over_seeds_of_means_over_users():
+    """Short histories: seed 1 has users 0 and 1 (mean 0.5), seed 2 user 1 (1): 0.75, not 2/3."""
+    rows = [
+        ("A", 1, "u", 1, 0.0),
+        ("A", 1, "v", 1, 1.0),
+        ("A", 1, "w", 20, 0.2),
+        ("A", 2, "v", 1, 1.0),
+        ("A", 2, "w", 20, 0.4),
+        ("A", 2, "x", 20, 0.4),
+    ]
+    users = pd.DataFrame(rows, columns=["system", "seed", "user", "n_train", "ndcg@2"])
+    table = by_history(users, "ndcg@2")
+    assert list(table.columns) == ["1-1", "20-20"]
+    assert table.loc["A", "1-1"] == pytest.approx(0.75)
+    assert table.loc["A", "20-20"] == pytest.approx(0.3)
+
+
+def test_events_of_a_user_are_averaged_before_seeds():
+    """Seed 1 has two events, 0 and 1, seed 2 one, 1: (0.5 + 1) / 2."""
+    rows = [("S", 1, "u", 0.0), ("S", 1, "u", 1.0), ("S", 2, "u", 1.0)]
+    users = pd.DataFrame(rows, columns=["system", "seed", "user", "m"])
+    assert user_means(users, "m")["S"]["u"] == pytest.approx(0.75)
+    assert user_means(users, "m", [1])["S"]["u"] == pytest.approx(0.5)
+
+
+def test_runs_with_another_test_part_are_named():
+    rows = [("A", 1, "x"), ("B", 1, "x"), ("A", 2, "y"), ("B", 2, "z")]
+    runs = pd.DataFrame(rows, columns=["system", "seed", "test_set"])
+    assert shared_seeds(runs, "A", "B") == [1]
+    (note,) = differing_tests(runs)
+    assert note.startswith("B (seed 2) was tested on other items than A")

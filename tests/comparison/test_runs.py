@@ -1,0 +1,207 @@
+"""Whole comparisons on the toy data: results, resuming, failing members."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from recbole_multdpo import cli
+from recbole_multdpo.comparison.request import read_request
+from recbole_multdpo.comparison.runs import make_plan, run_comparison
+from recbole_multdpo.errors import ConfigError, MultDPOError
+from tests.integration.toy import N_USERS, toy_arguments, write_toy
+
+pytestmark = pytest.mark.integration
+SMALL = ["--model=LLMRec,Pop,ItemKNN", "--loss=sft,dpo", "--seeds=2"]
+MEMBERS = [
+    f"{system}-seed{seed}"
+    for seed in (2020, 2021)
+    for system in ("LLMRec-sft", "LLMRec-dpo", "Pop", "ItemKNN")
+]
+FILES = {"tables.md", "tables.tex", "runs.csv", "significance.csv", "results.json", "report.html"}
+
+
+def arguments(data_path: Path, folder: Path, *extra: str) -> list[str]:
+    """The comparison's command line, its cache where it is by default."""
+    given = toy_arguments(data_path, folder, *SMALL, *extra)
+    return [text for text in given if not text.startswith("--sft_cache_dir")]
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished comparison, made in this process."""
+    folder = tmp_path_factory.mktemp("parent") / "comparison"
+    assert run_comparison(arguments(data_path, folder), cli.main) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "comparison"))
+
+
+def result(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_one_folder_holds_all(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {*MEMBERS, *FILES, "comparison.json"}
+    assert {path.name for path in finished.parent.iterdir()} == {"comparison", "sft_cache"}
+
+
+def test_members_share_split_and_first_stage(finished: Path) -> None:
+    tests = {name: result(finished / name)["test_set"] for name in MEMBERS}
+    of_seed = [
+        {tests[name] for name in MEMBERS if name.endswith(seed)} for seed in ("2020", "2021")
+    ]
+    assert [len(hashes) for hashes in of_seed] == [1, 1]
+    assert of_seed[0] != of_seed[1]
+    assert len(list((finished.parent / "sft_cache").iterdir())) == 2  # one a seed, for two losses
+    assert "taken from" in (finished / "LLMRec-dpo-seed2020" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("name", MEMBERS[:4])
+def test_means_over_users_are_recboles_figures(finished: Path, name: str) -> None:
+    users = pd.read_csv(finished / name / "per_user.csv")
+    reported = result(finished / name)["test_result"]
+    assert len(users) == users["user"].nunique() == N_USERS
+    # of 11 rows one is for validation and one for test
+    assert set(users["n_train"]) == {9} and set(users["n_test"]) == {1}
+    for metric in ("ndcg@2", "ndcg@5", "recall@5", "mrr@5", "hit@2", "precision@5"):
+        assert users[metric].mean() == pytest.approx(reported[metric], abs=5.1e-5)  # rounded there
+    for metric in ("averagepopularity@5", "tailpercentage@2"):
+        assert users[metric].mean() == pytest.approx(reported[metric], abs=5.1e-5)
+    assert users["ndcg@5"].nunique() > 1
+
+
+def test_the_numbers_as_json(finished: Path) -> None:
+    found = json.loads((finished / "results.json").read_text())
+    assert list(found["systems"]) == ["LLMRec sft", "LLMRec dpo", "Pop", "ItemKNN"]
+    two = [
+        result(finished / f"ItemKNN-seed{seed}")["test_result"]["ndcg@5"] for seed in (2020, 2021)
+    ]
+    assert found["systems"]["ItemKNN"]["mean"]["ndcg@5"] == pytest.approx(sum(two) / 2)
+    assert found["reference"] == "ItemKNN"
+    tests = [test for test in found["significance"] if test["metric"] == "ndcg@5"]
+    assert {test["system"] for test in tests} == {"LLMRec sft", "LLMRec dpo", "Pop"}
+    assert all(test["n_users"] == N_USERS for test in tests)
+    assert found["failures"] == {} and found["notes"] == []
+
+
+def test_resuming_runs_only_what_is_missing(copied: Path) -> None:
+    """One run was stopped halfway, one before it began, and the report is gone."""
+    before = {name: result(copied / name)["test_result"] for name in MEMBERS}
+    (copied / "LLMRec-dpo-seed2021" / "result.json").unlink()
+    (copied / "Pop-seed2021" / "result.json").unlink()
+    (copied / "Pop-seed2021" / "config.yaml").unlink()
+    for name in FILES:
+        (copied / name).unlink()
+    calls: list[list[str]] = []
+
+    def recording(argv: list[str]) -> int:
+        calls.append(argv)
+        return cli.main(argv)
+
+    assert run_comparison([f"--resume={copied}"], recording) == 0
+    assert calls[0] == [f"--resume={copied / 'LLMRec-dpo-seed2021'}"]
+    assert calls[1][0] == "--model=Pop" and f"--run_dir={copied / 'Pop-seed2021'}" in calls[1]
+    assert len(calls) == 2
+    assert {name: result(copied / name)["test_result"] for name in MEMBERS} == before
+    assert FILES <= {path.name for path in copied.iterdir()}
+
+
+def test_a_failing_member_is_reported_and_the_rest_goes_on(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Pop-seed2020", "ItemKNN-seed2020"):
+        (copied / name / "result.json").unlink()
+
+    def failing(argv: list[str]) -> int:
+        if "Pop" not in argv[0]:
+            return cli.main(argv)
+        log = copied / "Pop-seed2020" / "run.log"
+        log.write_text("2026-01-01 00:00:00 ERROR  the run stopped: no more memory\n")
+        return 1
+
+    assert run_comparison([f"--resume={copied}"], failing) == 1
+    captured = capsys.readouterr()
+    assert "failed: Pop-seed2020: the run stopped: no more memory" in captured.err
+    assert "Pop is the mean of 1 of 2 seeds" in captured.out
+    found = json.loads((copied / "results.json").read_text())
+    assert found["failures"] == {"Pop-seed2020": "the run stopped: no more memory"}
+    assert found["systems"]["Pop"]["seeds"] == 1
+    assert result(copied / "ItemKNN-seed2020")
+    assert "no more memory" in (copied / "report.html").read_text()
+
+
+def test_an_interruption_stops_the_comparison(copied: Path) -> None:
+    (copied / "Pop-seed2020" / "result.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison([f"--resume={copied}"], lambda argv: 130)
+
+
+def test_no_result_at_all_is_an_error(data_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(MultDPOError, match="no run .* succeeded"):
+        run_comparison(arguments(data_path, tmp_path / "new"), lambda argv: -9)
+
+
+def test_every_run_in_a_process_of_its_own(copied: Path) -> None:
+    """The command as users type it, after somebody moved the data: the run says what it lacks."""
+    run = copied / "Pop-seed2020"
+    (run / "result.json").unlink()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub("data_path: .*", "data_path: nowhere", config))
+    assert cli.main([f"--resume={copied}"]) == 1
+    failures = json.loads((copied / "results.json").read_text())["failures"]
+    assert "the run stopped" in failures["Pop-seed2020"] and "nowhere" in failures["Pop-seed2020"]
+
+
+def test_metrics_beyond_accuracy_and_settings_reach_the_members(
+    data_path: Path, tmp_path: Path
+) -> None:
+    argv = arguments(data_path, tmp_path / "new", "--beta=2", "--ItemKNN.k=7", "--metrics=[NDCG]")
+    plan = make_plan(read_request(argv))
+    given = {member.folder_name: texts for member, texts in plan.arguments.items()}
+    assert list(given) == MEMBERS
+    for texts in given.values():
+        metrics = "['NDCG', 'ItemCoverage', 'AveragePopularity', 'TailPercentage', 'GiniIndex']"
+        assert f"--metrics={metrics}" in texts and "--tail_ratio=0.8" in texts
+        assert len({text.partition("=")[0] for text in texts}) == len(texts)
+    assert "--beta=2" in given["LLMRec-dpo-seed2020"] and "--beta=2" not in given["Pop-seed2020"]
+    assert "--k=7" in given["ItemKNN-seed2021"] and "--k=7" not in given["Pop-seed2021"]
+    assert "--seed=2021" in given["Pop-seed2021"]
+    assert f"--sft_cache_dir={tmp_path / 'sft_cache'}" in given["LLMRec-sft-seed2020"]
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--bta=1", "LLMRec sft: bta.*did you mean beta"),
+        ("--Pop.epochs=many", "Pop: epochs"),
+        ("--Pop.topk=[1, 5]", "topk is .* for LLMRec sft and .* for Pop"),
+    ],
+)
+def test_wrong_settings_fail_before_anything_runs(
+    data_path: Path, tmp_path: Path, extra: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_comparison(arguments(data_path, tmp_path / "new", extra), lambda argv: 0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_something_in_it_is_refused(data_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "note").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        run_comparison(arguments(data_path, tmp_path), lambda argv: 0)
