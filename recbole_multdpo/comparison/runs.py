@@ -196,10 +196,10 @@ def _run(member: Member, plan: Plan, run_member: RunMember) -> str | None:
     if (folder / "result.json").is_file():
         print(f"done already: {folder}")
         return None
-    if (folder / "config.yaml").is_file():
+    if member.system.model == LLMREC and (folder / "config.yaml").is_file():
         argv = [f"--resume={folder}"]
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before it began
+    else:  # stopped before it began, or one of RecBole's models, which begin anew
+        shutil.rmtree(folder, ignore_errors=True)
         argv = [*plan.arguments[member], f"--run_dir={folder}"]
     status = run_member(argv)
     if status in (INTERRUPTED, -2):

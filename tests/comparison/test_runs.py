@@ -100,11 +100,11 @@ def test_the_numbers_as_json(finished: Path) -> None:
 
 
 def test_resuming_runs_only_what_is_missing(copied: Path) -> None:
-    """One run was stopped halfway, one before it began, and the report is gone."""
+    """Two runs were stopped halfway, of which RecBole's begins anew, and the report is gone."""
     before = {name: result(copied / name)["test_result"] for name in MEMBERS}
     (copied / "LLMRec-dpo-seed2021" / "result.json").unlink()
     (copied / "Pop-seed2021" / "result.json").unlink()
-    (copied / "Pop-seed2021" / "config.yaml").unlink()
+    (copied / "Pop-seed2021" / "half").touch()
     for name in FILES:
         (copied / name).unlink()
     calls: list[list[str]] = []
@@ -116,7 +116,7 @@ def test_resuming_runs_only_what_is_missing(copied: Path) -> None:
     assert run_comparison([f"--resume={copied}"], recording) == 0
     assert calls[0] == [f"--resume={copied / 'LLMRec-dpo-seed2021'}"]
     assert calls[1][0] == "--model=Pop" and f"--run_dir={copied / 'Pop-seed2021'}" in calls[1]
-    assert len(calls) == 2
+    assert len(calls) == 2 and not (copied / "Pop-seed2021" / "half").exists()
     assert {name: result(copied / name)["test_result"] for name in MEMBERS} == before
     assert FILES <= {path.name for path in copied.iterdir()}
 
@@ -131,6 +131,7 @@ def test_a_failing_member_is_reported_and_the_rest_goes_on(
         if "Pop" not in argv[0]:
             return cli.main(argv)
         log = copied / "Pop-seed2020" / "run.log"
+        log.parent.mkdir()
         log.write_text("2026-01-01 00:00:00 ERROR  the run stopped: no more memory\n")
         return 1
 
@@ -158,13 +159,13 @@ def test_no_result_at_all_is_an_error(data_path: Path, tmp_path: Path) -> None:
 
 def test_every_run_in_a_process_of_its_own(copied: Path) -> None:
     """The command as users type it, after somebody moved the data: the run says what it lacks."""
-    run = copied / "Pop-seed2020"
+    run = copied / "LLMRec-sft-seed2020"
     (run / "result.json").unlink()
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub("data_path: .*", "data_path: nowhere", config))
     assert cli.main([f"--resume={copied}"]) == 1
     failures = json.loads((copied / "results.json").read_text())["failures"]
-    assert "the run stopped" in failures["Pop-seed2020"] and "nowhere" in failures["Pop-seed2020"]
+    assert "the run stopped" in failures[run.name] and "nowhere" in failures[run.name]
 
 
 def test_metrics_beyond_accuracy_and_settings_reach_the_members(
