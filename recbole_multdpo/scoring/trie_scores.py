@@ -87,9 +87,7 @@ def trie_scores(
         ).last_hidden_state  # [B, m, H]
         cache.crop(width)
         new = slice(chunk.n_ancestors, None)
-        _score_children(
-            trie, head, chunk.nodes[new], hidden[:, new], token_logps, over_catalogue
-        )
+        _score_children(trie, head, chunk.nodes[new], hidden[:, new], token_logps, over_catalogue)
     leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
     above = trie.path[trie.parent[leaves]]  # [n_items, D], padded with the root, whose value is 0
     scores = token_logps[:, leaves]
