@@ -46,7 +46,7 @@ def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.
         raise DataError(
             f"{file} has no row with preference {preference!r}"
             f"{f' and at most {max_positives} positives' if max_positives is not None else ''}. "
-            "Rows of levels need --level_thresholds."
+            "Rows of levels need --level_thresholds or --low_ratings."
         )
     return rows
 

@@ -394,10 +394,11 @@ def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
 
 def _level_cautions(settings: LLMRecSettings) -> list[str]:
     two_sets = {"mult2_dpo": "mult_dpo", "pl2_dpo": "pl_dpo"}.get(settings.loss)
-    if two_sets and len(settings.level_thresholds) < 2:
+    one_level = len(settings.level_thresholds) < 2 and settings.low_ratings == "ignore"
+    if two_sets and one_level:
         return [
             f"loss={settings.loss} with one level of positives is {two_sets}. "
-            "Set --level_thresholds, for example [5, 4]."
+            "Set --level_thresholds, for example [5, 4], or --low_ratings."
         ]
     return []
 

@@ -251,6 +251,7 @@ def test_cautions():
     assert cautions(make(dtype="float16", finetune="lora"), "cuda") == []
     assert "loss=pl2_dpo with one level" in cautions(make(loss="pl2_dpo"), "cpu")[0]
     assert cautions(make(loss="pl2_dpo", level_thresholds=[5, 4]), "cpu") == []
+    assert cautions(make(loss="pl2_dpo", low_ratings="below_unrated"), "cpu") == []
 
 
 def test_messages():

@@ -89,7 +89,7 @@ class LLMRecDataset(Dataset):
         users, items, times = self._low_users, self._low_items, self._low_times
         if self.config["eval_args"]["order"] == "TO":
             last = np.full(self.user_num, -np.inf)
-            np.maximum.at(last, *self._users_and_times())
+            np.maximum.at(last, self.inter_feat[self.uid_field].numpy(), self._times_of_rows())
             may_know = times <= last[users]
         else:
             share = len(self.inter_feat) / self._n_interactions
@@ -99,13 +99,10 @@ class LLMRecDataset(Dataset):
             users[may_know], items[may_know], levels, times[may_know], self.user_num
         )
 
-    def _users_and_times(self) -> tuple[np.ndarray, np.ndarray]:
-        """User and time of every interaction of this part; time 0 where there is none."""
-        users = self.inter_feat[self.uid_field].numpy()
-        if not len(self._pairs):
-            return users, np.zeros(len(users))
-        pairs = self._pair_keys(users, self.inter_feat[self.iid_field])
-        return users, self._times[np.searchsorted(self._pairs, pairs)]
+    def _times_of_rows(self) -> np.ndarray:
+        """The time of every interaction of this part, float64 [n]."""
+        pairs = self._pair_keys(*(self.inter_feat[f] for f in (self.uid_field, self.iid_field)))
+        return self._times[np.searchsorted(self._pairs, pairs)]
 
     def _remember_times(self) -> None:
         """Keep times as read: RecBole's float32 tensors hold Unix times to 64 seconds only."""
@@ -134,7 +131,7 @@ class LLMRecDataset(Dataset):
         """
         users = self.inter_feat[self.uid_field].numpy()
         items = self.inter_feat[self.iid_field].numpy()
-        times = self._users_and_times()[1] if len(self._pairs) else None
+        times = self._times_of_rows() if len(self._pairs) else None
         levels = np.ones(len(users), dtype=np.int64)
         if level_thresholds:
             rating_field = self.config["RATING_FIELD"]

@@ -235,8 +235,6 @@ class SetwiseSampler:
         self.low_rated = low_rated
         levels = (NEGATIVE_LEVEL, LOWER_NEGATIVE_LEVEL)
         self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
-        if low_rated is None:
-            self.unrated_level = NEGATIVE_LEVEL
 
     def split(self, users: np.ndarray, epoch: int) -> ContextSplit:
         """Histories and targets of users int64 [B] in an epoch."""
@@ -280,8 +278,8 @@ class SetwiseSampler:
         low = [self._low_rated(user, epoch) for user in users.tolist()]
         low_levels = [np.full(len(chosen), self.low_level) for chosen in low]
         unrated_levels = np.where(negatives > 0, self.unrated_level, PADDING_LEVEL)
-        candidates = [padded(targets, 0), padded(low, 0), negatives]
-        all_levels = [padded(levels, PADDING_LEVEL), padded(low_levels, PADDING_LEVEL)]
+        candidates = [_padded(targets, 0), _padded(low, 0), negatives]
+        all_levels = [_padded(levels, PADDING_LEVEL), _padded(low_levels, PADDING_LEVEL)]
 
         prompt_ids, prompt_lengths = self.prompts.build(split.histories)
         return SetwiseBatch(
@@ -301,7 +299,7 @@ class SetwiseSampler:
         return items[np.argsort(keys, kind="stable")[: self.max_targets]]
 
 
-def padded(rows: list[np.ndarray], value: int) -> np.ndarray:
+def _padded(rows: list[np.ndarray], value: int) -> np.ndarray:
     """Ragged rows as one int64 array [B, longest], filled up with `value`."""
     lengths = np.array([len(row) for row in rows])
     result = np.full((len(rows), int(lengths.max(initial=0))), value, dtype=np.int64)

@@ -294,3 +294,11 @@ def test_ranking_history_is_as_in_training_and_fixed() -> None:
     assert len(set(drawn.tolist())) == 5 and drawn.tolist() != latest.tolist()
     (whole,) = ranking_histories(known, users, seed=3, mode="random", max_history=99)
     assert sorted(whole.tolist()) == items.tolist()
+
+
+def test_union_holds_the_items_of_both_by_user():
+    one = UserItems(np.array([0, 2, 2, 3]), np.array([5, 1, 7]), np.array([1, 2, 1]))
+    other = UserItems(np.array([0, 1, 3, 3]), np.array([5, 2, 9]), np.array([3, 1, 1]))
+    both = one.union(other)
+    assert [both.history(user).tolist() for user in range(3)] == [[1, 5], [2, 9], [7]]
+    assert both.levels.tolist() == [2, 3, 1, 1, 1]  # a shared pair: its higher level

@@ -212,6 +212,16 @@ def test_lower_negatives_are_one_more_boundary(name):
     torch.testing.assert_close(found, loss_of(name, logratios, [3, 2, 1, 1, 0, 0]))
 
 
+@pytest.mark.parametrize("name", BY_BOUNDARIES)
+def test_a_context_without_one_of_the_levels_of_negatives_is_as_if_alone(name):
+    rows = double([[0.3, -0.4, 0.9, -1.1], [0.5, 1.2, -0.2, 0.0], [0.1, -0.6, 0.8, 0.4]])
+    levels = torch.tensor([[2, 1, 0, -2], [1, 0, 0, -1], [1, -2, -2, -1]])
+    together = preference_loss(name, rows, torch.zeros_like(rows), levels, 1.0)
+    for row, of, loss in zip(rows.tolist(), levels.tolist(), together, strict=True):
+        n = len(of) - of.count(-1)
+        torch.testing.assert_close(loss_of(name, row[:n], of[:n])[0], loss)
+
+
 @pytest.mark.parametrize("name", MANY_NEGATIVES)
 def test_padding_beside_lower_negatives_has_no_influence(name):
     logratios, positives, data = two_level_context(name)
