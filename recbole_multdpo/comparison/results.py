@@ -130,8 +130,9 @@ def by_history(users: pd.DataFrame, metric: str) -> pd.DataFrame:
         [systems, groups]: the mean over seeds of each seed's mean over the group's users; columns
         such as `5-12`, the training items of the group's users.
     """
-    groups = history_groups(users["n_train"])
-    rows = users.assign(group=groups)
+    # RecBole's sequential models have fewer rows of a user, who belongs to one group all the same
+    n_train = users.groupby(["seed", "user"])["n_train"].transform("max")
+    rows = users.assign(group=history_groups(n_train))
     of_seed = rows.groupby(["system", "seed", "group"], sort=False, observed=True)[metric].mean()
     table = of_seed.groupby(["system", "group"], sort=False, observed=True).mean().unstack("group")
     systems = list(dict.fromkeys(users["system"]))

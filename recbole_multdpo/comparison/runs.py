@@ -82,8 +82,9 @@ def run_comparison(argv: Sequence[str], run_member: RunMember = run_in_process_o
     """
     request = read_request(argv)
     plan = make_plan(request)
-    _make_folder(plan.folder, resumed=(plan.folder / REQUEST_FILE).is_file())
-    write_atomically(plan.folder / REQUEST_FILE, request_text(request))
+    if not any(argument.startswith("--resume=") for argument in argv):
+        _make_folder(plan.folder)
+        write_atomically(plan.folder / REQUEST_FILE, request_text(request))
     failures: dict[Member, str] = {}
     for number, member in enumerate(plan.members, 1):
         print(f"[{number}/{len(plan.members)}] {member.folder_name}", flush=True)
@@ -181,9 +182,12 @@ def _folder(request: Request, config: Config) -> Path:
     return Path(config["checkpoint_dir"]) / f"comparison-{config['dataset']}-{time}"
 
 
-def _make_folder(folder: Path, resumed: bool) -> None:
-    if not resumed and folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"run_dir={folder} is not empty. Name a new folder.")
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"run_dir={folder} is not empty. Name a new folder, or continue the comparison in it "
+            f"with --resume={folder}."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -40,6 +40,13 @@ def test_metric_by_history_is_a_mean_over_seeds_of_means_over_users():
     assert table.loc["A", "20-20"] == pytest.approx(0.3)
 
 
+def test_a_user_is_in_the_same_group_for_every_system():
+    rows = [("A", 1, "u", 4, 0.5), ("S", 1, "u", 3, 0.1), ("A", 1, "v", 9, 0), ("S", 1, "v", 8, 0)]
+    users = pd.DataFrame(rows, columns=["system", "seed", "user", "n_train", "m"])
+    table = by_history(users, "m")
+    assert list(table.columns) == ["4-4", "9-9"] and list(table["4-4"]) == [0.5, 0.1]
+
+
 def test_events_of_a_user_are_averaged_before_seeds():
     """Seed 1 has two events, 0 and 1, seed 2 one, 1: (0.5 + 1) / 2."""
     rows = [("S", 1, "u", 0.0), ("S", 1, "u", 1.0), ("S", 2, "u", 1.0)]

@@ -202,6 +202,11 @@ def test_wrong_settings_fail_before_anything_runs(
     assert not (tmp_path / "new").exists()
 
 
+def test_another_comparison_in_the_same_folder_is_refused(data_path: Path, copied: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume"):
+        run_comparison(arguments(data_path, copied, "--beta=3"), lambda argv: 0)
+
+
 def test_a_folder_with_something_in_it_is_refused(data_path: Path, tmp_path: Path) -> None:
     (tmp_path / "note").touch()
     with pytest.raises(ConfigError, match="not empty"):
