@@ -7,6 +7,7 @@ import torch
 
 from recbole_multdpo.data.batch import NEGATIVE_LEVEL, PADDING_LEVEL, POSITIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.data.contexts import UserItems, split_contexts
+from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.errors import ConfigError
@@ -187,6 +188,7 @@ class SetwiseSampler:
         n_negatives: int,
         one_positive: bool,
         history_as_targets: bool = False,
+        conversations: Conversations | None = None,
     ) -> None:
         """Set up the draw.
 
@@ -203,6 +205,8 @@ class SetwiseSampler:
                 item right after the cut. The history stays that of the many-positive draw.
             history_as_targets: the items of the history are positives too, of the lowest positive
                 level, as in a denoising autoencoder.
+            conversations: what the prompts show instead of histories; all items of a user are then
+                targets, as with the `history_split` 'all'.
         """
         self.train_items = train_items
         self.prompts = prompts
@@ -214,6 +218,7 @@ class SetwiseSampler:
         self.n_negatives = n_negatives
         self.one_positive = one_positive
         self.history_as_targets = history_as_targets
+        self.conversations = conversations
 
     def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
         """The batch of some users in an epoch.
@@ -231,10 +236,10 @@ class SetwiseSampler:
             users,
             seed=self.seed,
             epoch=epoch,
-            mode=self.history_split,
+            mode=self.history_split if self.conversations is None else "all",
             target_share=self.target_share,
             max_targets=self.max_targets,
-            max_history=self.prompts.max_history,
+            max_history=self.prompts.max_history or 0,
         )
         n_kept = 1 if self.one_positive else self.max_targets
         targets = [chosen[:n_kept] for chosen in split.targets]
@@ -258,7 +263,10 @@ class SetwiseSampler:
         positive_levels[filled] = np.concatenate(levels)
         negative_levels = np.where(negatives > 0, NEGATIVE_LEVEL, PADDING_LEVEL)
 
-        prompt_ids, prompt_lengths = self.prompts.build(split.histories)
+        shown = split.histories
+        if self.conversations is not None:
+            shown = [self.conversations.of(user) for user in users.tolist()]
+        prompt_ids, prompt_lengths = self.prompts.build(shown)
         return SetwiseBatch(
             user_ids=torch.from_numpy(users),
             prompt_ids=prompt_ids,
