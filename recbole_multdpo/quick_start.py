@@ -22,15 +22,16 @@ from recbole.utils import get_trainer, init_seed
 from recbole_multdpo.atomic import restore_interrupted
 from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.contexts import UserItems
-from recbole_multdpo.data.dataset import LLMRecDataset
+from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
-from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
+from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders, never_rank
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.model.row_models import conversation_model
 from recbole_multdpo.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.run_folder import RunFolder, create_run_folder
 from recbole_multdpo.settings import LLMRecSettings
@@ -143,13 +144,18 @@ def _prepare(config: Config, dataset: Dataset) -> list[Dataset]:
 def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
     """Any model of RecBole, through RecBole's own loaders and trainer."""
     with clock.stage("data"):
-        dataset = _load(config, create_dataset)
+        on_conversations = config["context"] == "conversation"
+        dataset = _load(config, ContextDataset if on_conversations else create_dataset)
         parts = _prepare(config, dataset)
         # RecBole splits inside data_preparation: hand it the parts that were made above
         dataset.build = lambda: parts
         train_data, valid_data, test_data = data_preparation(config, dataset)
+        if on_conversations:
+            never_rank(valid_data, dataset.excluded)
+            never_rank(test_data, dataset.excluded)
     init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, train_data._dataset).to(config["device"])
+    make_model = conversation_model if on_conversations else config.model_class
+    model = make_model(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     show_progress = config["show_progress"]
@@ -165,6 +171,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "num_users_evaluated": _n_users(parts[2]),
         "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
+        **_conversation_counts(config, dataset),
     }
 
 
@@ -201,7 +208,7 @@ def _run_llmrec(
         valid_result = trainer.evaluate(
             valid, load_best_model=False, show_progress=config["show_progress"]
         )
-    if settings.test_history == "train_valid":
+    if settings.test_history == "train_valid" and model.conversations is None:
         known = parts[0].copy(cat_interactions([parts[0].inter_feat, parts[1].inter_feat]))
         model.histories = known.user_items(settings.level_thresholds)
     with clock.stage("test"):
@@ -222,7 +229,16 @@ def _run_llmrec(
         "num_items": dataset.item_num - 1,
         "item_texts": vars(dataset.text_report),
         "test_history": settings.test_history,
+        **_conversation_counts(config, dataset),
     }
+
+
+def _conversation_counts(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What `result.json` says about conversations; nothing where contexts are histories."""
+    if config["context"] == "history":
+        return {}
+    counts = {"mentioned_items": config["mentioned_items"], "answers_left_out": dataset.repeats}
+    return {"context": "conversation", **counts}
 
 
 def _train_sft(
@@ -261,6 +277,8 @@ def _train_loader(
     settings, loss = model.settings, LOSSES[loss_name]
     n_negatives = {"none": 0, "one": 1, "many": settings.num_negatives}[loss.negatives]
     low_rated, known = None, model.histories
+    if train.excluded is not None:
+        known = known.union(train.excluded)
     if settings.low_ratings != "ignore" and n_negatives:
         low_rated = train.low_rated_items()
         known = known.union(low_rated)
@@ -277,6 +295,7 @@ def _train_loader(
         history_as_targets=loss_name == "sft" and settings.sft_targets == "all",
         low_rated=low_rated,
         low_above_unrated=settings.low_ratings == "above_unrated",
+        conversations=model.conversations,
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)
 

@@ -121,6 +121,8 @@ class RecBoleSettings(TypedDict, total=False):
     num_threads: Count | None
     run_dir: Text | None
     resume: Text | None
+    context: Literal["history", "conversation"]
+    mentioned_items: Literal["exclude", "keep"]
     # training
     epochs: CountOrZero
     train_batch_size: Count
@@ -181,7 +183,7 @@ class RecBoleSettings(TypedDict, total=False):
 RECBOLE_SETTINGS: TypeAdapter[RecBoleSettings] = TypeAdapter(RecBoleSettings)
 
 # Every model has these; they are in no property file of RecBole.
-ADDED_KEYS = frozenset({"device", "num_threads", "run_dir", "resume"})
+ADDED_KEYS = frozenset({"device", "num_threads", "run_dir", "resume", "context", "mentioned_items"})
 UNLISTED_KEYS = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio"})
 
 # Read by RecBole's models although their property files do not list them.
@@ -298,6 +300,15 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
     if args["order"] == "TO" and loaded != "*" and time_field not in loaded:
         problems.append(
             f"eval_args: order TO needs times: add {time_field} to load_col's inter list."
+        )
+    if (
+        settings.get("context") == "conversation"
+        and not settings.get("benchmark_filename")
+        and args["group_by"] == "user"
+    ):
+        problems.append(
+            "context=conversation: a split by user would put the answers of one conversation into "
+            "all parts. Name the parts' files in benchmark_filename (docs/datasets.md)."
         )
     if not ranking and "full" in args["mode"].values():
         problems.append(

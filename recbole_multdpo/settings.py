@@ -197,6 +197,7 @@ def impossible_combinations(
         *_data_problems(settings, shared),
         *_recbole_problems(shared),
         *_settings_without_effect(settings, set(asked_for)),
+        *_history_settings_without_effect(shared.get("context"), set(asked_for)),
     ]
 
 
@@ -368,6 +369,23 @@ def _negatives_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> 
             "Add --negative_distribution=popularity."
         )
     return problems
+
+
+def _history_settings_without_effect(context: str | None, asked_for: set[str]) -> list[str]:
+    found = asked_for & {
+        "max_history",
+        "rank_history",
+        "target_share",
+        "history_split",
+        "test_history",
+        "sft_targets",
+    }
+    if context != "conversation" or not found:
+        return []
+    return [
+        f"{', '.join(sorted(found))}: no effect with context=conversation, which shows a "
+        "conversation and takes all its answers as targets. Leave it out, or use --context=history."
+    ]
 
 
 def _loss_options_without_effect(loss: str, asked_for: set[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,15 @@ class UserItems:
         counts = np.bincount(users[kept], minlength=n_users)
         return cls(np.concatenate([[0], counts.cumsum()]), items[kept].astype(np.int64), highest)
 
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int]]) -> UserItems:
+        """Users 0, 1, ... with their items, oldest first, all of level 1."""
+        users = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
+        items = np.array([item for items in lists for item in items], dtype=np.int64)
+        return cls.build(users, items, np.ones(len(items), dtype=np.int64), None, len(lists))
+
     def union(self, other: UserItems) -> UserItems:
-        """The items of both, for the same users; `other`'s come last."""
+        """Every user's items of both, each once; `other`'s come last."""
         users = [np.repeat(np.arange(len(part.counts)), part.counts) for part in (self, other)]
         return UserItems.build(
             np.concatenate(users),
@@ -71,6 +79,12 @@ class UserItems:
             None,
             len(self.counts),
         )
+
+    def holds(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether each item [n] is one of its user's [n]: bool [n]."""
+        stride = max(int(self.items.max(initial=0)), int(items.max(initial=0))) + 1
+        owners = np.repeat(np.arange(len(self.counts)), self.counts)
+        return np.isin(users * stride + items, owners * stride + self.items)
 
     @property
     def counts(self) -> np.ndarray:
@@ -149,7 +163,8 @@ def split_contexts(
         epoch: number of the epoch within its training stage, from 0.
         mode: 'random' holds out random items and shows the rest in random order; 'temporal' cuts
             the user's time line at a random place, holds out the items that follow and shows those
-            before; every cut that leaves a full window of targets is equally likely.
+            before; every cut that leaves a full window of targets is equally likely. 'all' makes
+            every item a target, in random order, and shows none: the context is a conversation.
         target_share: share of a user's items that is held out ('temporal': length of the window).
         max_targets: cap on targets.
         max_history: cap on the history ('temporal': the latest items before the cut).
@@ -157,18 +172,21 @@ def split_contexts(
     Raises:
         ValueError: a user without items, or an unknown mode.
     """
-    if mode not in ("random", "temporal"):
-        raise ValueError(f"mode={mode!r} is not known; allowed: random, temporal")
+    if mode not in ("random", "temporal", "all"):
+        raise ValueError(f"mode={mode!r} is not known; allowed: random, temporal, all")
     counts = train_items.start[users + 1] - train_items.start[users]
     if (counts == 0).any():
         raise ValueError(f"users without training items: {users[counts == 0][:5].tolist()}")
-    wanted = n_targets(counts, target_share, max_targets)
+    if mode == "all":
+        wanted, max_history = np.minimum(counts, max_targets), 0
+    else:
+        wanted = n_targets(counts, target_share, max_targets)
     row = np.repeat(np.arange(len(users)), counts)
     position = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
     entry = train_items.start[users][row] + position
     bounds = np.concatenate([[0], counts.cumsum()])
     histories, targets, target_levels = [], [], []
-    if mode == "random":
+    if mode != "temporal":
         keys = random_keys(seed, epoch, SPLIT_STREAM, users[row], position)
         entry = entry[np.lexsort((keys, row))]
         for first, stop, held_out in zip(bounds[:-1], bounds[1:], wanted, strict=True):

@@ -1,4 +1,4 @@
-"""RecBole's data set with item texts, and the users' items as contexts."""
+"""RecBole's data set with contexts: the users' items or their conversations, and item texts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from logging import getLogger
 from pathlib import Path
 
 import numpy as np
+import torch
 from recbole.data.dataset import Dataset
 
 from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.conversations import Conversations, read_conversations
 from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.errors import ConfigError, DataError
@@ -16,8 +18,67 @@ from recbole_multdpo.errors import ConfigError, DataError
 LOW_STREAM = 7  # keeps the choice of low ratings apart from the training draws
 
 
-class LLMRecDataset(Dataset):
-    """RecBole's `Dataset` plus `item_texts`.
+class ContextDataset(Dataset):
+    """RecBole's `Dataset` plus the conversations that its users stand for, if they do.
+
+    Attributes:
+        conversations: with context=conversation, else None.
+        repeats: with mentioned_items=exclude, per part how many recommendations were left out
+            because their conversation had mentioned the item; else empty.
+    """
+
+    conversations: Conversations | None = None
+    repeats: list[int]
+
+    def _from_scratch(self) -> None:
+        super()._from_scratch()
+        self.repeats = []
+        if self.config["context"] == "conversation":
+            self.conversations = read_conversations(
+                Path(self.dataset_path) / f"{self.dataset_name}.user",
+                self.field2id_token[self.uid_field],
+                self.field2id_token[self.iid_field],
+                id_column=self.uid_field,
+                separator=self.config["field_separator"],
+                items_separator=self.config["seq_separator"],
+            )
+
+    @property
+    def excluded(self) -> UserItems | None:
+        """Items that are no answers, negatives or candidates of a user; None if there are none."""
+        if self.conversations is None or self.config["mentioned_items"] == "keep":
+            return None
+        return self.conversations.mentioned
+
+    def build(self) -> list[Dataset]:
+        """RecBole's parts of the split, without the recommendations of excluded items.
+
+        Raises:
+            DataError: nothing is left of a part.
+        """
+        parts = super().build()
+        if self.excluded is None:
+            return parts
+        kept = []
+        for name, part in zip(("training", "validation", "test"), parts, strict=True):
+            users, items = (part.inter_feat[f].numpy() for f in (self.uid_field, self.iid_field))
+            repeated = self.excluded.holds(users, items)
+            if repeated.all():
+                raise DataError(
+                    f"every recommendation of the {name} part is of an item that its conversation "
+                    "mentioned before; use --mentioned_items=keep"
+                )
+            self.repeats.append(int(repeated.sum()))
+            kept.append(part.copy(part.inter_feat[torch.from_numpy(~repeated)]))
+        getLogger().info(
+            "mentioned_items=exclude: recommendations of items mentioned before are left out, "
+            f"{self.repeats} of {[len(part) for part in parts]} in training, validation and test"
+        )
+        return kept
+
+
+class LLMRecDataset(ContextDataset):
+    """`ContextDataset` plus `item_texts`.
 
     Loading, filtering, id mapping and splitting are RecBole's own, so that a language model and a
     classical model given the same settings and seed see the same split of the same catalogue.

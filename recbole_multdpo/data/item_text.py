@@ -1,8 +1,7 @@
 """Item texts, read raw from a RecBole `.item` file.
 
 RecBole would split titles at spaces (`token_seq`) or pad them into its feature table; the language
-model needs them as they are written. So the file is read here, tab by tab, without quoting rules: a
-quotation mark in a title is a quotation mark.
+model needs them as they are written.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recbole_multdpo.data.atomic_file import read_columns
 from recbole_multdpo.errors import DataError
 
 
@@ -49,53 +49,28 @@ def clean_text(text: str) -> str:
 def read_item_file(
     path: Path, columns: Sequence[str], id_column: str, separator: str = "\t"
 ) -> dict[str, tuple[str, ...]]:
-    """Read `columns` of a RecBole `.item` file.
-
-    Lines end in LF or CR LF; a carriage return inside a value is white space. Blank lines are
-    skipped, as is a byte-order mark.
+    """Read `columns` of a RecBole `.item` file (`atomic_file.read_columns`).
 
     Returns:
         For every item, by its token (the id as written), the cleaned values of `columns`.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, not UTF-8, lacks a column, has a row of
-            another width, or names an item twice.
+        DataError: the file cannot be read as an atomic file, or names an item twice.
     """
-    try:
-        # newline="": Python would otherwise take a carriage return inside a title for a line's end
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = file.read().split("\n")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist. A language model needs item texts: put a RecBole .item file "
-            f"there, with the columns {id_column} and {', '.join(columns)}."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); convert it, e.g. with iconv") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check it") from None
-    header = [column.split(":")[0] for column in lines[0].rstrip("\r").split(separator)]
-    missing = [column for column in (id_column, *columns) if column not in header]
-    if missing:
-        raise DataError(
-            f"{path}, line 1: no column {', '.join(map(repr, missing))}; the file has "
-            f"{', '.join(filter(None, header)) or 'no header'}. "
-            "Set --item_text_fields and --item_year_field to columns of this file."
-        )
-    at_id, at = header.index(id_column), [header.index(column) for column in columns]
     rows: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        values = line.rstrip("\r").split(separator)
-        if len(values) != len(header):
-            raise DataError(
-                f"{path}, line {number}: {len(values)} columns instead of {len(header)}; "
-                "a tab inside a text must be replaced by a space"
-            )
-        if values[at_id] in rows:
-            raise DataError(f"{path}, line {number}: item {values[at_id]!r} stands there twice")
-        rows[values[at_id]] = tuple(clean_text(values[column]) for column in at)
+    for number, (item, *values) in read_columns(
+        path,
+        [id_column, *columns],
+        separator,
+        need=(
+            "A language model needs item texts: put a RecBole .item file there, with the columns "
+            f"{id_column} and {', '.join(columns)}."
+        ),
+        remedy="Set --item_text_fields and --item_year_field to columns of this file.",
+    ):
+        if item in rows:
+            raise DataError(f"{path}, line {number}: item {item!r} stands there twice")
+        rows[item] = tuple(clean_text(value) for value in values)
     return rows
 
 

@@ -15,6 +15,8 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers
 
 from recbole_multdpo.data.batch import SetwiseBatch
+from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.random_keys import random_keys
 from recbole_multdpo.data.sampler import SetwiseSampler
 
@@ -71,18 +73,23 @@ class SetwiseDataLoader(AbstractDataLoader):
 class RankingDataLoader(FullSortEvalDataLoader):
     """RecBole's full-ranking loader, with a number of users rather than of scores per batch.
 
-    Users come by the number of their known items, so that the prompts of a batch are of similar
-    length and little of it is padding. Metrics are means over users: their order does not matter.
+    Users come by the number of their known items or the length of their conversation, so that the
+    prompts of a batch are of similar length and little of it is padding. Metrics are means over
+    users: their order does not matter.
     """
 
     uid_list: torch.Tensor
     user_df: Interaction
 
-    def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
+    def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
         """RecBole's arguments."""
         super().__init__(config, dataset, sampler)
+        conversations = dataset.conversations
         n_known = [len(self.uid2history_item[user]) for user in self.uid_list.tolist()]
-        order = torch.tensor(n_known).argsort(stable=True)
+        sizes = torch.tensor(n_known)
+        if conversations is not None:
+            sizes = torch.from_numpy(conversations.sizes())[self.uid_list]
+        order = sizes.argsort(stable=True)
         self.uid_list, self.user_df = self.uid_list[order], self.user_df[order]
 
     def _init_batch_size_and_step(self) -> None:
@@ -99,8 +106,25 @@ def some_users(part: Dataset, n_users: int, seed: int) -> Dataset:
     return part.copy(part.inter_feat[torch.isin(users, chosen)])
 
 
+def never_rank(loader: AbstractDataLoader, excluded: UserItems | None) -> None:
+    """Keep items out of an evaluation loader's full rankings, or out of its sampled candidates."""
+    if excluded is None:
+        return
+    users = loader._dataset.inter_feat[loader._dataset.uid_field].unique().tolist()
+    if isinstance(loader, FullSortEvalDataLoader):
+        for user in users:
+            known = torch.cat(
+                [loader.uid2history_item[user], torch.from_numpy(excluded.history(user))]
+            )
+            loader.uid2history_item[user] = known.unique()
+        return
+    if loader._sampler is not None:  # rows with labels need no candidates
+        for user in users:
+            loader._sampler.used_ids[user].update(excluded.history(user).tolist())
+
+
 def evaluation_loaders(
-    config: Config, dataset: Dataset, parts: Sequence[Dataset]
+    config: Config, dataset: ContextDataset, parts: Sequence[ContextDataset]
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
     """Loaders for validation during training, for the reported validation, and for test.
 
@@ -119,5 +143,7 @@ def evaluation_loaders(
     n_users = config["valid_users"]
     if n_users and modes["valid"] == "full":
         few = some_users(parts[1], n_users, config["seed"])
-        return RankingDataLoader(config, few, valid_sampler), valid, test
-    return valid, valid, test
+        loaders.insert(0, RankingDataLoader(config, few, valid_sampler))
+    for loader in loaders:
+        never_rank(loader, dataset.excluded)
+    return loaders[0], valid, test

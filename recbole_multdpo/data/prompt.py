@@ -1,16 +1,18 @@
-"""Prompts: a named template around a user's history, joined from ready token ids.
+"""Prompts: a named template around a history or a conversation, joined from ready token ids.
 
-A prompt is `head + history + tail`. Every title is tokenised once, with its separator, when the
-builder is made; a context's prompt is then a concatenation of ready token lists. Nothing is ever
-tokenised across a joint, so prompt and item tokens cannot merge (see
-`recbole_multdpo.data.item_tokens`). Titles never pass through a chat template, and special tokens
-are recognised in the frame only.
+A prompt is `head + pieces + tail`; the pieces are the titles of a history or the turns of a
+conversation. Every piece is tokenised once, with what stands before it, when the builder is made; a
+context's prompt is then a concatenation of ready token lists. Nothing is ever tokenised across a
+joint, so prompt and item tokens cannot merge (see `recbole_multdpo.data.item_tokens`). Titles and
+turns never pass through a chat template, and special tokens are recognised in the frame only. A
+conversation is quoted in the user's message, one line per turn: a chat template that demands turns
+in alternation takes it too, and no text of a turn can speak in another role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,19 +25,21 @@ from recbole_multdpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The words around a history.
+    """The words around a history or a conversation.
 
     Attributes:
-        head: before the first title.
-        separator: before every title of the history.
-        plain_tail: after the history where the model simply continues the text.
-        chat_tail: after the history where the tokenizer's chat template asks for an answer.
+        head: before the first piece.
+        separator: before every title of a history.
+        plain_tail: after the pieces where the model simply continues the text.
+        chat_tail: after the pieces where the tokenizer's chat template asks for an answer.
+        speakers: before every turn of a conversation, by role; empty for a history.
     """
 
     head: str
     separator: str
     plain_tail: str
     chat_tail: str
+    speakers: Mapping[str, str] = field(default_factory=dict)
 
 
 def _liked(noun: str, verb: str) -> PromptTemplate:
@@ -47,39 +51,52 @@ def _liked(noun: str, verb: str) -> PromptTemplate:
     )
 
 
-TEMPLATES: dict[str, PromptTemplate] = {
-    "movies": _liked("movie", "liked"),
-    "books": _liked("book", "liked"),
-    "items": _liked("item", "liked"),
-}
+def _talk(noun: str) -> PromptTemplate:
+    return PromptTemplate(
+        head=f"A user asks for {noun}s:",
+        separator="\n",
+        plain_tail=f"\nThe {noun} recommended next:",
+        chat_tail=f"\n\nName one {noun} to recommend next. Answer with its title only.",
+        speakers={"system": "\nNote:", "user": "\nUser:", "assistant": "\nRecommender:"},
+    )
+
+
+NOUNS = {"movies": "movie", "books": "book", "items": "item"}
+TEMPLATES = {name: _liked(noun, "liked") for name, noun in NOUNS.items()}
+CONVERSATION_TEMPLATES = {name: _talk(noun) for name, noun in NOUNS.items()}
 
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """The fixed text of a prompt: before and after the history, and before an item's text."""
+    """The fixed text of a prompt: around the pieces, before each, and before an item's text."""
 
     head: str
     separator: str
     tail: str
     item_prefix: str
+    speakers: Mapping[str, str] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
         """The fixed pieces, so that a tokenizer can be fitted to them too."""
-        return [self.head, self.separator, self.tail]
+        return [self.head, *(self.speakers.values() or [self.separator]), self.tail]
 
 
 _HISTORY_MARK = "historygoeshere"  # letters only: a template may escape punctuation
 
 
 def prompt_frame(
-    template_name: str, tokenizer: PreTrainedTokenizerBase | None, use_chat_template: bool | str
+    template_name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    use_chat_template: bool | str,
+    context: str = "history",
 ) -> PromptFrame:
     """Resolve a template name against a tokenizer.
 
     Args:
-        template_name: a key of `TEMPLATES`.
+        template_name: a key of `TEMPLATES` and `CONVERSATION_TEMPLATES`.
         tokenizer: where the chat template comes from; None stands for "has none".
         use_chat_template: True, False, or 'auto' (where the tokenizer has one).
+        context: what the prompt shows, 'history' or 'conversation'.
 
     Raises:
         ConfigError: unknown template; a chat template is demanded of a tokenizer without one, or
@@ -88,7 +105,8 @@ def prompt_frame(
     if template_name not in TEMPLATES:
         allowed = ", ".join(sorted(TEMPLATES))
         raise ConfigError(f"prompt_template={template_name!r} is not known; allowed: {allowed}")
-    template = TEMPLATES[template_name]
+    templates = CONVERSATION_TEMPLATES if context == "conversation" else TEMPLATES
+    template = templates[template_name]
     has_chat = tokenizer is not None and bool(tokenizer.chat_template)
     if use_chat_template is True and not has_chat:
         raise ConfigError(
@@ -97,7 +115,9 @@ def prompt_frame(
         )
     if use_chat_template is False or not has_chat:
         # the title after the tail begins with a space, as the titles of the history do
-        return PromptFrame(template.head, template.separator, template.plain_tail, item_prefix=" ")
+        return PromptFrame(
+            template.head, template.separator, template.plain_tail, " ", template.speakers
+        )
     assert tokenizer is not None
     message = template.head + _HISTORY_MARK + template.chat_tail
     try:
@@ -115,11 +135,11 @@ def prompt_frame(
             f"the backbone's chat template shows the user's message {len(parts) - 1} times instead "
             "of once; set --use_chat_template=False"
         )
-    return PromptFrame(parts[0], template.separator, parts[1], item_prefix="")
+    return PromptFrame(parts[0], template.separator, parts[1], "", template.speakers)
 
 
 class PromptBuilder:
-    """Turns histories of item ids into right-padded prompt token ids."""
+    """Turns histories of item ids, or lists of turns, into right-padded prompt token ids."""
 
     def __init__(
         self,
@@ -127,23 +147,26 @@ class PromptBuilder:
         texts: Sequence[str],
         frame: PromptFrame,
         *,
-        max_history: int,
+        max_history: int | None,
         max_prompt_tokens: int,
+        roles: Sequence[str] | None = None,
     ) -> None:
-        """Tokenise the frame and every title once.
+        """Tokenise the frame and every piece once.
 
         Args:
             tokenizer: a Hugging Face tokenizer. Where it opens every text with its BOS token, so
                 does every prompt.
-            texts: one text per inner item id; entry 0 belongs to [PAD].
+            texts: one text per inner item id, or per turn; entry 0 belongs to [PAD].
             frame: the fixed text, from `prompt_frame`.
-            max_history: titles kept at most, the latest ones.
-            max_prompt_tokens: token limit of a prompt; the oldest titles are left out to meet it,
-                each as a whole.
+            max_history: pieces kept at most, the latest ones; None for no limit.
+            max_prompt_tokens: token limit of a prompt; the oldest pieces are left out to meet it,
+                each as a whole. A turn that is too long by itself is cut at its end, so that the
+                latest turn is always shown.
+            roles: per text who speaks it, where the texts are turns; a key of `frame.speakers`.
 
         Raises:
-            ConfigError: the frame alone exceeds `max_prompt_tokens`.
-            DataError: the tokenizer makes a special token of a title.
+            ConfigError: the frame alone exceeds `max_prompt_tokens`, or leaves no room for a turn.
+            DataError: the tokenizer makes a special token of a text.
         """
         self.frame = frame
         self.max_history = max_history
@@ -156,28 +179,40 @@ class PromptBuilder:
         opening = tokenizer(frame.head)["input_ids"][:1]
         if opening == [tokenizer.bos_token_id] and self._head[:1].tolist() != opening:
             self._head = np.concatenate([np.array(opening, dtype=np.int64), self._head])
-        separator = encode(frame.separator)
-        encoded = encode_plain(tokenizer, [f" {text}" for text in texts[1:]])
-        self._pieces = [separator[:0]] + [
-            np.concatenate([separator, np.array(ids, dtype=np.int64)]) for ids in encoded
-        ]
-        self._piece_lengths = np.array([len(piece) for piece in self._pieces])
-        self._history_budget = max_prompt_tokens - len(self._head) - len(self._tail)
-        if self._history_budget < 0:
+        self._budget = max_prompt_tokens - len(self._head) - len(self._tail)
+        before = {role: encode(text) for role, text in frame.speakers.items()}
+        # a turn shows at least one token after the name of its speaker
+        needed = max((len(ids) + 1 for ids in before.values()), default=0)
+        if self._budget < needed:
             raise ConfigError(
                 f"max_prompt_tokens={max_prompt_tokens} is less than the template itself takes "
-                f"({len(self._head) + len(self._tail)} tokens); raise it"
+                f"({max_prompt_tokens - self._budget + needed} tokens); raise it"
             )
+        encoded = encode_plain(tokenizer, [f" {text}" for text in texts[1:]])
+        if roles is None:
+            openings = [encode(frame.separator)] * len(encoded)
+        else:
+            openings = [before[role] for role in roles[1:]]
+            encoded = [
+                ids[: self._budget - len(opening)]
+                for opening, ids in zip(openings, encoded, strict=True)
+            ]
+        # 32 bits: the turns of a large set are hundreds of millions of tokens
+        self._pieces = [self._head[:0].astype(np.int32)] + [
+            np.concatenate([opening, ids]).astype(np.int32)
+            for opening, ids in zip(openings, encoded, strict=True)
+        ]
+        self._piece_lengths = np.array([len(piece) for piece in self._pieces])
 
     def kept(self, history: np.ndarray, max_history: int | None = None) -> np.ndarray:
-        """The part of `history` (item ids, oldest first) that the prompt shows: its latest titles.
+        """The part of `history` (pieces, oldest first) that the prompt shows: its latest ones.
 
-        The oldest go first, even where an older title would fit and a later one does not.
+        The oldest go first, even where an older piece would fit and a later one does not.
         """
         limit = self.max_history if max_history is None else max_history
-        latest = history[max(len(history) - limit, 0) :]
+        latest = history if limit is None else history[max(len(history) - limit, 0) :]
         from_the_end = self._piece_lengths[latest[::-1]].cumsum()
-        n_fitting = int(np.searchsorted(from_the_end, self._history_budget, side="right"))
+        n_fitting = int(np.searchsorted(from_the_end, self._budget, side="right"))
         return latest[len(latest) - n_fitting :]
 
     def build(
@@ -186,8 +221,9 @@ class PromptBuilder:
         """Prompts of several contexts.
 
         Args:
-            histories: per context the item ids, oldest first; each may be empty.
-            max_history: titles kept at most; by default the builder's own limit.
+            histories: per context the pieces (item ids, or indices of turns), oldest first; each
+                may be empty.
+            max_history: pieces kept at most; by default the builder's own limit.
 
         Returns:
             prompt_ids long [B, P] right padded with 0, prompt_lengths long [B].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recbole_multdpo.data.batch import (
     LOWER_NEGATIVE_LEVEL,
@@ -13,6 +14,7 @@ from recbole_multdpo.data.batch import (
     SetwiseBatch,
 )
 from recbole_multdpo.data.contexts import ContextSplit, UserItems, split_contexts
+from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.errors import ConfigError
@@ -202,6 +204,7 @@ class SetwiseSampler:
         history_as_targets: bool = False,
         low_rated: UserItems | None = None,
         low_above_unrated: bool = False,
+        conversations: Conversations | None = None,
     ) -> None:
         """Set up the draw.
 
@@ -221,6 +224,8 @@ class SetwiseSampler:
             low_rated: items that are negatives of every context of their user, at most
                 `max_targets` of them, and that `negative_sampler` avoids; None for none.
             low_above_unrated: whether these stand above the negatives drawn, or below.
+            conversations: what the prompts show instead of histories; all items of a user are then
+                targets, as with the `history_split` 'all'.
         """
         self.train_items = train_items
         self.prompts = prompts
@@ -235,6 +240,7 @@ class SetwiseSampler:
         self.low_rated = low_rated
         levels = (NEGATIVE_LEVEL, LOWER_NEGATIVE_LEVEL)
         self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
+        self.conversations = conversations
 
     def split(self, users: np.ndarray, epoch: int) -> ContextSplit:
         """Histories and targets of users int64 [B] in an epoch."""
@@ -243,11 +249,21 @@ class SetwiseSampler:
             users,
             seed=self.seed,
             epoch=epoch,
-            mode=self.history_split,
+            mode=self.history_split if self.conversations is None else "all",
             target_share=self.target_share,
             max_targets=self.max_targets,
-            max_history=self.prompts.max_history,
+            max_history=self.prompts.max_history or 0,
         )
+
+    def build_prompts(self, users: np.ndarray, split: ContextSplit) -> tuple[Tensor, Tensor]:
+        """Prompts of users int64 [B] that show the split's histories, or their conversations.
+
+        Returns:
+            Token ids long [B, P], right padded, and lengths long [B].
+        """
+        if self.conversations is None:
+            return self.prompts.build(split.histories)
+        return self.prompts.build([self.conversations.of(user) for user in users.tolist()])
 
     def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
         """The batch of some users in an epoch.
@@ -281,7 +297,7 @@ class SetwiseSampler:
         candidates = [_padded(targets, 0), _padded(low, 0), negatives]
         all_levels = [_padded(levels, PADDING_LEVEL), _padded(low_levels, PADDING_LEVEL)]
 
-        prompt_ids, prompt_lengths = self.prompts.build(split.histories)
+        prompt_ids, prompt_lengths = self.build_prompts(users, split)
         return SetwiseBatch(
             user_ids=torch.from_numpy(users),
             prompt_ids=prompt_ids,

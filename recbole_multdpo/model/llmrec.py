@@ -1,8 +1,8 @@
 """LLMRec: a Hugging Face causal LM as a RecBole general recommender.
 
-An item's score for a user is log pi(item text | prompt of the user's history), the sum over its
-tokens in nats. Training has two stages over the same batches: supervised fine-tuning, then
-preference training against the frozen result of the first.
+An item's score for a user is log pi(item text | prompt of the user's history or conversation), the
+sum over its tokens in nats. Training has two stages over the same batches: supervised fine-tuning,
+then preference training against the frozen result of the first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recbole_multdpo.data.batch import POSITIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.data.contexts import ranking_histories
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.item_tokens import encode_items
-from recbole_multdpo.data.prompt import PromptBuilder, prompt_frame
+from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame, prompt_frame
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.model.backbone import (
     add_lora,
@@ -68,18 +68,23 @@ class LLMRec(GeneralRecommender):
 
         Args:
             config: a `recbole_multdpo.config.Config` whose `settings` describe the model.
-            dataset: the training part; its items are the histories that prompts show.
+            dataset: the training part; its items are the histories that prompts show, unless it
+                has conversations to show.
         """
         super().__init__(config, dataset)
         settings = config.settings
         self.settings = settings
         self.seed = config["seed"]
         self.loss_name = "sft"
-        plain_frame = prompt_frame(settings.prompt_template, None, False)
+        self.histories = dataset.user_items(settings.level_thresholds)
+        self.conversations = dataset.conversations
+        plain_frame = prompt_frame(settings.prompt_template, None, False, config["context"])
         self.backbone = load_backbone(
             settings.backbone,
             # several copies of the frame, so that the tokenizer spends a token or two on it
-            texts=[f" {text}" for text in dataset.item_texts[1:]] + plain_frame.texts() * 20,
+            texts=[f" {text}" for text in dataset.item_texts[1:]]
+            + plain_frame.texts() * 20
+            + self._training_turns(),
             seed=self.seed,
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
@@ -92,7 +97,9 @@ class LLMRec(GeneralRecommender):
             tiny_whole_texts=dataset.item_texts[1:] if settings.tiny_title_tokens else (),
         )
         self.tokenizer = self.backbone.tokenizer
-        frame = prompt_frame(settings.prompt_template, self.tokenizer, settings.use_chat_template)
+        frame = prompt_frame(
+            settings.prompt_template, self.tokenizer, settings.use_chat_template, config["context"]
+        )
         self.item_texts = dataset.item_texts
         self.items = encode_items(
             self.tokenizer,
@@ -105,20 +112,34 @@ class LLMRec(GeneralRecommender):
         if self.over_catalogue:
             self.items = without_forced_ends(self.items, self.trie)
             self.trie = ItemTrie.build(self.items)
-        self.prompts = PromptBuilder(
-            self.tokenizer,
-            dataset.item_texts,
-            frame,
-            max_history=settings.max_history,
-            max_prompt_tokens=settings.max_prompt_tokens,
-        )
-        self.histories = dataset.user_items(settings.level_thresholds)
+        self.prompts = self._prompt_builder(frame)
         self._user_names = dataset.field2id_token[dataset.uid_field]
         self.uses_lora = not settings.trains_all_weights
         self.lm: nn.Module = self.backbone.lm
         if self.uses_lora:
             self.lm = self._with_adapter(self.seed)
         self.reference: nn.Module | None = None
+
+    def _training_turns(self) -> list[str]:
+        """What was said in training conversations, for the tokenizer of `tiny` to be fitted to."""
+        if self.conversations is None:
+            return []
+        return self.conversations.texts(np.flatnonzero(self.histories.counts))
+
+    def _prompt_builder(self, frame: PromptFrame) -> PromptBuilder:
+        limit = self.settings.max_prompt_tokens
+        if self.conversations is None:
+            return PromptBuilder(
+                self.tokenizer,
+                self.item_texts,
+                frame,
+                max_history=self.settings.max_history,
+                max_prompt_tokens=limit,
+            )
+        roles, texts = zip(*self.conversations.turns, strict=True)
+        return PromptBuilder(
+            self.tokenizer, texts, frame, max_history=None, max_prompt_tokens=limit, roles=roles
+        )
 
     def _with_adapter(self, seed: int) -> nn.Module:
         settings = self.settings
@@ -240,8 +261,16 @@ class LLMRec(GeneralRecommender):
     # ---- scoring and ranking ----
 
     def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompts of users from their known items: ids [B, P] right padded, lengths [B]."""
+        """Prompts of users from their known items or their conversations.
+
+        Returns:
+            ids long [B, P] right padded, lengths long [B].
+        """
         settings = self.settings
+        if self.conversations is not None:
+            said = [self.conversations.of(user) for user in user_ids.tolist()]
+            prompt_ids, prompt_lengths = self.prompts.build(said)
+            return prompt_ids.to(self.device), prompt_lengths.to(self.device)
         histories = ranking_histories(
             self.histories,
             user_ids.cpu().numpy(),

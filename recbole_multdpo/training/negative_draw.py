@@ -52,7 +52,7 @@ def draw_negatives(
     size = model.settings.rank_batch_users
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     for part in tqdm(parts, desc="negatives", disable=not show_progress):
-        prompt_ids, prompt_lengths = sampler.prompts.build(sampler.split(part, epoch).histories)
+        prompt_ids, prompt_lengths = sampler.build_prompts(part, sampler.split(part, epoch))
         prompts = prompt_ids.to(model.device), prompt_lengths.to(model.device)
         weights = _log_weights(model, negatives, prompts, part, sampler.seed, epoch)
         if weights.isnan().any():

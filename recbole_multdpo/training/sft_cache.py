@@ -59,6 +59,8 @@ def sft_key(config: Config, model: LLMRec) -> str:
         "prompt": [model.prompts.frame.texts(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,
     }
+    if model.conversations is not None:
+        described["conversations"] = model.conversations.digest()
     # validation picks the checkpoint of the stage only where the stage validates
     if settings["sft_eval_step"]:
         names = ("valid_metric", "eval_args", "valid_users", "rank_history")

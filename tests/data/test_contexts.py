@@ -302,3 +302,27 @@ def test_union_holds_the_items_of_both_by_user():
     both = one.union(other)
     assert [both.history(user).tolist() for user in range(3)] == [[1, 5], [2, 9], [7]]
     assert both.levels.tolist() == [2, 3, 1, 1, 1]  # a shared pair: its higher level
+
+
+# -------------------------------------------------------------------------------------------------
+# conversations: every item is a target
+
+
+def test_all_items_are_targets_and_none_is_shown():
+    items = user_items([(4, 2), 7, 9], [5])
+    drawn = split(items, [1, 0], mode="all")
+    assert [sorted(targets.tolist()) for targets in drawn.targets] == [[5], [4, 7, 9]]
+    assert [len(history) for history in drawn.histories] == [0, 0]
+    assert dict(zip(drawn.targets[1], drawn.target_levels[1], strict=True)) == {4: 2, 7: 1, 9: 1}
+    # the cap takes other items in other epochs, and still shows none
+    capped = [split(items, [0], mode="all", max_targets=1, epoch=epoch) for epoch in range(30)]
+    assert {int(one.targets[0][0]) for one in capped} == {4, 7, 9}
+    assert all(len(one.targets[0]) == 1 and len(one.histories[0]) == 0 for one in capped)
+
+
+def test_sets_of_users():
+    one, other = UserItems.from_lists([[3, 1], [], [2]]), UserItems.from_lists([[1, 5], [4], []])
+    both = one.union(other)
+    assert [sorted(both.history(user).tolist()) for user in range(3)] == [[1, 3, 5], [4], [2]]
+    held = one.holds(np.array([0, 0, 1, 2, 2]), np.array([1, 5, 1, 2, 3]))
+    assert held.tolist() == [True, False, False, True, False]

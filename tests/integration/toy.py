@@ -20,7 +20,6 @@ SMALL = [
     "--tiny_num_layers=1",
     "--tiny_num_heads=2",
     "--tiny_vocab_size=300",
-    "--max_history=6",
     "--max_targets=3",
     "--num_negatives=5",
     "--sft_epochs=1",
@@ -57,6 +56,7 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
     """The arguments of a small run; a later argument replaces an earlier one of the same key."""
     arguments = [
         *SMALL,
+        *([] if "--context=conversation" in extra else ["--max_history=6"]),
         "--item_text_fields=[movie_title]",
         "--item_year_field=release_year",
         "--load_col={'inter': ['user_id', 'item_id', 'rating', 'timestamp'], 'item': ['item_id']}",

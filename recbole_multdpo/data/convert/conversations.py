@@ -27,6 +27,7 @@ benchmark_filename: [train, valid, test]   # parts of the split, one .inter file
 load_col:                        # columns that RecBole loads; it does not load the .user file
   inter: [user_id, item_id]
   item: [item_id]                # the catalogue is every item of the .item file
+context: conversation            # prompts show the text of the .user file
 val_interval: ~                  # every recommended item is a positive
 normalize_all: False
 

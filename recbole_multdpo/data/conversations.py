@@ -1,0 +1,146 @@
+"""Conversations as contexts: what was said and which items were mentioned, per RecBole user.
+
+The "user" of `.inter` is then a conversation, and its items are the recommendations that followed.
+The `.user` file, as `recbole_multdpo.data.convert` writes it, holds the conversations. Nothing here
+is learnt per user: a conversation of the test part is a text like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recbole_multdpo.data.atomic_file import read_columns
+from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.conversation_text import ROLES, decode
+from recbole_multdpo.data.item_text import clean_text
+from recbole_multdpo.errors import DataError
+
+CONVERSATION, CONTEXT_ITEMS = "conversation", "context_items"  # columns of the .user file
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """The conversation of every user, in compressed rows.
+
+    Attributes:
+        turns: every distinct turn of the data set as (role, text on one line); entry 0 is unused,
+            as item 0 is, so that a prompt is put together from turns as from items.
+        start: int64 [n_users + 1]; user u owns `turn_ids[start[u]:start[u + 1]]`, oldest first.
+        turn_ids: int64 [n_spoken], indices into `turns`.
+        mentioned: the catalogue's items that each conversation mentions.
+    """
+
+    turns: list[tuple[str, str]]
+    start: np.ndarray
+    turn_ids: np.ndarray
+    mentioned: UserItems
+
+    def of(self, user: int) -> np.ndarray:
+        """Indices of a conversation's turns, oldest first."""
+        return self.turn_ids[self.start[user] : self.start[user + 1]]
+
+    def texts(self, users: np.ndarray) -> list[str]:
+        """The distinct texts that these users' conversations are made of."""
+        ids = {turn for user in users.tolist() for turn in self.of(user).tolist()}
+        return [self.turns[turn][1] for turn in sorted(ids)]
+
+    def sizes(self) -> np.ndarray:
+        """Characters of each conversation, int64 [n_users]: a measure of its prompt's length."""
+        lengths = np.array([len(text) for _, text in self.turns], dtype=np.int64)
+        total = np.concatenate([[0], lengths[self.turn_ids].cumsum()])
+        return total[self.start[1:]] - total[self.start[:-1]]
+
+    def digest(self) -> str:
+        """SHA-256 over all that was said, by whom, and mentioned."""
+        hashed = hashlib.sha256(json.dumps(self.turns).encode())
+        for array in (self.start, self.turn_ids, self.mentioned.start, self.mentioned.items):
+            hashed.update(np.ascontiguousarray(array).tobytes())
+        return hashed.hexdigest()
+
+
+def read_conversations(
+    path: Path,
+    user_tokens: Sequence[str],
+    item_tokens: Sequence[str],
+    *,
+    id_column: str,
+    separator: str = "\t",
+    items_separator: str = " ",
+) -> Conversations:
+    """Read the columns `conversation` and `context_items` of a `.user` file.
+
+    A turn becomes one line of text (`clean_text`), so that no line of a prompt is a turn but those
+    that the prompt makes; turns without text are left out. Rows of other users are skipped, as are
+    mentioned ids that are no item of the catalogue.
+
+    Args:
+        path: the `.user` file.
+        user_tokens: external user ids in inner order; entry 0 is [PAD].
+        item_tokens: external item ids likewise.
+        id_column: the column with the user ids.
+        separator: between columns.
+        items_separator: between the ids in `context_items`.
+
+    Raises:
+        DataError: the file cannot be read, names a user twice, lacks one, or a conversation is no
+            JSON list of messages of known roles.
+    """
+    inner_user = {str(token): user for user, token in enumerate(user_tokens) if user}
+    inner_item = {str(token): item for item, token in enumerate(item_tokens) if item}
+    turn_index: dict[tuple[str, str], int] = {("", ""): 0}
+    spoken: dict[int, list[int]] = {}
+    mentioned: dict[int, list[int]] = {}
+    for number, (token, conversation, items) in read_columns(
+        path,
+        [id_column, CONVERSATION, CONTEXT_ITEMS],
+        separator,
+        need=(
+            f"context=conversation needs it, with the columns {id_column}, {CONVERSATION} and "
+            f"{CONTEXT_ITEMS} (docs/datasets.md)."
+        ),
+        remedy="See docs/datasets.md, or use --context=history.",
+    ):
+        user = inner_user.get(token)
+        if user is None:
+            continue
+        if user in spoken:
+            raise DataError(f"{path}, line {number}: user {token!r} stands there twice")
+        turns = _turns(f"{path}, line {number}", conversation)
+        spoken[user] = [turn_index.setdefault(turn, len(turn_index)) for turn in turns]
+        ids = filter(None, items.split(items_separator))
+        mentioned[user] = [inner_item[item] for item in ids if item in inner_item]
+    absent = [token for token, user in inner_user.items() if user not in spoken]
+    if absent:
+        raise DataError(
+            f"{path} has no row for {len(absent)} users of the .inter files: "
+            f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}. Convert the data again."
+        )
+    users = range(len(user_tokens))
+    counts = [len(spoken.get(user, ())) for user in users]
+    return Conversations(
+        list(turn_index),
+        np.concatenate([[0], np.cumsum(counts)]),
+        np.array([turn for user in users for turn in spoken.get(user, ())], dtype=np.int64),
+        UserItems.from_lists([mentioned.get(user, []) for user in users]),
+    )
+
+
+def _turns(where: str, conversation: str) -> list[tuple[str, str]]:
+    try:
+        messages = decode(conversation)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    unknown = {message["role"] for message in messages}.difference(ROLES)
+    if unknown:
+        raise DataError(
+            f"{where}: unknown role {', '.join(map(repr, sorted(unknown)))}; "
+            f"allowed: {', '.join(ROLES)}"
+        )
+    turns = [(message["role"], clean_text(message["content"])) for message in messages]
+    return [turn for turn in turns if turn[1]]
