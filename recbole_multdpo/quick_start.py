@@ -31,7 +31,7 @@ from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.model.row_models import conversation_model
+from recbole_multdpo.model.row_models import check_conversation_model, conversation_model
 from recbole_multdpo.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.run_folder import RunFolder, create_run_folder
 from recbole_multdpo.settings import LLMRecSettings
@@ -143,8 +143,10 @@ def _prepare(config: Config, dataset: Dataset) -> list[Dataset]:
 
 def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
     """Any model of RecBole, through RecBole's own loaders and trainer."""
+    on_conversations = config["context"] == "conversation"
+    if on_conversations:
+        check_conversation_model(config)
     with clock.stage("data"):
-        on_conversations = config["context"] == "conversation"
         dataset = _load(config, ContextDataset if on_conversations else create_dataset)
         parts = _prepare(config, dataset)
         # RecBole splits inside data_preparation: hand it the parts that were made above

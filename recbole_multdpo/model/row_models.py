@@ -26,25 +26,32 @@ USER_FREE = ("Pop", "Random")
 ROW_MODELS = ("EASE", "ItemKNN", "SLIMElastic")
 
 
-def conversation_model(config: Config, train: ContextDataset) -> AbstractRecommender:
-    """The model, learnt from training conversations; every user's row is what was mentioned.
-
-    Args:
-        config: the run's configuration.
-        train: the training part.
+def check_conversation_model(config: Config) -> None:
+    """Refuse a model that cannot score conversations.
 
     Raises:
         ConfigError: the model knows users only by their id.
     """
     name = config["model"]
-    if name in USER_FREE:
-        return config.model_class(config, train)
-    if name not in ROW_MODELS or (name == "ItemKNN" and config["knn_method"] != "item"):
+    by_user = name == "ItemKNN" and config["knn_method"] != "item"
+    if name not in (*ROW_MODELS, *USER_FREE) or by_user:
         raise ConfigError(
             f"model={name} knows users by their id, and every conversation of the test part is a "
             f"new one. Use {', '.join((*ROW_MODELS, *USER_FREE))} or LLMRec (ItemKNN with "
             "knn_method=item)."
         )
+
+
+def conversation_model(config: Config, train: ContextDataset) -> AbstractRecommender:
+    """The model, learnt from training conversations; every user's row is what was mentioned.
+
+    Args:
+        config: the run's configuration, of a model that `check_conversation_model` lets pass.
+        train: the training part.
+    """
+    name = config["model"]
+    if name in USER_FREE:
+        return config.model_class(config, train)
     assert train.conversations is not None
     mentioned = train.conversations.mentioned
     model: Any = config.model_class(config, _with_rows(train, mentioned))

@@ -224,7 +224,7 @@ def test_the_command_evaluates_them(data_path: Path, tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("BPR", []), ("LightGCN", []), ("ItemKNN", ["--knn_method=user"])]
+    ("name", "extra"), [("BPR", []), ("MultiVAE", []), ("ItemKNN", ["--knn_method=user"])]
 )
 def test_models_that_need_a_known_user_are_refused(
     data_path: Path, tmp_path: Path, name: str, extra: list[str]
