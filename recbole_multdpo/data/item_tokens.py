@@ -64,7 +64,7 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
             found = tokenizer.convert_ids_to_tokens(sorted(special.intersection(ids)))
             raise DataError(
                 f"the text {text.strip()[:60]!r} holds {', '.join(map(repr, found))}, which this "
-                "tokenizer takes for a special token; remove it from the .item or .user file."
+                "tokenizer takes for a special token; remove it from the .item file (or .user)."
             )
     return encoded["input_ids"]
 
