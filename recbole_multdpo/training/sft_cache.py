@@ -33,6 +33,7 @@ LATER_SETTINGS = frozenset(
         "low_ratings",
         "negative_distribution",
         "popularity_alpha",
+        "level_thresholds",  # all positives are one set to supervised fine-tuning
         "test_history",
         "rank_history",
         "ranker",
@@ -66,7 +67,7 @@ def sft_key(config: Config, model: LLMRec) -> str:
         names = ("valid_metric", "eval_args", "valid_users", "rank_history")
         described["valid"] = {name: config[name] for name in names}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for array in (model.histories.start, model.histories.items, model.histories.levels):
+    for array in (model.histories.start, model.histories.items):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,70 @@
+"""The key of the cached first stage: what determines that stage changes it, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from recbole_multdpo.training.sft_cache import cached_sft, sft_key, store_sft
+from tests.integration.toy import toy_model, write_toy
+
+
+@pytest.fixture(scope="module")
+def key_of(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    data_path = write_toy(folder / "data")
+
+    def key(*arguments: str) -> str:
+        config, _, model = toy_model(data_path, folder, *arguments)
+        return sft_key(config, model)
+
+    return key
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--loss=pl_dpo",
+        "--beta=0.3",
+        "--num_negatives=7",
+        "--negatives=dynamic",
+        "--level_thresholds=[5, 4]",
+        "--learning_rate=1e-5",
+        "--epochs=1",
+        "--rank_history=3",
+    ],
+)
+def test_later_settings_share_the_stage(key_of, argument):
+    assert key_of(argument) == key_of()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--seed=7",
+        "--sft_epochs=2",
+        "--sft_learning_rate=1e-3",
+        "--weight_decay=0.5",
+        "--normalize_over=vocabulary",
+        "--sft_targets=held_out",
+        "--sft_loss_average=context",
+        "--tiny_title_tokens=False",
+        "--max_history=5",
+        "--target_share=0.4",
+        "--item_year_field=~",
+        "--val_interval={'rating': '[5,inf)'}",
+    ],
+)
+def test_what_determines_the_stage_separates(key_of, argument):
+    assert key_of(argument) != key_of()
+
+
+def test_a_stored_stage_is_found_by_its_key_alone(tmp_path: Path):
+    checkpoint = tmp_path / "best"
+    checkpoint.mkdir()
+    (checkpoint / "state.json").write_text("{}")
+    assert cached_sft(tmp_path / "cache", "abc") is None
+    for _ in range(2):  # storing it again changes nothing
+        store_sft(tmp_path / "cache", "abc", checkpoint)
+    found = cached_sft(tmp_path / "cache", "abc")
+    assert found is not None and (found / "state.json").read_text() == "{}"
+    assert cached_sft(tmp_path / "cache", "abd") is None
