@@ -127,7 +127,7 @@ def gathered_logps(
     """
     order = rows.argsort(stable=True)
     distinct, row_of = torch.unique_consecutive(rows[order], return_inverse=True)
-    if trie is None or nodes is None:
+    if trie is None or nodes is None or len(rows) == 0:  # no row: every candidate is padding
         logps = head_logps(hidden[distinct], head, row_of, tokens[order])
     else:
         node = torch.empty_like(distinct).index_copy_(0, row_of, nodes[order])

@@ -205,6 +205,11 @@ def test_every_item_along_the_trie(lm):
     torch.testing.assert_close(found[:, 1:], expected, rtol=1e-10, atol=1e-10)
 
 
+def test_contexts_of_padding_alone(lm):
+    candidates = torch.zeros(3, 2, dtype=torch.long)
+    assert (packed_logps(lm, *PROMPTS, candidates, SHORT, SHORT_TRIE) == 0).all()
+
+
 def test_a_catalogue_of_single_tokens(lm):
     """Titles of one token each: nothing is fed after the prompt."""
     items = ItemTokens.from_lists([[], [40, EOS], [41, EOS], [42, EOS]])
