@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.comparison.results import (
     Results,
     accuracy_metrics,
@@ -26,7 +27,7 @@ from recbole_multdpo.comparison.tables import (
     as_text,
     make_table,
 )
-from recbole_multdpo.run_folder import plain_json, write_atomically
+from recbole_multdpo.run_folder import plain_json
 
 BEYOND_ACCURACY = ("itemcoverage", "averagepopularity", "tailpercentage", "giniindex")
 LEGEND = (

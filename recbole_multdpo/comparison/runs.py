@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import (
     LLMREC,
@@ -25,7 +26,6 @@ from recbole_multdpo.comparison.results import read_results
 from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.run_folder import write_atomically
 
 # RecBole's metrics beyond accuracy, added to those of the settings
 BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")

@@ -17,9 +17,8 @@ which would take everything up to the next quotation mark for one field, or give
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,14 +116,13 @@ class DatasetFolder:
         self._rejects: IO[str] | None = None
         if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
             raise DataError(f"--output={output} exists already; remove it or choose another name")
+        self.path = self.output.parent / f".{self.name}.partial-{uuid.uuid4().hex[:12]}"
         try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(dir=self.output.parent, prefix=f".{self.name}.partial-")
+            self.path.mkdir(parents=True)
         except OSError as error:
             raise DataError(
                 f"--output={output} cannot be written ({error.strerror}); choose another folder"
             ) from None
-        self.path = Path(folder)
 
     def __enter__(self) -> DatasetFolder:
         """The folder itself."""
@@ -206,9 +204,6 @@ class DatasetFolder:
         }
         report_file = self.path / REPORT_FILE
         report_file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        umask = os.umask(0)
-        os.umask(umask)
-        self.path.chmod(0o777 & ~umask)  # mkdtemp made it readable for this user alone
         try:
             self.path.rename(self.output)
         except OSError as error:
