@@ -29,7 +29,8 @@ from recbole_multdpo.comparison.tables import (
 )
 from recbole_multdpo.run_folder import plain_json
 
-BEYOND_ACCURACY = ("itemcoverage", "averagepopularity", "tailpercentage", "giniindex")
+# RecBole's metrics beyond accuracy; the runs add them to those of the settings
+BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")
 LEGEND = (
     "Mean ± standard deviation over seeds. * differs from {reference} with p < 0.05 in both the "
     "paired t-test and Wilcoxon's signed-rank test over users, after Holm's correction."
@@ -120,7 +121,8 @@ def find(
     tests = [test for name in columns for test in compare_with(results, name, reference)]
     different = {(test.system, test.metric) for test in tests if test.significant}
     cutoff = metric.partition("@")[2]
-    beyond = [f"{name}@{cutoff}" for name in BEYOND_ACCURACY if f"{name}@{cutoff}" in mean]
+    names = [f"{name.lower()}@{cutoff}" for name in BEYOND_ACCURACY]
+    beyond = [name for name in names if name in mean]
     return Findings(
         metric=metric,
         reference=reference,

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from recbole_multdpo.atomic import write_atomically
-from recbole_multdpo.comparison.report import write_report
+from recbole_multdpo.comparison.report import BEYOND_ACCURACY, write_report
 from recbole_multdpo.comparison.request import (
     LLMREC,
     REQUEST_FILE,
@@ -27,8 +27,6 @@ from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.losses import LOSSES
 
-# RecBole's metrics beyond accuracy, added to those of the settings
-BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
 INTERRUPTED = 130
 # what must be the same for figures to stand side by side
