@@ -295,8 +295,8 @@ class SetwiseSampler:
             n_negatives: negatives per context; 0 for supervised fine-tuning.
             one_positive: keep one target only (DPO, S-DPO): a random one, or with 'temporal' the
                 item right after the cut. The history stays that of the many-positive draw.
-            history_as_targets: the items of the history are positives too, of the lowest positive
-                level, as in a denoising autoencoder.
+            history_as_targets: the items of the history, or those that the conversation mentions,
+                are positives too, of the lowest positive level, as in a denoising autoencoder.
             low_rated: items that are negatives of every context of their user, at most
                 `max_targets` of them, and that `negative_sampler` avoids; None for none.
             low_above_unrated: whether these stand above the negatives drawn, or below.
@@ -341,6 +341,12 @@ class SetwiseSampler:
             return self.prompts.build(split.histories)
         return self.prompts.build([self.conversations.of(user) for user in users.tolist()])
 
+    def shown_items(self, users: np.ndarray, split: ContextSplit) -> list[np.ndarray]:
+        """Per context the items of its history, or those that its conversation mentions."""
+        if self.conversations is None:
+            return split.histories
+        return [self.conversations.mentioned.history(user) for user in users.tolist()]
+
     def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
         """The batch of some users in an epoch.
 
@@ -358,10 +364,14 @@ class SetwiseSampler:
         targets = [chosen[:n_kept] for chosen in split.targets]
         levels = [chosen[:n_kept] for chosen in split.target_levels]
         if self.history_as_targets:
-            targets = [np.concatenate(p) for p in zip(targets, split.histories, strict=True)]
+            known = [
+                shown[~np.isin(shown, chosen)]
+                for shown, chosen in zip(self.shown_items(users, split), targets, strict=True)
+            ]
+            targets = [np.concatenate(pair) for pair in zip(targets, known, strict=True)]
             levels = [
                 np.concatenate([of_targets, np.full(len(shown), POSITIVE_LEVEL)])
-                for of_targets, shown in zip(levels, split.histories, strict=True)
+                for of_targets, shown in zip(levels, known, strict=True)
             ]
         negatives = self.negative_sampler.sample(
             users, self.n_negatives, seed=self.seed, epoch=epoch

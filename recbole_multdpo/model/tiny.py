@@ -146,16 +146,22 @@ def fit_tokenizer(
 
 
 def add_whole_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
-    """Make every text, with a space in front, one token, as CLLM4Rec does with items.
+    """Make every text, with the space in front of it, one token, as CLLM4Rec does with items.
 
     A model that starts from random weights has no use for the letters of a title: it learns what
     goes with what, and a title of one token costs a fifth of the time. Any other text is still cut
-    into the tokens of the BPE. Of texts that begin alike the longest that fits is taken, and a text
-    stands for itself only as a whole: " Alien" is not found in " Aliens".
+    into the tokens of the BPE. A text is found inside of another one too, such as what somebody
+    says about it, but as a whole only: " Alien" is not found in " Aliens". Of texts that begin
+    alike the longest is taken.
     """
-    spaced = sorted({text if text[:1].isspace() else " " + text for text in texts})
+    # the space before a title belongs to its token, but not to its content: "a single word" is
+    # decided by what stands on either side of the content, and a space may follow any word
     tokenizer.add_tokens(
-        [AddedToken(text, single_word=True) for text in spaced if len(_ids(tokenizer, text)) > 1]
+        [
+            AddedToken(text, single_word=True, lstrip=True)
+            for text in sorted({text.strip() for text in texts})
+            if len(_ids(tokenizer, f" {text}")) > 1
+        ]
     )
 
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from recbole_multdpo.data import sampler as sampler_module
 from recbole_multdpo.data.contexts import UserItems, split_contexts
+from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.sampler import (
@@ -499,3 +500,67 @@ def test_a_batch_can_be_cut_for_gradient_accumulation(make_sampler):
     assert len(part) == 2 and part.user_ids.tolist() == [1, 2]
     assert torch.equal(part.candidates, batch.candidates[1:])
     assert batch.to("meta").levels.device.type == "meta"
+
+
+# -------------------------------------------------------------------------------------------------
+# what a prompt shows as targets
+
+
+class NoPrompts:
+    """A prompt builder of empty prompts."""
+
+    max_history = 2
+
+    def build(self, histories):
+        return torch.zeros(len(histories), 1, dtype=torch.long), torch.ones(len(histories))
+
+
+def positives(sampler, users, epoch=0):
+    """Per context its candidates, as a sorted list; there are no negatives."""
+    batch = sampler.sample(np.array(users), epoch)
+    assert torch.equal(batch.levels > 0, batch.candidates > 0)
+    return [sorted(items[items > 0].tolist()) for items in batch.candidates]
+
+
+def shown_sampler(items, *, also_shown, conversations=None):
+    return SetwiseSampler(
+        items,
+        NoPrompts(),
+        NegativeSampler(items, 20),
+        seed=1,
+        history_split="random",
+        target_share=0.3,
+        max_targets=8,
+        n_negatives=0,
+        one_positive=False,
+        history_as_targets=also_shown,
+        conversations=conversations,
+    )
+
+
+def test_the_items_of_the_history_can_be_targets_too():
+    items = user_items([], [1, 2, 3], [4, 5, 6, 7, 8, 9])
+    # user 1: one target and two shown; user 2: two targets, two of four shown
+    assert [
+        len(chosen) for chosen in positives(shown_sampler(items, also_shown=False), [1, 2])
+    ] == [
+        1,
+        2,
+    ]
+    every = positives(shown_sampler(items, also_shown=True), [1, 2])
+    assert every[0] == [1, 2, 3]
+    assert len(every[1]) == 4 and set(every[1]) <= {4, 5, 6, 7, 8, 9}
+
+
+def test_what_a_conversation_mentions_can_be_targets_too_each_item_once():
+    answers = user_items([], [1, 2], [3])
+    conversations = Conversations(
+        turns=[("", ""), ("user", "hello")],
+        start=np.array([0, 0, 1, 2]),
+        turn_ids=np.array([1, 1]),
+        mentioned=user_items([], [7, 2, 8], []),  # 2 is mentioned and an answer
+    )
+    without = shown_sampler(answers, also_shown=False, conversations=conversations)
+    assert positives(without, [1, 2]) == [[1, 2], [3]]
+    with_mentioned = shown_sampler(answers, also_shown=True, conversations=conversations)
+    assert positives(with_mentioned, [1, 2]) == [[1, 2, 7, 8], [3]]

@@ -203,3 +203,42 @@ class TestSaveAndLoad:
         assert type(reloaded[0]) is type(tiny[0]) and type(reloaded[1]) is type(tiny[1])
         assert reloaded[1].eos_token_id == 1 and reloaded[1].pad_token_id == 0
         assert reloaded[1].padding_side == "right"
+
+
+# -------------------------------------------------------------------------------------------------
+# texts that are one token
+
+
+WHOLE = small_backbone(
+    ["It was good", *TITLES, "Alien", "Alien 3"] * 2, whole_texts=[*TITLES, "Alien", "Alien 3"]
+)[1]
+OWN = {title: ids(WHOLE, " " + title) for title in [*TITLES, "Alien", "Alien 3"]}
+
+
+def test_a_whole_text_is_one_token_also_after_saving(tmp_path):
+    assert {len(tokens) for tokens in OWN.values()} == {1}
+    assert len({tokens[0] for tokens in OWN.values()}) == len(OWN)
+    WHOLE.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert {title: ids(loaded, " " + title) for title in OWN} == OWN
+
+
+@pytest.mark.parametrize(
+    ("before", "title", "after"),
+    [
+        (" I liked", "Star Wars", " (1977)"),
+        (" I liked", "Alien 3", " more"),
+        (" Like", "Alien", ", or what?"),
+        (" So:", "GoldenEye", ""),
+    ],
+)
+def test_a_whole_text_is_found_inside_of_what_somebody_says(before, title, after):
+    found = ids(WHOLE, f"{before} {title}{after}")
+    assert found == ids(WHOLE, before) + OWN[title] + ids(WHOLE, after)
+
+
+@pytest.mark.parametrize("said", [" two GoldenEyes", " Star Warship", " likeGoldenEye"])
+def test_a_whole_text_is_not_found_inside_of_a_word(said):
+    added = set(WHOLE.get_added_vocab().values())
+    assert added >= {OWN["GoldenEye"][0], OWN["Star Wars"][0]}
+    assert not added & set(ids(WHOLE, said))
