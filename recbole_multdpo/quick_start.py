@@ -302,8 +302,6 @@ def _run_llmrec(
             batch_size = config["train_batch_size"]
             train_data = _train_loader(config, model, parts[0], settings.loss, batch_size)
             _fit(trainer, train_data, quick_valid, point)
-            if model.reference_cache is not None:
-                model.reference_cache.save()
 
     init_seed(config["seed"], config["reproducibility"])  # whether stages were resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))

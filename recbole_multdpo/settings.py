@@ -65,7 +65,7 @@ class LLMRecSettings(BaseModel):
 
     # the language model
     backbone: Text = Field(description="tiny, a Hugging Face model folder, or a hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="type of the weights")
+    dtype: Literal["float32", "bfloat16"] = Field(description="type of the weights")
     attn_implementation: Literal["sdpa", "eager"] = Field(description="attention code used")
     gradient_checkpointing: bool = Field(description="recompute activations to save memory")
     trust_remote_code: bool = Field(description="run Python code that comes with a hub model")
@@ -563,11 +563,6 @@ def _dtype_cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
         return [
             f"dtype={settings.dtype} on a CPU is many times slower than float32. "
             "Use --dtype=float32 unless memory does not suffice."
-        ]
-    if settings.dtype == "float16" and settings.trains_all_weights:
-        return [
-            "dtype=float16 with all weights trained tends to overflow. "
-            "Use --dtype=bfloat16 or float32."
         ]
     return []
 

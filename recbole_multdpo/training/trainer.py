@@ -189,6 +189,7 @@ class SetwiseTrainer(Trainer):
         )
         self.engine.finish()
         self._engine = None
+        self._save_reference_cache()  # an epoch without a checkpoint may have been the last
         return found
 
     def _train_epoch(  # type: ignore[no-untyped-def]
@@ -562,6 +563,12 @@ class SetwiseTrainer(Trainer):
         }
         state = {**self._state(), "schedule": schedule}
         processes.from_first(lambda: self._write_step(weights, state, tensors))
+        self._save_reference_cache()
+
+    def _save_reference_cache(self) -> None:
+        """Keep what this process has computed of it: a killed run need not do so again."""
+        if self.model.reference_cache is not None:
+            self.model.reference_cache.save()
 
     def _write_step(
         self, weights: dict[str, Tensor], state: dict[str, Any], tensors: dict[str, Tensor]
