@@ -219,6 +219,11 @@ class LLMRecSettings(BaseModel):
         return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
 
     @property
+    def ranks_by_validation(self) -> bool:
+        """Whether the ranking has something that only the validation part can decide."""
+        return self.assistant is not None
+
+    @property
     def uses_reference(self) -> bool:
         """Whether the preference loss takes log-ratios against a reference."""
         return self.reference == "sft" and self.loss_needs.needs_reference
@@ -242,6 +247,11 @@ class BIGRecSettings(LLMRecSettings):
     grounding_gamma: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         description="strength of that weight"
     )
+
+    @property
+    def ranks_by_validation(self) -> bool:
+        """Whether the strength of the popularity is chosen."""
+        return self.grounding_weight == "popularity" and self.grounding_gamma == "auto"
 
     @property
     def grounds_by_base(self) -> bool:

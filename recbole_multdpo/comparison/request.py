@@ -21,6 +21,7 @@ REQUEST_FILE = "comparison.json"
 LLMREC = "LLMRec"
 MOST_SEEDS = 100  # more are rather a seed written as a number of seeds
 MOST_JOBS = 64
+MAX_SEED = 2**32 - 1  # numpy's limit
 COMPARISON_KEYS = frozenset({"seeds", "experiment", "vary", "tune"})
 _OWN_KEYS = COMPARISON_KEYS | {
     "model",
@@ -184,7 +185,7 @@ def read_request(argv: Sequence[str]) -> Request:
     return Request(
         systems=systems,
         seeds=_seeds(values),
-        first_seed=values.get("seed"),
+        first_seed=_first_seed(values.get("seed")),
         baseline=_baseline(values.get("baseline"), systems, bool(values.get("vary"))),
         run_dir=values.get("run_dir"),
         settings=settings,
@@ -353,8 +354,12 @@ def _seeds(values: Mapping[str, Any]) -> int | tuple[int, ...]:
         return given
     parts = given if isinstance(given, list) else str(given).strip(",").split(",")
     seeds = [part if isinstance(part, int) else parse_literal(str(part)) for part in parts]
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
-    if isinstance(given, int) or not whole or len(set(seeds)) < len(seeds) or not seeds:
+    if (
+        isinstance(given, int)
+        or not all(map(_is_seed, seeds))
+        or len(set(seeds)) < len(seeds)
+        or not seeds
+    ):
         raise ConfigError(
             f"seeds={given}: must be how many seeds, from 1 to {MOST_SEEDS}, or different seeds "
             "separated by commas, such as --seeds=2020,2021 (one alone: --seeds=2020,)."
@@ -362,6 +367,16 @@ def _seeds(values: Mapping[str, Any]) -> int | tuple[int, ...]:
     if "seed" in values:
         raise ConfigError("seed and a list of seeds contradict each other. Leave --seed out.")
     return tuple(seeds)
+
+
+def _first_seed(given: Any) -> int | None:
+    if given is None or _is_seed(given):
+        return given
+    raise ConfigError(f"seed={given}: must be a whole number from 0 to {MAX_SEED}.")
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED
 
 
 def _baseline(name: Any, systems: Sequence[System], varied: bool) -> str | None:
