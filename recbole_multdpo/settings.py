@@ -471,6 +471,12 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
         problems.append(
             f"{', '.join(tiny)}: no effect with backbone={settings.backbone}. Use --backbone=tiny."
         )
+    searching = sorted(asked_for & {"expand_per_step", "stop_at_metrics"})
+    if settings.ranker == "exhaustive" and searching:
+        problems.append(
+            f"{', '.join(searching)}: no effect with ranker=exhaustive. Leave it out, or use "
+            "--ranker=best_first."
+        )
     unassisted = sorted(asked_for & {"assistant_weight", "assistant_settings"})
     if settings.assistant is None and unassisted:
         problems.append(

@@ -233,6 +233,10 @@ def test_the_defaults_are_possible_together():
             "add timestamp",
         ),
         ({"low_ratings": "below_unrated", "shared": NO_COLUMNS}, "low_ratings=below_unrated needs"),
+        (
+            {"asked_for": ["stop_at_metrics"], "stop_at_metrics": True, "ranker": "exhaustive"},
+            "stop_at_metrics: no effect with ranker=exhaustive",
+        ),
         ({"asked_for": ["kpo_k"]}, "kpo_k: no effect with loss=mult_dpo. Use it with --loss=kpo,"),
         ({"asked_for": ["pl_nodes"], "loss": "dpo"}, "--loss=pl_dpo or pl2_dpo, or leave it out"),
         ({"track_bounds": True, "loss": "simpo"}, "loss=simpo with reference=sft has none"),

@@ -70,6 +70,11 @@ class Stage:
     learning_rate: float
     eval_step: int
 
+    @property
+    def unvalidated(self) -> int:
+        """Epochs after the last validation, whose weights cannot be chosen as the best."""
+        return self.epochs % self.eval_step if 0 < self.eval_step < self.epochs else 0
+
 
 @dataclass
 class Position:
@@ -176,6 +181,13 @@ class SetwiseTrainer(Trainer):
         )
         if self.resumed_schedule is not None:
             self._restore_schedule(self.resumed_schedule)
+        if self.eval_step and self.stage.unvalidated:
+            setting = "sft_eval_step" if self.stage.name == "sft" else "eval_step"
+            self.logger.warning(
+                f"no validation follows the last {self.stage.unvalidated} of {self.epochs} "
+                f"{self.stage.name} epochs, so that they cannot become the result. Set --{setting} "
+                "to a number that divides the epochs."
+            )
         if processes.is_first():
             self.step_log = StepLog(self.run_folder, self.stage.name)
         if self.stage.name == "preference" and self.model.settings.track_bounds:
