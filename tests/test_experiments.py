@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.comparison.command import check_owner
 from recbole_multdpo.comparison.report import BEYOND_ACCURACY
 from recbole_multdpo.comparison.request import (
     Member,
     Request,
     System,
-    check_owner,
     owners,
     varied,
 )

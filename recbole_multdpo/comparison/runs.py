@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from recbole_multdpo.atomic import atomic_folder, restore_interrupted, write_atomically
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, make_plan
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import (
@@ -22,7 +23,6 @@ from recbole_multdpo.comparison.request import (
     Member,
     Request,
     System,
-    read_request,
     request_text,
 )
 from recbole_multdpo.comparison.results import read_results

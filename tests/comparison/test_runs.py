@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from recbole_multdpo import cli
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from tests.integration.toy import N_USERS, toy_arguments, write_toy

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recbole_multdpo.assistant import make_assistant
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.config import load_config, properties_folder
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS
