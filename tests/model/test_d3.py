@@ -77,6 +77,18 @@ def test_a_full_beam_is_the_exact_ranking_and_a_narrow_one_is_not(
     assert not narrow.topk(users, None, 5).items.equal(expected.items)
 
 
+@pytest.mark.parametrize("ranker", ["beam", "best_first"])
+def test_a_loaded_run_ranks_prompts_as_the_test_ranked_users(
+    data_path: Path, tmp_path: Path, ranker: str
+) -> None:
+    """`Recommender` ranks prompts: without an assistant they are all that there is to know."""
+    users, model = untrained(data_path, tmp_path, f"--ranker={ranker}", "--beam_size=2")
+    model.assistant = None
+    ranked = model.topk(users, None, 6)
+    of_prompts = model.rank(*model.user_prompts(users), None, 6)
+    assert of_prompts.items.equal(ranked.items) and of_prompts.scores.equal(ranked.scores)
+
+
 @pytest.mark.integration
 def test_the_command(data_path: Path, tmp_path: Path) -> None:
     """The supervised stage is LLMRec's, taken from the same cache."""
