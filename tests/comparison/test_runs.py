@@ -214,6 +214,13 @@ def test_wrong_settings_fail_before_anything_runs(
     assert not (tmp_path / "new").exists()
 
 
+def test_what_users_have_no_value_of_cannot_decide(data_path: Path, tmp_path: Path) -> None:
+    """There would be nothing to test, and the largest is not the best."""
+    metrics = ("--metrics=['NDCG', 'GiniIndex']", "--valid_metric=GiniIndex@5")
+    with pytest.raises(ConfigError, match="valid_metric=GiniIndex@5.*Use a metric of hits"):
+        make_plan(read_request(arguments(data_path, tmp_path / "new", *metrics)))
+
+
 def test_another_comparison_in_the_same_folder_is_refused(data_path: Path, copied: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         run_comparison(arguments(data_path, copied, "--beta=3"), lambda argv: 0)
