@@ -31,11 +31,11 @@ class ClassicalRun:
     test_data: AbstractDataLoader
 
     def fit(self, show_progress: bool) -> dict[str, Any]:
-        """Train; returns the validation metrics of the best epoch."""
+        """Train; returns the validation metrics of the best epoch, {} without a validation part."""
         _, valid_result = self.trainer.fit(
             self.train_data, self.valid_data, show_progress=show_progress
         )
-        return dict(valid_result)
+        return dict(valid_result or {})
 
 
 def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) -> ClassicalRun:

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from recbole_multdpo import compat
 
         compat.apply()  # before RecBole is imported: it says what is missing
-        from recbole_multdpo.comparison.request import is_comparison
+        from recbole_multdpo.comparison.command import is_comparison
 
         if is_comparison(arguments):
             if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -82,12 +82,12 @@ def export(
         MultDPOError: the folder cannot be written.
     """
     from recbole_multdpo.language_models import LLMREC
-    from recbole_multdpo.trained.run import load_run, read_result
+    from recbole_multdpo.trained.run import load_run, result_of
 
     run_folder, output = Path(run_folder), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty. Name a new folder.")
-    result = read_result(run_folder)
+    result = result_of(run_folder)
     if result["model"] != LLMREC:
         raise ConfigError(
             f"the run in {run_folder} is of {result['model']}; only LLMRec's are language models "

@@ -135,7 +135,7 @@ def _run(config: Config) -> dict[str, Any]:
 
 def _table(result: Mapping[str, Any]) -> str:
     """Validation and test metrics side by side, as text."""
-    valid, test = result["valid_result"] or {}, result["test_result"]
+    valid, test = result["valid_result"], result["test_result"]
     rows = [f"{name:<20}{valid.get(name, float('nan')):>10.4f}{test[name]:>10.4f}" for name in test]
     return "\n".join([f"{'metric':<20}{'valid':>10}{'test':>10}", *rows])
 
@@ -208,9 +208,15 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
     """Refuse a split that cannot be trained on and tested.
 
     Raises:
-        DataError: nothing is left to train on or to test; or a user has all items, on which
-            RecBole's samplers give up.
+        DataError: nothing is left to train on or to test, or to choose on what the model needs a
+            validation part for; or a user has all items, on which RecBole's samplers give up.
     """
+    if not len(parts[1]) and config.settings is not None and config.settings.ranks_by_validation:
+        what = "an assistant" if config.settings.assistant else "grounding_gamma=auto"
+        raise DataError(
+            f"the validation part of the split is empty, and {what} needs one. Leave it out, or "
+            "give more data, or other shares by --eval_args."
+        )
     for name, part in zip(("training", "test"), (parts[0], parts[2]), strict=True):
         if not len(part):
             raise DataError(
@@ -302,8 +308,6 @@ def _run_llmrec(
             batch_size = config["train_batch_size"]
             train_data = _train_loader(config, model, parts[0], settings.loss, batch_size)
             _fit(trainer, train_data, quick_valid, point)
-            if model.reference_cache is not None:
-                model.reference_cache.save()
 
     init_seed(config["seed"], config["reproducibility"])  # whether stages were resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
@@ -343,8 +347,11 @@ def _validate(
     """Validation metrics, with an assistant those of its best weight, which the model keeps.
 
     Returns:
-        The metrics, and what `result.json` says about the assistant.
+        The metrics, {} without a validation part; and what `result.json` says about the assistant.
     """
+    if not valid:
+        getLogger().warning("the validation part is empty: the weights are those of the last epoch")
+        return {}, {}
     config, model = trainer.config, trainer.model
 
     def metrics_with(weight: float) -> dict[str, float]:

@@ -347,7 +347,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """What `RunFolder.write_result` wrote.
 
     Raises:
-        MultDPOError: the file is damaged.
+        MultDPOError: the file is damaged or not there.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ class LLMRecSettings(BaseModel):
 
     # the language model
     backbone: Text = Field(description="tiny, a Hugging Face model folder, or a hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="type of the weights")
+    dtype: Literal["float32", "bfloat16"] = Field(description="type of the weights")
     attn_implementation: Literal["sdpa", "eager"] = Field(description="attention code used")
     gradient_checkpointing: bool = Field(description="recompute activations to save memory")
     trust_remote_code: bool = Field(description="run Python code that comes with a hub model")
@@ -219,6 +219,11 @@ class LLMRecSettings(BaseModel):
         return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
 
     @property
+    def ranks_by_validation(self) -> bool:
+        """Whether the ranking has something that only the validation part can decide."""
+        return self.assistant is not None
+
+    @property
     def uses_reference(self) -> bool:
         """Whether the preference loss takes log-ratios against a reference."""
         return self.reference == "sft" and self.loss_needs.needs_reference
@@ -242,6 +247,11 @@ class BIGRecSettings(LLMRecSettings):
     grounding_gamma: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         description="strength of that weight"
     )
+
+    @property
+    def ranks_by_validation(self) -> bool:
+        """Whether the strength of the popularity is chosen."""
+        return self.grounding_weight == "popularity" and self.grounding_gamma == "auto"
 
     @property
     def grounds_by_base(self) -> bool:
@@ -461,6 +471,12 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
         problems.append(
             f"{', '.join(tiny)}: no effect with backbone={settings.backbone}. Use --backbone=tiny."
         )
+    searching = sorted(asked_for & {"expand_per_step", "stop_at_metrics"})
+    if settings.ranker == "exhaustive" and searching:
+        problems.append(
+            f"{', '.join(searching)}: no effect with ranker=exhaustive. Leave it out, or use "
+            "--ranker=best_first."
+        )
     unassisted = sorted(asked_for & {"assistant_weight", "assistant_settings"})
     if settings.assistant is None and unassisted:
         problems.append(
@@ -563,11 +579,6 @@ def _dtype_cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
         return [
             f"dtype={settings.dtype} on a CPU is many times slower than float32. "
             "Use --dtype=float32 unless memory does not suffice."
-        ]
-    if settings.dtype == "float16" and settings.trains_all_weights:
-        return [
-            "dtype=float16 with all weights trained tends to overflow. "
-            "Use --dtype=bfloat16 or float32."
         ]
     return []
 

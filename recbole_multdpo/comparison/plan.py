@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.comparison.command import check_owner
 from recbole_multdpo.comparison.report import BEYOND_ACCURACY
 from recbole_multdpo.comparison.request import (
     Member,
     Request,
     System,
-    check_owner,
     owners,
     varied,
 )
@@ -22,7 +22,7 @@ from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings import WITHOUT_PREFERENCES
+from recbole_multdpo.settings import LIST_METRICS, WITHOUT_PREFERENCES
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
 # settings of the preference stage, which would make equal runs of sft look different
@@ -94,10 +94,11 @@ def make_plan(request: Request) -> Plan:
         for tried in edge_settings(space):
             _checked(system, {**given[system], **tried})
     first = configs[next(iter(configs))]
-    if "@" not in first["valid_metric"]:
+    name, at, _ = first["valid_metric"].lower().partition("@")
+    if not at or name in LIST_METRICS:
         raise ConfigError(
-            f"valid_metric={first['valid_metric']}: a comparison is one of rankings. "
-            "Use ranking metrics, such as NDCG@10."
+            f"valid_metric={first['valid_metric']}: a comparison is one of what rankings find for "
+            "each user. Use a metric of hits, such as NDCG@10."
         )
     folder = _folder(request, first)
     for system, settings in given.items():

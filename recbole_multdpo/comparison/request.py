@@ -1,6 +1,5 @@
-"""What a comparison consists of, read from the command line and from an experiment's file.
+"""What a comparison consists of, and the file that remembers it.
 
-A comma list in `--model` or `--loss`, or one of `COMPARISON_KEYS`, makes a command a comparison.
 Nothing heavy is imported here, as the command line asks before it knows what to import.
 """
 
@@ -15,25 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings_text import parse_command_line, parse_literal, read_settings_file
 
 REQUEST_FILE = "comparison.json"
-LLMREC = "LLMRec"
-MOST_SEEDS = 100  # more are rather a seed written as a number of seeds
-MOST_JOBS = 64
-COMPARISON_KEYS = frozenset({"seeds", "experiment", "vary", "tune"})
-_OWN_KEYS = COMPARISON_KEYS | {
-    "model",
-    "loss",
-    "systems",
-    "seed",
-    "baseline",
-    "run_dir",
-    "resume",
-    "trials",
-    "jobs",
-}
-_NOT_VARIED = _OWN_KEYS - {"loss"}
 
 
 @dataclass(frozen=True)
@@ -151,50 +133,6 @@ def owners(system: System) -> list[str]:
     return [name for name in (system.model, system.loss, system.title) if name]
 
 
-def is_comparison(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for a comparison, or for resuming one."""
-    given = dict(argument.lstrip("-").partition("=")[::2] for argument in argv)
-    if COMPARISON_KEYS & given.keys():
-        return True
-    if any("," in given.get(key, "") for key in ("model", "loss")):
-        return True
-    return "resume" in given and (Path(given["resume"]) / REQUEST_FILE).is_file()
-
-
-def read_request(argv: Sequence[str]) -> Request:
-    """The comparison that a command line describes.
-
-    Raises:
-        ConfigError: an argument cannot be read, names nothing, or contradicts another one.
-    """
-    values = parse_command_line(argv)
-    if "resume" in values:
-        return _saved_request(Path(values["resume"]), values)
-    texts = dict(argument[2:].partition("=")[::2] for argument in argv)
-    if "experiment" in values:
-        written = read_settings_file(Path(str(values["experiment"])))
-        values = {**written, **values}
-        texts = {**{key: value_text(value) for key, value in written.items()}, **texts}
-    systems = _systems(values)
-    names = {name for system in systems for name in owners(system)}
-    settings = {key: text for key, text in texts.items() if key in values and key not in _OWN_KEYS}
-    for key in settings:
-        if not _may_be_an_assistants(key, systems):  # `make_plan` knows who assists
-            check_owner(key, names)
-    return Request(
-        systems=systems,
-        seeds=_seeds(values),
-        first_seed=values.get("seed"),
-        baseline=_baseline(values.get("baseline"), systems, bool(values.get("vary"))),
-        run_dir=values.get("run_dir"),
-        settings=settings,
-        vary=_vary(values.get("vary")),
-        tune=_tune(values.get("tune"), names),
-        trials=_count("trials", values.get("trials"), None, 10_000),
-        jobs=_count("jobs", values.get("jobs"), 1, MOST_JOBS) or 1,
-    )
-
-
 def value_text(value: Any) -> str:
     """A setting's value as text that the command line reads back."""
     return value if isinstance(value, str) else repr(value)
@@ -207,78 +145,6 @@ def varied(system: System, vary: Mapping[str, Sequence[Any]], knows: set[str]) -
         pairs = [(key, value_text(value)) for key, value in zip(keys, values, strict=True)]
         title = " ".join([system.name, *(f"{key}={text}" for key, text in pairs)])
         yield replace(system, title=title, own=(*system.own, *pairs)) if pairs else system
-
-
-def _may_be_an_assistants(key: str, systems: Sequence[System]) -> bool:
-    from recbole_multdpo.language_models import LANGUAGE_MODELS
-
-    owner, dot, rest = key.rpartition(".")
-    assisted = any(system.model in LANGUAGE_MODELS for system in systems)
-    return bool(dot) and assisted and rest not in _OWN_KEYS and "." not in owner
-
-
-def check_owner(key: str, names: set[str]) -> None:
-    """Refuse `name.key` where no system or assistant has the name, or the key is a comparison's.
-
-    Raises:
-        ConfigError: it names what there is.
-    """
-    owner, dot, rest = key.rpartition(".")
-    if dot and (owner not in names or rest in _OWN_KEYS):
-        raise ConfigError(
-            f"{key}: the part before the dot must be a model, loss or assistant that is compared "
-            f"({', '.join(sorted(names))}), the part after it one of its settings."
-        )
-
-
-def _count(key: str, value: Any, default: int | None, most: int) -> int | None:
-    if value is None:
-        return default
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most:
-        return value
-    raise ConfigError(f"{key}={value}: must be a whole number from 1 to {most}.")
-
-
-def _vary(given: Any) -> dict[str, list[Any]]:
-    """Key to values, from `{beta: [0.1, 1]}`."""
-    if given is None:
-        return {}
-    if isinstance(given, Mapping) and all(
-        key not in _NOT_VARIED and "." not in key and _is_list(values)
-        for key, values in given.items()
-    ):
-        return dict(given)
-    raise ConfigError(
-        f"vary={given}: must map settings to lists of different values, such as "
-        "--vary=\"{'beta': [0.1, 1]}\"."
-    )
-
-
-def _tune(given: Any, names: set[str]) -> dict[str, Any]:
-    """`key` or `name.key` to a list of values or a range, from `{beta: [0.1, 1]}`."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(
-        _is_list(values) or is_range(values) for values in given.values()
-    ):
-        raise ConfigError(
-            f"tune={given}: must map settings to lists of different values or to ranges, such as "
-            "--tune=\"{'beta': [0.1, 1], 'EASE.reg_weight': {'low': 10, 'high': 1000, 'log': True}"
-            '}".'
-        )
-    for key in given:
-        if key in _OWN_KEYS:
-            raise ConfigError(f"tune: {key} cannot be tuned.")
-        check_owner(key, names)
-    return dict(given)
-
-
-def _is_list(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) > 0
-        and len({value_text(value) for value in values}) == len(values)
-    )
 
 
 def is_range(values: Any) -> bool:
@@ -294,98 +160,18 @@ def is_range(values: Any) -> bool:
     return numbers and isinstance(log, bool) and low < high and (low > 0 or not log)
 
 
-def _names(key: str, value: Any) -> list[str]:
-    """Names in a list or separated by commas, each once."""
-    parts = value if isinstance(value, list) else str(value or "").strip("[]").split(",")
-    names = [str(name).strip() for name in parts]
-    given = [name for name in dict.fromkeys(names) if name]
-    if len(given) < len(names) and value:
-        raise ConfigError(f"{key}={value}: a name is empty or given twice.")
-    return given
-
-
-def _systems(values: Mapping[str, Any]) -> tuple[System, ...]:
-    """The systems named by model and loss, and those written down under `systems`."""
-    models = _names("model", values.get("model"))
-    losses = _names("loss", values.get("loss"))
-    written = _written_systems(values.get("systems"))
-    if not models and not written:
-        raise ConfigError("no model is given. Add --model=NAMES, such as --model=LLMRec,EASE,Pop.")
-    if losses and LLMREC not in models:
-        raise ConfigError(f"loss: losses are LLMRec's, and --model={','.join(models)} is without.")
-    named = [
-        system
-        for model in models
-        for system in (
-            [System(LLMREC, loss) for loss in losses]
-            if model == LLMREC and losses
-            else [System(model)]
-        )
-    ]
-    systems = (*named, *written)
-    if len({system.folder_name for system in systems}) < len(systems):
-        raise ConfigError("two systems have the same name. Give each a name of its own.")
-    return systems
-
-
-def _written_systems(given: Any) -> list[System]:
-    """Systems from `{name: {model: ..., loss: ..., key: value}}`."""
-    if given is None:
-        return []
-    if not isinstance(given, Mapping):
-        raise ConfigError("systems: must map names to settings, such as `mine: {model: EASE}`.")
-    systems = []
-    for title, settings in given.items():
-        if not isinstance(settings, Mapping) or not isinstance(settings.get("model"), str):
-            raise ConfigError(f"systems: {title} needs settings with a model, got {settings!r}.")
-        if forbidden := sorted((settings.keys() & _OWN_KEYS) - {"model", "loss"}):
-            raise ConfigError(f"systems: {', '.join(forbidden)} cannot be {title}'s own.")
-        own = {key: value_text(value) for key, value in settings.items()}
-        model, loss = own.pop("model"), own.pop("loss", None)
-        systems.append(System(model, loss, str(title), tuple(own.items())))
-    return systems
-
-
-def _seeds(values: Mapping[str, Any]) -> int | tuple[int, ...]:
-    """A number of seeds, or the seeds themselves: `3`, `2020,2021`, `[2020, 2021]`, `2020,`."""
-    given = values.get("seeds", 1)
-    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= MOST_SEEDS:
-        return given
-    parts = given if isinstance(given, list) else str(given).strip(",").split(",")
-    seeds = [part if isinstance(part, int) else parse_literal(str(part)) for part in parts]
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
-    if isinstance(given, int) or not whole or len(set(seeds)) < len(seeds) or not seeds:
-        raise ConfigError(
-            f"seeds={given}: must be how many seeds, from 1 to {MOST_SEEDS}, or different seeds "
-            "separated by commas, such as --seeds=2020,2021 (one alone: --seeds=2020,)."
-        )
-    if "seed" in values:
-        raise ConfigError("seed and a list of seeds contradict each other. Leave --seed out.")
-    return tuple(seeds)
-
-
-def _baseline(name: Any, systems: Sequence[System], varied: bool) -> str | None:
-    names = [system.name for system in systems]
-    by_loss = {system.loss: system.name for system in systems if system.loss and not system.title}
-    if name is None or name in names or varied:  # varied names are known later
-        return by_loss.get(name, name)
-    if name in by_loss:
-        return by_loss[name]
-    raise ConfigError(f"baseline={name} is not compared. It must be one of: {', '.join(names)}.")
-
-
 def request_text(request: Request) -> str:
     """The request as the JSON text of `comparison.json`."""
     data = {**asdict(request), "run_dir": None}  # the folder is where the file lies
     return json.dumps(data, indent=2) + "\n"
 
 
-def _saved_request(folder: Path, values: Mapping[str, Any]) -> Request:
-    others = sorted(values.keys() - {"resume", "jobs"})
-    if others:
-        raise ConfigError(
-            f"--resume={folder} continues a comparison as it was: leave out {', '.join(others)}."
-        )
+def saved_request(folder: Path) -> Request:
+    """The request that a comparison's folder was made for, with that folder as `run_dir`.
+
+    Raises:
+        ConfigError: `comparison.json` is missing or damaged.
+    """
     try:
         data = json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8"))
         systems = tuple(
@@ -393,9 +179,8 @@ def _saved_request(folder: Path, values: Mapping[str, Any]) -> Request:
             for system in data["systems"]
         )
         seeds = data["seeds"] if isinstance(data["seeds"], int) else tuple(data["seeds"])
-        saved = Request(**{**data, "systems": systems, "seeds": seeds, "run_dir": str(folder)})
+        return Request(**{**data, "systems": systems, "seeds": seeds, "run_dir": str(folder)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder / REQUEST_FILE} cannot be read ({error}). Start the comparison anew."
         ) from error
-    return replace(saved, jobs=_count("jobs", values.get("jobs"), saved.jobs, MOST_JOBS) or 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from recbole_multdpo.per_user import (
     RECALL_TAIL,
     read_per_user,
 )
+from recbole_multdpo.run_folder import RESULT_FILE, read_result
 
 HISTORY_GROUPS = 4
 
@@ -68,12 +68,12 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
     """Read the finished runs of a comparison's folder.
 
     Raises:
-        MultDPOError: a run has no per-user metrics.
+        MultDPOError: a run has no per-user metrics, or its result is damaged.
     """
     metrics, users, runs = [], [], []
     for member in members:
         run = folder / member.folder_name
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        result = read_result(run / RESULT_FILE)
         ids = {"system": member.system.name, "seed": member.seed}
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from recbole_multdpo.atomic import atomic_folder, restore_interrupted, write_atomically
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, make_plan
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import (
@@ -22,7 +23,6 @@ from recbole_multdpo.comparison.request import (
     Member,
     Request,
     System,
-    read_request,
     request_text,
 )
 from recbole_multdpo.comparison.results import read_results
@@ -30,10 +30,9 @@ from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tun
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.language_models import LANGUAGE_MODELS
-from recbole_multdpo.run_folder import lock_folder
+from recbole_multdpo.run_folder import RESULT_FILE, lock_folder
 
 INTERRUPTED = (130, 143, -2, -15)  # exit statuses after Ctrl-C and SIGTERM
-RESULT = "result.json"
 POLL_SECONDS = 1.0
 
 RunMember = Callable[[list[str]], int]
@@ -168,7 +167,7 @@ class Runner:
         stop: Callable[[Path], bool] | None,
     ) -> str | None:
         """Run, or resume, one; returns why it failed, None if it did not."""
-        if (folder / RESULT).is_file():
+        if (folder / RESULT_FILE).is_file():
             print(f"{name}: done already", flush=True)
             return None
         print(name, flush=True)
@@ -227,7 +226,7 @@ def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> d
 
 def _take_over(trial: Path, folder: Path) -> None:
     restore_interrupted(folder)
-    if not (folder / RESULT).is_file():
+    if not (folder / RESULT_FILE).is_file():
         with atomic_folder(folder) as copy:
             shutil.copytree(trial, copy, dirs_exist_ok=True)
 

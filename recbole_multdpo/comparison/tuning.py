@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.comparison.request import System, is_range, value_text
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.run_folder import RESULT_FILE, read_result
 from recbole_multdpo.settings_text import dump_settings, parse_setting
 from recbole_multdpo.training.csv_log import read_rows
 from recbole_multdpo.training.step_log import VALIDATIONS_FILE
@@ -192,11 +193,12 @@ def _validation_scores(folder: Path, metric: str) -> list[float]:
 
 
 def _with_result(trial: Trial, metric: str) -> Trial:
-    file = trial.folder / "result.json"
+    file = trial.folder / RESULT_FILE
     if not file.is_file():
         return trial
-    result = json.loads(file.read_text(encoding="utf-8"))["valid_result"]
-    return Trial(trial.values, trial.folder, float(result[metric]), result)
+    result = read_result(file)["valid_result"]
+    score = result.get(metric)  # None where it is no number, or there is no validation part
+    return Trial(trial.values, trial.folder, math.nan if score is None else score, result)
 
 
 class _Suggestions:

@@ -64,7 +64,7 @@ class ContextDataset(Dataset):
         for name, part in zip(("training", "validation", "test"), parts, strict=True):
             users, items = (part.inter_feat[f].numpy() for f in (self.uid_field, self.iid_field))
             repeated = self.excluded.holds(users, items)
-            if repeated.all():
+            if len(repeated) and repeated.all():
                 raise DataError(
                     f"every recommendation of the {name} part is of an item that its conversation "
                     "mentioned before; use --mentioned_items=keep"
@@ -153,7 +153,12 @@ class LLMRecDataset(ContextDataset):
     def _times_of_rows(self) -> np.ndarray:
         """The time of every interaction of this part, float64 [n]."""
         pairs = self._pair_keys(*(self.inter_feat[f] for f in (self.uid_field, self.iid_field)))
-        return self._times[np.searchsorted(self._pairs, pairs)]
+        rounded = self.inter_feat[self.time_field].numpy()
+        at = np.searchsorted(self._pairs, pairs)
+        # of a repeated pair, which may stand in several parts, the first of the row's rounded time
+        while (is_before := self._times[at].astype(rounded.dtype) < rounded).any():
+            at += is_before
+        return self._times[at]
 
     def _remember_times(self) -> None:
         """Keep times as read: RecBole's float32 tensors hold Unix times to 64 seconds only."""
@@ -163,8 +168,7 @@ class LLMRecDataset(ContextDataset):
         pairs = self._pair_keys(*(self.inter_feat[f] for f in (self.uid_field, self.iid_field)))
         times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
         order = np.lexsort((times, pairs))
-        last = np.append(pairs[order][1:] != pairs[order][:-1], True)  # a repeated pair: its latest
-        self._pairs, self._times = pairs[order][last], times[order][last]
+        self._pairs, self._times = pairs[order], times[order]
 
     def _pair_keys(self, users, items) -> np.ndarray:  # type: ignore[no-untyped-def]
         return np.asarray(users, dtype=np.int64) * self.item_num + np.asarray(items, dtype=np.int64)
@@ -192,7 +196,9 @@ class LLMRecDataset(ContextDataset):
                     "add it to load_col.inter"
                 )
             ratings = self.inter_feat[rating_field].numpy()
-            levels = (ratings[:, None] >= np.array(level_thresholds)).sum(1)
+            # of the ratings' type: 4.1 as float32 is less than 4.1
+            thresholds = np.array(level_thresholds, dtype=ratings.dtype)
+            levels = (ratings[:, None] >= thresholds).sum(1)
             if (levels == 0).any():
                 raise DataError(
                     f"{(levels == 0).sum()} interactions have a rating below the lowest of "

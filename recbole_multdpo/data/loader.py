@@ -21,6 +21,7 @@ from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.random_keys import random_keys
 from recbole_multdpo.data.sampler import SetwiseSampler
+from recbole_multdpo.errors import DataError
 
 SHUFFLE_STREAM = 4  # keeps the order of contexts apart from the sampler's draws
 FILLER = 0  # RecBole's padding user, as which a context goes that must weigh nothing
@@ -58,11 +59,20 @@ class SetwiseDataLoader(AbstractDataLoader):
             dataset: the training part.
             sampler: makes the batches.
             batch_size: contexts per batch, of all processes together.
+
+        Raises:
+            DataError: there is no context to train on.
         """
         trainable = sampler.train_items.counts > 0
         if sampler.n_negatives:  # who knows the whole catalogue has nothing to rank below it
             trainable &= sampler.negative_sampler.n_available > 0
         self.users = np.flatnonzero(trainable)
+        if not len(self.users):
+            raise DataError(
+                "no user of the training part can be trained on: nobody has both an item and one "
+                "that could be drawn as a negative. Give more data, or use "
+                "--negative_distribution=uniform, which also draws items that nobody has chosen."
+            )
         self.sample_size = len(self.users)
         self.contexts_per_batch = batch_size
         self.epoch = 0

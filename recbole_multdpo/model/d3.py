@@ -53,15 +53,47 @@ class D3(LLMRec):
         """
         if self.settings.ranker != "beam":
             return super().topk(user_ids, excluded, k, targets)
+        of_nodes = self._addends_of_nodes(user_ids.to(self.device))
+        return self._beam(*self.user_prompts(user_ids), excluded, k, of_nodes)
+
+    def rank(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        excluded: Tensor | None,
+        k: int,
+        targets: Tensor | None = None,
+        addends: Tensor | None = None,
+    ) -> TopK:
+        """`topk` for prompts, whose users the assistant does not know, as `LLMRec.rank`.
+
+        Raises:
+            ValueError: `addends` with a beam, which would need them for prefixes.
+        """
+        if self.settings.ranker != "beam":
+            return super().rank(prompt_ids, prompt_lengths, excluded, k, targets, addends)
+        if addends is not None:
+            raise ValueError("a beam search takes no addends of items; use topk")
+        return self._beam(prompt_ids, prompt_lengths, excluded, k, None)
+
+    def _beam(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        excluded: Tensor | None,
+        k: int,
+        of_nodes: Tensor | None,
+    ) -> TopK:
         return beam_topk(
             self.lm,
             self.trie,
-            *self.user_prompts(user_ids),
+            prompt_ids,
+            prompt_lengths,
             excluded,
             k,
             beam_size=self.settings.beam_size,
             over_catalogue=self.over_catalogue,
-            addends=self._addends_of_nodes(user_ids.to(self.device)),
+            addends=of_nodes,
         )
 
     def _addends_of_nodes(self, user_ids: Tensor) -> Tensor | None:

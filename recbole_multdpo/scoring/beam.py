@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.best_first import TrieSearch, compacted
 from recbole_multdpo.scoring.cache import check_attention
@@ -60,7 +61,8 @@ def beam_topk(
         `TopK`; equal scores by ascending item id.
 
     Raises:
-        ValueError: the model is in training mode, or a log-probability is NaN.
+        ValueError: the model is in training mode.
+        TrainingError: a log-probability is NaN.
         ConfigError: the model's attention cannot follow the trie's mask.
     """
     model = causal_lm(lm)
@@ -71,7 +73,7 @@ def beam_topk(
     while search.step_beam():
         pass
     if search.found_nan:
-        raise ValueError(NAN_SCORES)
+        raise TrainingError(NAN_SCORES)
     items, scores = stable_topk(search.ranking_scores(), k)
     return TopK(items, scores, search.expanded)
 

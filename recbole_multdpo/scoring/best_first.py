@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
 from recbole_multdpo.scoring.catalogue import log_softmax_within
@@ -90,8 +91,8 @@ def best_first_topk(
         in ascending order of item id; excluded items and items of probability 0 are never ranked.
 
     Raises:
-        ValueError: the model is in training mode, an argument is out of range, or a log-probability
-            is NaN.
+        ValueError: the model is in training mode, or an argument is out of range.
+        TrainingError: a log-probability is NaN.
         ConfigError: the model's attention cannot follow the trie's mask.
     """
     if expand_per_step < 1 or k < 1:
@@ -134,7 +135,7 @@ def best_first_topk(
         search.item_scores[rows] = scores.masked_fill(~search.allowed[rows], -math.inf)
         search.expanded[rows] += trie.num_internal - 1
     if search.found_nan:
-        raise ValueError(NAN_SCORES)
+        raise TrainingError(NAN_SCORES)
     items, scores = stable_topk(search.item_scores, k)
     return TopK(items, scores, search.expanded)
 

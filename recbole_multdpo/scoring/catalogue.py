@@ -69,4 +69,5 @@ def log_softmax_within(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
     # a group without probability stays at −inf instead of turning into NaN
     shifted = values - highest.clamp(min=torch.finfo(values.dtype).min)[group]
     totals = values.new_zeros(n_groups).index_add(0, group, shifted.exp())
+    totals = totals.clamp(min=torch.finfo(values.dtype).tiny)  # 0 for such a group, else 1 or more
     return shifted - totals.log()[group]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recbole_multdpo.errors import TrainingError
+
 NAN_SCORES = (
     "the model's log-probabilities hold NaN; check its weights (did training diverge?) or rank in "
     "float32."
@@ -41,12 +43,13 @@ def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         items long [B, k] and scores [B, k].
 
     Raises:
-        ValueError: k < 1, or a score is NaN.
+        ValueError: k < 1.
+        TrainingError: a score is NaN.
     """
     if k < 1:
         raise ValueError(f"k={k} is not allowed: it must be at least 1.")
     if scores.isnan().any():
-        raise ValueError(NAN_SCORES)
+        raise TrainingError(NAN_SCORES)
     taken = min(k, scores.shape[1])
     last = scores.topk(taken, dim=1).values[:, -1:]  # [B, 1], the k-th best score
     above, equal = scores > last, scores == last

@@ -24,7 +24,7 @@ from recbole_multdpo.scoring.packed import packed_token_logps
 from recbole_multdpo.scoring.trie_scores import trie_scores
 from recbole_multdpo.settings import WITHOUT_PREFERENCES
 from recbole_multdpo.trained.recommender import Context, Item, Recommender
-from recbole_multdpo.trained.run import TrainedRun, load_run, read_result, run_config
+from recbole_multdpo.trained.run import TrainedRun, load_run, result_of, run_config
 from recbole_multdpo.trained.sft_start import load_sft_start
 
 
@@ -116,7 +116,7 @@ class Explainer:
             ConfigError: the run has no preference stage.
             CheckpointError: the weights of the supervised stage are not kept.
         """
-        result = read_result(Path(folder))
+        result = result_of(Path(folder))
         if result["model"] != LLMREC or result["loss"] in WITHOUT_PREFERENCES:
             kind = result["loss"] or result["model"]
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
@@ -20,6 +19,7 @@ from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.quick_start import known_at_test, load_parts
+from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_run(
         CheckpointError: the weights are missing or do not fit.
     """
     folder = Path(folder)
-    result = read_result(folder)
+    result = result_of(folder)
     settings: dict[str, Any] = {}
     if result["model"] in LANGUAGE_MODELS:
         # the final weights are all in this folder: no hub, no adapter, no first stage is needed
@@ -113,24 +113,20 @@ def load_run(
     return TrainedRun(folder, config, result, dataset, parts, model, titles)
 
 
-def read_result(folder: Path) -> dict[str, Any]:
+def result_of(folder: Path) -> dict[str, Any]:
     """The `result.json` of a run.
 
     Raises:
         ConfigError: the folder does not exist, is that of a comparison, or has no result.
+        MultDPOError: the file is damaged.
     """
-    file = folder / "result.json"
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    except OSError:
-        pass
-    except ValueError as error:
-        raise ConfigError(f"{file} is damaged ({error}). Run its command again.") from error
-    inside = sorted(path.parent.name for path in folder.glob("*/result.json"))
+    file = folder / RESULT_FILE
+    if file.is_file():
+        return read_result(file)
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{RESULT_FILE}"))
     if inside:
         raise ConfigError(f"{folder} holds several runs. Name one of them: {', '.join(inside)}.")
-    if (folder / "config.yaml").is_file():
+    if (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"the run in {folder} did not finish. Continue it: --resume={folder}.")
     raise ConfigError(
         f"{folder} is not the folder of a run: there is no {file}. Runs are written below saved/ "

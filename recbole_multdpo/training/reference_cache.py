@@ -75,13 +75,24 @@ class ReferenceCache:
         return torch.from_numpy(found).to(batch.candidates.device)
 
     def save(self) -> None:
-        """Write what this run has computed, as a whole or not at all.
+        """Write what was computed since the last call, as a whole or not at all.
 
         Raises:
-            OSError: the disk is full or read-only.
+            CheckpointError: the disk is full or read-only; what was saved before stays.
         """
         if not self._new:
             return
+        try:
+            self._write_new()
+        except OSError as error:
+            raise CheckpointError(
+                f"the reference's log-probabilities could not be stored in {self.folder} "
+                f"({error}). Free disk space, set --sft_cache_dir to a folder that can be written, "
+                "or --reference_cache=False."
+            ) from error
+        self._new.clear()
+
+    def _write_new(self) -> None:
         digests = sorted(self._new)
         logps = [self._logps[digest] for digest in digests]
         name = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
@@ -94,7 +105,6 @@ class ReferenceCache:
                     counts=np.array([len(values) for values in logps]),
                     logps=np.concatenate(logps),
                 )
-        self._new.clear()
 
 
 def reference_key(model: LLMRec) -> str:

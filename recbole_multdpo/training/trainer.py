@@ -70,6 +70,11 @@ class Stage:
     learning_rate: float
     eval_step: int
 
+    @property
+    def unvalidated(self) -> int:
+        """Epochs after the last validation, whose weights cannot be chosen as the best."""
+        return self.epochs % self.eval_step if 0 < self.eval_step < self.epochs else 0
+
 
 @dataclass
 class Position:
@@ -176,6 +181,13 @@ class SetwiseTrainer(Trainer):
         )
         if self.resumed_schedule is not None:
             self._restore_schedule(self.resumed_schedule)
+        if self.eval_step and self.stage.unvalidated:
+            setting = "sft_eval_step" if self.stage.name == "sft" else "eval_step"
+            self.logger.warning(
+                f"no validation follows the last {self.stage.unvalidated} of {self.epochs} "
+                f"{self.stage.name} epochs, so that they cannot become the result. Set --{setting} "
+                "to a number that divides the epochs."
+            )
         if processes.is_first():
             self.step_log = StepLog(self.run_folder, self.stage.name)
         if self.stage.name == "preference" and self.model.settings.track_bounds:
@@ -189,6 +201,7 @@ class SetwiseTrainer(Trainer):
         )
         self.engine.finish()
         self._engine = None
+        self._save_reference_cache()  # an epoch without a checkpoint may have been the last
         return found
 
     def _train_epoch(  # type: ignore[no-untyped-def]
@@ -562,6 +575,12 @@ class SetwiseTrainer(Trainer):
         }
         state = {**self._state(), "schedule": schedule}
         processes.from_first(lambda: self._write_step(weights, state, tensors))
+        self._save_reference_cache()
+
+    def _save_reference_cache(self) -> None:
+        """Keep what this process has computed of it: a killed run need not do so again."""
+        if self.model.reference_cache is not None:
+            self.model.reference_cache.save()
 
     def _write_step(
         self, weights: dict[str, Tensor], state: dict[str, Any], tensors: dict[str, Tensor]

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from recbole_multdpo import cli
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from tests.integration.toy import N_USERS, toy_arguments, write_toy
@@ -212,6 +212,13 @@ def test_wrong_settings_fail_before_anything_runs(
     with pytest.raises(ConfigError, match=message):
         run_comparison(arguments(data_path, tmp_path / "new", extra), lambda argv: 0)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_users_have_no_value_of_cannot_decide(data_path: Path, tmp_path: Path) -> None:
+    """There would be nothing to test, and the largest is not the best."""
+    metrics = ("--metrics=['NDCG', 'GiniIndex']", "--valid_metric=GiniIndex@5")
+    with pytest.raises(ConfigError, match="valid_metric=GiniIndex@5.*Use a metric of hits"):
+        make_plan(read_request(arguments(data_path, tmp_path / "new", *metrics)))
 
 
 def test_another_comparison_in_the_same_folder_is_refused(data_path: Path, copied: Path) -> None:

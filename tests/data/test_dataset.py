@@ -47,6 +47,33 @@ def test_times_closer_than_float32_resolves_keep_their_order(
         assert seen == sorted(seen) and len(seen) == 9
 
 
+def test_an_item_chosen_again_later_keeps_the_time_of_its_training_row(
+    data_path: Path, tmp_path: Path
+) -> None:
+    """The training part must not show, by its order or its low ratings, what happened after it."""
+    file = data_path / "toy" / "toy.inter"
+    header, *rows = file.read_text().rstrip("\n").split("\n")
+    again = [f"{row.rsplit(chr(9), 1)[0]}\t{100 + n}" for n, row in enumerate(rows[:2])]
+    file.write_text("\n".join([header, *rows, *again]) + "\n")
+    _, parts, model = toy_model(data_path, tmp_path, "--eval_args={'order': 'TO'}")
+    users, items = (parts[0].field2token_id[f] for f in ("user_id", "item_id"))
+    in_order = [items[row.split("\t")[1]] for row in rows if row.startswith("u0\t")]
+    assert {part.inter_feat["timestamp"].max().item() for part in parts[1:]} == {100, 101}
+    history = model.histories.history(users["u0"]).tolist()
+    assert history == in_order[: len(history)] and len(history) > 8
+    assert parts[2].user_items(()).history(users["u0"]).tolist() == [in_order[1]]
+
+
+def test_a_rating_reaches_a_threshold_that_float32_cannot_hold(
+    data_path: Path, tmp_path: Path
+) -> None:
+    file = data_path / "toy" / "toy.inter"
+    file.write_text(file.read_text().replace("\t4\t", "\t4.1\t"))
+    assert float(np.float32(4.1)) < 4.1
+    _, parts, _ = toy_model(data_path, tmp_path)
+    assert set(parts[0].user_items((5, 4.1)).levels.tolist()) == {1, 2}
+
+
 def test_a_user_who_knows_everything_is_no_preference_context(
     data_path: Path, tmp_path: Path
 ) -> None:

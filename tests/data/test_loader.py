@@ -10,6 +10,7 @@ from recbole.data.utils import create_samplers
 
 from recbole_multdpo import processes
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader
+from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import _train_loader
 from tests.integration.toy import toy_model, write_toy
 
@@ -124,3 +125,16 @@ def test_a_worker_process_makes_the_same_batches(tmp_path: Path) -> None:
             batches.append([[batch.user_ids, batch.candidates] for batch in loader])
         found.append(batches)
     assert str(found[0]) == str(found[1]) and str(found[0][0]) != str(found[0][1])
+
+
+def test_no_context_to_train_on_is_explained(tmp_path: Path) -> None:
+    """Drawn by popularity, a negative must be somebody else's item, and there is nobody."""
+    data_path = write_toy(tmp_path)
+    file = data_path / "toy" / "toy.inter"
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(row for row in rows if row.startswith("u0\t")), ""]))
+    popular = "--negative_distribution=popularity"
+    config, parts, model = toy_model(data_path, tmp_path, popular)
+    with pytest.raises(DataError, match="negative_distribution=uniform"):
+        _train_loader(config, model, parts[0], "mult_dpo", 8)
+    assert len(_train_loader(config, model, parts[0], "sft", 8)) == 1

@@ -288,6 +288,30 @@ def test_sampled_validation(data_path: Path, tmp_path: Path) -> None:
     assert result["valid_result"]["ndcg@5"] > result["test_result"]["ndcg@5"]
 
 
+NO_VALIDATION = "--eval_args={'split': {'RS': [0.8, 0.0, 0.2]}}"
+
+
+def test_a_split_without_a_validation_part_is_trained_to_the_end(
+    data_path: Path, tmp_path: Path
+) -> None:
+    result = run(toy_arguments(data_path, tmp_path / "lm", NO_VALIDATION))
+    common = ["--dataset=toy", f"--data_path={data_path}", "--topk=[2, 5]", NO_VALIDATION]
+    classical = run(
+        ["--model=EASE", *common, "--valid_metric=NDCG@5", f"--run_dir={tmp_path / 'c'}"]
+    )
+    for each in (result, classical):
+        assert each["valid_result"] == {} and each["test_result"]["ndcg@5"] > 0
+    assert result["test_set"] == classical["test_set"]
+
+
+def test_what_only_a_validation_part_can_decide_asks_for_one(
+    data_path: Path, tmp_path: Path
+) -> None:
+    chosen = "--assistant=EASE"
+    with pytest.raises(DataError, match="validation part of the split is empty, and an assistant"):
+        run(toy_arguments(data_path, tmp_path / "run", NO_VALIDATION, chosen))
+
+
 def test_popularity_metrics_work_with_topk_rankings(data_path: Path, tmp_path: Path) -> None:
     result = run(
         toy_arguments(

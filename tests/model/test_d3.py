@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recbole_multdpo.assistant import make_assistant
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.config import load_config, properties_folder
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS
@@ -75,6 +75,18 @@ def test_a_full_beam_is_the_exact_ranking_and_a_narrow_one_is_not(
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-5)
     _, narrow = untrained(data_path, tmp_path, "--beam_size=1")
     assert not narrow.topk(users, None, 5).items.equal(expected.items)
+
+
+@pytest.mark.parametrize("ranker", ["beam", "best_first"])
+def test_a_loaded_run_ranks_prompts_as_the_test_ranked_users(
+    data_path: Path, tmp_path: Path, ranker: str
+) -> None:
+    """`Recommender` ranks prompts: without an assistant they are all that there is to know."""
+    users, model = untrained(data_path, tmp_path, f"--ranker={ranker}", "--beam_size=2")
+    model.assistant = None
+    ranked = model.topk(users, None, 6)
+    of_prompts = model.rank(*model.user_prompts(users), None, 6)
+    assert of_prompts.items.equal(ranked.items) and of_prompts.scores.equal(ranked.scores)
 
 
 @pytest.mark.integration

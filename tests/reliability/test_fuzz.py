@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_multdpo.comparison.request import is_comparison, read_request
+from recbole_multdpo.comparison.command import is_comparison, read_request
 from recbole_multdpo.config import load_config, settings_of
 from recbole_multdpo.data.convert.__main__ import main as convert
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError

@@ -238,6 +238,7 @@ def test_long_titles_are_never_cut_silently(tmp_path: Path) -> None:
     [
         pytest.param(some_rows(n_items=1, per_user=1), titles(1), id="one item"),
         pytest.param(some_rows(n_items=2, per_user=2), titles(2), id="two items"),
+        pytest.param(some_rows(per_user=2), titles(), id="no validation part"),
         pytest.param(some_rows(n_items=10, per_user=10), titles(10), id="users with all items"),
         pytest.param(some_rows(n_users=1), titles(), id="one user"),
         pytest.param(some_rows(n_users=1, per_user=1), titles(), id="one interaction"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
 from recbole_multdpo.scoring.trie import ItemTrie
 from tests.scoring.test_best_first import END, VOCABULARY, case, naive_scores, tiny_lm
@@ -265,5 +266,5 @@ def test_a_batch_equals_its_users_alone() -> None:
 def test_nan_weights_are_reported() -> None:
     lm = tiny_lm()
     lm.lm_head.weight.data[VOCABULARY // 4] = math.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(TrainingError, match="NaN"):
         beam(lm, case())

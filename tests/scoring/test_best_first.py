@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.scoring import best_first as best_first_module
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
@@ -498,7 +498,7 @@ def test_prompt_lengths_outside_the_table_are_refused(length):
 def test_nan_weights_are_reported_and_not_ranked():
     lm = tiny_lm()
     lm.lm_head.weight.data[7] = math.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(TrainingError, match="NaN"):
         case().rank(lm)
 
 

@@ -93,6 +93,7 @@ def test_log_softmax_within_groups():
     expected = torch.tensor([0.3, 2.0], dtype=torch.float64).log_softmax(0)
     torch.testing.assert_close(found[[0, 2]], expected)
     assert found[1] == 0 and found[4] == -torch.inf
+    assert found[3] == -torch.inf  # its group has no probability at all
     inputs = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     groups = torch.tensor([1, 0, 1, 2, 0, 1, 1])
     assert torch.autograd.gradcheck(

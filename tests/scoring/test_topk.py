@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.scoring.topk import stable_topk
 
 NEVER = -math.inf
@@ -42,7 +43,7 @@ def test_agrees_with_sorting_pairs(data):
 
 
 def test_nan_and_k_below_one_are_refused():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(TrainingError, match="NaN"):
         stable_topk(torch.tensor([[NEVER, 1.0, math.nan]]), 1)
     with pytest.raises(ValueError, match="k=0"):
         stable_topk(torch.zeros(1, 2), 0)

@@ -13,6 +13,7 @@ from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.quick_start import _train_loader, run
 from recbole_multdpo.training.reference_cache import FILE_NAME, ReferenceCache, reference_key
+from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 
 BATCH = SetwiseBatch(
@@ -138,6 +139,38 @@ def test_a_sweep_over_beta_computes_the_reference_once(
     first, second = caches
     assert first.n_computed == 24 and second.n_computed == 0
     assert results["b"]["test_result"] == pytest.approx(results["plain"]["test_result"], abs=2e-3)
+
+
+def test_a_killed_run_leaves_what_it_computed_before_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_path = write_toy(tmp_path)
+    arguments = ("--reference_cache=True", "--epochs=2", "--eval_step=1")
+    epoch = SetwiseTrainer._train_epoch
+
+    def killed_in_the_second(self, train_data, epoch_idx, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if self.stage.name == "preference" and epoch_idx == 1:
+            raise RuntimeError("killed")
+        return epoch(self, train_data, epoch_idx, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SetwiseTrainer, "_train_epoch", killed_in_the_second)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(toy_arguments(data_path, tmp_path / "killed", *arguments))
+    (folder,) = (tmp_path / "cache").glob("reference-*")
+    left = ReferenceCache(folder)
+    assert len(left._logps) == 24  # one epoch of the toy's users
+    run(toy_arguments(data_path, tmp_path / "again", *arguments))
+    assert len(ReferenceCache(folder)._logps) == 48
+    assert len(list(folder.iterdir())) == 2  # the first epoch was not computed and stored again
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    cache = ReferenceCache(tmp_path / "cache")
+    cache.logps(BATCH, by_hand)
+    with pytest.raises(CheckpointError, match="reference_cache=False"):
+        cache.save()
 
 
 def test_a_step_from_the_cache_is_the_step_without(tmp_path: Path) -> None:

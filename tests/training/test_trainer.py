@@ -206,3 +206,12 @@ def test_another_error_is_no_want_of_memory(toy, model, monkeypatch) -> None:  #
     monkeypatch.setattr(LLMRec, "step", failing)
     with pytest.raises(RuntimeError, match="shapes"):
         step_gradient(toy, first_batch(toy, "sft"), auto_batch=True)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eval_step", "unvalidated"),
+    [(4, 0, 0), (4, 1, 0), (4, 2, 0), (4, 3, 1), (5, 2, 1), (4, 4, 0), (4, 9, 0), (0, 2, 0)],
+)
+def test_epochs_that_no_validation_follows(epochs: int, eval_step: int, unvalidated: int) -> None:
+    """With a step of more than there are epochs, the last one is validated."""
+    assert Stage("preference", epochs, 1.0, eval_step).unvalidated == unvalidated
