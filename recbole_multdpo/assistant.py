@@ -58,11 +58,8 @@ class Assistant:
     row_of_user: np.ndarray
     valid_result: dict[str, float]
 
-    def log_shares(self, user_ids: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-softmax over the catalogue of each user's scores: float32 [B, n_items], nats.
-
-        Of the scores divided by the temperature; −inf for item 0. On the device of `user_ids`, long
-        [B].
+    def scores_of(self, user_ids: Tensor) -> Tensor:
+        """The model's own scores for users, long [B]: float32 [B, n_items], on their device.
 
         Raises:
             ValueError: a user is of neither part.
@@ -70,7 +67,14 @@ class Assistant:
         rows = self.row_of_user[user_ids.cpu().numpy()]
         if (rows < 0).any():
             raise ValueError(f"{self.name} was not asked for the scores of some of these users.")
-        scores = torch.from_numpy(np.array(self.scores[rows])).to(user_ids.device)
+        return torch.from_numpy(np.array(self.scores[rows])).to(user_ids.device)
+
+    def log_shares(self, user_ids: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-softmax over the catalogue of each user's scores: float32 [B, n_items], nats.
+
+        Of `scores_of` divided by the temperature; −inf for item 0.
+        """
+        scores = self.scores_of(user_ids)
         scores[:, 0] = -torch.inf
         return (scores / temperature).log_softmax(1)
 

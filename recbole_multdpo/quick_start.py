@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 from recbole_multdpo import processes
 from recbole_multdpo.assistant import (
     CURVE_FILE,
-    Assistant,
     choose_weight,
     make_assistant,
     write_curve,
@@ -312,9 +311,10 @@ def _run_llmrec(
     init_seed(config["seed"], config["reproducibility"])  # whether stages were resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
     with clock.stage("tune"):
+        model.assistant = assistant
         chosen = model.tune_ranking(partial(_validation_score, trainer, quick_valid))
     with clock.stage("valid"):
-        valid_result, fusion = _validate(trainer, valid, assistant)
+        valid_result, fusion = _validate(trainer, valid)
     model.histories = known_at_test(config, parts)
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
@@ -342,9 +342,9 @@ def _run_llmrec(
 
 
 def _validate(
-    trainer: SetwiseTrainer, valid: AbstractDataLoader, assistant: Assistant | None
+    trainer: SetwiseTrainer, valid: AbstractDataLoader
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Validation metrics, with an assistant those of its best weight, which the model keeps.
+    """Validation metrics; where an assistant has weights, those of the best, which the model keeps.
 
     Returns:
         The metrics, {} without a validation part; and what `result.json` says about the assistant.
@@ -361,12 +361,17 @@ def _validate(
         )
         return dict(found)
 
-    model.assistant = assistant
-    if assistant is None:
-        return metrics_with(0.0), {}
-    given = model.settings.assistant_weight
+    described: dict[str, Any] = {}
+    if model.assistant is not None:
+        described = {
+            "model": model.assistant.name,
+            "settings": model.settings.assistant_settings,
+            "valid_result": model.assistant.valid_result,
+        }
+    if not model.settings.assistant_weights:
+        return metrics_with(0.0), {"assistant": described} if described else {}
     weight, curve = choose_weight(
-        given if isinstance(given, tuple) else (given,),
+        model.settings.assistant_weights,
         metrics_with,
         config["valid_metric"].lower(),
         config["valid_metric_bigger"],
@@ -374,14 +379,8 @@ def _validate(
     model.assistant_weight = weight
     processes.from_first(lambda: write_curve(trainer.run_folder / CURVE_FILE, curve))
     chosen = next(point for point in curve if point["weight"] == weight)
-    fusion = {
-        "model": assistant.name,
-        "settings": model.settings.assistant_settings,
-        "valid_result": assistant.valid_result,
-        "weight": weight,
-        "curve": curve,
-    }
-    return {k: v for k, v in chosen.items() if k != "weight"}, {"assistant": fusion}
+    fusion = {"assistant": {**described, "weight": weight, "curve": curve}}
+    return {k: v for k, v in chosen.items() if k != "weight"}, fusion
 
 
 def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader) -> float:

@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# 2^-gamma, the least factor of a distance, must stay within float32
+Gamma = Annotated[float, Field(ge=0, le=100)]
 Text = Annotated[str, Field(min_length=1)]
 # A settings file holds lists; the frozen model holds tuples.
 Texts = Annotated[
@@ -204,6 +206,14 @@ class LLMRecSettings(BaseModel):
     valid_users: CountOrZero = Field(description="users of a validation in training, 0 for all")
 
     @property
+    def assistant_weights(self) -> tuple[float, ...]:
+        """The values of `assistant_weight` to be tried; none without an assistant."""
+        if self.assistant is None:
+            return ()
+        given = self.assistant_weight
+        return given if isinstance(given, tuple) else (given,)
+
+    @property
     def loss_needs(self) -> Loss:
         """The loss's entry in `LOSSES`; without training there is as little to need as for sft."""
         return LOSSES["sft" if self.loss == ZERO_SHOT else self.loss]
@@ -236,17 +246,21 @@ class BIGRecSettings(LLMRecSettings):
     normalize_over: Literal["vocabulary"] = Field(
         description="a text that is written freely must learn to end"
     )
-    assistant: None = Field(description="none: distances are no log-probabilities")
     generation_beams: Count = Field(description="width of the beam search")
     generation_tokens: Count = Field(description="tokens of a generated text, at most")
     grounding_model: Literal["auto", "base", "tuned"] = Field(
         description="model whose hidden states are compared"
     )
     grounding_layer: int = Field(description="layer of those hidden states")
-    grounding_weight: Literal["none", "popularity"] = Field(description="what weighs the distances")
-    grounding_gamma: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
-        description="strength of that weight"
+    grounding_weight: Literal["none", "popularity", "assistant"] = Field(
+        description="what weighs the distances"
     )
+    grounding_gamma: Literal["auto"] | Gamma = Field(description="strength of that weight")
+
+    @property
+    def assistant_weights(self) -> tuple[float, ...]:
+        """No values: the scores weigh the distances, and `grounding_gamma` says how strongly."""
+        return ()
 
     @property
     def ranks_by_validation(self) -> bool:
@@ -298,6 +312,7 @@ def impossible_combinations(
         *_data_problems(settings, shared),
         *_recbole_problems(shared),
         *_ranking_problems(settings, shared),
+        *_grounding_problems(settings),
         *_settings_without_effect(settings, set(asked_for)),
         *_history_settings_without_effect(shared.get("context"), set(asked_for)),
     ]
@@ -457,6 +472,39 @@ def _ranking_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> li
     return []
 
 
+def _grounding_problems(settings: LLMRecSettings) -> list[str]:
+    """What BIGRec weighs its distances by must be there, and what is there must weigh them."""
+    if not isinstance(settings, BIGRecSettings):
+        return []
+    weighs, name = settings.grounding_weight == "assistant", settings.assistant
+    if weighs and name is None:
+        return [
+            "grounding_weight=assistant needs an assistant. Add --assistant=EASE, or use "
+            "--grounding_weight=popularity."
+        ]
+    if name is not None and not weighs:
+        return [
+            f"assistant={name} has no part in grounding_weight={settings.grounding_weight}. Add "
+            "--grounding_weight=assistant, or leave the assistant out."
+        ]
+    return []
+
+
+def _grounding_without_effect(settings: BIGRecSettings, asked_for: set[str]) -> list[str]:
+    problems = []
+    if "assistant_weight" in asked_for:
+        problems.append(
+            "assistant_weight: no effect with BIGRec, whose distances an assistant's scores weigh "
+            "with grounding_gamma. Use --grounding_gamma, or leave it out."
+        )
+    if "grounding_gamma" in asked_for and settings.grounding_weight == "none":
+        problems.append(
+            "grounding_gamma: no effect with grounding_weight=none. Add "
+            "--grounding_weight=popularity, or --grounding_weight=assistant --assistant=EASE."
+        )
+    return problems
+
+
 def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
     problems = []
     lora = sorted(key for key in asked_for if key.startswith("lora_"))
@@ -477,6 +525,9 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
             f"{', '.join(searching)}: no effect with ranker=exhaustive. Leave it out, or use "
             "--ranker=best_first."
         )
+    if isinstance(settings, BIGRecSettings):
+        problems += _grounding_without_effect(settings, asked_for)
+        asked_for = asked_for - {"assistant_weight"}
     unassisted = sorted(asked_for & {"assistant_weight", "assistant_settings"})
     if settings.assistant is None and unassisted:
         problems.append(
@@ -518,7 +569,6 @@ def _history_settings_without_effect(context: str | None, asked_for: set[str]) -
         "target_share",
         "history_split",
         "test_history",
-        "sft_targets",
     }
     if context != "conversation" or not found:
         return []

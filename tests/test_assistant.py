@@ -47,6 +47,7 @@ def test_log_shares_are_a_log_softmax_over_the_items() -> None:
     torch.testing.assert_close(found, expected)
     sharper = assistant.log_shares(torch.tensor([2]), temperature=0.5)
     torch.testing.assert_close(sharper, torch.tensor([[0.0, 1 / 10, 9 / 10]]).log())
+    assert assistant.scores_of(torch.tensor([2, 1])).tolist() == scores.tolist()
     assert scores[0, 0] == 9.0  # the table on disk is not written to
     with pytest.raises(ValueError, match="not asked"):
         assistant.log_shares(torch.tensor([0]))

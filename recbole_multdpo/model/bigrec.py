@@ -2,7 +2,8 @@
 
 Bao et al., A Bi-Step Grounding Paradigm for Large Language Models in Recommendation Systems, 2023,
 arXiv 2308.08434. Training is LLMRec's supervised stage. Ranking is `scoring.grounding`: every item
-has a place, by its distance from the text that the model writes for the user.
+has a place, by its distance from the text that the model writes for the user, which the item's
+popularity or a collaborative model's score for the user may weigh.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class BIGRec(LLMRec):
     """Recommender by generation and grounding.
 
     Attributes:
-        gamma: strength of the popularity in the ranking.
-        popularity: float [1, n_items - 1], training rows of each item; None where distances alone
-            rank.
+        gamma: strength of the weights in the ranking.
+        popularity: float [1, n_items - 1], training rows of each item; None where they are not the
+            weights.
     """
 
     popularity: Tensor | None
@@ -137,7 +138,17 @@ class BIGRec(LLMRec):
             self._item_states = self._states(distinct.tolist())[torch.from_numpy(index)]
         return distances(self._states(texts), self._item_states)
 
-    def catalogue_scores(self, texts: Sequence[str]) -> Tensor:
+    def weights_for(self, user_ids: Tensor) -> Tensor | None:
+        """What weighs the distances for users, long [B]: [B or 1, n_items - 1]; None for nothing.
+
+        An assistant's own scores, as in the released code. A log-softmax would only subtract one
+        number per user, which min-max scaling takes out again, but for rounding.
+        """
+        if self.assistant is None:
+            return self.popularity
+        return self.assistant.scores_of(user_ids.to(self.device))[:, 1:]
+
+    def catalogue_scores(self, texts: Sequence[str], weights: Tensor | None) -> Tensor:
         """Scores of all items for written texts, [B, n_items], −inf for [PAD]."""
         if self._written is None:
             distance = self.item_distances(texts)
@@ -146,7 +157,7 @@ class BIGRec(LLMRec):
             if unseen:
                 self._distances.update(zip(unseen, self.item_distances(unseen), strict=True))
             distance = torch.stack([self._distances[text] for text in texts])
-        scores = grounded_scores(distance, self.popularity, self.gamma)
+        scores = grounded_scores(distance, weights, self.gamma)
         return nn.functional.pad(scores, (1, 0), value=-torch.inf)
 
     # ---- what is chosen on the validation part ----
@@ -154,7 +165,8 @@ class BIGRec(LLMRec):
     def tune_ranking(self, validate: Callable[[], float]) -> dict[str, Any]:
         """Choose `gamma` from `GAMMAS` if it is to be chosen; equal ones: the smallest."""
         chosen: dict[str, Any] = {"grounding_by": "base" if self._reads_base else "tuned"}
-        if self.popularity is None or self.settings.grounding_gamma != "auto":
+        weighs = self.settings.grounding_weight != "none"
+        if not weighs or self.settings.grounding_gamma != "auto":
             return chosen
         self._written, self._distances = {}, {}
         curve = []
@@ -166,7 +178,7 @@ class BIGRec(LLMRec):
         return {**chosen, "grounding_gamma": self.gamma, "grounding_gamma_curve": curve}
 
     def restore_ranking(self, result: Mapping[str, Any]) -> None:
-        """Rank as the run did whose weights these are.
+        """Rank as the run did whose weights these are, but for an assistant, which is not kept.
 
         Raises:
             ConfigError: its texts were read by the base model, which is not in its folder.
@@ -185,12 +197,13 @@ class BIGRec(LLMRec):
     def predict(self, interaction: Interaction) -> Tensor:
         """Scores of (user, item) pairs, [n_pairs]."""
         users, row = torch.unique(interaction[self.USER_ID].to(self.device), return_inverse=True)
-        scores = self.catalogue_scores(self.written_for(users))
+        scores = self.catalogue_scores(self.written_for(users), self.weights_for(users))
         return scores[row, interaction[self.ITEM_ID].to(self.device)]
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the whole catalogue, [n_users * n_items], −inf for [PAD]."""
-        return self.catalogue_scores(self.written_for(interaction[self.USER_ID])).flatten()
+        users = interaction[self.USER_ID]
+        return self.catalogue_scores(self.written_for(users), self.weights_for(users)).flatten()
 
     def topk(
         self,
@@ -200,7 +213,7 @@ class BIGRec(LLMRec):
         targets: Tensor | None = None,
     ) -> TopK:
         """LLMRec's, by grounding: all places are exact, `targets` or not."""
-        return self._ground(self.written_for(user_ids), excluded, k)
+        return self._ground(self.written_for(user_ids), self.weights_for(user_ids), excluded, k)
 
     def rank(
         self,
@@ -211,12 +224,17 @@ class BIGRec(LLMRec):
         targets: Tensor | None = None,
         addends: Tensor | None = None,
     ) -> TopK:
-        """`topk` for prompts [B, P] of lengths [B]; there are no `addends`, as nothing assists."""
-        return self._ground(self.write(prompt_ids, prompt_lengths), excluded, k)
+        """`topk` for prompts [B, P] of lengths [B], of nobody whom an assistant could know.
 
-    def _ground(self, texts: Sequence[str], excluded: Tensor | None, k: int) -> TopK:
+        There are no `addends`: distances are no log-probabilities.
+        """
+        return self._ground(self.write(prompt_ids, prompt_lengths), self.popularity, excluded, k)
+
+    def _ground(
+        self, texts: Sequence[str], weights: Tensor | None, excluded: Tensor | None, k: int
+    ) -> TopK:
         """The k best items for written texts; `scores` are those of `grounded_scores`."""
-        scores = self.catalogue_scores(texts)
+        scores = self.catalogue_scores(texts, weights)
         if excluded is not None:
             scores = scores.masked_fill(excluded, -torch.inf)
         items, scores = stable_topk(scores, k)

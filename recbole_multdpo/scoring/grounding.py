@@ -134,7 +134,7 @@ def grounded_scores(distance: Tensor, weights: Tensor | None, gamma: float) -> T
         distance: [B, n], at least 0.
         weights: [B, n] or [1, n]: popularity, or a collaborative model's scores; None for
             distances alone.
-        gamma: at least 0; 0 switches the weights off.
+        gamma: from 0, which switches the weights off, to 100: beyond, factors leave float32.
 
     Returns:
         [B, n], in [−1, 0].

@@ -1,4 +1,4 @@
-"""BIGRec through the command: beside other models, with popularity, and on conversations."""
+"""BIGRec through the command: beside other models, with its weights, and on conversations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from recbole_multdpo import cli
+from recbole_multdpo.assistant import CURVE_FILE
+from recbole_multdpo.comparison.plan import make_plan
+from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
 from recbole_multdpo.quick_start import run
@@ -19,6 +23,7 @@ from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
 pytestmark = pytest.mark.integration
 BIGREC = ["--model=BIGRec", "--generation_tokens=8", "--valid_metric=NDCG@5"]
 WEIGHTED = [*BIGREC, "--grounding_weight=popularity"]
+ASSISTED = [*BIGREC, "--grounding_weight=assistant", "--assistant=EASE", "--EASE.reg_weight=10"]
 
 
 def result_of(folder: Path) -> dict:
@@ -40,9 +45,24 @@ def test_beside_a_language_model_and_a_classical_one(tmp_path: Path) -> None:
     assert {result["num_users_evaluated"] for result in results} == {N_USERS}
 
 
-def test_gamma_is_chosen_recorded_and_used(tmp_path: Path) -> None:
+def test_systems_of_an_experiment_file(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(
+        "systems:\n  LLMRec sft: {model: LLMRec, loss: sft}\n  BIGRec: {model: BIGRec}\n"
+        "  BIGRec EASE: {model: BIGRec, grounding_weight: assistant, assistant: EASE}\n"
+    )
+    argv = [f"--experiment={file}", "--dataset=ml-100k", "--EASE.reg_weight=9"]
+    plan = make_plan(read_request(argv)).settings
+    given = {system.name: settings for system, settings in plan.items()}
+    assert list(given) == ["LLMRec sft", "BIGRec", "BIGRec EASE"]
+    having = [name for name, settings in given.items() if "EASE.reg_weight" in settings]
+    assert having == ["BIGRec EASE"]
+
+
+@pytest.mark.parametrize("weighted", [WEIGHTED, ASSISTED])
+def test_gamma_is_chosen_recorded_and_used(tmp_path: Path, weighted: list[str]) -> None:
     data_path = write_toy(tmp_path / "data")
-    chosen = run(toy_arguments(data_path, tmp_path / "chosen", *WEIGHTED))
+    chosen = run(toy_arguments(data_path, tmp_path / "chosen", *weighted))
     curve = dict(chosen["grounding_gamma_curve"])
     assert list(curve) == list(GAMMAS)
     gamma = chosen["grounding_gamma"]
@@ -50,7 +70,7 @@ def test_gamma_is_chosen_recorded_and_used(tmp_path: Path) -> None:
     loaded = load_run(tmp_path / "chosen").model
     assert isinstance(loaded, BIGRec) and loaded.gamma == gamma and loaded.base_lm is None
     fixed = run(
-        toy_arguments(data_path, tmp_path / "fixed", *WEIGHTED, f"--grounding_gamma={gamma}")
+        toy_arguments(data_path, tmp_path / "fixed", *weighted, f"--grounding_gamma={gamma}")
     )
     assert fixed["test_result"] == chosen["test_result"]
     assert "supervised stage taken from" in (tmp_path / "fixed" / "run.log").read_text()
@@ -58,10 +78,31 @@ def test_gamma_is_chosen_recorded_and_used(tmp_path: Path) -> None:
     assert plain["valid_result"]["ndcg@5"] == pytest.approx(curve[0.0])
 
 
+def test_an_assistant_has_gamma_as_its_weight_and_stays_with_its_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data_path = write_toy(tmp_path / "data")
+    arguments = [*ASSISTED, "--grounding_gamma=100"]
+    result = run(toy_arguments(data_path, tmp_path / "run", *arguments))
+    assert result["assistant"].keys() == {"model", "settings", "valid_result"}
+    assert result["assistant"]["settings"] == {"reg_weight": 10}
+    assert not (tmp_path / "run" / CURVE_FILE).exists()
+    # EASE knows the genres, and its order decides all places but the first
+    plain = run(toy_arguments(data_path, tmp_path / "plain", *BIGREC))
+    assert result["test_result"]["ndcg@5"] > plain["test_result"]["ndcg@5"]
+    assert "assistant" not in plain
+
+    loaded = load_run(tmp_path / "run").model
+    assert "EASE, which is not loaded" in caplog.text
+    users, other = torch.arange(1, N_USERS + 1), load_run(tmp_path / "plain").model
+    assert torch.equal(loaded.topk(users, None, 5).items, other.topk(users, None, 5).items)
+
+
+@pytest.mark.parametrize("weighted", [WEIGHTED, ASSISTED])
 @pytest.mark.parametrize("mode", ["full", "uni20"])
-def test_conversations(tmp_path: Path, mode: str) -> None:
+def test_conversations(tmp_path: Path, mode: str, weighted: list[str]) -> None:
     data_path = write_conversations(tmp_path / "data")
     evaluation = f"--eval_args={{'mode': {{'valid': '{mode}', 'test': 'full'}}}}"
-    result = run(toy_arguments(data_path, tmp_path / "run", *WEIGHTED, *DATA, evaluation))
+    result = run(toy_arguments(data_path, tmp_path / "run", *weighted, *DATA, evaluation))
     assert result["num_items"] == N_ITEMS and result["context"] == "conversation"
     assert len(result["grounding_gamma_curve"]) == len(GAMMAS)

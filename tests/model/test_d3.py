@@ -150,11 +150,6 @@ def test_its_settings_are_not_llmrecs() -> None:
         load_config(["--model=LLMRec", "--dataset=ml-100k", "--ranker=beam"])
 
 
-def test_bigrec_takes_no_assistant() -> None:
-    with pytest.raises(ConfigError, match="assistant .*must be ~"):
-        load_config(["--model=BIGRec", "--dataset=ml-100k", "--assistant=EASE"])
-
-
 def test_in_a_comparison_the_assistants_settings_go_where_it_assists() -> None:
     argv = ["--model=LLMRec,D3,EASE", "--loss=sft,lipo_bt", "--dataset=ml-100k", "--beta=2"]
     argv += ["--lipo_pairs=mean", "--EASE.reg_weight=9", "--D3.beam_size=4"]
