@@ -11,8 +11,8 @@ import torch
 
 from recbole_multdpo import cli
 from recbole_multdpo.assistant import CURVE_FILE
+from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.comparison.request import read_request
 from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
 from recbole_multdpo.quick_start import run
