@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_figures_are_the_models_own(runs: Path, name: str) -> None:
     explainer = Explainer.load(runs / name)
     found = explainer.for_user("u3", k=4)
-    assert found.user == "u3" and found.beta == (0.5 if name == "tiny" else 1.0)
+    assert found.user == "u3" and found.beta == (0.5 if name == "tiny" else 3.0)
     (answer,) = explainer.recommender.for_users(["u3"], k=4)
     top = [(item.id, item.rank) for item in found.items if item.rank and item.rank <= 4]
     assert top == [(item.id, item.rank) for item in answer.recommendations]

@@ -228,8 +228,8 @@ def test_without_any_whole_checkpoint_all_are_named(stopped: Path) -> None:
 def test_an_edited_configuration_is_noticed(stopped: Path) -> None:
     """config.yaml is read on resuming; the checkpoint knows what it was trained with."""
     file = stopped / "config.yaml"
-    file.write_text(file.read_text().replace("beta: 1.0", "beta: 0.5"))
-    with pytest.raises(ConfigError, match="beta: 1.0 there, 0.5 now"):
+    file.write_text(file.read_text().replace("beta: 3.0", "beta: 0.5"))
+    with pytest.raises(ConfigError, match="beta: 3.0 there, 0.5 now"):
         run([f"--resume={stopped}"])
 
 
