@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder of LLMRec on ml-100k")
     parser.add_argument("--titles", type=Path, help="MovieLens movies.csv, may be gzipped")
     parser.add_argument("--items", type=int, default=10_000, help="titles made up without --titles")
-    parser.add_argument("--epochs", type=int, default=6, help="of the first stage before ranking")
+    parser.add_argument("--epochs", type=int, default=4, help="of the first stage before ranking")
     parser.add_argument("--users", type=int, default=64, help="ranked by the searches")
-    parser.add_argument("--trie-users", type=int, default=8, help="of them, ranked by the trie too")
+    parser.add_argument("--trie-users", type=int, default=4, help="of them, ranked by the trie too")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--datasets", default="ml-100k,generated")
     options = parser.parse_args()
@@ -62,7 +62,9 @@ def main() -> None:
                 )
                 data_path = generated.write(Path(folder), titles, 1000, 100_000)
                 settings = [*generated.SETTINGS, f"--data_path={data_path}"]
-            rows += compare(dataset, settings, Path(folder) / "runs" / dataset, timer, options)
+            run_dir = Path(folder) / "runs" / dataset
+            run_dir.mkdir(parents=True)  # the trainer writes its logs there
+            rows += compare(dataset, settings, run_dir, timer, options)
     report(rows, options)
 
 

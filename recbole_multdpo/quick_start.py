@@ -459,6 +459,8 @@ def _train_loader(
     if settings.low_ratings != "ignore" and n_negatives:
         low_rated = train.low_rated_items()
         known = known.union(low_rated)
+    # the model cannot prefer an item to another of the same text
+    known = known.with_groups(model.trie.leaf_of_item.cpu().numpy())
     sampler = SetwiseSampler(
         model.histories,
         model.prompts,

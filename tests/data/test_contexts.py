@@ -304,6 +304,17 @@ def test_union_holds_the_items_of_both_by_user():
     assert both.levels.tolist() == [2, 3, 1, 1, 1]  # a shared pair: its higher level
 
 
+def test_groups_add_the_other_items_of_known_ones():
+    """Items 1 and 4 are one group, 2, 5 and 6 another; 3 stands alone, 0 is the padding."""
+    group = np.array([9, 0, 7, 3, 0, 7, 7])
+    known = UserItems.from_lists([[3, 1], [], [5, 2], [3]])
+    wider = known.with_groups(group)
+    found = [sorted(wider.history(user).tolist()) for user in range(4)]
+    assert found == [[1, 3, 4], [], [2, 5, 6], [3]]
+    alone = known.with_groups(np.arange(7))
+    assert [sorted(alone.history(user)) for user in range(4)] == [[1, 3], [], [2, 5], [3]]
+
+
 # -------------------------------------------------------------------------------------------------
 # conversations: every item is a target
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
 
 from recbole_multdpo.config import load_config
+from recbole_multdpo.data.batch import NEGATIVE_LEVEL
+from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.sampler import NegativeSampler
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
@@ -125,6 +129,36 @@ def test_two_losses_see_the_same_contexts(data_path: Path, tmp_path: Path) -> No
     assert torch.equal(many.prompt_ids, one.prompt_ids)
     assert torch.equal(many.candidates[:, 0], one.candidates[:, 0])
     assert ((one.levels > 0).sum(1) == 1).all()
+
+
+def test_an_item_with_the_text_of_a_known_one_is_no_negative(tmp_path: Path) -> None:
+    data_path = write_toy(tmp_path / "data")
+    items = data_path / "toy" / "toy.item"
+    header, *rows = items.read_text(encoding="utf-8").splitlines()
+    cells = [row.split("\t") for row in rows]
+    half = len(cells) // 2  # every text stands for two items
+    texts = [cell[1:] for cell in cells[:half]] * 2
+    rows = ["\t".join([cell[0], *text]) for cell, text in zip(cells, texts, strict=True)]
+    items.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    config, parts, model = toy_model(data_path, tmp_path / "run", "--num_negatives=20")
+    leaf = model.trie.leaf_of_item
+
+    def drawn_twins(known: UserItems) -> int:
+        users = np.arange(1, len(known.counts))
+        negatives = NegativeSampler(known, len(leaf)).sample(users, 20, seed=0, epoch=0)
+        return sum(
+            len({*leaf[row].tolist()} & {*leaf[model.histories.history(user)].tolist()})
+            for user, row in zip(users.tolist(), negatives, strict=True)
+        )
+
+    assert drawn_twins(model.histories) > 0  # control: what the draw would do by item numbers
+    for batch in _train_loader(config, model, parts[0], "mult_dpo", 8):
+        for user, candidates, levels in zip(
+            batch.user_ids.tolist(), batch.candidates, batch.levels, strict=True
+        ):
+            known = {*leaf[model.histories.history(user)].tolist()}
+            negatives = leaf[candidates[levels == NEGATIVE_LEVEL]].tolist()
+            assert negatives and not known & {*negatives}
 
 
 def _lora(finetune: str) -> list[str]:
