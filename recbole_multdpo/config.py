@@ -43,7 +43,6 @@ from recbole_multdpo.language_models import (  # noqa: E402
     language_model_class,
     owners,
 )
-from recbole_multdpo.losses import LOSSES  # noqa: E402
 from recbole_multdpo.settings import (  # noqa: E402
     LLMRecSettings,
     cautions,
@@ -231,18 +230,12 @@ class Config(RecBoleConfig):
         n_processes = processes.launched_count()
         if n_processes == 1 or self.settings is None:
             return
-        final, loss = self.final_config_dict, LOSSES.get(self.settings.loss)
-        # KTO compares contexts of one process with each other
-        least = 2 if loss is not None and loss.needs_kl else 1
-        for epochs, key, share in (
-            ("sft_epochs", "sft_batch_size", 1),
-            ("epochs", "train_batch_size", least),
-        ):
-            if final[epochs] and final[key] < share * n_processes:
+        final = self.final_config_dict
+        for epochs, key in (("sft_epochs", "sft_batch_size"), ("epochs", "train_batch_size")):
+            if final[epochs] and final[key] < n_processes:
                 raise ConfigError(
                     f"{key}={final[key]} contexts per step, of all processes together, are too few "
-                    f"for {n_processes} processes. Start {final[key] // share} at most, or raise "
-                    f"--{key}."
+                    f"for {n_processes} processes. Start {final[key]} at most, or raise --{key}."
                 )
 
     def _check_keys(self, model: str, model_class: type) -> None:

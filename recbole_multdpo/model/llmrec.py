@@ -290,21 +290,30 @@ class LLMRec(GeneralRecommender):
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
         """The statistic of a whole batch that KTO needs, nats; None for every other loss.
 
-        A mismatched pair is a context with the first target of the next one. A batch of one context
-        has none: its estimate is 0, the least that there can be. Of several processes each makes
-        pairs of its own contexts; the estimate is over all of them.
+        A mismatched pair is a context with the first target of the next one by user number, which
+        several processes' contexts are to each other too: the estimate is that of one process. A
+        batch of one context has no such pair: its estimate is 0, the least that there can be.
         """
         if not LOSSES[self.loss_name].needs_kl:
             return None
-        mismatched = replace(batch, candidates=batch.candidates[:, :1].roll(-1, 0))
-        if len(batch) == 1:
-            return mismatched.candidates.new_zeros((), dtype=torch.float32)
-        counted = (batch.user_ids != 0).cpu()
-        own = [
-            logps.cpu()[counted]
-            for logps in (self._logps(self.lm, mismatched), self.reference_logps(mismatched))
+        counted = batch.user_ids != 0
+        own = [ids[counted].cpu() for ids in (batch.user_ids, batch.candidates[:, 0])]
+        shares = processes.gathered(own)
+        users, items = (torch.cat(parts) for parts in zip(*shares, strict=True))
+        if len(users) == 1:
+            return batch.candidates.new_zeros((), dtype=torch.float32)
+        order = users.argsort()
+        of_next = torch.empty_like(items)
+        of_next[order] = items[order].roll(-1)
+        own_next = of_next.split([len(share[0]) for share in shares])[processes.rank()]
+        candidates = batch.candidates[:, :1].clone()
+        candidates[counted] = own_next[:, None].to(candidates)
+        mismatched = replace(batch, candidates=candidates)
+        logps = [
+            values.cpu()[counted.cpu()]
+            for values in (self._logps(self.lm, mismatched), self.reference_logps(mismatched))
         ]
-        policy, reference = zip(*processes.gathered(own), strict=True)
+        policy, reference = zip(*processes.gathered(logps), strict=True)
         return kl_estimate(torch.cat(policy), torch.cat(reference)).to(self.device)
 
     def step(self, batch: SetwiseBatch, kl: Tensor | None = None) -> StepOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from recbole_multdpo.comparison.request import Member, System
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.run_folder import read_result
 from recbole_multdpo.settings import ZERO_SHOT
 from recbole_multdpo.settings_text import read_settings_file
 from recbole_multdpo.training.step_log import STEPS_FILE, VALIDATIONS_FILE
@@ -43,12 +43,12 @@ class Run:
 
         Raises:
             DataError: the run has none.
+            MultDPOError: it is damaged.
         """
         file = self.path / "result.json"
         if not file.is_file():
             raise DataError(f"there is no {file}: the run did not finish. Finish it by --resume.")
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        return read_result(file)
 
     def steps(self) -> pd.DataFrame:
         """Its `steps.csv`; empty where there is none."""
@@ -106,7 +106,7 @@ def _titles(folder: Path) -> dict[str, str]:
     file = folder / "results.json"
     if not file.is_file():
         return {}
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    runs = read_result(file)["runs"]
     members = [Member(System(model="", title=run["system"]), run["seed"]) for run in runs]
     return {member.folder_name: member.system.name for member in members}
 

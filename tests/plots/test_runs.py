@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_multdpo.errors import DataError
+from recbole_multdpo.errors import DataError, MultDPOError
 from recbole_multdpo.plots.runs import find_runs
 from tests.plots.conftest import MakeRun, set_seconds
 
@@ -79,3 +79,11 @@ def test_what_is_no_run_is_an_error(make_run: MakeRun, tmp_path: Path) -> None:
         find_runs([tmp_path])
     with pytest.raises(DataError, match="--resume"):
         find_runs([make_run("cut", finished=False)])[0].result()
+
+
+@pytest.mark.parametrize("content", ['{"seconds": {"tra', "[]"])
+def test_a_damaged_result_is_named_with_the_remedy(make_run: MakeRun, content: str) -> None:
+    run = make_run("cut", seconds={})
+    (run / "result.json").write_text(content)
+    with pytest.raises(MultDPOError, match="result.json cannot be read .*resume the run"):
+        find_runs([run])[0].result()

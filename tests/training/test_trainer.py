@@ -123,12 +123,15 @@ def test_kto_estimates_the_divergence_on_the_next_contexts_first_target(toy, mod
     batch = first_batch(toy, "kto")
     away_from_the_reference(model, "kto")
     items = batch.candidates[:, 0].tolist()
-    users = torch.arange(len(batch))
+    users, order = torch.arange(len(batch)), batch.user_ids.argsort()
+    following = torch.empty_like(order)
+    following[order] = order[(users + 1) % len(batch)]
+    assert order.tolist() != users.tolist()
     logps = []
     for lm in (model.lm, model.reference):
         row = type(batch)(**{**vars(batch), "candidates": torch.tensor([items] * len(items))})
         scores = model._logps(lm, row).detach()
-        logps.append(scores[users, (users + 1) % len(batch)])
+        logps.append(scores[users, following])
     torch.testing.assert_close(model.batch_kl(batch), kl_estimate(*logps), rtol=1e-4, atol=1e-5)
     assert model.batch_kl(batch.select(torch.tensor([0]))) == 0
     model.start_preference_stage("mult_dpo")
