@@ -87,21 +87,24 @@ class UserItems:
             group: int64 [n_items], number of the group of each item, 0 or higher; items that stand
                 alone have a group of their own. What item 0, the padding, has does not matter.
         """
-        by_group = np.argsort(group[1:], kind="stable") + 1
         size = np.bincount(group[1:])
-        first = size.cumsum() - size
-        owners = np.repeat(np.arange(len(self.counts)), self.counts)
         is_shared = size[group[self.items]] > 1
-        groups, levels = group[self.items[is_shared]], self.levels[is_shared]
+        if not is_shared.any():
+            return self
+        by_group = np.argsort(group[1:], kind="stable") + 1
+        first = size.cumsum() - size
+        owners = np.repeat(np.arange(len(self.counts)), self.counts)[is_shared]
+        groups = group[self.items[is_shared]]
         n = size[groups]
         position = np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)
-        return UserItems.build(
-            np.concatenate([owners, np.repeat(owners[is_shared], n)]),
-            np.concatenate([self.items, by_group[np.repeat(first[groups], n) + position]]),
-            np.concatenate([self.levels, np.repeat(levels, n)]),
+        others = UserItems.build(
+            np.repeat(owners, n),
+            by_group[np.repeat(first[groups], n) + position],
+            np.repeat(self.levels[is_shared], n),
             None,
             len(self.counts),
         )
+        return self.union(others)
 
     def holds(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether each item [n] is one of its user's [n]: bool [n]."""
