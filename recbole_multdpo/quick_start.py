@@ -459,8 +459,10 @@ def _train_loader(
     if settings.low_ratings != "ignore" and n_negatives:
         low_rated = train.low_rated_items()
         known = known.union(low_rated)
-    # the model cannot prefer an item to another of the same text
-    known = known.with_groups(model.trie.leaf_of_item.cpu().numpy())
+    # The model cannot prefer an item to another of the same text. Where all have the same one,
+    # nothing can be learned either way, and a run ends as any other.
+    if model.trie.num_leaves > 1:
+        known = known.with_groups(model.trie.leaf_of_item.cpu().numpy())
     sampler = SetwiseSampler(
         model.histories,
         model.prompts,
