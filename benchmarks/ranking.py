@@ -9,6 +9,7 @@ the same weights; their results are asserted to be equal.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder of LLMRec on ml-100k")
     parser.add_argument("--titles", type=Path, help="MovieLens movies.csv, may be gzipped")
     parser.add_argument("--items", type=int, default=10_000, help="titles made up without --titles")
-    parser.add_argument("--epochs", type=int, default=4, help="of the first stage before ranking")
-    parser.add_argument("--users", type=int, default=64, help="ranked by the searches")
+    parser.add_argument("--epochs", type=int, default=6, help="of the first stage before ranking")
+    parser.add_argument("--users", type=int, default=32, help="ranked by the searches")
     parser.add_argument("--trie-users", type=int, default=4, help="of them, ranked by the trie too")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--datasets", default="ml-100k,generated")
@@ -105,7 +106,9 @@ def compare(
         stage = Stage("sft", options.epochs, model.settings.sft_learning_rate, 0)
         trainer = SetwiseTrainer(config, model, stage, folder)
         loader = _train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
+        torch.set_num_threads(os.cpu_count() or 1)  # only what is timed keeps to --threads
         _fit(trainer, loader, None, None)
+        torch.set_num_threads(options.threads)
     model.lm.to(DTYPES[options.dtype])
     return rows + trained(dataset, model.eval(), prompts, timer, options)
 
