@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import look, new_figure
 
@@ -86,10 +87,12 @@ def bars_figure(tests: pd.DataFrame, metric: str) -> Figure:
     name = _column(tests, metric)
     mean, deviation = (table[name] for table in _by_system(tests, [name]))
     order = mean.sort_values().index
+    # by the model of the run: a comparison may give its systems any name
+    language_models = {run.name for run in tests["run"] if run.settings["model"] in LANGUAGE_MODELS}
     figure = new_figure(7, len(order) / BARS_PER_INCH + 0.7)
     axes = figure.subplots()
     for place, system in enumerate(order):
-        ours = system.startswith("LLMRec")
+        ours = system in language_models
         axes.barh(place, mean[system], color="black" if ours else "0.75", height=0.7)
         if deviation[system]:
             axes.errorbar(mean[system], place, xerr=deviation[system], color="0.45", capsize=3)

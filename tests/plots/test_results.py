@@ -7,7 +7,7 @@ import pytest
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.results import bars_figure, cost_figure, cutoffs_figure, read_tests
-from recbole_multdpo.plots.runs import find_runs
+from recbole_multdpo.plots.runs import Run, find_runs
 from tests.plots.conftest import MakeRun, set_seconds
 
 
@@ -37,6 +37,14 @@ def test_bars_are_means_over_seeds_the_best_on_top(tests) -> None:  # type: igno
     ends = bar.get_segments()[0][:, 0]
     np.testing.assert_allclose(ends, 0.4 + np.array([-1, 1]) * 0.02**0.5)
     assert "2 seeds" in axes.get_xlabel()
+
+
+def test_bars_of_language_models_are_black_whatever_their_name(make_run: MakeRun) -> None:
+    own = Run(make_run("a", ndcg=(0.1, 0.2)), "levels", {"model": "LLMRec"})
+    other = Run(make_run("b", model="EASE", ndcg=(0.3, 0.4)), "LLMRec's rival", {"model": "EASE"})
+    (axes,) = bars_figure(read_tests([own, other]), "NDCG@10").axes
+    colours = [bar.get_facecolor()[:3] for bar in axes.patches]  # the best on top, that is last
+    assert colours == [(0.0, 0.0, 0.0), (0.75, 0.75, 0.75)]
 
 
 def test_cutoffs_are_a_line_per_system_in_the_order_of_the_legend(tests) -> None:  # type: ignore[no-untyped-def]
