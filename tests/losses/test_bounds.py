@@ -60,7 +60,8 @@ def test_losses_are_those_that_are_trained(context):
         found = bounds_of(logratios, levels, beta, use_levels=use_levels)
         multinomial, exact = (loss_of(name, logratios, levels, beta) for name in names)
         torch.testing.assert_close(found.multinomial, multinomial)
-        torch.testing.assert_close(found.exact, exact, rtol=1e-7, atol=1e-8)
+        # near 0 both are differences of larger numbers: 1.05e-8 apart was found
+        torch.testing.assert_close(found.exact, exact, rtol=1e-7, atol=5e-8)
 
 
 @given(contexts(max_positives=4))
