@@ -53,6 +53,7 @@ class Findings:
             earlier version did not measure it.
         tests: every other system against the reference, in every column of `accuracy`.
         failures: name of a failed run to its reason.
+        choices: what tuning chose, one sentence per system.
         notes: what the reader must know, one sentence each.
     """
 
@@ -64,6 +65,7 @@ class Findings:
     popularity: Table
     tests: Sequence[PairedTest]
     failures: Mapping[str, str]
+    choices: Sequence[str]
     notes: Sequence[str]
 
 
@@ -73,7 +75,7 @@ def write_report(
     folder: Path,
     baseline: str | None,
     failures: Mapping[str, str],
-    notes: Sequence[str] = (),
+    choices: Sequence[str] = (),
 ) -> str:
     """Write the comparison's files into its folder.
 
@@ -83,7 +85,7 @@ def write_report(
         folder: the comparison's folder.
         baseline: the system to test against; None, or one without a result, for the best.
         failures: name of a failed run to its reason.
-        notes: further sentences for the reader, such as what was tuned.
+        choices: what tuning chose, one sentence per system.
 
     Returns:
         The tables as text.
@@ -91,7 +93,7 @@ def write_report(
     Raises:
         OSError: the folder cannot be written to.
     """
-    found = find(results, metric, baseline, failures, notes)
+    found = find(results, metric, baseline, failures, choices)
     named = _groups(found)
     tables = {
         "accuracy": found.accuracy,
@@ -101,7 +103,8 @@ def write_report(
     }
     legend = LEGEND.format(reference=found.reference)
     sections = [as_markdown(found.accuracy), legend, as_markdown(found.beyond)]
-    markdown = [*sections, *_with_headings(named, as_markdown), *_lines(found)]
+    markdown = [*sections, *_with_headings(named, as_markdown)]
+    markdown += [*found.choices, *_lines(found)]
     write_atomically(folder / "tables.md", "\n\n".join(markdown) + "\n")
     write_atomically(
         folder / "tables.tex",
@@ -117,6 +120,7 @@ def write_report(
         [
             *texts,
             *_with_headings(named, as_text),
+            *found.choices,
             *_lines(found),
             f"report: {folder / 'report.html'}",
         ]
@@ -140,11 +144,11 @@ def find(
     metric: str,
     baseline: str | None,
     failures: Mapping[str, str],
-    notes: Sequence[str] = (),
+    choices: Sequence[str] = (),
 ) -> Findings:
     """Tables and tests of finished runs; arguments as for `write_report`."""
     mean, std = results.mean(), results.std()
-    notes = [*notes, *differing_tests(results.runs), *_unequal_seeds(results)]
+    notes = [*differing_tests(results.runs), *_unequal_seeds(results)]
     if baseline is not None and baseline not in results.systems:
         notes.append(f"{baseline} has no result: the best system takes its place as reference.")
         baseline = None
@@ -164,6 +168,7 @@ def find(
         popularity=make_table(by_popularity(results.users, cutoff)),
         tests=tests,
         failures=failures,
+        choices=choices,
         notes=notes,
     )
 
@@ -190,7 +195,7 @@ def _unequal_seeds(results: Results) -> list[str]:
 
 
 def _lines(found: Findings) -> list[str]:
-    """Notes and failures, one line each."""
+    """What the reader must know before any figure: notes and failures, one line each."""
     return [*found.notes, *(f"failed: {name}: {why}" for name, why in found.failures.items())]
 
 
@@ -212,6 +217,7 @@ def _everything(results: Results, found: Findings) -> Any:
             "by_history": by_history(results.users, found.metric).to_dict("index"),
             "by_popularity": by_popularity(results.users, _cutoff(found.metric)).to_dict("index"),
             "significance": [asdict(test) for test in found.tests],
+            "choices": list(found.choices),
             "notes": list(found.notes),
             "failures": dict(found.failures),
         }
@@ -240,6 +246,7 @@ def as_html(results: Results, found: Findings) -> str:
         *(f"<p class='note'>{html.escape(line)}</p>" for line in _lines(found)),
         _html_table(found.accuracy),
         f"<p>{html.escape(legend)} Bold: best; underlined: second.</p>",
+        _html_choices(found.choices),
         f"<h2>{family} against k</h2>{drawn[0]}",
         "<p>A click on a name hides its line, a double click shows it alone; drag to zoom.</p>",
         f"<h2>{history[0]}</h2>",
@@ -303,6 +310,15 @@ def _html_table(table: Table) -> str:
         ]
         rows.append([f"<td>{html.escape(name)}</td>", *figures])
     return _html_rows(table.columns, rows, first="")
+
+
+def _html_choices(choices: Sequence[str]) -> str:
+    """What tuning chose, folded up: a sentence per system would stand before all figures."""
+    if not choices:
+        return ""
+    lines = "".join(f"<li>{html.escape(choice)}</li>" for choice in choices)
+    title = f"Tuned on the validation part: {len(choices)} of the systems"
+    return f"<details><summary>{title}</summary><ul>{lines}</ul></details>"
 
 
 def _html_tests(found: Findings) -> str:

@@ -263,9 +263,9 @@ def _report(
         raise MultDPOError(f"no run of the comparison in {plan.folder} succeeded.")
     results = read_results(finished, plan.folder)
     reasons = {member.folder_name: reason for member, reason in failures.items()}
-    notes = [choice.sentence for choice in tuned.values()]
+    choices = [choice.sentence for choice in tuned.values()]
     try:
-        print(write_report(results, plan.metric, plan.folder, request.baseline, reasons, notes))
+        print(write_report(results, plan.metric, plan.folder, request.baseline, reasons, choices))
     except OSError as error:
         raise MultDPOError(
             f"the report cannot be written to {plan.folder}: {error.strerror}. Free space and run "

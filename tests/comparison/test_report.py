@@ -1,5 +1,6 @@
 """The page and what is chosen for it, from figures made up."""
 
+import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -76,6 +77,17 @@ def test_page_needs_nothing_else(results):
     assert page.count('id="figure') == 2
     assert "&lt;Pop&gt;" in page and "A &amp; B" in page and "&lt;out of memory&gt;" in page
     assert "Plotly.newPlot" in page and len(page) > 1_000_000  # the script is in the page
+
+
+def test_what_tuning_chose_is_folded_up_after_the_table(results, tmp_path):
+    chosen = "<Pop>: k=3 chosen among 4 by ndcg@10"
+    page = as_html(results, find(results, "ndcg@10", None, {}, [chosen]))
+    table, folded = page.index("<table>"), page.index("&lt;Pop&gt;: k=3 chosen")
+    assert table < folded and page.rindex("<details>", 0, folded) > page.index("</table>")
+    assert "class='note'" not in page
+    assert chosen in write_report(results, "ndcg@10", tmp_path, None, {}, [chosen])
+    assert chosen in (tmp_path / "tables.md").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["choices"] == [chosen]
 
 
 def test_files(results, tmp_path):
