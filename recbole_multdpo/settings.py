@@ -44,6 +44,12 @@ Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
 
 ZERO_SHOT = "zero_shot"  # in place of a loss: the backbone is ranked with as it is
 WITHOUT_PREFERENCES = (ZERO_SHOT, "sft")  # values of loss that train no preferences
+# settings of one stage alone
+PREFERENCE_KEYS = frozenset(
+    "beta reference loss_average num_negatives negatives low_ratings"
+    " epochs learning_rate train_batch_size".split()
+)
+SFT_KEYS = frozenset("sft_epochs sft_learning_rate sft_batch_size".split())
 
 
 def _known_loss(name: str) -> str:
@@ -534,7 +540,7 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
             f"{', '.join(unassisted)}: no effect without an assistant. Add --assistant=EASE."
         )
     problems += _negatives_without_effect(settings, asked_for)
-    problems += _loss_options_without_effect(settings, asked_for)
+    problems += _loss_settings_without_effect(settings, asked_for)
     return problems
 
 
@@ -578,16 +584,49 @@ def _history_settings_without_effect(context: str | None, asked_for: set[str]) -
     ]
 
 
-def _loss_options_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
+def unused_by(loss: str) -> frozenset[str]:
+    """Settings without effect under a loss: of stages that it does not have, of other losses.
+
+    Args:
+        loss: `zero_shot` or a key of `LOSSES`.
+    """
+    if loss == ZERO_SHOT:
+        return _loss_options() | PREFERENCE_KEYS | SFT_KEYS
+    options = _loss_options() - {*LOSSES[loss].options}
+    if loss in WITHOUT_PREFERENCES:
+        return options | PREFERENCE_KEYS
+    return options | ({"num_negatives"} if LOSSES[loss].negatives == "one" else set())
+
+
+def _loss_options() -> frozenset[str]:
+    return frozenset(option for entry in LOSSES.values() for option in entry.options)
+
+
+def _loss_settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
+    unused = unused_by(settings.loss) & asked_for
     problems = []
-    options = {option for entry in LOSSES.values() for option in entry.options}
-    for option in sorted(options & asked_for - set(settings.loss_needs.options)):
+    for option in sorted(unused & _loss_options()):
         users = [name for name, entry in LOSSES.items() if option in entry.options]
         problems.append(
             f"{option}: no effect with loss={settings.loss}. Use it with "
             f"--loss={' or '.join(users)}, or leave it out."
         )
+    stages = sorted(unused - _loss_options())
+    if stages:
+        problems.append(
+            f"{', '.join(stages)}: no effect with loss={settings.loss}, "
+            f"{_why_unused(settings)}, or leave it out."
+        )
     return problems
+
+
+def _why_unused(settings: LLMRecSettings) -> str:
+    """Why a loss ignores settings of a stage or of sets, and what to use instead."""
+    if settings.has_preference_stage:
+        return "which has one negative. Use a loss of sets such as --loss=s_dpo"
+    if settings.loss == ZERO_SHOT:
+        return "which trains nothing. Use another loss"
+    return "which trains no preferences. Use sft_epochs, sft_learning_rate or sft_batch_size"
 
 
 def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:

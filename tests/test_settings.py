@@ -262,7 +262,7 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert "track_bounds=True needs" in problems(loss="zero_shot", track_bounds=True)[0]
     assert "no effect with loss=zero_shot" in problems({"kpo_k"}, loss="zero_shot")[0]
     dynamic = {"negatives": "dynamic", "asked_for": ["negatives", "negative_temperature"]}
-    assert problems(**dynamic) == problems(**dynamic, loss="sft") == []
+    assert problems(**dynamic) == []
     assert problems(**dynamic, loss="simpo", dynamic_weights="policy") == []
     assert problems(**dynamic, negative_pool="ranker", negative_pool_size=64) == []
     assert problems(**dynamic, negative_pool="uniform", negative_pool_size=1, loss="dpo") == []
@@ -270,6 +270,24 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert problems(asked_for=["kpo_k", "list_order"], loss="kpo") == []
     assert problems(loss="kto", low_ratings="below_unrated") == []
     assert problems(loss="dpo", shared={"train_batch_size": 1}) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "loss", "expected"),
+    [
+        ("epochs", "sft", "epochs: no effect with loss=sft, which trains no preferences. Use sft_epochs, "),
+        ("beta", "sft", "beta: no effect with loss=sft"),
+        ("negatives", "sft", "negatives: no effect with loss=sft"),
+        ("sft_epochs", "zero_shot", "sft_epochs: no effect with loss=zero_shot, which trains noth"),
+        ("learning_rate", "zero_shot", "learning_rate: no effect with loss=zero_shot"),
+        ("num_negatives", "dpo", "num_negatives: no effect with loss=dpo, which has one negative"),
+    ],
+)
+def test_settings_of_a_stage_that_a_loss_does_not_have(key: str, loss: str, expected: str):
+    (problem,) = problems([key], loss=loss)
+    assert problem.startswith(expected)
+    assert problems([key], loss="mult_dpo") == []  # which has both stages and many negatives
+    assert problems(loss=loss) == []  # in a settings file it may stand
 
 
 def test_every_dtype_that_is_allowed_can_be_loaded():

@@ -22,11 +22,9 @@ from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings import LIST_METRICS, WITHOUT_PREFERENCES
+from recbole_multdpo.settings import LIST_METRICS, ZERO_SHOT, unused_by
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
-# settings of the preference stage, which would make equal runs of sft look different
-PREFERENCE_KEYS = frozenset("beta num_negatives negatives epochs learning_rate".split())
 # what must be the same for figures to stand side by side
 SAME_PROTOCOL = (
     "dataset data_path load_col val_interval user_inter_num_interval item_inter_num_interval"
@@ -140,17 +138,14 @@ def _give_assistants_their_settings(
 
 
 def _known_settings(system: System) -> set[str]:
-    """Settings that a system takes; another loss's options are none of them."""
+    """Settings that a system takes; without those that its loss ignores, equal runs look equal."""
     known = settings_of(system.model)
     if system.model not in LANGUAGE_MODELS:
         return known
     # the other language models have one loss, supervised fine-tuning's
     loss = system.loss if system.model == LLMREC else "sft"
-    if loss is not None:  # else it stands in a file, and may be any
-        options = {option for entry in LOSSES.values() for option in entry.options}
-        known -= options - set(LOSSES[loss].options if loss in LOSSES else ())
-    if loss in WITHOUT_PREFERENCES:  # without a preference stage there is nothing to weigh
-        known -= PREFERENCE_KEYS
+    if loss == ZERO_SHOT or loss in LOSSES:  # else it stands in a file, or is refused later
+        known -= unused_by(loss)
     return known
 
 

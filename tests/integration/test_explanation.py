@@ -71,7 +71,7 @@ def test_reference_is_the_sft_run(runs: Path, tmp_path: Path) -> None:
     """A run that stops after the first stage ranks as the reference does."""
     explainer = Explainer.load(runs / "tiny")
     data = Path(explainer.run.config["data_path"]).parent
-    run(toy_arguments(data, tmp_path / "sft", "--loss=sft", "--beta=0.5", "--learning_rate=3e-3"))
+    run(toy_arguments(data, tmp_path / "sft", "--loss=sft"))
     found = explainer.for_user("u5", k=3)
     (sft,) = Recommender.load(tmp_path / "sft").for_users(["u5"], k=3)
     by_rank = {item.reference_rank: item for item in found.items}

@@ -33,7 +33,8 @@ from tests.several_processes import free_port, launcher_environment, run_process
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 # batches that two processes cannot halve: 7, 7, 7, 3 and 5, 5, 5, 5, 4 of 24 users
-UNEVEN = ["--train_batch_size=7", "--sft_batch_size=5", "--rank_batch_users=5", "--sft_cache=False"]
+UNEVEN_SFT = ["--sft_batch_size=5", "--rank_batch_users=5", "--sft_cache=False"]
+UNEVEN = ["--train_batch_size=7", *UNEVEN_SFT]
 LOSS, WEIGHT, LORA_WEIGHT = 2e-5, 2e-4, 2e-6
 
 
@@ -129,9 +130,9 @@ def test_a_share_weighed_by_itself_trains_another_model(data_path: Path, tmp_pat
             return torch.full((len(batch),), 1 / len(batch) / processes.count())
 
         SetwiseTrainer._context_weights = weights  # type: ignore[method-assign]
-        return recorded(toy_arguments(data_path, tmp_path / "two", *UNEVEN, "--loss=sft"))
+        return recorded(toy_arguments(data_path, tmp_path / "two", *UNEVEN_SFT, "--loss=sft"))
 
-    run(toy_arguments(data_path, tmp_path / "one", *UNEVEN, "--loss=sft"))
+    run(toy_arguments(data_path, tmp_path / "one", *UNEVEN_SFT, "--loss=sft"))
     run_processes(2, naive)
     assert largest_difference(tmp_path / "one", tmp_path / "two") > 5 * WEIGHT
 
@@ -205,7 +206,7 @@ def test_metrics_of_two_processes_are_those_of_one_to_the_bit(
     def arguments(name: str) -> list[str]:
         metrics = "--metrics=['NDCG', 'MRR', 'ItemCoverage', 'AveragePopularity']"
         untrained = ["--loss=sft", "--sft_epochs=0", extra, metrics]
-        return toy_arguments(data_path, tmp_path / name, *UNEVEN, *untrained)
+        return toy_arguments(data_path, tmp_path / name, *UNEVEN_SFT, *untrained)
 
     one = run(arguments("one"))
     two, other = run_processes(2, run, arguments("two"))

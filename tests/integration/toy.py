@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.settings import ZERO_SHOT, unused_by
+
 N_USERS, N_ITEMS = 24, 30
 WORDS = ("Night", "River", "Moon", "Stone", "Winter")
 
@@ -67,7 +70,13 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
         *extra,
     ]
     by_key = {argument.split("=", 1)[0]: argument for argument in arguments}
-    return list(by_key.values())
+    without_choice = by_key["--model"] in ("--model=BIGRec", "--model=D3")
+    default = "--loss=sft" if without_choice else "--loss=mult_dpo"
+    losses = by_key.get("--loss", default).removeprefix("--loss=").split(",")
+    known = [unused_by(loss) for loss in losses if loss == ZERO_SHOT or loss in LOSSES]
+    unused = frozenset.intersection(*known) if known else frozenset()
+    # what the small run sets and its loss ignores would be refused
+    return [text for key, text in by_key.items() if text in extra or key[2:] not in unused]
 
 
 def toy_runs(folder: Path, named: Mapping[str, Sequence[str]]) -> Path:

@@ -294,7 +294,7 @@ def test_auto_continues_the_unfinished_run_of_the_same_settings(
 
 def test_resuming_a_finished_run_changes_nothing(data_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = run(toy_arguments(data_path, folder, *SETTINGS, "--loss=sft", "--track_bounds=False"))
+    result = run(toy_arguments(data_path, folder, "--loss=sft", "--sft_cache=False"))
     before = {path: path.stat().st_mtime_ns for path in (folder / "tensorboard").rglob("*")}
     assert run([f"--resume={folder}"]) == result
     assert {p: p.stat().st_mtime_ns for p in (folder / "tensorboard").rglob("*")} == before
