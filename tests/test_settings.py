@@ -275,7 +275,7 @@ def test_possible_neighbours_of_the_impossible_ones():
 @pytest.mark.parametrize(
     ("key", "loss", "expected"),
     [
-        ("epochs", "sft", "epochs: no effect with loss=sft, which trains no preferences. Use sft_epochs, "),
+        ("epochs", "sft", "epochs: no effect with loss=sft, which trains no preferences. Use"),
         ("beta", "sft", "beta: no effect with loss=sft"),
         ("negatives", "sft", "negatives: no effect with loss=sft"),
         ("sft_epochs", "zero_shot", "sft_epochs: no effect with loss=zero_shot, which trains noth"),
