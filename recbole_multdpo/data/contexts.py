@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
+from recbole_multdpo.data.spans import unfold_spans
 
 RANKING_STREAM = 5
 SPLIT_STREAM = 1  # keeps this draw apart from the sampler's draws of negatives
@@ -95,12 +96,11 @@ class UserItems:
         first = size.cumsum() - size
         owners = np.repeat(np.arange(len(self.counts)), self.counts)[is_shared]
         groups = group[self.items[is_shared]]
-        n = size[groups]
-        position = np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)
+        rows, members = unfold_spans(first[groups], size[groups])
         others = UserItems.build(
-            np.repeat(owners, n),
-            by_group[np.repeat(first[groups], n) + position],
-            np.repeat(self.levels[is_shared], n),
+            owners[rows],
+            by_group[members],
+            self.levels[is_shared][rows],
             None,
             len(self.counts),
         )
@@ -207,12 +207,11 @@ def split_contexts(
         wanted, max_history = np.minimum(counts, max_targets), 0
     else:
         wanted = n_targets(counts, target_share, max_targets)
-    row = np.repeat(np.arange(len(users)), counts)
-    position = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
-    entry = train_items.start[users][row] + position
+    row, entry = unfold_spans(train_items.start[users], counts)
     bounds = np.concatenate([[0], counts.cumsum()])
     histories, targets, target_levels = [], [], []
     if mode != "temporal":
+        position = entry - train_items.start[users][row]  # within the user
         keys = random_keys(seed, epoch, SPLIT_STREAM, users[row], position)
         entry = entry[np.lexsort((keys, row))]
         for first, stop, held_out in zip(bounds[:-1], bounds[1:], wanted, strict=True):

@@ -17,6 +17,7 @@ from recbole_multdpo.data.contexts import ContextSplit, UserItems, split_context
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
+from recbole_multdpo.data.spans import unfold_spans
 from recbole_multdpo.errors import ConfigError
 
 # streams keep these draws apart from the history/target split and from each other
@@ -107,9 +108,8 @@ class NegativeSampler:
         """The known items of users [B], one after the other: rows [n] within 0 ... B, items [n]."""
         start = self.known.start[users]
         counts = self.known.start[users + 1] - start
-        rows = np.repeat(np.arange(len(users)), counts)
-        first = np.repeat(start - (counts.cumsum() - counts), counts)
-        return rows, self.known.items[first + np.arange(len(rows))]
+        rows, entries = unfold_spans(start, counts)
+        return rows, self.known.items[entries]
 
     def _known_filter(self) -> np.ndarray:
         """A bit per user and place, set where a known item has it: uint8 [n_users, bytes]."""
