@@ -67,8 +67,8 @@ def make_plan(request: Request) -> Plan:
     """Check every system's settings, so that none fails for a mistyped one hours later.
 
     Raises:
-        ConfigError: a system's settings are wrong, its protocol differs from the others', or what
-            is varied or tuned is no setting of any system.
+        ConfigError: a system's settings are wrong, its protocol differs from the others', what is
+            varied or tuned is no setting of any system, or nothing is there to tune by.
     """
     knows = {system: _known_settings(system) for system in request.systems}
     _check_used("vary", request.vary, knows)
@@ -92,6 +92,11 @@ def make_plan(request: Request) -> Plan:
         for tried in edge_settings(space):
             _checked(system, {**given[system], **tried})
     first = configs[next(iter(configs))]
+    if any(spaces.values()) and not _has_validation(first):
+        raise ConfigError(
+            f"tune: split={first['eval_args']['split']} has no validation part to choose by. Use "
+            "one that has, such as {'RS': [0.8, 0.1, 0.1]}, or leave tune out."
+        )
     name, at, _ = first["valid_metric"].lower().partition("@")
     if not at or name in LIST_METRICS:
         raise ConfigError(
@@ -114,6 +119,14 @@ def make_plan(request: Request) -> Plan:
         larger_is_better=bool(first["valid_metric_bigger"]),
         folder=folder,
     )
+
+
+def _has_validation(config: Config) -> bool:
+    """Whether the settings split off a validation part; files of ready parts may name one."""
+    if config["benchmark_filename"] is not None:
+        return True
+    split = config["eval_args"]["split"]
+    return split.get("LS") != "test_only" and ("RS" not in split or split["RS"][1] > 0)
 
 
 def _give_assistants_their_settings(

@@ -213,7 +213,7 @@ def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> d
         if choice is None:
             runs[folder] = {**plan.settings[member.system], "seed": str(member.seed)}
         elif choice.best is None:
-            failures[member] = "no trial of its settings succeeded"
+            failures[member] = "no trial of its settings has a validation score"
         else:
             if member.seed == plan.first_seed:
                 _take_over(choice.best.folder, folder)  # the same run, made while tuning

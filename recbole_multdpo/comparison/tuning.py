@@ -77,7 +77,7 @@ class Tuned:
         space: what was tuned: key to values or range.
         metric: the deciding metric.
         trials: what was tried, in order.
-        best: the best trial; None if all failed.
+        best: the best trial; None if none has a score.
     """
 
     system: System
@@ -91,7 +91,10 @@ class Tuned:
     def sentence(self) -> str:
         """What was chosen, and whether it lies at the end of what was tried."""
         if self.best is None:
-            return f"{self.system.name}: all {len(self.trials)} settings tried failed."
+            return (
+                f"{self.system.name}: none of {len(self.trials)} settings tried has a validation "
+                "score; their runs failed, or the validation part ranks nobody."
+            )
         chosen = ", ".join(f"{key}={text}" for key, text in self.best.texts.items())
         ends = [key for key, values in self.space.items() if _at_end(self.best.values[key], values)]
         hint = f"; {', '.join(ends)} at the end of what was tried" if ends else ""

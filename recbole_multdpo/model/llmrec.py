@@ -297,17 +297,9 @@ class LLMRec(GeneralRecommender):
         if not LOSSES[self.loss_name].needs_kl:
             return None
         counted = batch.user_ids != 0
-        own = [ids[counted].cpu() for ids in (batch.user_ids, batch.candidates[:, 0])]
-        shares = processes.gathered(own)
-        users, items = (torch.cat(parts) for parts in zip(*shares, strict=True))
-        if len(users) == 1:
+        candidates = _targets_of_the_next(batch, counted)
+        if candidates is None:
             return batch.candidates.new_zeros((), dtype=torch.float32)
-        order = users.argsort()
-        of_next = torch.empty_like(items)
-        of_next[order] = items[order].roll(-1)
-        own_next = of_next.split([len(share[0]) for share in shares])[processes.rank()]
-        candidates = batch.candidates[:, :1].clone()
-        candidates[counted] = own_next[:, None].to(candidates)
         mismatched = replace(batch, candidates=candidates)
         logps = [
             values.cpu()[counted.cpu()]
@@ -548,3 +540,28 @@ class LLMRec(GeneralRecommender):
             addends=addends,
             targets=targets,
         )
+
+
+def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:
+    """The first target of every context's next one by user number, over all processes.
+
+    Args:
+        batch: this process's contexts.
+        counted: bool [B], False where a row fills up the batch and is no context.
+
+    Returns:
+        long [B, 1], the first target of the own context where not `counted`; None where all
+        processes together have one context.
+    """
+    own = [ids[counted].cpu() for ids in (batch.user_ids, batch.candidates[:, 0])]
+    shares = processes.gathered(own)
+    users, items = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    if len(users) == 1:
+        return None
+    order = users.argsort()
+    of_next = torch.empty_like(items)
+    of_next[order] = items[order].roll(-1)
+    own_next = of_next.split([len(share[0]) for share in shares])[processes.rank()]
+    candidates = batch.candidates[:, :1].clone()
+    candidates[counted] = own_next[:, None].to(candidates)
+    return candidates

@@ -85,10 +85,18 @@ def test_the_reader_is_told_of_an_optimum_at_the_end(data_path: Path, tmp_path: 
     assert "reg_weight at the end of what was tried" in found.sentence
 
 
+@pytest.mark.parametrize("split", ["{'RS': [0.8, 0.0, 0.2]}", "{'LS': 'test_only'}"])
+def test_nothing_to_choose_by(data_path: Path, tmp_path: Path, split: str) -> None:
+    argv = classical(data_path, tmp_path, "--model=EASE", f"--eval_args={{'split': {split}}}")
+    assert make_plan(read_request(argv)).spaces  # which is refused for tuning alone
+    with pytest.raises(ConfigError, match="has no validation part to choose by"):
+        make_plan(read_request([*argv, "--tune={'reg_weight': [3, 20]}"]))
+
+
 def test_nothing_to_choose_from(data_path: Path, tmp_path: Path) -> None:
     plan = plan_of(data_path, tmp_path, "{'reg_weight': [666]}")
     found = tune(plan.systems[0], plan, None, Runner(FakeRuns(), 1).run_all, 1)
-    assert found.best is None and "all 1 settings tried failed" in found.sentence
+    assert found.best is None and "none of 1 settings tried has a" in found.sentence
 
 
 SPACE = "{'reg_weight': {'low': 1.0, 'high': 1000.0, 'log': True}}"
