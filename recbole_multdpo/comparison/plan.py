@@ -78,16 +78,15 @@ def make_plan(request: Request) -> Plan:
         for system, known in knows.items()
         for each in varied(system, request.vary, known)
     }
-    all_known = set().union(*knows.values())
     given = {}
     for system in knows:
         loss = {} if system.loss is None else {"loss": system.loss}
-        own = request.settings_of(system, knows[system], all_known)
+        own = request.settings_of(system, knows)
         given[system] = {"model": system.model, **loss, **own}
     configs = {system: _checked(system, settings) for system, settings in given.items()}
     _give_assistants_their_settings(request, given, configs)
     _check_protocol(configs)
-    spaces = {system: request.space_of(system, knows[system]) for system in knows}
+    spaces = {system: request.space_of(system, knows) for system in knows}
     for system, space in spaces.items():
         for tried in edge_settings(space):
             _checked(system, {**given[system], **tried})

@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,25 +90,28 @@ class Request:
     trials: int | None
     jobs: int
 
-    def settings_of(self, system: System, knows: set[str], all_known: set[str]) -> dict[str, str]:
+    def settings_of(
+        self, system: System, knows: Mapping[System, AbstractSet[str]]
+    ) -> dict[str, str]:
         """The settings that concern a system, key to the value's text.
 
         Args:
             system: one of the systems.
-            knows: its settings. A key that others have goes to those only.
-            all_known: every system's settings. A key that none has goes to all, whose check then
-                names the nearest one.
+            knows: every system's settings. Of the systems that a key is meant for, all or those of
+                `name.key`, it goes to those that know it. A key that none of them knows goes to
+                all, whose check then names the nearest one.
         """
         plain = {
             key: text
             for key, text in self.settings.items()
-            if "." not in key and (key in knows or key not in all_known)
+            if "." not in key and _concerns(key, system, knows)
         }
         for owner in owners(system):
-            prefix = f"{owner}."
+            owned = {each: known for each, known in knows.items() if owner in owners(each)}
             for key, text in self.settings.items():
-                if key.startswith(prefix):
-                    plain[key[len(prefix) :]] = text
+                own = key.removeprefix(f"{owner}.")
+                if own != key and _concerns(own, system, owned):
+                    plain[own] = text
         return {**plain, **dict(system.own)}
 
     def assistant_settings(self, assistant: str) -> dict[str, str]:
@@ -115,17 +119,32 @@ class Request:
         prefix = f"{assistant}."
         return {key: text for key, text in self.settings.items() if key.startswith(prefix)}
 
-    def space_of(self, system: System, knows: set[str]) -> dict[str, Any]:
-        """What is tuned for a system: key to values or range; the more special owner's wins."""
+    def space_of(self, system: System, knows: Mapping[System, AbstractSet[str]]) -> dict[str, Any]:
+        """What is tuned for a system: key to values or range; the more special owner's wins.
+
+        Args:
+            system: one of the systems.
+            knows: every system's settings. A key of all is tuned for those that know it, one of
+                `name.key` as `settings_of` says.
+        """
         fixed = {key for key, _ in system.own}
         space = {
-            key: values for key, values in self.tune.items() if key in knows and key not in fixed
+            key: values
+            for key, values in self.tune.items()
+            if key in knows[system] and key not in fixed
         }
         for owner in owners(system):
+            owned = {each: known for each, known in knows.items() if owner in owners(each)}
             for key, values in self.tune.items():
-                if key.startswith(f"{owner}."):
-                    space[key[len(owner) + 1 :]] = values
+                own = key.removeprefix(f"{owner}.")
+                if own != key and _concerns(own, system, owned):
+                    space[own] = values
         return space
+
+
+def _concerns(key: str, system: System, knows: Mapping[System, AbstractSet[str]]) -> bool:
+    """Whether a key goes to a system: it knows the key, or none of the systems does."""
+    return key in knows[system] or not any(key in known for known in knows.values())
 
 
 def owners(system: System) -> list[str]:

@@ -77,15 +77,12 @@ def test_an_experiment_is_a_comparison_written_down(experiment):
     assert [system.name for system in request.systems] == ["LLMRec dpo", "EASE", "no reference"]
     assert own.loss == "mult_dpo" and Member(own, 7).folder_name == "no-reference-seed7"
     assert request.seeds == (7, 8) and request.baseline == "LLMRec dpo" and request.jobs == 3
-    all_known = {"beta", "reg_weight", "reference", "level_thresholds", "dataset"}
-    llm = all_known - {"reg_weight"}
+    llm = {"beta", "reference", "level_thresholds", "dataset"}
+    knows = {dpo: llm, ease: {"reg_weight", "dataset"}, own: llm}
     common = {"dataset": "x", "beta": "2"}  # the command line's beta
-    assert request.settings_of(dpo, llm, all_known) == common
-    assert request.settings_of(ease, {"reg_weight", "dataset"}, all_known) == {
-        "dataset": "x",
-        "reg_weight": "9",
-    }
-    assert request.settings_of(own, llm, all_known) == {
+    assert request.settings_of(dpo, knows) == common
+    assert request.settings_of(ease, knows) == {"dataset": "x", "reg_weight": "9"}
+    assert request.settings_of(own, knows) == {
         **common,
         "reference": "none",
         "level_thresholds": "[5, 4]",
@@ -95,10 +92,11 @@ def test_an_experiment_is_a_comparison_written_down(experiment):
 def test_what_is_tuned_for_whom(experiment):
     request = read_request([experiment])
     dpo, ease, own = request.systems
-    assert request.space_of(dpo, {"beta"}) == {"beta": [0.1, 1]}
-    assert request.space_of(ease, {"reg_weight"}) == {}
+    knows = {dpo: {"beta"}, ease: {"reg_weight"}, own: {"beta"}}
+    assert request.space_of(dpo, knows) == {"beta": [0.1, 1]}
+    assert request.space_of(ease, knows) == {}
     rate = {"low": 1e-4, "high": 1e-2, "log": True}
-    assert request.space_of(own, {"beta"}) == {"beta": [0.1, 1], "learning_rate": rate}
+    assert request.space_of(own, knows) == {"beta": [0.1, 1], "learning_rate": rate}
 
 
 def test_baseline_by_name_or_loss():
