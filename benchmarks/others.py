@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.cache import cache_argument
 
 
 def naive_logps(
@@ -98,8 +99,8 @@ def _prompt(
     hidden = model.base_model(
         input_ids=prompt_ids,
         attention_mask=_valid(prompt_ids, prompt_lengths),
-        past_key_values=cache,
         use_cache=True,
+        **{cache_argument(model.base_model): cache},
     ).last_hidden_state
     last = hidden[torch.arange(len(hidden), device=hidden.device), prompt_lengths - 1]
     return cache, model.get_output_embeddings()(last).float().log_softmax(1)
@@ -132,8 +133,8 @@ def _after_prompt(
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prompt_mask, _valid(ids[:, :-1], lengths)], dim=1),
             position_ids=prompt_lengths.repeat_interleave(n_candidates)[:, None] + fed,
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(model.base_model): cache},
         ).last_hidden_state
         logits = model.get_output_embeddings()(hidden).float()
         logps = logits.log_softmax(2).gather(2, ids[:, 1:, None])[..., 0]

@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache
 
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.backbone import causal_lm
-from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
+from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
@@ -178,9 +178,8 @@ class TrieSearch:
         self.max_logit_elements = max_logit_elements
         self.cache = Cache(layer_class_to_replicate=BufferedLayer)
         # the prompt alone is causal, which keeps its right padding out of every valid position
-        hidden = self.body(
-            input_ids=prompt_ids, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state  # [B, P, H]
+        self.caching = {cache_argument(self.body): self.cache, "use_cache": True}
+        hidden = self.body(input_ids=prompt_ids, **self.caching).last_hidden_state  # [B, P, H]
         self.masked = torch.finfo(hidden.dtype).min
         dtype = torch.promote_types(hidden.dtype, torch.float32)
 
@@ -283,8 +282,7 @@ class TrieSearch:
             input_ids=self.trie.token[nodes].clamp(min=0),
             position_ids=self.prompt_lengths[:, None] + self.trie.depth[nodes] - 1,
             attention_mask=self._mask(nodes, fed_before + nodes.shape[1]),
-            past_key_values=self.cache,
-            use_cache=True,
+            **self.caching,
         ).last_hidden_state  # [R, m, H]
         self._score_children(rows, chosen, scores[rows, columns], hidden[rows, columns])
 

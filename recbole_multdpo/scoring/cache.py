@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -101,3 +102,12 @@ def _select(buffer: Tensor, indices: Tensor) -> Tensor:
     places = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
     buffer[places] = buffer[indices[places]]
     return buffer[: len(indices)]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The argument of a model's forward that takes a cache of keys and values.
+
+    transformers 5.24 calls it `cache`; before, and in models whose code comes with their weights,
+    it is `past_key_values`.
+    """
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"

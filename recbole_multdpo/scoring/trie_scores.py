@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from recbole_multdpo.model.backbone import causal_lm
-from recbole_multdpo.scoring.cache import BufferedLayer, check_attention
+from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
@@ -56,9 +56,8 @@ def trie_scores(
     head: nn.Module = model.get_output_embeddings()
     cache = Cache(layer_class_to_replicate=BufferedLayer)
     # the prompt alone is causal, which keeps its right padding out of every valid position
-    hidden = model.base_model(
-        input_ids=prompt_ids, past_key_values=cache, use_cache=True
-    ).last_hidden_state  # [B, P, H]
+    caching = {cache_argument(model.base_model): cache, "use_cache": True}
+    hidden = model.base_model(input_ids=prompt_ids, **caching).last_hidden_state  # [B, P, H]
     n_users, width = prompt_ids.shape
     masked = torch.finfo(hidden.dtype).min
     columns = torch.arange(width, device=prompt_ids.device)
@@ -82,8 +81,7 @@ def trie_scores(
             attention_mask=torch.cat(
                 [prompt_mask.expand(-1, -1, n_fed, -1), mask.expand(n_users, 1, -1, -1)], dim=3
             ),
-            past_key_values=cache,
-            use_cache=True,
+            **caching,
         ).last_hidden_state  # [B, m, H]
         cache.crop(width)
         new = slice(chunk.n_ancestors, None)
