@@ -121,11 +121,14 @@ def csv_rows(
     Quoted values may contain separators, quotation marks and line ends.
 
     Raises:
-        DataError: the header lacks a column, or the file is empty.
+        DataError: the header is damaged or lacks a column, or the file is empty.
     """
     lines = (line.decode(encoding, errors="replace") for _, line in byte_lines(path))
     reader = csv.reader(lines)
-    header = [name.strip() for name in next(reader, [])]
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"{path}: the header is no row of a CSV file: {error}.") from error
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(
