@@ -195,7 +195,7 @@ def _unequal_seeds(results: Results) -> list[str]:
 
 
 def _lines(found: Findings) -> list[str]:
-    """What the reader must know before any figure: notes and failures, one line each."""
+    """Notes and failures, one line each."""
     return [*found.notes, *(f"failed: {name}: {why}" for name, why in found.failures.items())]
 
 
@@ -318,7 +318,11 @@ def _html_choices(choices: Sequence[str]) -> str:
         return ""
     lines = "".join(f"<li>{html.escape(choice)}</li>" for choice in choices)
     title = f"Tuned on the validation part: {len(choices)} of the systems"
-    return f"<details><summary>{title}</summary><ul>{lines}</ul></details>"
+    return _folded(title, f"<ul>{lines}</ul>")
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>"
 
 
 def _html_tests(found: Findings) -> str:
@@ -326,8 +330,8 @@ def _html_tests(found: Findings) -> str:
     deciding = [test for test in found.tests if test.metric == found.metric]
     others = [test for test in found.tests if test.metric != found.metric]
     note = "<p>p-values after Holm's correction; the uncorrected ones are in significance.csv.</p>"
-    folded = f"<details><summary>In the other metrics</summary>{_test_rows(others)}</details>"
-    return _test_rows(deciding) + note + (folded if others else "")
+    folded = _folded("In the other metrics", _test_rows(others)) if others else ""
+    return _test_rows(deciding) + note + folded
 
 
 def _test_rows(tests: Sequence[PairedTest]) -> str:

@@ -106,13 +106,7 @@ class Request:
             for key, text in self.settings.items()
             if "." not in key and _concerns(key, system, knows)
         }
-        for owner in owners(system):
-            owned = {each: known for each, known in knows.items() if owner in owners(each)}
-            for key, text in self.settings.items():
-                own = key.removeprefix(f"{owner}.")
-                if own != key and _concerns(own, system, owned):
-                    plain[own] = text
-        return {**plain, **dict(system.own)}
+        return {**plain, **_by_owner(self.settings, system, knows), **dict(system.own)}
 
     def assistant_settings(self, assistant: str) -> dict[str, str]:
         """The settings of a language model's assistant, `name.key` to the value's text."""
@@ -133,13 +127,21 @@ class Request:
             for key, values in self.tune.items()
             if key in knows[system] and key not in fixed
         }
-        for owner in owners(system):
-            owned = {each: known for each, known in knows.items() if owner in owners(each)}
-            for key, values in self.tune.items():
-                own = key.removeprefix(f"{owner}.")
-                if own != key and _concerns(own, system, owned):
-                    space[own] = values
-        return space
+        return {**space, **_by_owner(self.tune, system, knows)}
+
+
+def _by_owner(
+    values: Mapping[str, Any], system: System, knows: Mapping[System, AbstractSet[str]]
+) -> dict[str, Any]:
+    """Values of `name.key` that concern a system, by key; the more special owner's wins."""
+    found = {}
+    for owner in owners(system):
+        owned = {each: known for each, known in knows.items() if owner in owners(each)}
+        for key, value in values.items():
+            own = key.removeprefix(f"{owner}.")
+            if own != key and _concerns(own, system, owned):
+                found[own] = value
+    return found
 
 
 def _concerns(key: str, system: System, knows: Mapping[System, AbstractSet[str]]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.settings import ZERO_SHOT, unused_by
 
@@ -70,8 +71,8 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
         *extra,
     ]
     by_key = {argument.split("=", 1)[0]: argument for argument in arguments}
-    without_choice = by_key["--model"] in ("--model=BIGRec", "--model=D3")
-    default = "--loss=sft" if without_choice else "--loss=mult_dpo"
+    model = by_key["--model"].removeprefix("--model=")
+    default = "--loss=sft" if model in LANGUAGE_MODELS and model != LLMREC else "--loss=mult_dpo"
     losses = by_key.get("--loss", default).removeprefix("--loss=").split(",")
     known = [unused_by(loss) for loss in losses if loss == ZERO_SHOT or loss in LOSSES]
     unused = frozenset.intersection(*known) if known else frozenset()
