@@ -38,6 +38,7 @@ from transformers.utils import cached_file
 
 from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, TrainingError
+from recbole_multdpo.model.modes import modes_kept
 from recbole_multdpo.model.tiny import make_tiny_backbone
 
 TINY = "tiny"
@@ -254,13 +255,9 @@ def reference_context(model: nn.Module) -> Iterator[None]:
     """
     if not isinstance(model, PeftModel):
         raise TypeError("only a model with a LoRA adapter holds its reference; use frozen_copy")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), model.disable_adapter():
-            yield
-    finally:
-        model.train(was_training)
+    with modes_kept(model), torch.no_grad(), model.disable_adapter():
+        model.eval()
+        yield
 
 
 def frozen_copy(model: nn.Module) -> PreTrainedModel:

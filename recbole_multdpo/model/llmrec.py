@@ -37,6 +37,7 @@ from recbole_multdpo.model.backbone import (
     merge_lora,
     reference_context,
 )
+from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.catalogue import without_forced_ends
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
@@ -227,6 +228,19 @@ class LLMRec(GeneralRecommender):
         return str(self._user_names[user_id])
 
     # ---- training ----
+
+    def train(self, mode: bool = True) -> LLMRec:
+        """Change the mode; in preference training only the adapter has any dropout.
+
+        Policy and reference then differ by what was trained alone: the backbone's own dropout
+        would be noise of several nats in every log-ratio.
+        """
+        super().train(mode)
+        if mode and self.loss_name != "sft":
+            train_without_dropout(self.lm)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
 
     @property
     def _normalising_trie(self) -> ItemTrie | None:
