@@ -1,0 +1,177 @@
+"""The sweep: every scorer on every architecture against the model's own forward.
+
+An architecture is exact in all scorers, or it stands here as refused, with what differs.
+"""
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from recbole_multdpo.scoring import packed as packed_module
+from tests.scoring.architectures import (
+    ARCHITECTURES,
+    WINDOW,
+    Architecture,
+    gradient_errors,
+    value_errors,
+    with_adapter,
+)
+
+# measured: 8e-6 nats and 1.2e-6 of a gradient's length where exact, 0.7 nats where wrong
+NATS, OF_GRADIENT = 1e-4, 1e-4
+LOWEST_TRANSFORMERS = "5.0"  # pyproject.toml
+ROWS = [
+    pytest.param(row, attn, id=f"{row.name}-{attn}")
+    for row in ARCHITECTURES
+    for attn in row.attention
+]
+DEFAULT_ROWS = [pytest.param(row, row.attention[0], id=row.name) for row in ARCHITECTURES]
+
+
+def too_large(errors, bound):
+    """Those that are no small number: large, NaN, or an exception's text."""
+    return {k: v for k, v in errors.items() if isinstance(v, str) or not v <= bound}
+
+
+def is_absent(row):
+    """Whether the installed transformers is too old for a row, which nothing else excuses."""
+    if row.kind in CONFIG_MAPPING:
+        return False
+    assert row.lowest_lacks and transformers.__version__.startswith(LOWEST_TRANSFORMERS), row.name
+    return True
+
+
+def check_values(lm, row):
+    wrong = too_large(value_errors(lm), NATS)
+    assert ("padded" in wrong) == row.padded_too, wrong
+    assert bool(wrong) == bool(row.why_refused), wrong
+
+
+def check_gradients(lm):
+    assert not too_large(gradient_errors(lm), OF_GRADIENT)
+
+
+def test_the_sweep_is_wide():
+    names = [row.name for row in ARCHITECTURES]
+    assert len(set(names)) == len(names) >= 45
+    assert sum(not row.why_refused for row in ARCHITECTURES) >= 40
+
+
+@pytest.mark.parametrize(("row", "attn"), DEFAULT_ROWS)
+def test_values_and_all_gradients(row, attn):
+    if is_absent(row):
+        return
+    lm = row.build(attn)
+    check_values(lm, row)
+    if not row.why_refused:
+        check_gradients(lm)
+
+
+@pytest.mark.parametrize(("row", "attn"), DEFAULT_ROWS)
+def test_values_and_gradients_with_lora(row, attn):
+    if is_absent(row) or row.why_refused:
+        return
+    lm = with_adapter(row.build(attn))
+    check_values(lm, row)
+    check_gradients(lm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "attn"), [p for p in ROWS if p.values[1] == "eager"])
+def test_eager_attention(row, attn):
+    if is_absent(row):
+        return
+    lm = row.build(attn)
+    check_values(lm, row)
+    if not row.why_refused:
+        check_gradients(lm)
+        lm = with_adapter(lm)
+        check_values(lm, row)
+        check_gradients(lm)
+
+
+@pytest.mark.parametrize("row", [row for row in ARCHITECTURES if row.no_sdpa], ids=lambda r: r.name)
+def test_what_has_no_sdpa(row):
+    """Or the row must try it."""
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        AutoModelForCausalLM.from_config(row.config(), attn_implementation="sdpa")
+
+
+# ------------------------------------------------------------------ controls: what must be found
+
+
+def wrong_scorers(kind, options, other_options):
+    """Scorers of a model that differ from the forward of its twin with other options."""
+    lm = Architecture("", kind, other_options).build("sdpa")
+    truth = Architecture("", kind, options).build("sdpa")
+    truth.load_state_dict(lm.state_dict())
+    errors = value_errors(lm, truth)
+    assert not [value for value in errors.values() if isinstance(value, str)]
+    return set(too_large(errors, NATS))
+
+
+EVERY_SCORER = {"packed", "padded", "best_first", "trie_scores"}
+
+
+def test_the_same_model_twice_does_not_differ():
+    same = {"sliding_window": None}
+    assert wrong_scorers("mistral", same, same) == set()
+
+
+def test_a_missing_window_is_found():
+    assert wrong_scorers("mistral", {"sliding_window": WINDOW}, {"sliding_window": None}) == (
+        EVERY_SCORER
+    )
+
+
+def test_a_weak_softcap_is_found():
+    """Of logits that it changes by hundredths."""
+    options, other = (
+        {"sliding_window": 64, "final_logit_softcapping": cap} for cap in (30.0, None)
+    )
+    kind = "gemma3_text"
+    assert wrong_scorers(kind, options, other) == EVERY_SCORER
+
+
+def test_a_scale_of_the_logits_is_found():
+    assert wrong_scorers("granite", {"logits_scaling": 1.1}, {}) == EVERY_SCORER
+
+
+def test_a_shifted_position_is_found(monkeypatch):
+    right = packed_module.pack
+
+    def shifted(*arguments):
+        packed = right(*arguments)
+        packed.position_ids.add_((packed.segments > 0).long())
+        return packed
+
+    monkeypatch.setattr(packed_module, "pack", shifted)
+    lm = Architecture("", "llama").build("sdpa")
+    assert set(too_large(value_errors(lm), NATS)) == {"packed"}
+    assert set(too_large(gradient_errors(lm), OF_GRADIENT)) == {"packed"}
+
+
+def test_candidates_that_see_each_other_are_found(monkeypatch):
+    right = packed_module.pack
+
+    def one_candidate(*arguments):
+        packed = right(*arguments)
+        packed.segments.clamp_(max=1)
+        return packed
+
+    monkeypatch.setattr(packed_module, "pack", one_candidate)
+    lm = Architecture("", "llama").build("sdpa")
+    assert set(too_large(value_errors(lm), NATS)) == {"packed"}
+
+
+def test_random_weights_depend_on_the_first_token():
+    """What the prompt shows at its beginning must count, or a wrong window would not show."""
+    lm = Architecture("", "llama").build("sdpa")
+    ids = torch.arange(3, 32)[None]
+    other = ids.clone()
+    other[0, 0] = 50
+    with torch.no_grad():
+        first, second = (lm(input_ids=i).logits[0, -1].log_softmax(-1) for i in (ids, other))
+    assert (first - second).abs().max() > 0.01
