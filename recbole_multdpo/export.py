@@ -138,7 +138,7 @@ def catalogue_content(run: TrainedRun) -> dict[str, Any]:
         prefix=model.prompts.frame.item_prefix,
         max_item_tokens=settings.max_item_tokens,
     )
-    limit = settings.rank_history if not run.on_conversations else None
+    limit = settings.ranking_history if not run.on_conversations else None
     return {
         "format": exported.FORMAT,
         "normalize_over": settings.normalize_over,

@@ -94,8 +94,9 @@ class LLMRecSettings(BaseModel):
     max_item_tokens: CountOrZero = Field(description="tokens per item text, 0 for no limit")
     prompt_template: Text = Field(description="name of the prompt's wording")
     use_chat_template: Literal["auto"] | bool = Field(description="wrap the prompt as a chat")
+    chat_template_kwargs: dict[str, Any] = Field(description="variables of the chat template")
     max_history: Count = Field(description="items listed in a training prompt, at most")
-    rank_history: Count = Field(description="items listed in a prompt when ranking, at most")
+    rank_history: Count | None = Field(description="items listed in a prompt when ranking")
     max_prompt_tokens: Count = Field(description="tokens of a prompt, at most")
     target_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of a user's training items held out as targets"
@@ -238,6 +239,11 @@ class LLMRecSettings(BaseModel):
     def ranks_by_validation(self) -> bool:
         """Whether the ranking has something that only the validation part can decide."""
         return self.assistant is not None
+
+    @property
+    def ranking_history(self) -> int:
+        """Items that a prompt shows when ranking, at most: as in training unless asked for."""
+        return self.max_history if self.rank_history is None else self.rank_history
 
     @property
     def uses_reference(self) -> bool:

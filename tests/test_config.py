@@ -654,6 +654,15 @@ def test_a_pretrained_backbone_has_milder_defaults(tmp_path: Path) -> None:
     assert load_config([*base, f"--config_files={file}"])["learning_rate"] == 0.5
 
 
+@pytest.mark.parametrize("backbone", ["tiny", "org/lm"])
+def test_prompts_of_a_ranking_are_no_longer_than_in_training_unless_asked_for(backbone) -> None:
+    asked = [f"--backbone={backbone}", "--load_col=~"]
+    for given in ([], ["--max_history=7"]):
+        settings = load(*asked, *given).settings
+        assert settings.ranking_history == settings.max_history
+    assert load(*asked, "--rank_history=500").settings.ranking_history == 500
+
+
 # -------------------------------------------------------------------------------------------------
 # the property file in a data set's own folder
 

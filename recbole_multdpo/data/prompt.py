@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from recbole_multdpo.data.chat_frame import chat_texts
 from recbole_multdpo.data.item_tokens import encode_plain
 from recbole_multdpo.errors import ConfigError
 
@@ -82,14 +83,12 @@ class PromptFrame:
         return [self.head, *(self.speakers.values() or [self.separator]), self.tail]
 
 
-_HISTORY_MARK = "historygoeshere"  # letters only: a template may escape punctuation
-
-
 def prompt_frame(
     template_name: str,
     tokenizer: PreTrainedTokenizerBase | None,
     use_chat_template: bool | str,
     context: str = "history",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PromptFrame:
     """Resolve a template name against a tokenizer.
 
@@ -98,10 +97,11 @@ def prompt_frame(
         tokenizer: where the chat template comes from; None stands for "has none".
         use_chat_template: True, False, or 'auto' (where the tokenizer has one).
         context: what the prompt shows, 'history' or 'conversation'.
+        chat_template_kwargs: variables of the chat template, see `chat_texts`.
 
     Raises:
         ConfigError: unknown template; a chat template is demanded of a tokenizer without one, or
-            fails, or does not show the user's message exactly once.
+            cannot be used (`chat_texts`).
     """
     if template_name not in TEMPLATES:
         allowed = ", ".join(sorted(TEMPLATES))
@@ -120,23 +120,8 @@ def prompt_frame(
             template.head, template.separator, template.plain_tail, " ", template.speakers
         )
     assert tokenizer is not None
-    message = template.head + _HISTORY_MARK + template.chat_tail
-    try:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a chat template is a program; it can fail in any way
-        raise ConfigError(
-            f"the backbone's chat template fails on a plain user message ({error}); "
-            "set --use_chat_template=False"
-        ) from error
-    parts = str(rendered).split(_HISTORY_MARK)
-    if len(parts) != 2:
-        raise ConfigError(
-            f"the backbone's chat template shows the user's message {len(parts) - 1} times instead "
-            "of once; set --use_chat_template=False"
-        )
-    return PromptFrame(parts[0], template.separator, parts[1], "", template.speakers)
+    head, tail = chat_texts(tokenizer, template.head, template.chat_tail, chat_template_kwargs)
+    return PromptFrame(head, template.separator, tail, "", template.speakers)
 
 
 class PromptBuilder:
@@ -172,17 +157,16 @@ class PromptBuilder:
         self.frame = frame
         self.max_history = max_history
 
-        def encode(text: str) -> np.ndarray:
-            ids = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-            return np.array(ids, dtype=np.int64)
-
-        self._head, self._tail = encode(frame.head), encode(frame.tail)
+        self._head = _encode(tokenizer, frame.head)
+        self._tail = _encode_behind(tokenizer, frame.tail)
         opening = tokenizer(frame.head)["input_ids"][:1]
         if opening == [tokenizer.bos_token_id] and self._head[:1].tolist() != opening:
             self._head = np.concatenate([np.array(opening, dtype=np.int64), self._head])
         self._budget = max_prompt_tokens - len(self._head) - len(self._tail)
-        self._separator = encode(frame.separator)
-        self._speakers = before = {role: encode(text) for role, text in frame.speakers.items()}
+        self._separator = _encode_behind(tokenizer, frame.separator)
+        self._speakers = before = {
+            role: _encode_behind(tokenizer, text) for role, text in frame.speakers.items()
+        }
         # a turn shows at least one token after the name of its speaker
         needed = max((len(ids) + 1 for ids in before.values()), default=0)
         if self._budget < needed:
@@ -258,3 +242,23 @@ class PromptBuilder:
         ids = np.zeros((len(prompts), lengths.max()), dtype=np.int64)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(prompts)
         return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """Token ids of a fixed text, special tokens recognised: int64 [n]."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    return np.array(ids, dtype=np.int64)
+
+
+def _encode_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """`_encode` of a text that stands behind another one, where no space opens it.
+
+    Tokenizers after SentencePiece put one before every text that they are given: Llama 2 and
+    Mistral would read each line break of a prompt as a space and a line break.
+    """
+    alone = _encode(tokenizer, text)
+    if len(alone) > 1 and tokenizer.convert_ids_to_tokens(int(alone[0])) == "▁":
+        behind = np.concatenate([_encode(tokenizer, "a"), alone[1:]])
+        if np.array_equal(_encode(tokenizer, f"a{text}"), behind):
+            return alone[1:]
+    return alone

@@ -117,7 +117,11 @@ class LLMRec(GeneralRecommender):
         )
         self.tokenizer = self.backbone.tokenizer
         frame = prompt_frame(
-            settings.prompt_template, self.tokenizer, settings.use_chat_template, config["context"]
+            settings.prompt_template,
+            self.tokenizer,
+            settings.use_chat_template,
+            config["context"],
+            settings.chat_template_kwargs,
         )
         self.item_texts = dataset.item_texts
         self.items = encode_items(
@@ -162,7 +166,7 @@ class LLMRec(GeneralRecommender):
         settings = self.settings
         most = None
         if self.conversations is None:
-            most = max(settings.max_history, settings.rank_history)
+            most = max(settings.max_history, settings.ranking_history)
         prompt, item = self.prompts.longest(most), int(self.items.lengths.max())
         if prompt + item > positions:
             raise ConfigError(
@@ -378,13 +382,13 @@ class LLMRec(GeneralRecommender):
             users,
             seed=self.seed,
             mode=self.settings.history_split,
-            max_history=self.settings.rank_history,
+            max_history=self.settings.ranking_history,
         )
-        return [self.prompts.kept(items, self.settings.rank_history) for items in histories]
+        return [self.prompts.kept(items, self.settings.ranking_history) for items in histories]
 
     def history_prompts(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Prompts that show these item ids, the latest last; as `user_prompts`."""
-        prompt_ids, prompt_lengths = self.prompts.build(histories, self.settings.rank_history)
+        prompt_ids, prompt_lengths = self.prompts.build(histories, self.settings.ranking_history)
         return prompt_ids.to(self.device), prompt_lengths.to(self.device)
 
     def conversation_prompts(

@@ -219,7 +219,7 @@ class Recommender:
                     f"the run in {self.run.folder} was trained on conversations: give one instead "
                     "of titles."
                 )
-            shown = self.run.model.prompts.kept(items, self.run.model.settings.rank_history)
+            shown = self.run.model.prompts.kept(items, self.run.model.settings.ranking_history)
         return Context(None, shown, None, items, None)
 
     def conversation_context(self, messages: Sequence[Message]) -> Context:

@@ -63,6 +63,7 @@ LATER_SETTINGS = frozenset(
         "save_total_limit",
         "auto_batch",
         "backbone",  # stands in the key by the content of its files
+        "chat_template_kwargs",  # by what they make of the prompt
     }
 )
 # RecBole's own settings that shape the optimisation of both stages
@@ -77,15 +78,16 @@ def sft_key(config: Config, model: LLMRec) -> str:
         "settings": {k: v for k, v in sorted(settings.items()) if k not in LATER_SETTINGS},
         "shared": {name: config[name] for name in SHARED_SETTINGS},
         "backbone": model.backbone.fingerprint,
-        "prompt": [model.prompts.frame.texts(), model.prompts.frame.item_prefix],
+        "prompt": [model.prompts.frame_ids(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,
     }
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
     # validation picks the checkpoint of the stage only where the stage validates
     if settings["sft_eval_step"]:
-        names = ("model", "valid_metric", "eval_args", "valid_users", "rank_history")
+        names = ("model", "valid_metric", "eval_args", "valid_users")
         described["valid"] = {name: config[name] for name in names}
+        described["valid"]["rank_history"] = model.settings.ranking_history
         described["ranking"] = model.settings.model_dump(
             mode="json", exclude=set(LLMRecSettings.model_fields)
         )

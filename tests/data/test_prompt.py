@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from recbole_multdpo.data.item_tokens import encode_items
@@ -188,6 +188,26 @@ def test_special_tokens_in_a_title_are_refused_where_they_cannot_be_avoided():
     wordy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     with pytest.raises(DataError, match="'the </s> end' holds '</s>'"):
         builder(wordy, ["[PAD]", "the </s> end"])
+
+
+def test_no_space_stands_before_the_fixed_lines():
+    """As SentencePiece reads the whole prompt; the control: a line by itself opens with a space."""
+    letters = sorted({*"".join(TEXTS), *"Seen:Next:-a"})
+    vocabulary = ["</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters]
+    backend = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(vocabulary)}, [], byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    line = vocabulary.index("<0x0A>")
+    assert plain(tokenizer, "\n-")[:2] == [vocabulary.index("▁"), line]
+    prompts = builder(tokenizer)
+    assert prompts.frame_ids()["before_title"][0] == line
+    assert prompts.frame_ids()["tail"][0] == line
+    shown = prompt_of(prompts, [])
+    assert shown == plain(tokenizer, "Seen:\nNext:")
 
 
 # -------------------------------------------------------------------------------------------------

@@ -179,13 +179,13 @@ def test_prompts_longer_than_the_models_context_are_refused(
         config = load_config([text for text in config_of if not text.startswith("--tiny_")])
         return LLMRec(config, load_parts(config)[1][0])
 
-    many = ["--max_history=500", "--rank_history=500"]
+    many = ["--max_history=500"]
     with pytest.raises(ConfigError, match="was made for 256.*--max_prompt_tokens to at most") as e:
         load(*many)
     limit = re.search(r"at most (\d+)", str(e.value))
     assert limit is not None
     assert load(*many, f"--max_prompt_tokens={limit[1]}").prompts.longest(500) <= int(limit[1])
-    load("--max_history=3", "--rank_history=3")  # short prompts need no limit
+    load("--max_history=3")  # short prompts need no limit
 
 
 def one_context(data_path: Path, tmp_path: Path, budget: int, *extra: str):  # type: ignore[no-untyped-def]

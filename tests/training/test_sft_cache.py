@@ -35,6 +35,7 @@ def key_of(tmp_path_factory):
         "--learning_rate=1e-5",
         "--epochs=1",
         "--rank_history=3",
+        "--rank_history=6",  # as max_history
     ],
 )
 def test_later_settings_share_the_stage(key_of, argument):
