@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data import create_dataset
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
@@ -31,11 +30,12 @@ from recbole_multdpo.assistant import (
 from recbole_multdpo.atomic import is_no_room
 from recbole_multdpo.classical import prepare_classical
 from recbole_multdpo.config import Config, load_config
-from recbole_multdpo.data.atomic_check import check_atomic_files
+from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
+from recbole_multdpo.data.loading import dataset_class
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
@@ -179,11 +179,13 @@ def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
         DataError: files are missing or malformed, or what is left cannot be trained on and tested.
         ConfigError: settings that the data set cannot serve.
     """
-    make_dataset = create_dataset
+    make_dataset: Callable[[Config], Dataset]
     if config.settings is not None:
         make_dataset = LLMRecDataset
     elif config["context"] == "conversation":
         make_dataset = ContextDataset
+    else:
+        make_dataset = dataset_class(config)
     dataset = _load(config, make_dataset)
     parts = _prepare(config, dataset)
     _check_parts(config, dataset, parts)
@@ -261,6 +263,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "num_users_evaluated": _n_users(parts[2]),
         "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
+        "rows": dataset.row_counts.as_dict(),
         **_conversation_counts(config, dataset),
     }
 
@@ -333,6 +336,7 @@ def _run_llmrec(
         "num_users_evaluated": _n_users(parts[2]),
         "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
+        "rows": dataset.row_counts.as_dict(),
         "item_texts": vars(dataset.text_report),
         "test_history": settings.test_history,
         **fusion,

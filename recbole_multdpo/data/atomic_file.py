@@ -1,68 +1,367 @@
-"""Columns of a RecBole atomic file as they are written: no quoting rules, nothing is split."""
+"""RecBole's atomic files: one reader for RecBole's tables and our texts, which checks as it reads.
+
+A row is a line. Where tabs separate the columns, a quotation mark is a character, unless the whole
+file follows the rules of CSV, as one that pandas or a spreadsheet wrote does; with any other
+separator those rules hold. What cannot be read is an error that names file, line and remedy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
 
 from recbole_multdpo.errors import DataError
 
-# what pandas reads as "missing"; RecBole then drops the row without a word
+TYPES = ("token", "token_seq", "float", "float_seq")
+# what pandas, and so RecBole, takes for a missing value
 PANDAS_MISSING = frozenset(
     "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan"
     "|null".split("|")
 )
+_BLOCK = 2**15  # rows read at once
+_LONGEST = 2**31 - 1  # characters of a field; csv's own limit is 128 kB
+_QUOTING = (
+    'Where a field begins with ", CSV wants the closing " at its end and every other " doubled; '
+    "columns separated by tabs need no quoting."
+)
+
+
+@dataclass(frozen=True)
+class AtomicFile:
+    """An atomic file whose first line has been read.
+
+    Attributes:
+        path: the file.
+        columns: names of the columns, without their types.
+        types: one of `TYPES` per column, or '' where the first line names none.
+        separator: between the fields of a row.
+        encoding: of the file.
+        quoted: whether rows follow the rules of CSV.
+    """
+
+    path: Path
+    columns: list[str]
+    types: list[str]
+    separator: str
+    encoding: str
+    quoted: bool
+
+    def blocks(self) -> Iterator[tuple[list[int], list[list[str]]]]:
+        """Line numbers and fields of the rows, some thousand rows at a time; no blank lines.
+
+        Raises:
+            DataError: a row of another width, a quotation that does not end, another encoding.
+        """
+        read = self._csv_blocks if self.quoted else self._plain_blocks
+        with _opened(self.path, self.encoding) as file:
+            next(file, "")
+            for numbers, rows in read(file):
+                if set(map(len, rows)) != {len(self.columns)}:
+                    self._refuse_width(numbers, rows)
+                yield numbers, rows
+
+    def _plain_blocks(self, file: IO[str]) -> Iterator[tuple[list[int], list[list[str]]]]:
+        first = 2
+        while lines := list(islice(file, _BLOCK)):
+            numbers = list(range(first, first + len(lines)))
+            first += len(lines)
+            if any(map(str.isspace, lines)):
+                numbers = [n for n, line in zip(numbers, lines, strict=True) if not line.isspace()]
+                lines = [line for line in lines if not line.isspace()]
+            if lines:
+                yield numbers, [line.rstrip("\r\n").split(self.separator) for line in lines]
+
+    def _csv_blocks(self, file: IO[str]) -> Iterator[tuple[list[int], list[list[str]]]]:
+        rows = self._csv_rows(file)
+        while block := list(islice(rows, _BLOCK)):
+            numbers, fields = map(list, zip(*block, strict=True))
+            yield numbers, fields
+
+    def _csv_rows(self, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(lines, delimiter=self.separator, strict=True)
+        number = 1
+        while True:
+            number += 1
+            where = f"{self.path}, line {number}"
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{where} cannot be read: {error}. {_QUOTING}") from None
+            if reader.line_num + 1 != number:
+                raise DataError(
+                    f'{where}: a field begins with ", and its quotation ends in line '
+                    f"{reader.line_num + 1} only. {_QUOTING} Replace a line's end inside a text by "
+                    "a space."
+                )
+            if any(map(str.strip, row)):
+                yield number, row
+
+    def _refuse_width(self, numbers: Sequence[int], rows: Sequence[Sequence[str]]) -> None:
+        number, row = next(
+            (number, row)
+            for number, row in zip(numbers, rows, strict=True)
+            if len(row) != len(self.columns)
+        )
+        raise DataError(
+            f"{self.path}, line {number}: {len(row)} columns instead of {len(self.columns)}. Put "
+            f"one value under each of {', '.join(self.columns)}; a text with a line's end or "
+            + (
+                "a tab inside needs a space in its place."
+                if self.separator == "\t"
+                else f"{self.separator!r} inside must be quoted by the rules of CSV."
+            )
+        )
+
+
+@contextmanager
+def _opened(path: Path, encoding: str) -> Iterator[IO[str]]:
+    """The file's lines, ended by LF or CR LF: a carriage return inside a text is no line's end."""
+    limit = csv.field_size_limit(_LONGEST)
+    try:
+        with path.open(encoding=encoding, newline="\n") as file:
+            yield file
+    except UnicodeError as error:
+        raise DataError(
+            f"{path} is not {encoding} ({error}). Set --encoding to the file's own, such as "
+            "--encoding=latin-1, or convert it, e.g. with iconv."
+        ) from None
+    except (OSError, LookupError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read ({why}). Check file and --encoding.") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8") -> AtomicFile:
+    """Read the first line of an atomic file and find out how its rows are written.
+
+    Args:
+        path: the file.
+        separator: between the fields of a row.
+        encoding: of the file; a byte-order mark at its beginning is skipped.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _opened(path, encoding) as file:
+        first = next(file, "").rstrip("\r\n").removeprefix("\ufeff")
+    fields = [field.partition(":") for field in first.split(separator)]
+    atomic = AtomicFile(
+        path,
+        [name for name, _, _ in fields],
+        [kind for _, _, kind in fields],
+        separator,
+        encoding,
+        separator != "\t",
+    )
+    return AtomicFile(**{**vars(atomic), "quoted": True}) if _follows_csv(atomic) else atomic
+
+
+def _follows_csv(file: AtomicFile) -> bool:
+    """Whether fields begin with a quotation mark, and all of these are quoted as CSV wants it."""
+    if file.quoted:
+        return True
+    begins_field = file.separator + '"'
+    with _opened(file.path, file.encoding) as lines:
+        if not any(line.startswith('"') or begins_field in line for line in lines):
+            return False
+    try:
+        for _ in AtomicFile(**{**vars(file), "quoted": True}).blocks():
+            pass
+    except DataError:
+        return False
+    return True
 
 
 def read_columns(
-    path: Path, columns: Sequence[str], separator: str = "\t", *, need: str, remedy: str
+    path: Path,
+    columns: Sequence[str],
+    separator: str = "\t",
+    encoding: str = "utf-8",
+    *,
+    need: str,
+    remedy: str,
 ) -> Iterator[tuple[int, list[str]]]:
-    """Line number and values of `columns`, row by row.
-
-    Lines end in LF or CR LF; a carriage return inside a value stays. Blank lines are skipped, as is
-    a byte-order mark. A quotation mark is a quotation mark.
+    """Line number and values of `columns`, row by row, as they are written.
 
     Args:
         path: the file.
         columns: names without their types.
         separator: between the fields of a row.
+        encoding: of the file.
         need: what the file is for and what to put there, for the message where it is missing.
         remedy: what to do where a column is missing.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, not UTF-8, lacks a column, or has a row
-            of another width.
+        DataError: the file is missing, cannot be read, or lacks a column.
     """
-    try:
-        # newline="\n": a carriage return inside a title is no line's end
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            yield from _rows(path, file, columns, separator, remedy)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist. {need}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); convert it, e.g. with iconv") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check it") from None
-
-
-def _rows(
-    path: Path, lines: Iterator[str], columns: Sequence[str], separator: str, remedy: str
-) -> Iterator[tuple[int, list[str]]]:
-    header = [field.split(":")[0] for field in next(lines, "").rstrip("\r\n").split(separator)]
-    missing = [column for column in columns if column not in header]
+    if not path.exists():
+        raise DataError(f"{path} does not exist. {need}")
+    file = open_atomic_file(path, separator, encoding)
+    missing = [column for column in columns if column not in file.columns]
     if missing:
         raise DataError(
             f"{path}, line 1: no column {', '.join(map(repr, missing))}; the file has "
-            f"{', '.join(filter(None, header)) or 'no header'}. {remedy}"
+            f"{', '.join(filter(None, file.columns)) or 'no header'}. {remedy}"
         )
-    at = [header.index(column) for column in columns]
-    for number, line in enumerate(lines, start=2):
-        if not line.strip():
-            continue
-        values = line.rstrip("\r\n").split(separator)
-        if len(values) != len(header):
-            raise DataError(
-                f"{path}, line {number}: {len(values)} columns instead of {len(header)}; "
-                "a tab inside a text must be replaced by a space"
+    at = [file.columns.index(column) for column in columns]
+    for numbers, rows in file.blocks():
+        for number, row in zip(numbers, rows, strict=True):
+            yield number, [row[index] for index in at]
+
+
+def check_atomic_files(config: Mapping[str, Any]) -> None:
+    """Check the first lines of the files that RecBole will load: `.inter` or its parts, and so on.
+
+    Args:
+        config: the run's settings.
+
+    Raises:
+        DataError: a first line is not that of an atomic file, or an id column is missing.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    user, item = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+    parts = config["benchmark_filename"]
+    inter = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
+    id_fields = {
+        **dict.fromkeys(inter, [user, item]),
+        f"{name}.item": [item],
+        f"{name}.user": [user],
+    }
+    for file, fields in id_fields.items():
+        columns = config["load_col"]
+        loaded = "*" if columns is None else columns.get(file.rsplit(".", 1)[1], [])
+        if loaded and (folder / file).is_file():
+            check_header(
+                open_atomic_file(
+                    folder / file, config["field_separator"], config["encoding"] or "utf-8"
+                ),
+                fields,
             )
-        yield number, [values[index] for index in at]
+
+
+def check_header(file: AtomicFile, id_fields: Sequence[str]) -> None:
+    """Refuse a first line that RecBole does not understand; see `check_atomic_files`."""
+    if not any(file.columns):
+        raise DataError(
+            f"{file.path} is empty. Its first line must name the columns, such as "
+            "user_id:token<tab>item_id:token<tab>rating:float."
+        )
+    with _opened(file.path, file.encoding) as lines:
+        if next(lines).startswith("\ufeff"):
+            raise DataError(
+                f"{file.path}, line 1: begins with a byte-order mark, which RecBole takes for a "
+                "part of the first column's name. Save the file without it, or set "
+                "--encoding=utf-8-sig."
+            )
+    for number, (field, kind) in enumerate(zip(file.columns, file.types, strict=True)):
+        if kind not in TYPES or not field:
+            column = f"{field}:{kind}" if kind else field
+            raise DataError(
+                f"{file.path}, line 1: {column!r} is no column. Write <name>:<type>, the type "
+                f"being one of {', '.join(TYPES)}, with {file.separator!r} between columns."
+            )
+        if field in file.columns[:number]:
+            raise DataError(f"{file.path}, line 1: two columns are called {field!r}. Rename one.")
+    for field in id_fields:
+        if field not in file.columns:
+            raise DataError(
+                f"{file.path}, line 1: no column {field!r}; the file has "
+                f"{', '.join(file.columns)}. Rename one, or set --USER_ID_FIELD and "
+                "--ITEM_ID_FIELD."
+            )
+
+
+def read_table(
+    file: AtomicFile,
+    columns: Sequence[str],
+    id_fields: Sequence[str],
+    may_be_empty: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """The table that RecBole makes of a file: tokens and sequences as text, floats as float64.
+
+    An empty token is missing (NaN), a token `NA` is none: it is text as any other.
+
+    Args:
+        file: the file.
+        columns: names of the columns to read; the table has them in the file's order.
+        id_fields: columns with an id in every row.
+        may_be_empty: float columns in which an empty field is a missing number (NaN); None for
+            all of them.
+
+    Raises:
+        DataError: a row cannot be read, an id is empty, or a number is none; the message names
+            line, field and remedy.
+    """
+    at = [index for index, column in enumerate(file.columns) if column in set(columns)]
+    pieces: list[list[Any]] = [[] for _ in at]
+    seen: dict[str, str] = {}  # one object for equal texts: ids come again and again
+    for numbers, rows in file.blocks():
+        by_column = list(zip(*rows, strict=True))
+        for piece, index in zip(pieces, at, strict=True):
+            field, kind = file.columns[index], file.types[index]
+            values = by_column[index]
+            if field in id_fields and "" in values:
+                raise DataError(
+                    f"{file.path}, line {numbers[values.index('')]}: {field} is empty. Give it an "
+                    "id, or remove the row."
+                )
+            if kind == "float":
+                empty = may_be_empty is None or field in may_be_empty
+                piece.append(_numbers(file, field, numbers, values, empty))
+            else:
+                piece.append(list(map(seen.setdefault, values, values)))
+    table: dict[str, Any] = {}
+    for piece, index in zip(pieces, at, strict=True):
+        field, kind = file.columns[index], file.types[index]
+        if kind == "float":
+            table[field] = np.concatenate(piece) if piece else np.empty(0)
+        else:
+            column = pd.Series([value for part in piece for value in part], dtype=object)
+            table[field] = column.where(column != "", np.nan) if kind == "token" else column
+    return pd.DataFrame(table)
+
+
+def _numbers(
+    file: AtomicFile, field: str, numbers: Sequence[int], values: Sequence[str], may_be_empty: bool
+) -> np.ndarray:
+    """The values as float64; an empty one is NaN where that is allowed."""
+    try:
+        found = np.array(list(map(float, values)))
+        if np.isfinite(found).all():
+            return found
+    except ValueError:
+        pass
+    return np.array(
+        [
+            _number(f"{file.path}, line {number}", field, value, may_be_empty)
+            for number, value in zip(numbers, values, strict=True)
+        ]
+    )
+
+
+def _number(where: str, field: str, value: str, may_be_empty: bool) -> float:
+    if may_be_empty and (not value.strip() or value.strip() in PANDAS_MISSING):
+        return math.nan
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{where}: {field} is {value[:40]!r} and not a finite number. Give a number, remove "
+            f"the row, or leave {field} out of --load_col; if {field} is text, write {field}:token "
+            "in line 1."
+        )
+    return number

@@ -71,6 +71,7 @@ def read_conversations(
     *,
     id_column: str,
     separator: str = "\t",
+    encoding: str = "utf-8",
     items_separator: str = " ",
 ) -> Conversations:
     """Read the columns `conversation` and `context_items` of a `.user` file.
@@ -85,6 +86,7 @@ def read_conversations(
         item_tokens: external item ids likewise.
         id_column: the column with the user ids.
         separator: between columns.
+        encoding: of the file.
         items_separator: between the ids in `context_items`.
 
     Raises:
@@ -100,6 +102,7 @@ def read_conversations(
         path,
         [id_column, CONVERSATION, CONTEXT_ITEMS],
         separator,
+        encoding,
         need=(
             f"context=conversation needs it, with the columns {id_column}, {CONVERSATION} and "
             f"{CONTEXT_ITEMS} (docs/datasets.md)."

@@ -13,13 +13,14 @@ from recbole.data.dataset import Dataset
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.conversations import Conversations, read_conversations
 from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
+from recbole_multdpo.data.loading import CountedDataset
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.errors import ConfigError, DataError
 
 LOW_STREAM = 7  # keeps the choice of low ratings apart from the training draws
 
 
-class ContextDataset(Dataset):
+class ContextDataset(CountedDataset):
     """RecBole's `Dataset` plus the conversations that its users stand for, if they do.
 
     Attributes:
@@ -41,6 +42,7 @@ class ContextDataset(Dataset):
                 self.field2id_token[self.iid_field],
                 id_column=self.uid_field,
                 separator=self.config["field_separator"],
+                encoding=self.config["encoding"],
                 items_separator=self.config["seq_separator"],
             )
 
@@ -231,6 +233,12 @@ def read_item_texts(
         )
     columns = [*text_fields, *([year_field] if year_field else [])]
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    rows = read_item_file(path, columns, dataset.iid_field, dataset.config["field_separator"])
+    rows = read_item_file(
+        path,
+        columns,
+        dataset.iid_field,
+        dataset.config["field_separator"],
+        dataset.config["encoding"],
+    )
     tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
     return make_item_texts(tokens, rows, len(text_fields))

@@ -6,6 +6,8 @@ model needs them as they are written.
 
 from __future__ import annotations
 
+import html
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,13 +27,32 @@ class TextReport:
     n_empty: int  # rows whose text columns are all empty
     n_with_year: int  # texts that got their year because it tells them apart
     n_shared: int  # items that share their text with another item even so
+    n_entities: int = 0  # texts in which HTML entities were decoded
 
     def __str__(self) -> str:
         return (
             f"{self.n_items} item texts: {self.n_missing} items missing in the .item file, "
             f"{self.n_empty} without text, {self.n_with_year} told apart by their year, "
-            f"{self.n_shared} that share a text with another item"
+            f"{self.n_shared} that share a text with another item, "
+            f"{self.n_entities} with HTML entities decoded"
         )
+
+
+_ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
+
+def decode_entities(text: str) -> str:
+    """HTML entities as the characters they stand for: `Pen &amp;amp; Ink` becomes `Pen & Ink`.
+
+    Only those that end in a semicolon, as in `&#39;`: `AT&T` and `&copy that` are text. Text that
+    was escaped twice is decoded twice.
+    """
+    for _ in range(3):
+        decoded = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+        if decoded == text:
+            break
+        text = decoded
+    return text
 
 
 def clean_text(text: str) -> str:
@@ -47,7 +68,11 @@ def clean_text(text: str) -> str:
 
 
 def read_item_file(
-    path: Path, columns: Sequence[str], id_column: str, separator: str = "\t"
+    path: Path,
+    columns: Sequence[str],
+    id_column: str,
+    separator: str = "\t",
+    encoding: str = "utf-8",
 ) -> dict[str, tuple[str, ...]]:
     """Read `columns` of a RecBole `.item` file (`atomic_file.read_columns`).
 
@@ -62,6 +87,7 @@ def read_item_file(
         path,
         [id_column, *columns],
         separator,
+        encoding,
         need=(
             "A language model needs item texts: put a RecBole .item file there, with the columns "
             f"{id_column} and {', '.join(columns)}."
@@ -81,10 +107,11 @@ def make_item_texts(
 ) -> tuple[list[str], TextReport]:
     """One text per inner item id.
 
-    The text columns are joined by ", ". Where items would have the same text and their rows carry
-    different years after the text columns, they get them, as in "Hamlet (1996)"; elsewhere the year
-    is left out, because it would double the number of tokens. Items that still share a text stay
-    two items. An item without any text is called by its id, as in "item 42".
+    The text columns are joined by ", ", and HTML entities in them are decoded. Where items would
+    have the same text and their rows carry different years after the text columns, they get them,
+    as in "Hamlet (1996)"; elsewhere the year is left out, because it would double the number of
+    tokens. Items that still share a text stay two items. An item without any text is called by its
+    id, as in "item 42".
 
     Args:
         tokens: external item ids in inner order; entry 0 is [PAD].
@@ -98,10 +125,13 @@ def make_item_texts(
         DataError: no item of the catalogue has a text.
     """
     texts, years = ["[PAD]"], [""]
-    n_missing = n_empty = 0
+    n_missing = n_empty = n_entities = 0
     for token in tokens[1:]:
         row = rows.get(token)
         text = "" if row is None else ", ".join(value for value in row[:n_text_columns] if value)
+        decoded = clean_text(decode_entities(text))
+        n_entities += decoded != text
+        text = decoded
         n_missing += row is None
         n_empty += row is not None and not text
         texts.append(text or f"item {token}")
@@ -119,4 +149,6 @@ def make_item_texts(
         texts[item] = f"{texts[item]} ({years[item]})"
     counts = Counter(texts[1:])
     n_shared = sum(count for count in counts.values() if count > 1)
-    return texts, TextReport(len(texts) - 1, n_missing, n_empty, len(told_apart), n_shared)
+    return texts, TextReport(
+        len(texts) - 1, n_missing, n_empty, len(told_apart), n_shared, n_entities
+    )

@@ -63,6 +63,30 @@ def test_quotation_marks_are_characters(item_file):
     assert rows == {"1": ('"Toy', "1995"), "2": ('Say "Hi", he\'s in', "1996")}
 
 
+def test_a_file_that_a_csv_writer_quoted_is_read_by_its_rules(item_file):
+    rows = item_file(f'{HEADER}\n1\t"Say ""Hi"", he\'s in"\t1995\n2\tHeat\t1996\n')
+    assert rows == {"1": ('Say "Hi", he\'s in', "1995"), "2": ("Heat", "1996")}
+    # one row that does not follow them, and all of it is text
+    rows = item_file(f'{HEADER}\n1\t"Say ""Hi"""\t1995\n2\t"Heat" II\t1996\n')
+    assert rows == {"1": ('"Say ""Hi"""', "1995"), "2": ('"Heat" II', "1996")}
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("Pen &amp; Ink", "Pen & Ink"),
+        ("Collector&#39;s Box, 8.5&rdquo;", "Collector's Box, 8.5\u201d"),
+        ("&#x27;Til&nbsp;Then", "'Til Then"),
+        ("R&amp;amp;B", "R&B"),  # escaped twice
+        ("AT&T; &copy that & more", "AT&T; &copy that & more"),  # no entities
+    ],
+)
+def test_html_entities_are_decoded_and_counted(written, text):
+    texts, report = make_item_texts(["[PAD]", "1", "2"], {"1": (written,), "2": ("Heat",)}, 1)
+    assert texts == ["[PAD]", text, "Heat"]
+    assert report.n_entities == (written != text)
+
+
 def test_columns_come_in_the_order_asked_for(item_file):
     assert item_file(f"{HEADER}\n1\tToy\t1995\n", ("year", "title")) == {"1": ("1995", "Toy")}
 
@@ -123,7 +147,7 @@ def test_an_empty_file(item_file):
 
 
 def test_a_file_that_is_not_utf8(item_file):
-    with pytest.raises(DataError, match=r"toy\.item is not UTF-8 .*0xe9"):
+    with pytest.raises(DataError, match=r"toy\.item is not utf-8 .*0xe9.*--encoding=latin-1"):
         item_file(f"{HEADER}\n1\tAm\u00e9lie\t2001\n".encode("latin-1"))
 
 

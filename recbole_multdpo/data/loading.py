@@ -1,0 +1,235 @@
+"""How RecBole's data sets read their files here, and what became of every interaction.
+
+RecBole drops interactions while it loads: of users and items without a row in the `.user` and
+`.item` file, outside of `val_interval`, repeated, of rare users and items. It says nothing of it.
+Here every loss is counted by its reason, and what is kept and what is lost add up to what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from logging import getLogger
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+from recbole.config import Config
+from recbole.data import dataset as recbole_datasets
+from recbole.data.dataset import Dataset
+from recbole.data.dataset import dataset as recbole_dataset
+from recbole.utils import FeatureSource, ModelType
+
+from recbole_multdpo.data.atomic_file import open_atomic_file, read_table
+
+# reasons that no setting asks for: any loss to them is a warning
+_UNASKED = ("no row in .user", "no row in .item", "empty value")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Interactions, and the users and items that have one."""
+
+    rows: int
+    users: int
+    items: int
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.rows + other.rows, self.users + other.users, self.items + other.items)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.rows - other.rows, self.users - other.users, self.items - other.items)
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} interactions of {self.users:,} users with {self.items:,} items"
+
+
+@dataclass
+class RowCounts:
+    """What was read, what was lost to which reason, and what is kept.
+
+    Attributes:
+        read: all interactions of the files.
+        kept: those of the data set.
+        lost: by reason. A user or item is lost with its last interaction.
+    """
+
+    read: Amount
+    kept: Amount
+    lost: dict[str, Amount] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise AssertionError unless what is kept and what is lost add up to what was read."""
+        rest = self.read
+        for amount in self.lost.values():
+            rest -= amount
+        if rest != self.kept:
+            raise AssertionError(f"{self.kept} are kept, and by the counts of losses {rest}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `result.json`."""
+        lost = {reason: vars(amount) for reason, amount in self.lost.items()}
+        return {"read": vars(self.read), "kept": vars(self.kept), "lost": lost}
+
+    def log(self) -> None:
+        """One line for all that settings ask for, a warning for the rest and for a large loss."""
+        if not self.lost:
+            return
+        parts = "; ".join(
+            f"{reason}: {amount.rows:,} rows, {amount.users:,} users, {amount.items:,} items"
+            for reason, amount in self.lost.items()
+        )
+        unasked = [reason for reason in self.lost if reason in _UNASKED]
+        message = f"{self.read} in the files, {self.kept} left. Left out: {parts}"
+        rare = sum(amount.rows for reason, amount in self.lost.items() if "num_interval" in reason)
+        if unasked:
+            message += f". Check the files: no setting asks for {', '.join(unasked)}"
+            if any(reason.startswith("no row") for reason in unasked):
+                message += " (--filter_inter_by_user_or_item=False keeps these)"
+        elif 2 * rare > self.read.rows:
+            message += ". More than half is lost to rare users and items"
+        else:
+            getLogger().info(message)
+            return
+        getLogger().warning(message)
+
+
+class CountedDataset(Dataset):
+    """RecBole's `Dataset`, read by our reader, that counts what it drops.
+
+    Attributes:
+        row_counts: what was read, lost and kept.
+    """
+
+    row_counts: RowCounts
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        """RecBole's method, with `read_table` in place of `pandas.read_csv`."""
+        ids = {
+            FeatureSource.INTERACTION: [self.uid_field, self.iid_field],
+            FeatureSource.USER: [self.uid_field],
+            FeatureSource.ITEM: [self.iid_field],
+        }
+        of_interactions = source == FeatureSource.INTERACTION
+        intervals = list(self.config["val_interval"] or ())  # which drop what is empty
+        file = open_atomic_file(
+            Path(filepath), self.config["field_separator"], self.config["encoding"] or "utf-8"
+        )
+
+        def read_csv(path: str, usecols: list[str], **kwargs: Any) -> pd.DataFrame:
+            names = [column.partition(":")[0] for column in usecols]
+            id_fields = ids[source] if isinstance(source, FeatureSource) and source in ids else []
+            return read_table(file, names, id_fields, intervals if of_interactions else None)
+
+        with patch.object(recbole_dataset, "pd", SimpleNamespace(read_csv=read_csv)):
+            return super()._load_feat(filepath, source)
+
+    def _load_user_or_item_feat(
+        self, token: str, dataset_path: str, source: FeatureSource, field_name: str
+    ) -> pd.DataFrame | None:
+        feat = super()._load_user_or_item_feat(token, dataset_path, source, field_name)
+        if feat is not None:
+            self._ids_in_files[source] = feat[getattr(self, field_name)].copy()
+        return feat
+
+    def _get_preset(self) -> None:
+        super()._get_preset()
+        self._ids_in_files: dict[FeatureSource, pd.Series] = {}
+
+    def _amount(self) -> Amount:
+        feat = self.inter_feat
+        return Amount(len(feat), feat[self.uid_field].nunique(), feat[self.iid_field].nunique())
+
+    @contextmanager
+    def _counting(self, reason: str) -> Iterator[None]:
+        """Count what the body drops."""
+        before = self._amount()
+        yield
+        lost = before - self._amount()
+        if lost.rows:
+            known = self.row_counts.lost.get(reason, Amount(0, 0, 0))
+            self.row_counts.lost[reason] = known + lost
+
+    def _drop(self, dropped: pd.Series, reason: str) -> None:
+        with self._counting(reason):
+            self.inter_feat.drop(self.inter_feat.index[dropped], inplace=True)
+
+    def _data_processing(self) -> None:
+        read = self._amount()
+        self.row_counts = RowCounts(read, read)
+        super()._data_processing()
+
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        self.row_counts.kept = self._amount()
+        self.row_counts.check()
+        self.row_counts.log()
+
+    def _remove_duplication(self) -> None:
+        with self._counting(f"rm_dup_inter={self.config['rm_dup_inter']}"):
+            super()._remove_duplication()
+
+    def _filter_by_field_value(self) -> None:
+        for name in self.config["val_interval"] or ():
+            if name in self.inter_feat:
+                self._drop(self.inter_feat[name].isna(), "empty value")
+        with self._counting("val_interval"):
+            super()._filter_by_field_value()
+
+    def _filter_inter_by_user_or_item(self) -> None:
+        if self.config["filter_inter_by_user_or_item"] is True:
+            for source, feat, id_field, file in (
+                (FeatureSource.USER, self.user_feat, self.uid_field, ".user"),
+                (FeatureSource.ITEM, self.item_feat, self.iid_field, ".item"),
+            ):
+                if feat is None:
+                    continue
+                in_file = self.inter_feat[id_field].isin(self._ids_in_files[source])
+                self._drop(~in_file, f"no row in {file}")
+                # the file has them, and val_interval has removed them from it
+                self._drop(~self.inter_feat[id_field].isin(feat[id_field]), "val_interval")
+        super()._filter_inter_by_user_or_item()
+
+    def _filter_by_inter_num(self) -> None:
+        with self._counting("user_inter_num_interval, item_inter_num_interval"):
+            super()._filter_by_inter_num()
+
+    def _remap_ID_all(self) -> None:
+        # said here, before RecBole adds rows of its own to the tables and fills them too
+        for feat in (getattr(self, name) for name in self.feat_name_list):
+            for name in feat.select_dtypes(np.float64):
+                if count := int(feat[name].isna().sum()):
+                    getLogger().warning(
+                        f"{count:,} of {len(feat):,} values of {name} are empty: RecBole puts the "
+                        f"mean in their place. Leave {name} out of --load_col to do without it."
+                    )
+        super()._remap_ID_all()
+
+
+def dataset_class(config: Config) -> type[CountedDataset]:
+    """The class of data sets that a model of RecBole wants, as RecBole's `create_dataset` finds it.
+
+    From RecBole 1.2.1, without what `create_dataset` does besides: it unpickles a file that lies
+    where it would have saved one.
+    """
+    own = getattr(recbole_datasets, f"{config['model']}Dataset", None)
+    if own is not None:
+        return counted(own)
+    kinds = {
+        ModelType.SEQUENTIAL: recbole_datasets.SequentialDataset,
+        ModelType.KNOWLEDGE: recbole_datasets.KnowledgeBasedDataset,
+    }
+    return counted(kinds.get(config["MODEL_TYPE"], Dataset))
+
+
+@cache
+def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
+    """One of RecBole's classes of data sets, with `CountedDataset` before it."""
+    if issubclass(dataset_class, CountedDataset):
+        return dataset_class
+    return type(dataset_class.__name__, (CountedDataset, dataset_class), {})
