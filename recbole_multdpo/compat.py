@@ -14,13 +14,13 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from recbole_multdpo.errors import CheckpointError, MultDPOError
+from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, MultDPOError
 
 RECBOLE_VERSION = "1.2.1"
 INSTALL_RECBOLE = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
@@ -89,6 +89,7 @@ def apply() -> list[Patch]:
             _pop_counts(),
             _download_barrier(),
             _checkpoint_loading(),
+            _no_pickles(),
             _ray_import(),
         ]
     return list(_applied)
@@ -359,6 +360,82 @@ class _TrainerTorch(types.ModuleType):
                 "running process are loaded. Train the model again in this run."
             )
         return self._torch.load(f, *args, weights_only=False, **kwargs)
+
+
+def _no_pickles() -> Patch:
+    """RecBole unpickles data sets, loaders and pretrained models that it finds or is told of."""
+    import recbole.data.utils
+    from recbole.model.context_aware_recommender import kd_dagfm
+    from recbole.model.general_recommender import convncf, ldiffrec, nais, neumf, ract
+    from recbole.model.sequential_recommender import s3rec
+    from recbole.trainer import trainer
+
+    # the name in this module alone: workers and collectives of torch need the pickle of all others
+    recbole.data.utils.pickle = _NoPickle("pickle")
+    recbole.data.utils.load_split_dataloaders = lambda config: None
+    for module in (convncf, kd_dagfm, nais, neumf, ract, s3rec):
+        module.torch = trainer.torch
+    ldiffrec.np = _PlainNumpy(ldiffrec.np)
+    # the setting `teacher` is handed to eval
+    teachers = {"CrossNet": kd_dagfm.CrossNet, "CIN": kd_dagfm.CIN, "CINComp": kd_dagfm.CINComp}
+    kd_dagfm.eval = partial(_teacher, teachers)
+    return Patch(
+        "pickles",
+        True,
+        True,
+        "RecBole loads <dataset>-<class>.pth, <dataset>-for-<model>-dataloader.pth, item_emb.npy "
+        "and pretrained models as pickles, and evaluates the setting teacher; a pickle and an "
+        "expression can run any code, so that none is loaded but what this process wrote",
+    )
+
+
+class _NoPickle(types.ModuleType):
+    """The name `pickle` inside recbole.data.utils, where data sets and loaders are loaded."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse
+
+    @staticmethod
+    def _refuse(*args: Any, **kwargs: Any) -> Any:
+        raise CheckpointError(
+            "saved data sets and loaders of RecBole are pickles, and loading a pickle can run any "
+            "code: they are neither written nor read. Leave out save_dataset, save_dataloaders, "
+            "dataset_save_path and dataloaders_save_path, and remove the .pth file beside the "
+            "checkpoints; the data set is built from its atomic files."
+        )
+
+
+class _PlainNumpy(types.ModuleType):
+    """The name `np` inside recbole.model.general_recommender.ldiffrec: loads plain arrays only."""
+
+    def __init__(self, numpy: types.ModuleType) -> None:
+        super().__init__("numpy")
+        self._numpy = numpy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._numpy, name)
+
+    def load(self, file: Any, *args: Any, **kwargs: Any) -> Any:
+        """numpy.load without pickles.
+
+        Raises:
+            DataError: it is no file of a plain array.
+        """
+        try:
+            return self._numpy.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{file}: no file of a plain array of numbers ({error}). Write it by numpy.save."
+            ) from error
+
+
+def _teacher(teachers: dict[str, Any], name: str) -> Any:
+    """What KD_DAGFM takes for `eval`: the class of this name."""
+    if name not in teachers:
+        raise ConfigError(f"teacher={name}: must be one of {', '.join(teachers)}.")
+    return teachers[name]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from recbole.utils.argument_list import (  # noqa: E402
 )
 
 from recbole_multdpo import recbole_settings as shared  # noqa: E402
+from recbole_multdpo.asked_for import ASKED_FOR, check_asked  # noqa: E402
 from recbole_multdpo.deepspeed_settings import deepspeed_settings, process_problems  # noqa: E402
 from recbole_multdpo.errors import ConfigError  # noqa: E402
 from recbole_multdpo.language_models import (  # noqa: E402
@@ -79,11 +80,14 @@ _CHANGED_BY_RECBOLE = ("device", "use_gpu", "train_neg_sample_args")
 
 
 # What the file in a data set's folder may not set: it may come from anybody, and these choose which
-# code runs and where files are written.
+# code runs, which files are read as models, and where files are written.
 _NOT_FOR_DATA_FOLDERS = frozenset(
-    "model dataset data_path config_files run_dir resume checkpoint_dir backbone trust_remote_code"
-    " sft_cache_dir dataset_save_path dataloaders_save_path deepspeed".split()
-)
+    "model dataset data_path config_files run_dir resume checkpoint_dir backbone"
+    " sft_cache_dir save_dataset save_dataloaders dataset_save_path dataloaders_save_path deepspeed"
+    " wandb_project assistant assistant_settings"
+    " pre_model_path pretrain_path mf_pretrain_path mlp_pretrain_path warm_up teacher"
+    " xgb_model lgb_model".split()
+) | set(ASKED_FOR)
 
 _RECBOLE_PROCESSES = frozenset("nproc world_size local_rank group_offset ip port".split())
 
@@ -116,14 +120,19 @@ class Config(RecBoleConfig):
         deepspeed: DeepSpeed's complete configuration; None where it is not asked for.
     """
 
-    def __init__(self, argv: Sequence[str] = (), config_dict: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        argv: Sequence[str] = (),
+        config_dict: Mapping[str, Any] | None = None,
+        run_folder: Path | None = None,
+    ):
         """Read, merge and check all settings; see `load_config`."""
         self.argv = list(argv)
         self.warnings: list[str] = []
         self.settings: LLMRecSettings | None = None
         self.deepspeed: dict[str, Any] | None = None
         self.assistant: Config | None = None
-        user_layers = _user_layers(self.argv, config_dict)
+        user_layers = self._user_layers(config_dict, run_folder)
         model, dataset = _required(user_layers, "model"), _required(user_layers, "dataset")
         _check_dataset_name(dataset)
         model_class = _model_class(model)
@@ -185,6 +194,7 @@ class Config(RecBoleConfig):
         self._check_types(final, origins)
         self._fill_gaps(final)
         self._check_combinations(final, origins)
+        self._without_pickles(final, origins)
         self._as_set = {key: deepcopy(final[key]) for key in _CHANGED_BY_RECBOLE}
         return final
 
@@ -222,6 +232,43 @@ class Config(RecBoleConfig):
         final["use_gpu"] = final["device"].type == "cuda"
         if self.settings is not None:
             self.warnings += cautions(self.settings, final["device"].type)
+
+    # Where settings come from
+
+    def _user_layers(
+        self, config_dict: Mapping[str, Any] | None, run_folder: Path | None
+    ) -> list[Layer]:
+        """What the user set, weakest first: a run's own, files, config_dict, command line."""
+        given = Layer("config_dict", _converted(config_dict or {}))
+        command_line = Layer("command line", parse_command_line(self.argv))
+        asked = {**given.settings, **command_line.settings}
+        files = [_file_layer(Path(name)) for name in _file_names(asked.get("config_files"))]
+        for layer in files:
+            check_asked(layer.settings, layer.origin, asked)
+        resume = _value([*files, given, command_line], "resume")
+        if isinstance(resume, str) and resume != AUTO:
+            run_folder = Path(resume)
+            if not (run_folder / "config.yaml").is_file():
+                raise ConfigError(
+                    f"resume={resume}: there is no {run_folder / 'config.yaml'}. Name the folder "
+                    "of a run that was started."
+                )
+        saved = [] if run_folder is None else [self._run_layer(run_folder / "config.yaml", asked)]
+        return [*saved, *files, given, command_line]
+
+    def _run_layer(self, file: Path, asked: Mapping[str, Any]) -> Layer:
+        """The settings in a run's folder, which may come from anybody."""
+        layer = _file_layer(file)
+        settings = dict(layer.settings)
+        project = settings.pop("wandb_project", None)
+        if settings.pop("log_wandb", None) and "log_wandb" not in asked:
+            self.warnings.append(
+                f"{file}: log_wandb: True is not taken from a run's folder, as it sends data away. "
+                f"To log to Weights & Biases again, add --log_wandb=True --wandb_project={project}."
+            )
+        check_asked(settings, file, asked)
+        settings.pop("trust_remote_code", None)
+        return replace(layer, settings=settings)
 
     # Checks
 
@@ -261,6 +308,25 @@ class Config(RecBoleConfig):
             layers.append(Layer(layer.origin, kept, layer.is_file, layer.is_default))
         _raise_if_any(problems)
         self._layers = layers
+
+    def _without_pickles(self, final: dict[str, Any], origins: Mapping[str, str]) -> None:
+        """Refuse RecBole's paths of pickled data sets and loaders; write none."""
+        _raise_if_any(
+            [
+                f"{key} ({origins.get(key, 'RecBole')}): RecBole would load {final[key]}, a "
+                "pickle, and loading one can run any code. Leave it out: every run builds its data "
+                "from the atomic files."
+                for key in ("dataset_save_path", "dataloaders_save_path")
+                if final.get(key) is not None
+            ]
+        )
+        for key in ("save_dataset", "save_dataloaders"):
+            if final.get(key):
+                final[key] = False
+                self.warnings.append(
+                    f"{key}=True is ignored: RecBole would write a pickle, which no run reads, as "
+                    "loading one can run any code."
+                )
 
     def _fill_gaps(self, final: dict[str, Any]) -> None:
         """Settle what has one workable value for the kind of model, unless the user set it."""
@@ -328,7 +394,12 @@ class Config(RecBoleConfig):
         return plain({**first, **rest})
 
 
-def load_config(argv: Sequence[str], *, config_dict: dict[str, Any] | None = None) -> Config:
+def load_config(
+    argv: Sequence[str],
+    *,
+    config_dict: dict[str, Any] | None = None,
+    run_folder: Path | None = None,
+) -> Config:
     """Read the settings of one run from a command line, files and a dictionary.
 
     Args:
@@ -336,6 +407,7 @@ def load_config(argv: Sequence[str], *, config_dict: dict[str, Any] | None = Non
             read.
         config_dict: settings between the command line and the files in precedence; text values are
             read as on the command line.
+        run_folder: of a run whose settings are the weakest of the user's, as with `resume`.
 
     Returns:
         The complete, checked configuration.
@@ -344,7 +416,7 @@ def load_config(argv: Sequence[str], *, config_dict: dict[str, Any] | None = Non
         ConfigError: an argument, a file, a key, a value or a combination is wrong; all problems of
             one kind are reported together, each with what is allowed.
     """
-    return Config(argv, config_dict)
+    return Config(argv, config_dict, run_folder)
 
 
 def settings_of(model: str) -> set[str]:
@@ -365,24 +437,6 @@ def properties_folder() -> Path:
     raise ConfigError(
         f"the property files are missing ({package / 'properties'}). Install the package again."
     )
-
-
-def _user_layers(argv: Sequence[str], config_dict: Mapping[str, Any] | None) -> list[Layer]:
-    """What the user set, weakest first: the resumed run, files, config_dict, command line."""
-    given = Layer("config_dict", _converted(config_dict or {}))
-    command_line = Layer("command line", parse_command_line(argv))
-    files = command_line.settings.get("config_files", given.settings.get("config_files"))
-    layers = [_file_layer(Path(name)) for name in _file_names(files)]
-    layers += [given, command_line]
-    resume = _value(layers, "resume")
-    if isinstance(resume, str) and resume != AUTO:
-        saved = Path(resume) / "config.yaml"
-        if not saved.is_file():
-            raise ConfigError(
-                f"resume={resume}: there is no {saved}. Name the folder of a run that was started."
-            )
-        layers.insert(0, _file_layer(saved))
-    return layers
 
 
 def _with_assistant_settings(layers: Sequence[Layer]) -> list[Layer]:
@@ -497,7 +551,7 @@ def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
     if not file.is_file():
         return []
     layer = _file_layer(file, is_default=True)
-    foreign = _NOT_FOR_DATA_FOLDERS.intersection(layer.settings)
+    foreign = {key for key in layer.settings if key.rpartition(".")[2] in _NOT_FOR_DATA_FOLDERS}
     if foreign:
         raise ConfigError(
             f"{file}: a data set's own file may not set {', '.join(sorted(foreign))}. Set it on "

@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_multdpo.errors import MultDPOError
-from recbole_multdpo.trained.commands import add_run_arguments, parse_turns, run_command
+from recbole_multdpo.trained.commands import (
+    add_run_arguments,
+    parse_turns,
+    run_command,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from recbole_multdpo.trained.recommender import Answer, Recommender
@@ -65,9 +70,7 @@ def _serve(options: argparse.Namespace) -> None:
     recommenders = []
     for folder in options.run_folders:
         print(f"loading {folder}", flush=True)
-        recommenders.append(
-            Recommender.load(folder, device=options.device, data_path=options.data_path)
-        )
+        recommenders.append(Recommender.load(folder, **run_options(options)))
     address = launch(recommenders, options.port, blocking=False, open_browser=options.open)[1]
     print(f"{address} shows the page; Ctrl-C ends it.", flush=True)
     threading.Event().wait()

@@ -21,6 +21,7 @@ from recbole_multdpo.trained.commands import (
     add_typed_arguments,
     parse_turns,
     run_command,
+    run_options,
 )
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def _explain(options: argparse.Namespace) -> None:
     from recbole_multdpo.trained.explanation import Explainer  # after what needs no model
     from recbole_multdpo.trained.run import set_threads
 
-    explainer = Explainer.load(
-        options.run_folder, device=options.device, data_path=options.data_path
-    )
+    explainer = Explainer.load(options.run_folder, **run_options(options))
     set_threads(explainer.run.config)
     if options.user is not None:
         found = explainer.for_user(options.user, options.k, options.also)

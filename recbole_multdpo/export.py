@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,12 @@ from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings_text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
-from recbole_multdpo.trained.commands import add_run_arguments, add_run_folder, run_command
+from recbole_multdpo.trained.commands import (
+    add_run_arguments,
+    add_run_folder,
+    run_command,
+    run_options,
+)
 from recbole_multdpo.trained.model_card import model_card
 
 if TYPE_CHECKING:
@@ -52,8 +57,7 @@ def _export(options: argparse.Namespace) -> None:
         options.run_folder,
         options.output,
         adapter=options.adapter,
-        device=options.device,
-        data_path=options.data_path,
+        **run_options(options),
     )
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     print(f"{options.output}: {size / 1e6:.1f} MB; README.md says how to use it")
@@ -64,8 +68,7 @@ def export(
     output: str | Path,
     *,
     adapter: bool = False,
-    device: str | None = None,
-    data_path: str | None = None,
+    **options: Any,
 ) -> None:
     """Write a run as a folder that needs transformers only; it appears complete or not at all.
 
@@ -73,7 +76,7 @@ def export(
         run_folder: of a finished run of LLMRec.
         output: a folder that does not exist, or is empty.
         adapter: leave base model and LoRA adapter apart instead of merging them.
-        device, data_path: as for `trained.run.load_run`.
+        options: as for `trained.run.load_run`.
 
     Raises:
         ConfigError: the run is not of LLMRec; or `output` holds something; or `adapter` for a run
@@ -93,11 +96,11 @@ def export(
             f"the run in {run_folder} is of {result['model']}; only LLMRec's are language models "
             "that a Hugging Face folder can hold."
         )
-    run = load_run(run_folder, device=device, data_path=data_path)
+    run = load_run(run_folder, **options)
     try:
         with atomic_folder(output) as temporary:
             if adapter:
-                _write_adapter(run, temporary, device, data_path)
+                _write_adapter(run, temporary, options)
             else:
                 # contents without modes: weights may be readable by their owner alone
                 shutil.copytree(
@@ -159,9 +162,7 @@ def catalogue_content(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def _write_adapter(
-    run: TrainedRun, folder: Path, device: str | None, data_path: str | None
-) -> None:
+def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) -> None:
     """Write `base/` and `adapter/`: the preference stage's adapter on the merged first stage."""
     from peft import PeftModel
 
@@ -170,7 +171,7 @@ def _write_adapter(
     from recbole_multdpo.trained.sft_start import load_sft_start
     from recbole_multdpo.training.checkpoint import load_checkpoint, load_trainable_tensors
 
-    config = run_config(run.folder, {}, device=device, data_path=data_path)
+    config = run_config(run.folder, {}, **options)
     best = run.folder / "checkpoints" / "preference" / "best"
     if config.settings is None or config.settings.trains_all_weights or not best.is_dir():
         raise ConfigError(

@@ -24,6 +24,7 @@ from recbole_multdpo.trained.commands import (
     add_typed_arguments,
     parse_turns,
     run_command,
+    run_options,
 )
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def _recommend(options: argparse.Namespace) -> None:
     from recbole_multdpo.trained.recommender import Recommender  # after what needs no model
     from recbole_multdpo.trained.run import set_threads
 
-    recommender = Recommender.load(
-        options.run_folder, device=options.device, data_path=options.data_path
-    )
+    recommender = Recommender.load(options.run_folder, **run_options(options))
     set_threads(recommender.run.config)
     heading = f"{recommender.run.name} on {recommender.run.config['dataset']}; score: "
     for number, answer in enumerate(_answers(recommender, options, users, messages)):

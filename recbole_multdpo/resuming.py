@@ -20,11 +20,12 @@ from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 STAGES = ("sft", "preference")
 
 # Settings that change neither the data nor, up to rounding, the weights: what is logged and kept,
-# the machine, and how much is computed at once.
+# the machine, how much is computed at once, and what is never taken from a folder.
 CHANGEABLE = frozenset(
     "show_progress state device use_gpu num_threads save_steps save_total_limit auto_batch"
     " gradient_accumulation_steps max_tokens_per_batch gradient_checkpointing score_batch_tokens"
-    " rank_batch_users expand_per_step deepspeed".split()
+    " rank_batch_users expand_per_step deepspeed trust_remote_code log_wandb wandb_project"
+    " save_dataset save_dataloaders".split()
 )
 
 

@@ -1,9 +1,11 @@
 """RecBole on the installed packages: what breaks without `compat.apply`, and what it mends."""
 
+import importlib
 import importlib.util
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from recbole_multdpo import compat
-from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 
 # Runs every piece of RecBole that breaks, in a fresh interpreter: as published, then after apply().
 PROBES = """
@@ -137,9 +139,9 @@ def test_breaks_where_needed_and_works_after_apply(outcomes, name: str) -> None:
 
 
 def test_every_patch_is_probed_or_has_tests_of_its_own() -> None:
-    """Those about ray, the tail and popularity mend no exception in RecBole's functions."""
+    """Those about ray, the tail, popularity, pickles mend no exception in RecBole's functions."""
     names = [patch.name for patch in compat.apply()]
-    others = {"tail percentage", "popularity", "ray"}
+    others = {"tail percentage", "popularity", "ray", "pickles"}
     assert [name for name in names if name not in others] == list(FAILURES)
     assert others <= set(names)
 
@@ -336,6 +338,123 @@ def test_replaced_checkpoint_is_refused(trainer_torch, tmp_path) -> None:
 def test_missing_checkpoint_is_named(trainer_torch, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.pth: no such checkpoint"):
         trainer_torch.load(tmp_path / "absent.pth")
+
+
+# --- pickles ------------------------------------------------------------------------------------
+
+
+def planted(file: Path, touched: Path) -> Path:
+    """A pickle that touches a file when it is loaded."""
+    file.write_bytes(pickle.dumps(Trap(touched)))
+    return file
+
+
+def test_the_planted_pickle_works(tmp_path) -> None:
+    """Control: python's own pickle, which is untouched, runs it."""
+    compat.apply()
+    pickle.loads(planted(tmp_path / "x.pth", tmp_path / "touched").read_bytes())
+    assert (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("name", ["toy-Dataset.pth", "named.pth"])
+def test_recboles_saved_data_sets_are_refused(tmp_path, name) -> None:
+    compat.apply()
+    import recbole.data
+
+    named = planted(tmp_path / name, tmp_path / "touched")
+    config = {"dataset_save_path": str(named) if name == "named.pth" else None}
+    config |= {"checkpoint_dir": str(tmp_path), "dataset": "toy", "model": "BPR"}
+    config["MODEL_TYPE"] = recbole.utils.ModelType.GENERAL
+    with pytest.raises(CheckpointError, match=r"pickles.*remove the \.pth file"):
+        recbole.data.create_dataset(config)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_recboles_saved_loaders_are_not_looked_for(tmp_path) -> None:
+    compat.apply()
+    import recbole.data
+    import recbole.data.utils
+
+    planted(tmp_path / "toy-for-BPR-dataloader.pth", tmp_path / "touched")
+    config = {"checkpoint_dir": str(tmp_path), "dataset": "toy", "model": "BPR"}
+    config["dataloaders_save_path"] = None
+    assert recbole.data.utils.load_split_dataloaders(config) is None
+    with pytest.raises(CheckpointError, match="pickles"):
+        recbole.data.load_split_dataloaders(config)  # RecBole's own, under another name
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "general_recommender.convncf",
+        "general_recommender.nais",
+        "general_recommender.neumf",
+        "general_recommender.ract",
+        "sequential_recommender.s3rec",
+        "context_aware_recommender.kd_dagfm",
+    ],
+)
+def test_pretrained_models_of_others_are_refused(tmp_path, module) -> None:
+    compat.apply()
+    model = importlib.import_module(f"recbole.model.{module}")
+    torch.save(Trap(tmp_path / "touched"), tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointError, match="not written by this run"):
+        model.torch.load(str(tmp_path / "foreign.pth"))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_no_module_of_recbole_is_left_that_loads_pickles() -> None:
+    """A search of RecBole's sources; what it finds is patched, or not used by any run here."""
+    import recbole
+
+    folder = Path(recbole.__file__).parent
+    loads = re.compile(
+        r"(?<![\w.])(?:torch|pickle|np|joblib|dill)\.loads?\(|(?<![\w.])eval\(|exec\("
+    )
+    found = {
+        str(file.relative_to(folder).with_suffix("")).replace("/", ".")
+        for file in folder.rglob("*.py")
+        if loads.search(file.read_text(encoding="utf-8"))
+    }
+    patched = {
+        "data.utils",
+        "trainer.trainer",
+        "model.general_recommender.convncf",
+        "model.general_recommender.ldiffrec",
+        "model.general_recommender.nais",
+        "model.general_recommender.neumf",
+        "model.general_recommender.ract",
+        "model.sequential_recommender.s3rec",
+        "model.context_aware_recommender.kd_dagfm",
+    }
+    # our Config replaces the methods that evaluate; the other two serve RecBole's own commands
+    unused = {"config.configurator", "trainer.hyper_tuning", "quick_start.quick_start"}
+    assert found == patched | unused
+
+
+def test_a_planted_item_embedding_is_refused(tmp_path) -> None:
+    compat.apply()
+    from recbole.model.general_recommender import ldiffrec
+
+    np.save(tmp_path / "item_emb.npy", np.ones((2, 3)))
+    loaded = ldiffrec.np.load(str(tmp_path / "item_emb.npy"), allow_pickle=True)
+    assert loaded.shape == (2, 3)
+    trap = np.array([Trap(tmp_path / "touched")], dtype=object)
+    np.save(tmp_path / "item_emb.npy", trap, allow_pickle=True)
+    with pytest.raises(DataError, match=r"item_emb\.npy: no file of a plain array"):
+        ldiffrec.np.load(str(tmp_path / "item_emb.npy"), allow_pickle=True)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_teacher_is_a_name_and_not_evaluated(tmp_path) -> None:
+    compat.apply()
+    from recbole.model.context_aware_recommender import kd_dagfm
+
+    assert kd_dagfm.eval("CrossNet") is kd_dagfm.CrossNet
+    with pytest.raises(ConfigError, match="teacher=.*must be one of CrossNet, CIN"):
+        kd_dagfm.eval(f"open({str(tmp_path / 'touched')!r}, 'w')")
+    assert not (tmp_path / "touched").exists()
 
 
 def test_torch_itself_is_untouched(trainer_torch, tmp_path) -> None:

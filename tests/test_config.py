@@ -702,7 +702,21 @@ def test_a_data_sets_own_file_is_checked(tmp_path):
         load_config(["--model=Pop", *own])
 
 
-@pytest.mark.parametrize("line", ["backbone: org/model", "trust_remote_code: True", "run_dir: /"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "backbone: org/model",
+        "trust_remote_code: True",
+        "log_wandb: True",
+        "wandb_project: theirs",
+        "run_dir: /",
+        "save_dataset: True",
+        "dataset_save_path: x.pth",
+        "warm_up: x.pth",
+        "EASE.pre_model_path: x.pth",
+        "assistant_settings: {warm_up: x.pth}",
+    ],
+)
 def test_a_data_sets_own_file_chooses_no_code_and_no_place(tmp_path, line):
     own = _data_folder(tmp_path, "mine", f"{line}\ntopk: [3]\n")
     with pytest.raises(ConfigError, match=rf"mine\.yaml: .* may not set {line.split(':')[0]}\."):

@@ -7,10 +7,11 @@ Nothing heavy is imported here, as the command line asks before it knows what to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.comparison.request import (
     REQUEST_FILE,
     Request,
@@ -64,6 +65,7 @@ def read_request(argv: Sequence[str]) -> Request:
     texts = dict(argument[2:].partition("=")[::2] for argument in argv)
     if "experiment" in values:
         written = read_settings_file(Path(str(values["experiment"])))
+        check_asked(written, values["experiment"], values)
         values = {**written, **values}
         texts = {**{key: value_text(value) for key, value in written.items()}, **texts}
     systems = _systems(values)
@@ -87,8 +89,8 @@ def read_request(argv: Sequence[str]) -> Request:
 
 
 def _continued(folder: Path, values: Mapping[str, Any]) -> Request:
-    """The request of `--resume=FOLDER`, which nothing but `--jobs` may accompany."""
-    others = sorted(values.keys() - {"resume", "jobs"})
+    """The request of `--resume=FOLDER`, which only `--jobs` and `ASKED_FOR` may accompany."""
+    others = sorted(values.keys() - {"resume", "jobs", *ASKED_FOR})
     if str(folder) == "auto":
         raise ConfigError(
             "--resume=auto looks for a single run. Name the comparison's folder: --resume=PATH."
@@ -98,7 +100,13 @@ def _continued(folder: Path, values: Mapping[str, Any]) -> Request:
             f"--resume={folder} continues a comparison as it was: leave out {', '.join(others)}."
         )
     saved = saved_request(folder)
-    return replace(saved, jobs=_count("jobs", values.get("jobs"), saved.jobs, MOST_JOBS) or 1)
+    check_asked(asdict(saved), folder / REQUEST_FILE, values)
+    anew = {key: value_text(values[key]) for key in ASKED_FOR if key in values}
+    return replace(
+        saved,
+        settings={**saved.settings, **anew},
+        jobs=_count("jobs", values.get("jobs"), saved.jobs, MOST_JOBS) or 1,
+    )
 
 
 def _may_be_an_assistants(key: str, systems: Sequence[System]) -> bool:

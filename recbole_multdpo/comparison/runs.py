@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from recbole_multdpo.asked_for import ASKED_FOR
 from recbole_multdpo.atomic import atomic_folder, restore_interrupted, write_atomically
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, make_plan
@@ -172,7 +173,8 @@ class Runner:
             return None
         print(name, flush=True)
         if settings["model"] in LANGUAGE_MODELS and (folder / "config.yaml").is_file():
-            argv = [f"--resume={folder}"]
+            anew = [f"--{key}={settings[key]}" for key in ASKED_FOR if key in settings]
+            argv = [f"--resume={folder}", *anew]
         else:  # stopped before it began, or one of RecBole's models, which begin anew
             shutil.rmtree(folder, ignore_errors=True)
             argv = [*(f"--{key}={text}" for key, text in settings.items()), f"--run_dir={folder}"]

@@ -7,17 +7,43 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.settings_text import parse_literal
 
 SPEAKERS = {**{role: role for role in ROLES}, "recommender": "assistant"}
 
 
 def add_run_arguments(command: argparse.ArgumentParser) -> None:
-    """The arguments that replace settings of a run."""
+    """The arguments that replace settings of a run, or are not taken from its folder."""
     command.add_argument("--data_path", help="folder of the data set's folder, if it has moved")
     command.add_argument("--device", help="auto, cpu, cuda or cuda:N instead of the run's")
+    for name, what in (
+        (
+            "trust_remote_code",
+            "run the Python code that comes with the run's model: only where you "
+            "trust who made the folder",
+        ),
+        ("log_wandb", "log to Weights & Biases, for commands that log"),
+    ):
+        command.add_argument(
+            f"--{name}", nargs="?", const=True, type=_true_or_false, metavar="True", help=what
+        )
+
+
+def run_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_run_arguments` has read, as arguments of `trained.run.load_run`."""
+    names = ("data_path", "device", "trust_remote_code", "log_wandb")
+    return {name: getattr(options, name) for name in names}
+
+
+def _true_or_false(text: str) -> bool:
+    value = parse_literal(text)
+    if not isinstance(value, bool):
+        raise argparse.ArgumentTypeError(f"must be True or False, got {text!r}")
+    return value
 
 
 def add_run_folder(command: argparse.ArgumentParser) -> None:

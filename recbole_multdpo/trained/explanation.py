@@ -107,9 +107,7 @@ class Explainer:
             )
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, device: str | None = None, data_path: str | None = None
-    ) -> Explainer:
+    def load(cls, folder: str | Path, **options: Any) -> Explainer:
         """Load policy and reference; the arguments are those of `trained.run.load_run`.
 
         Raises:
@@ -123,8 +121,8 @@ class Explainer:
                 f"the run in {folder} ({kind}) has no preference stage: there is no policy beside "
                 "a reference. Use a run with --loss=mult_dpo or another preference loss."
             )
-        run = load_run(folder, device=device, data_path=data_path)
-        config = run_config(run.folder, {}, device=device, data_path=data_path)
+        run = load_run(folder, **options)
+        config = run_config(run.folder, {}, **options)
         return cls(run, load_sft_start(run.folder, config, run.parts[0]))
 
     def for_user(self, user: str | int, k: int = 10, also: Sequence[str] = ()) -> Explanation:

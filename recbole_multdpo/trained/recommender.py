@@ -132,11 +132,9 @@ class Recommender:
         self._train, self._known, self._test = (run.items_of(*n) for n in ((0,), (0, 1), (2,)))
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, device: str | None = None, data_path: str | None = None
-    ) -> Recommender:
+    def load(cls, folder: str | Path, **options: Any) -> Recommender:
         """A recommender from a run folder; arguments and errors are those of `load_run`."""
-        return cls(load_run(folder, device=device, data_path=data_path))
+        return cls(load_run(folder, **options))
 
     @property
     def score_name(self) -> str:

@@ -20,6 +20,7 @@ from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
+from recbole_multdpo.settings_text import read_settings_file
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ class TrainedRun:
 
 
 def load_run(
-    folder: str | Path, *, device: str | None = None, data_path: str | None = None
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    data_path: str | None = None,
+    trust_remote_code: bool | None = None,
+    log_wandb: bool | None = None,
 ) -> TrainedRun:
     """Load a finished run; loading executes no code from the folder.
 
@@ -80,9 +86,12 @@ def load_run(
         folder: what the run wrote.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; None for the run's own setting.
         data_path: where the data set lies now; None for the run's own setting.
+        trust_remote_code: whether the model's own code, which lies in the folder, may run. None
+            refuses a run that was made with such code.
+        log_wandb: as the setting, which is not taken from the folder either.
 
     Raises:
-        ConfigError: the folder is not that of a finished run.
+        ConfigError: the folder is not that of a finished run, or needs code that nobody asked for.
         DataError: the data set is not there.
         CheckpointError: the weights are missing or do not fit.
     """
@@ -92,7 +101,14 @@ def load_run(
     if result["model"] in LANGUAGE_MODELS:
         # the final weights are all in this folder: no hub, no adapter, no first stage is needed
         settings = {"backbone": str(folder / "model"), "finetune": "full"}
-    config = run_config(folder, settings, device=device, data_path=data_path)
+    config = run_config(
+        folder,
+        settings,
+        device=device,
+        data_path=data_path,
+        trust_remote_code=trust_remote_code,
+        log_wandb=log_wandb,
+    )
     dataset, parts = load_parts(config)
     if config.settings is not None:
         model: Any = config.model_class(config, parts[0])
@@ -140,8 +156,10 @@ def run_config(
     *,
     device: str | None = None,
     data_path: str | None = None,
+    trust_remote_code: bool | None = None,
+    log_wandb: bool | None = None,
 ) -> Config:
-    """A run's settings, with some replaced.
+    """A run's settings, with some replaced; the last four are those of `load_run`.
 
     Raises:
         ConfigError: the folder has no readable `config.yaml`, or a setting is not allowed.
@@ -149,9 +167,16 @@ def run_config(
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"there is no {file}: {folder} is not the folder of a run.")
-    given = {"device": device, "data_path": data_path}
+    given = {
+        "device": device,
+        "data_path": data_path,
+        "trust_remote_code": trust_remote_code,
+        "log_wandb": log_wandb or False,  # nothing is logged unless asked for
+    }
+    if read_settings_file(file).get("model") not in LANGUAGE_MODELS:
+        del given["trust_remote_code"]
     settings = {**changes, **{key: value for key, value in given.items() if value is not None}}
-    return load_config((), config_dict={"config_files": [str(file)], **settings})
+    return load_config((), config_dict=settings, run_folder=folder)
 
 
 def _titles(config: Config, dataset: ContextDataset) -> list[str]:

@@ -1,0 +1,62 @@
+"""Settings that run code of others or send data away: they are asked for, never taken from a file.
+
+Run folders, experiments and settings files may come from anybody. What they say is data; these
+settings count only where the person who starts the command gives them on its command line, or a
+Python caller as an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings_text import parse_literal
+
+# setting to what it does
+ASKED_FOR = {
+    "trust_remote_code": "lets a model's folder run code",
+    "log_wandb": "sends figures and settings to Weights & Biases",
+}
+
+
+def check_asked(settings: Mapping[str, Any], origin: object, asked: Mapping[str, Any]) -> None:
+    """Refuse a file that turns one of `ASKED_FOR` on where nobody asked for it.
+
+    Args:
+        settings: what the file holds; it is searched at any depth, for `name.key` too.
+        origin: the file, for the message.
+        asked: what the command line sets: it decides over a plain key of the file. One of a single
+            system (`name.key`, or deeper) would win over it, and needs to be asked for.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    for key, value in _mappings(settings):
+        name = key.rpartition(".")[2]
+        if name not in ASKED_FOR or not _is_on(value) or asked.get(name):
+            continue
+        if name not in asked or settings.get(name) is not value:
+            raise ConfigError(
+                f"{key} ({origin}): is not taken from a file, as it {ASKED_FOR[name]}. Where you "
+                f"trust who wrote it, add --{name}=True to the command, else remove it there."
+            )
+
+
+def _mappings(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, in mappings at any depth and in pairs."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield str(key), value
+            yield from _mappings(value)
+    elif isinstance(settings, list | tuple):
+        if len(settings) == 2 and isinstance(settings[0], str):
+            yield settings[0], settings[1]
+        for value in settings:
+            yield from _mappings(value)
+
+
+def _is_on(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_on, value))
+    return bool(parse_literal(value) if isinstance(value, str) else value)
