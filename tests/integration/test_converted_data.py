@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,28 @@ def test_real_goodreads_sample(tmp_path):
     source, output = REAL_DATA / "goodreads-sprec", tmp_path / "goodreads-sprec"
     assert main(["titles-jsonl", "--input", str(source), "--output", str(output)]) == 0
     report = json.loads((output / "conversion.json").read_text())
-    # 4,999 rows of ten titles and the next one, one of five; one title is not in id2name.json, five
-    # stand there twice
-    assert report["rows"] == {"inter": 4999 * 11 + 6, "item": 4058 + 1 - 5}
+    # 4,999 rows of ten titles and the next one, one of five, many of them windows of one reader's
+    # list; one title is not in id2name.json, five stand there twice
+    assert report["rows"] == {"inter": 47_228, "item": 4058 + 1 - 5}
+    readers = report["counts"]["rows_of_one_reader"]
+    assert (readers["rows"], readers["rows_joined"], readers["readers"]) == (5000, 2004, 3879)
+    assert readers["test_answers_that_stood_in_training"] == 978
     assert report["rejected"] == {}
+    assert answers_after_the_same_titles(output / "goodreads-sprec.inter") == 1
+    apart = tmp_path / "apart"
+    arguments = ["--input", str(source), "--output", str(apart), "--link", "none"]
+    assert main(["titles-jsonl", *arguments]) == 0
+    assert answers_after_the_same_titles(apart / "apart.inter") == 789
+
+
+def answers_after_the_same_titles(path):
+    """Users whose last item stands in another's list after the same five items."""
+    lists = defaultdict(list)
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        lists[user].append(item)
+    owners = defaultdict(set)
+    for user, items in lists.items():
+        for at in range(len(items) - 5):
+            owners[tuple(items[at : at + 6])].add(user)
+    return sum(bool(owners[tuple(items[-6:])] - {user}) for user, items in lists.items())

@@ -66,8 +66,9 @@ def summary(report: dict[str, Any], folder: DatasetFolder) -> str:
     """What was written, what was rejected, and the command that uses it."""
     rows = ", ".join(f"{n:,} in .{suffix}" for suffix, n in report["rows"].items())
     rejected = folder.rejects_text() + (f"\n  all: {REJECTED_FILE}" if folder.rejected else "")
+    notes = "".join(f"{note}.\n" for note in folder.notes)
     return (
-        f"{folder.output}: rows {rows}; counts and checks in {REPORT_FILE}\n{rejected}\n"
+        f"{folder.output}: rows {rows}; counts and checks in {REPORT_FILE}\n{notes}{rejected}\n"
         f"python run_recbole_multdpo.py --model=LLMRec --dataset={folder.name} "
         f"--data_path={folder.output.parent}"
     )

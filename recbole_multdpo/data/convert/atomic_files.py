@@ -95,6 +95,7 @@ class DatasetFolder:
         path: the hidden folder that is written to.
         counts: what happened, for the report.
         rejected: rejected rows per reason.
+        notes: what the user should read, sentences without a full stop.
     """
 
     def __init__(self, output: Path) -> None:
@@ -107,6 +108,7 @@ class DatasetFolder:
         self.name = self.output.name
         self.counts: dict[str, Any] = {}
         self.rejected: Counter[str] = Counter()
+        self.notes: list[str] = []
         self._first_rejects: list[str] = []
         self._tables: dict[str, Table] = {}
         self._rejects: IO[str] | None = None

@@ -1,10 +1,7 @@
 """Lists of titles as JSON: prompts with quoted titles such as SPRec's, or plain lists.
 
-A row of a file (JSON lines or one JSON list) is a user of its own, in one of two forms:
-
-- `{"input": "... read these: \\"A\\", \\"B\\", please ...", "output": "\\"C\\""}`, or with the keys
-  `prompt` and `response`: the titles stand in quotation marks, separated by `", "`;
-- `{"history": ["A", "B"], "targets": ["C"]}`.
+A row of a file (JSON lines or one JSON list) is a reader's list of titles, or a piece of it; the
+forms are those of `title_rows.FORMS`. Pieces of one list are joined (`readers`).
 
 The file's name may end in json or jsonl. Beside it, `id2name.json` (id -> title) gives ids and
 titles that no row has; titles that it lacks get ids of their own, `t1`, `t2`, ... Titles are the
@@ -15,25 +12,27 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, Table, id_problem, text_field
-from recbole_multdpo.data.convert.raw_files import Reject, find_files, json_rows, read_json
+from recbole_multdpo.data.convert.atomic_files import DatasetFolder, id_problem, text_field
+from recbole_multdpo.data.convert.raw_files import find_files, read_json
+from recbole_multdpo.data.convert.readers import Readers, find_readers
 from recbole_multdpo.data.convert.splits import (
     SPLITS,
     add_split_arguments,
     draw_split,
     split_files,
 )
+from recbole_multdpo.data.convert.title_rows import FORMS, Row, title_rows
 from recbole_multdpo.data.item_text import clean_text
 from recbole_multdpo.errors import DataError
 
 HELP = "prompts and answers with titles, such as SPRec's: train.json, optionally valid and test"
 
-_TEXT_KEYS = (("input", "output"), ("prompt", "response"))
+_SAME_HISTORY = 5  # rows with the same history of so many titles have one reader
+_NO_LINK = 2**62  # more titles than any list has
 
 _LEAVE_ONE_OUT = """\
 eval_args:                       # of each user's titles, in their order, the last is for test and
@@ -59,21 +58,6 @@ prompt_template: {template}
 """
 
 
-@dataclass(frozen=True)
-class Row:
-    """One user: titles in the order of the file."""
-
-    file: str
-    line: int
-    history: list[str]
-    targets: list[str]
-
-    @property
-    def user(self) -> str:
-        """The user's id: file and line."""
-        return f"{self.file.split('.')[0]}-{self.line}"
-
-
 class Catalogue:
     """Ids of titles, which are compared as a run would read them (`clean_text`)."""
 
@@ -94,50 +78,71 @@ class Catalogue:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to split, and the words of the prompt."""
-    add_split_arguments(parser, unit="user")
+    """How to split, which rows have one reader, and the words of the prompt."""
+    add_split_arguments(parser, unit="reader")
+    parser.add_argument(
+        "--link",
+        default="auto",
+        metavar="auto|none|N",
+        help="rows that fit together by N or more consecutive titles (windows, growing prefixes) "
+        "are pieces of one reader's list; auto finds N out from the rows, none takes every row for "
+        "a reader of its own (default: %(default)s)",
+    )
     parser.add_argument(
         "--prompt-template",
         default="items",
         choices=["items", "books", "movies"],
         help="words of the prompt, for the property file (default: %(default)s)",
     )
+    parser.epilog = f"A row of a file is one of these:\n{FORMS}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
     """Write the data set's files; returns the report."""
+    min_overlap = _min_overlap(options.link)
     names = find_files(options.input, ["id2name.json"])
     id_to_title = _id_to_title(names[0], folder) if names else {}
     catalogue = Catalogue(id_to_title)
     files = split_files(options.input, ["json", "jsonl"])
-    counts: Counter[str] = Counter()
-    rows = list(_rows(files, catalogue, folder.reject, counts))
-    split_of = _splits(rows, files, options)
-    columns = ["user_id:token", "item_id:token", "timestamp:float"]
-    if split_of is None:
-        tables = dict.fromkeys(SPLITS, folder.table("inter", columns))
-    else:
-        tables = {split: folder.table(f"{split}.inter", columns) for split in SPLITS}
-    for row in rows:
-        items = [catalogue.find(title) for title in row.history + row.targets]
-        counts["titles_repeated_within_a_row"] += len(items) - len(set(items))
-        split = "train" if split_of is None else split_of[row.user]
-        _write_row(row, items, tables["train"], tables[split])
+    _check_parts(files, options)
+    known = set(catalogue.id_of)
+    rows = [row for path in files.values() for row in title_rows(path, known, folder.reject)]
+    if not rows:
+        raise DataError(
+            f"{options.input} has no row with titles. {folder.rejects_text()}\n"
+            f"A row should be one of these:\n{FORMS}"
+        )
+    items = [[catalogue.find(title) for title in row.history + row.targets] for row in rows]
+    numbers = {item: number for number, item in enumerate(catalogue.id_of.values())}
+    readers = find_readers(
+        [[numbers[item] for item in row] for row in items],
+        [None] * len(rows) if min_overlap == _NO_LINK else _keys(rows),
+        min_overlap,
+    )
+    for row in readers.contradicting:
+        reason = "continues another reader's list in another way"
+        folder.reject(rows[row].file, rows[row].line, reason, rows[row].history + rows[row].targets)
+    parts = _Parts(rows, readers, files, options)
+    folder.counts["titles_repeated_within_a_row"] = sum(len(r) - len(set(r)) for r in items)
+    _write_interactions(folder, readers, parts, _users(rows, readers), list(numbers))
     table = folder.table("item", ["item_id:token", "title:token_seq"])
     for title, item in catalogue.id_of.items():
         table.write(item, text_field(title))
-    counts["users"] = len(rows)
-    counts["titles_without_an_id"] = catalogue.n_added
-    counts["ids_whose_title_has_another_id"] = len(id_to_title) - table.n_rows + catalogue.n_added
-    folder.counts |= counts
-    if split_of is not None:
-        folder.counts["users_per_part"] = dict(Counter(split_of.values()))
+    folder.counts |= {
+        "users": len(readers.lists),
+        "titles_without_an_id": catalogue.n_added,
+        "ids_whose_title_has_another_id": len(id_to_title) - table.n_rows + catalogue.n_added,
+    }
+    if parts.of_reader is not None:
+        folder.counts["users_per_part"] = dict(Counter(parts.of_reader))
+    _report_readers(folder, rows, readers, parts, options.link)
     return folder.finish(
         properties=PROPERTIES.format(
             name=folder.name,
-            n_users=len(rows),
+            n_users=len(readers.lists),
             n_items=table.n_rows,
-            split=_LEAVE_ONE_OUT if split_of is None else _PARTS,
+            split=_LEAVE_ONE_OUT if parts.of_reader is None else _PARTS,
             template=options.prompt_template,
         ),
         text_field="title",
@@ -147,9 +152,19 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
             "options": {
                 "resplit": options.resplit,
                 "seed": options.seed if options.resplit else None,
+                "link": options.link,
             },
         },
     )
+
+
+def _min_overlap(link: str) -> int | None:
+    """The number of `--link`; None where it is to be found out."""
+    if link in ("auto", "none"):
+        return None if link == "auto" else _NO_LINK
+    if link.isdecimal() and int(link) > 0:
+        return int(link)
+    raise DataError(f"--link={link} must be auto, none or a number of titles, e.g. 4")
 
 
 def _id_to_title(path: Path, folder: DatasetFolder) -> dict[str, str]:
@@ -165,83 +180,160 @@ def _id_to_title(path: Path, folder: DatasetFolder) -> dict[str, str]:
     return titles
 
 
-def _rows(
-    files: dict[str, Path], catalogue: Catalogue, reject: Reject, counts: Counter[str]
-) -> Iterator[Row]:
-    known = set(catalogue.id_of)
-    for path in files.values():
-        for line, raw in json_rows(path, reject):
-            titles = _plain_lists(raw) or _quoted_titles(raw, known)
-            if titles is None:
-                reject(path.name, line, "neither quoted titles nor history and targets", raw)
-                continue
-            history, targets = titles
-            if not targets or not all(clean_text(title) for title in history + targets):
-                reject(path.name, line, "empty title or no target", raw)
-                continue
-            yield Row(path.name, line, history, targets)
-
-
-def _plain_lists(raw: dict[str, Any]) -> tuple[list[str], list[str]] | None:
-    """`history` and `targets` as lists of texts; None if they are not there."""
-    lists = raw.get("history"), raw.get("targets")
-    if not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in lists):
-        return None
-    return lists  # type: ignore[return-value]
-
-
-def _quoted_titles(raw: dict[str, Any], known: set[str]) -> tuple[list[str], list[str]] | None:
-    """Titles in quotation marks in prompt and answer; None without a prompt or an answer."""
-    for prompt_key, answer_key in _TEXT_KEYS:
-        prompt, answer = raw.get(prompt_key), raw.get(answer_key)
-        if isinstance(prompt, str) and isinstance(answer, str):
-            return split_titles(prompt, known), split_titles(answer, known)
-    return None
-
-
-def split_titles(text: str, known: set[str]) -> list[str]:
-    """The titles between the first and the last quotation mark of a text.
-
-    They are separated by `", "`. A title may contain quotation marks; one that contains the
-    separator is found only if it is among `known` titles.
-    """
-    first, last = text.find('"'), text.rfind('"')
-    if first == last:
-        return []
-    pieces = text[first + 1 : last].split('", "')
-    titles, at = [], 0
-    while at < len(pieces):
-        stops = range(len(pieces), at, -1)  # the longest known title that begins here
-        stop = next((s for s in stops if clean_text('", "'.join(pieces[at:s])) in known), at + 1)
-        titles.append('", "'.join(pieces[at:stop]))
-        at = stop
-    return titles
-
-
-def _splits(
-    rows: list[Row], files: dict[str, Path], options: argparse.Namespace
-) -> dict[str, str] | None:
-    """The part of every user; None for a single file, whose users are all in every part.
-
-    Raises:
-        DataError: there are several files, but not all three.
-    """
-    if options.resplit:
-        return draw_split((row.user for row in rows), options.resplit, options.seed)
-    if len(files) == 1:
-        return None
+def _check_parts(files: Mapping[str, Path], options: argparse.Namespace) -> None:
     missing = [split for split in SPLITS if split not in files]
-    if missing:
+    if missing and len(files) > 1 and not options.resplit:
         raise DataError(
             f"{options.input} has no {' and no '.join(missing)} file. Put it there, or split all "
-            "users anew: --resplit 0.8 0.1 0.1"
+            "readers anew: --resplit 0.8 0.1 0.1"
         )
-    part_of_file = {path.name: split for split, path in files.items()}
-    return {row.user: part_of_file[row.file] for row in rows}
 
 
-def _write_row(row: Row, items: list[str], history_table: Table, target_table: Table) -> None:
-    """The history goes to the training part, the targets to the user's own."""
-    for place, item in enumerate(items, start=1):
-        table = history_table if place <= len(row.history) else target_table
-        table.write(row.user, item, str(place))
+def _keys(rows: Sequence[Row]) -> list[Hashable]:
+    """What says that rows have one reader: a key of theirs, or else the same long history."""
+    return [
+        row.reader
+        or (tuple(map(clean_text, row.history)) if len(row.history) >= _SAME_HISTORY else None)
+        for row in rows
+    ]
+
+
+def _users(rows: Sequence[Row], readers: Readers) -> list[str]:
+    """Ids of the readers: their keys, or else file and line of their first rows."""
+    first = [rows[members[0]] for members in readers.rows]
+    keys = [row.reader for row in first if row.reader and not id_problem(row.reader)]
+    return keys if len(set(keys)) == len(first) else [row.name for row in first]
+
+
+class _Parts:
+    """Which part of the split every title of every reader belongs to.
+
+    With one file, the last two titles of a reader are for test and validation, and `of_reader` is
+    None. With a file of each part, the targets of its validation and test rows are held out; with
+    `--resplit`, the targets of the last row of the readers drawn. What comes before the first title
+    held out is for training; what comes behind it is left out, as it was read later.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        readers: Readers,
+        files: Mapping[str, Path],
+        options: argparse.Namespace,
+    ) -> None:
+        part_of_file = {path.name: split for split, path in files.items()}
+        self._rows, self._readers = rows, readers
+        self.of_row: list[str] | None = None  # the part of every row
+        self.of_reader: list[str] | None = None  # the part of every reader: the last of its rows'
+        if options.resplit:
+            names = [rows[members[0]].name for members in readers.rows]
+            drawn = draw_split(names, options.resplit, options.seed)
+            self.of_reader = [drawn[name] for name in names]
+            self.of_row = ["train"] * len(rows)
+            for part, members in zip(self.of_reader, readers.rows, strict=True):
+                self.of_row[max(members, key=lambda row: readers.places[row][-1])] = part
+        elif len(files) > 1:
+            self.of_row = [part_of_file[row.file] for row in rows]
+            self.of_reader = [
+                max((self.of_row[row] for row in members), key=SPLITS.index)
+                for members in readers.rows
+            ]
+
+    def held_out(self, reader: int) -> dict[int, str]:
+        """Part of those places in a reader's list that are not for training."""
+        if self.of_row is None:
+            last = len(self._readers.lists[reader]) - 1
+            return {last: "test"} | ({last - 1: "valid"} if last else {})
+        held_out: dict[int, str] = {}
+        for part in ("valid", "test"):  # a title that both ask for is for test
+            for row in self._readers.rows[reader]:
+                if self.of_row[row] == part:
+                    places = self._readers.places[row][len(self._rows[row].history) :]
+                    held_out |= dict.fromkeys(places, part)
+        return held_out
+
+    def titles(self, reader: int) -> Iterator[tuple[int, int, str | None]]:
+        """Place, item and part of every title of a reader; None is left out."""
+        items, held_out = self._readers.lists[reader], self.held_out(reader)
+        if len(self._readers.rows[reader]) == 1:
+            for place, item in enumerate(items):
+                yield place, item, held_out.get(place, "train")
+            return
+        first = min(held_out, default=len(items))
+        answers = {items[place] for place in held_out}
+        tests = {items[place] for place, part in held_out.items() if part == "test"}
+        for place, item in enumerate(items):
+            part = held_out.get(place)
+            if part is None:
+                yield place, item, "train" if place < first and item not in answers else None
+            else:
+                yield place, item, None if part == "valid" and item in tests else part
+
+    def answers_in_training(self) -> int:
+        """Test answers in the training list of another row of their reader, were rows readers."""
+        n = 0
+        for members in self._readers.rows:
+            lists = [self._split(row) for row in members]
+            stands = Counter(title for training, _ in lists for title in training)
+            n += sum(stands[title] > (title in own) for own, test in lists for title in test)
+        return n
+
+    def _split(self, row: int) -> tuple[set[str], list[str]]:
+        """Titles of a row that would be in training and in test, were it a reader of its own."""
+        history, targets = self._rows[row].history, self._rows[row].targets
+        titles = [*map(clean_text, history + targets)]
+        if self.of_row is None:
+            return set(titles[:-2]), titles[-1:]
+        n_training = len(titles) if self.of_row[row] == "train" else len(history)
+        return set(titles[:n_training]), titles[n_training:] if self.of_row[row] == "test" else []
+
+
+def _write_interactions(
+    folder: DatasetFolder, readers: Readers, parts: _Parts, users: list[str], ids: list[str]
+) -> None:
+    columns = ["user_id:token", "item_id:token", "timestamp:float"]
+    if parts.of_reader is None:
+        tables = dict.fromkeys(SPLITS, folder.table("inter", columns))
+    else:
+        tables = {split: folder.table(f"{split}.inter", columns) for split in SPLITS}
+    n_left_out = 0
+    for reader, user in enumerate(users):
+        for place, item, part in parts.titles(reader):
+            n_left_out += part is None
+            if part is not None:
+                tables[part].write(user, ids[item], str(place + 1))
+    folder.counts["titles_left_out_beside_held_out_ones"] = n_left_out
+
+
+def _report_readers(
+    folder: DatasetFolder, rows: Sequence[Row], readers: Readers, parts: _Parts, link: str
+) -> None:
+    """Say which rows were joined, and by what."""
+    links, several = readers.links, [members for members in readers.rows if len(members) > 1]
+    n_joined, n_answers = sum(map(len, several)), parts.answers_in_training()
+    trusted = [level for level in links.levels if level.overlap >= (links.min_overlap or 0)]
+    by_chance = sum(level.expected for level in trusted)
+    folder.counts["rows_of_one_reader"] = {
+        "rows": len(rows),
+        "rows_joined": n_joined,
+        "readers": len(readers.lists),
+        "test_answers_that_stood_in_training": n_answers,
+        "rows_that_contradict": len(readers.contradicting),
+        "titles_shared_at_least": links.min_overlap if link != "none" else None,
+        "links_by_titles_shared": [
+            {"titles": level.overlap, "links": level.links, "by_chance": round(level.expected, 2)}
+            for level in links.levels
+        ],
+    }
+    if link == "none":
+        folder.notes.append("--link=none: every row is a reader of its own, whether rows overlap")
+    elif not several:
+        folder.notes.append("no two rows look like pieces of one reader's list")
+    else:
+        folder.notes.append(
+            f"{n_joined:,} of {len(rows):,} rows overlap with others of the same reader (windows, "
+            f"prefixes, equal keys): {len(readers.lists):,} readers. {n_answers:,} test answers "
+            "stood in the training list of another row of their reader, where they would have "
+            f"leaked. {len(links.first):,} links by {links.min_overlap} or more titles, "
+            f"{by_chance:.1f} of them expected by chance; --link=none keeps rows apart"
+        )

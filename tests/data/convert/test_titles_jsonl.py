@@ -1,10 +1,13 @@
 """Lists of titles: quoted in prompts as in SPRec's files, or plain."""
 
 import json
+import random
+from collections import defaultdict
 
 import pytest
 
-from recbole_multdpo.data.convert.titles_jsonl import split_titles
+from recbole_multdpo.data.convert.__main__ import main
+from recbole_multdpo.data.convert.title_rows import FORMS, split_titles
 
 
 def prompt(titles, answer):
@@ -145,3 +148,175 @@ def test_rejects(convert):
 def test_ids_like_our_own_are_refused(conversion_error):
     raw = {"train.jsonl": [{"history": [], "targets": ["B"]}], "id2name.json": '{"t1": "A"}'}
     assert "'t1' looks like those given to titles" in conversion_error("titles-jsonl", raw)
+
+
+def windows_of_readers(n_readers, length=12, size=6, seed=0, first=0):
+    """(history, target) windows of random lists, and the lists."""
+    rng = random.Random(seed)
+    lists = [
+        [f"Title {n}" for n in rng.sample(range(400), length)] for _ in range(first, n_readers)
+    ]
+    rows = [
+        {"history": one[a : a + size - 1], "targets": [one[a + size - 1]]}
+        for one in lists
+        for a in range(length - size + 1)
+    ]
+    return rows, lists
+
+
+def lists_of(made, *suffixes):
+    """Titles of every user in order of their places, over these files."""
+    titles = {item: text for item, (text,) in made.items("title").items()}
+    lists = defaultdict(list)
+    for suffix in suffixes:
+        for user, item, place in made.rows(suffix):
+            lists[user].append((int(place), titles[item]))
+    return {user: [title for _, title in sorted(one)] for user, one in lists.items()}
+
+
+def test_windows_of_one_reader_become_one_user(convert, capsys):
+    rows, lists = windows_of_readers(30)
+    random.Random(1).shuffle(rows)
+    made = convert("titles-jsonl", {"train.json": json.dumps(rows)})
+    assert sorted(lists_of(made, "inter").values()) == sorted(lists)
+    said = capsys.readouterr().out
+    assert "210 of 210 rows overlap with others of the same reader" in said
+    assert "30 readers. 180 test answers stood in the training list" not in said
+    counts = made.report["counts"]["rows_of_one_reader"]
+    assert (counts["rows"], counts["rows_joined"], counts["readers"]) == (210, 210, 30)
+    # the answers of all windows but the last two (a validation title of another) stood there
+    assert counts["test_answers_that_stood_in_training"] == 30 * 5
+    apart = convert("titles-jsonl", {"train.json": json.dumps(rows)}, "--link", "none", name="b")
+    assert apart.report["counts"]["users"] == 210
+    assert "--link=none" in capsys.readouterr().out
+    assert apart.report["counts"]["rows_of_one_reader"]["rows_joined"] == 0
+
+
+@pytest.mark.parametrize("cut", ["readers", "time", "random"])
+def test_no_test_answer_is_in_the_training_list_of_its_reader(convert, cut):
+    rows, _ = windows_of_readers(60)
+    per_reader = len(rows) // 60
+    rng = random.Random(2)
+    parts = {"train": [], "valid": [], "test": []}
+    for number, row in enumerate(rows):
+        reader, place = divmod(number, per_reader)
+        part = {
+            "readers": "train" if reader < 40 else "valid" if reader < 50 else "test",
+            "time": {per_reader - 1: "test", per_reader - 2: "valid"}.get(place, "train"),
+            "random": rng.choice(["train"] * 4 + ["valid", "test"]),
+        }[cut]
+        parts[part].append(row)
+    made = convert("titles-jsonl", {f"{part}.jsonl": rows for part, rows in parts.items()})
+    training = lists_of(made, "train.inter")
+    held_out = {part: lists_of(made, f"{part}.inter") for part in ("valid", "test")}
+    assert sum(map(len, held_out["test"].values())) == len(parts["test"])  # each answer is tested
+    for part in held_out.values():
+        for user, titles in part.items():
+            assert not {*titles} & {*training[user]}
+    # every title of a training list was read before the first one held out
+    for file in ("train.inter", "valid.inter", "test.inter"):
+        for user, _, place in made.rows(file):
+            places = [int(p) for u, _, p in made.rows("train.inter") if u == user]
+            if file != "train.inter":
+                assert int(place) > max(places, default=0)
+        if cut == "random":
+            break  # slow and the same
+    left_out = made.report["counts"]["titles_left_out_beside_held_out_ones"]
+    assert (left_out > 0) == (cut == "random")
+
+
+def test_a_user_key_makes_one_list_and_names_the_user(convert):
+    rows = [
+        {"user_id": 7, "history": ["A", "B"], "targets": ["C"]},
+        {"user_id": "u8", "history": ["A", "X"], "targets": ["Y"]},
+        {"user_id": 7, "history": ["B", "C"], "targets": ["D"]},
+        {"user_id": 7, "history": ["Q"], "targets": ["R"]},
+    ]
+    made = convert("titles-jsonl", {"train.jsonl": rows})
+    assert lists_of(made, "inter") == {"7": ["A", "B", "C", "D", "Q", "R"], "u8": ["A", "X", "Y"]}
+    said = [{"user": "I have read a lot", **rows[1]}, {"user": "I have", **rows[1]}]
+    for row in said:
+        del row["user_id"]
+    assert list(lists_of(convert("titles-jsonl", {"train.jsonl": said}, name="b"), "inter")) == [
+        "train-1",
+        "train-2",
+    ]
+
+
+def test_rows_of_one_history_are_one_reader_with_several_answers(convert):
+    history = ["A", "B", "C", "D", "E"]
+    rows = [{"history": history, "targets": [target]} for target in ("F", "G")]
+    rows += [{"history": ["A", "B"], "targets": [target]} for target in ("F", "G")]
+    made = convert("titles-jsonl", {"train.jsonl": rows})
+    assert lists_of(made, "inter") == {
+        "train-1": [*history, "F", "G"],
+        "train-3": ["A", "B", "F"],
+        "train-4": ["A", "B", "G"],
+    }
+
+
+def test_splitting_anew_keeps_a_reader_in_one_part(convert):
+    rows, _ = windows_of_readers(40)
+    made = convert("titles-jsonl", {"train.jsonl": rows}, "--resplit", 0.5, 0.25, 0.25)
+    assert made.report["counts"]["users_per_part"] == {"train": 20, "valid": 10, "test": 10}
+    training = lists_of(made, "train.inter")
+    for part in ("valid", "test"):
+        for user, titles in lists_of(made, f"{part}.inter").items():
+            assert len(titles) == 1  # the last of its list
+            assert len(training[user]) == 11
+            assert titles[0] not in training[user]
+
+
+@pytest.mark.parametrize("link", ["0", "-1", "three", "3.5"])
+def test_link_must_be_a_number_of_titles(conversion_error, link):
+    raw = {"train.jsonl": [{"history": ["A"], "targets": ["B"]}]}
+    assert "must be auto, none or a number" in conversion_error(
+        "titles-jsonl", raw, f"--link={link}"
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"historyList": "A::B, or not", "itemList": ["C", "D"], "trueSelection": "C"},
+        {"historyList": ["A", "B, or not"], "trueSelection": "C"},
+        {"prompt": 'Liked "A", "B, or not". Next?', "chosen": '"C"', "rejected": '"D"'},
+        {"prompt": 'Liked "A", "B, or not".', "completion": '"C"'},
+        {
+            "prompt": [
+                {"role": "system", "content": 'Say "please".'},
+                {"role": "user", "content": '"A", "B, or not"'},
+            ],
+            "chosen": [{"role": "assistant", "content": '"C"'}],
+            "rejected": [{"role": "assistant", "content": '"D"'}],
+        },
+        {
+            "messages": [
+                {"role": "user", "content": '"A", "B, or not"'},
+                {"role": "assistant", "content": '"C"'},
+            ]
+        },
+    ],
+)
+def test_rows_of_other_projects_are_read(convert, row):
+    made = convert("titles-jsonl", {"train.jsonl": [row]})
+    assert lists_of(made, "inter") == {"train-1": ["A", "B, or not", "C"]}
+
+
+def test_rows_of_no_known_form_are_refused_with_rows_that_would_do(conversion_error, capsys):
+    raw = {"train.jsonl": [{"instruction": "x", "input": "y", "label": 1}, {"messages": "hello"}]}
+    said = conversion_error("titles-jsonl", raw)
+    assert "2 rows were rejected" in said
+    for part in ('{"history": ["A", "B"], "targets": ["C"]}', '"historyList"', '"chosen"'):
+        assert part in said
+    with pytest.raises(SystemExit):
+        main(["titles-jsonl", "--help"])
+    assert '{"history": ["A", "B"], "targets": ["C"]}' in capsys.readouterr().out
+
+
+def test_the_rows_that_are_shown_are_read(convert):
+    lines = FORMS.split("\n")
+    texts = [*lines[:3], lines[3] + lines[4], lines[5]]
+    rows = [json.JSONDecoder().raw_decode(text)[0] for text in texts]
+    made = convert("titles-jsonl", {"train.jsonl": rows})
+    assert list(lists_of(made, "inter").values()) == [["A", "B", "C"]] * 5

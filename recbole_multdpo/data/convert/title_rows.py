@@ -1,0 +1,162 @@
+"""Rows with titles as they are published: prompts with quoted titles, lists, chats.
+
+A title in a prompt stands in quotation marks, and `", "` separates titles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from recbole_multdpo.data.convert.raw_files import Reject, json_rows
+from recbole_multdpo.data.item_text import clean_text
+
+FORMS = """\
+{"history": ["A", "B"], "targets": ["C"]}
+{"input": "Read: \\"A\\", \\"B\\". What next?", "output": "\\"C\\""}    (also prompt and response)
+{"prompt": "Read: \\"A\\", \\"B\\". What next?", "chosen": "\\"C\\"", "rejected": "\\"D\\""}
+{"messages": [{"role": "user", "content": "Read: \\"A\\", \\"B\\"."},
+              {"role": "assistant", "content": "\\"C\\""}]}
+{"historyList": "A::B", "trueSelection": "C"}
+Each may name its reader: "user_id": "u1". A title in a prompt stands in quotation marks."""
+
+_TEXT_KEYS = (
+    ("input", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("prompt", "chosen"),
+)
+_READER_KEYS = ("user_id", "userId", "user", "uid", "reader_id", "reviewerID", "reviewer_id")
+_LONGEST_KEY = 64  # characters; longer texts under "user" are what somebody says
+
+Titles = tuple[list[str], list[str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row says: titles in order of time.
+
+    Attributes:
+        file: name of the raw file.
+        line: its line, or number in the list, from 1.
+        history: titles before the targets.
+        targets: titles that follow; at least one.
+        reader: the reader's key in the raw row; None if there is none.
+    """
+
+    file: str
+    line: int
+    history: list[str]
+    targets: list[str]
+    reader: str | None = None
+
+    @property
+    def name(self) -> str:
+        """File and line, as an id."""
+        return f"{self.file.split('.')[0]}-{self.line}"
+
+
+def title_rows(path: Path, known: set[str], reject: Reject) -> Iterator[Row]:
+    """The rows of a file that have titles.
+
+    Args:
+        path: JSON lines, or one JSON list.
+        known: cleaned titles; see `split_titles`.
+        reject: gets the others.
+    """
+    for line, raw in json_rows(path, reject):
+        titles = next(filter(None, (form(raw, known) for form in _FORMS)), None)
+        if titles is None:
+            reject(path.name, line, "neither quoted titles nor history and targets", raw)
+        elif not titles[1] or not all(map(clean_text, titles[0] + titles[1])):
+            reject(path.name, line, "empty title or no target", raw)
+        else:
+            yield Row(path.name, line, *titles, _reader(raw))
+
+
+def split_titles(text: str, known: set[str]) -> list[str]:
+    """The titles between the first and the last quotation mark of a text.
+
+    They are separated by `", "`. A title may contain quotation marks; one that contains the
+    separator is found only if it is among `known` titles.
+    """
+    first, last = text.find('"'), text.rfind('"')
+    if first == last:
+        return []
+    pieces = text[first + 1 : last].split('", "')
+    titles, at = [], 0
+    while at < len(pieces):
+        stops = range(len(pieces), at, -1)  # the longest known title that begins here
+        stop = next((s for s in stops if clean_text('", "'.join(pieces[at:s])) in known), at + 1)
+        titles.append('", "'.join(pieces[at:stop]))
+        at = stop
+    return titles
+
+
+def _plain_lists(raw: dict[str, Any], known: set[str]) -> Titles | None:
+    """`history` and `targets` as lists of texts."""
+    history, targets = raw.get("history"), raw.get("targets")
+    return (history, targets) if _is_texts(history) and _is_texts(targets) else None
+
+
+def _selection(raw: dict[str, Any], known: set[str]) -> Titles | None:
+    """S-DPO's and LLaRA's `historyList`, a list or joined by `::`, and `trueSelection`."""
+    history, target = raw.get("historyList"), raw.get("trueSelection")
+    if isinstance(history, str):
+        history = history.split("::") if history.strip() else []
+    return (history, [target]) if _is_texts(history) and isinstance(target, str) else None
+
+
+def _quoted(raw: dict[str, Any], known: set[str]) -> Titles | None:
+    """Titles in prompt and answer, which are texts or chats (TRL's `chosen`)."""
+    for prompt_key, answer_key in _TEXT_KEYS:
+        prompt, answer = _said(raw.get(prompt_key)), _said(raw.get(answer_key))
+        if prompt is not None and answer is not None:
+            return split_titles(prompt, known), split_titles(answer, known)
+    return None
+
+
+def _chat(raw: dict[str, Any], known: set[str]) -> Titles | None:
+    """Titles in a chat whose last message is the answer."""
+    messages = raw.get("messages")
+    if not isinstance(messages, list) or len(messages) < 2:
+        return None
+    prompt, answer = _said(messages[:-1]), _said(messages[-1:])
+    if prompt is None or answer is None:
+        return None
+    return split_titles(prompt, known), split_titles(answer, known)
+
+
+_FORMS: tuple[Callable[[dict[str, Any], set[str]], Titles | None], ...] = (
+    _plain_lists,
+    _selection,
+    _quoted,
+    _chat,
+)
+
+
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _said(value: Any) -> str | None:
+    """A text, or the texts of a chat's messages but for the system's; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return None
+    texts = [turn.get("content") for turn in value if turn.get("role") != "system"]
+    return "\n".join(texts) if texts and _is_texts(texts) else None
+
+
+def _reader(raw: dict[str, Any]) -> str | None:
+    """The key of the row's reader; None if it has none."""
+    for key in _READER_KEYS:
+        value = raw.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and 0 < len(value) <= _LONGEST_KEY and not value.count(" "):
+            return value
+    return None
