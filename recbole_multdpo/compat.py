@@ -87,6 +87,8 @@ def apply() -> list[Patch]:
             _collector_numbers(),
             _tail_percentage(),
             _pop_counts(),
+            _exact_times(),
+            _parts_of_files(),
             _download_barrier(),
             _checkpoint_loading(),
             _no_pickles(),
@@ -267,6 +269,72 @@ def _pop_counts() -> Patch:
         True,
         "RecBole's Pop counts an item once per training batch, so that with the default batches "
         "of 2,048 rows a small data set has hardly any popularity; now it counts rows",
+    )
+
+
+def _exact_times() -> Patch:
+    """Interactions become float32 before they are sorted: Unix times to 128 seconds."""
+    import numpy as np
+    import torch
+    from recbole.data.dataset import Dataset
+    from recbole.utils import FeatureType
+
+    original = Dataset._dataframe_to_interaction
+
+    @wraps(original)
+    def _dataframe_to_interaction(self: Any, data: Any) -> Any:
+        """Keep the times of interactions in float64; no model reads them unless embedded."""
+        interaction, field = original(self, data), self.time_field
+        if (
+            data is self.inter_feat
+            and field in data
+            and self.field2type[field] == FeatureType.FLOAT
+            and field not in self.config["numerical_features"]
+        ):
+            interaction[field] = torch.from_numpy(data[field].to_numpy(np.float64, copy=True))
+        return interaction
+
+    def _remove_duplication(self: Any) -> None:
+        """RecBole's, with a stable sort: of rows of one time, the file's order decides."""
+        keep = self.config["rm_dup_inter"]
+        if keep is None:
+            return
+        if self.time_field in self.inter_feat:
+            self.inter_feat.sort_values(by=self.time_field, kind="stable", inplace=True)
+        pair = [self.uid_field, self.iid_field]
+        self.inter_feat.drop_duplicates(subset=pair, keep=keep, inplace=True)
+
+    Dataset._dataframe_to_interaction = _dataframe_to_interaction
+    Dataset._remove_duplication = _remove_duplication
+    return Patch(
+        "times",
+        True,
+        True,
+        "RecBole rounds times to float32, 128 seconds in Unix times, before it sorts by them; they "
+        "stay float64, and rows of one time stay in the file's order",
+    )
+
+
+def _parts_of_files() -> Patch:
+    """`Dataset.build` gives as many parts as there are files; its callers take three."""
+    from recbole.data.dataset import Dataset
+
+    original = Dataset.build
+
+    @wraps(original)
+    def build(self: Any) -> list[Any]:
+        """RecBole's parts; between a training and a test file an empty validation part."""
+        parts = original(self)
+        if len(parts) == 2:
+            parts.insert(1, self.copy(self.inter_feat[:0]))
+        return parts
+
+    Dataset.build = build
+    return Patch(
+        "two files",
+        True,
+        True,
+        "benchmark_filename=[train, test] ends in an IndexError; it is a run without validation",
     )
 
 

@@ -372,6 +372,8 @@ class Config(RecBoleConfig):
                 f"eval_args: {self.model} learns from the order of events and needs order TO. Add "
                 "--eval_args=\"{'order': 'TO'}\", for the models it is compared with too."
             )
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            problems += shared.sequence_file_problems(final)
         _raise_if_any(problems)
         if self.settings is not None and self.settings.deepspeed is not None:
             run = {key: final[key] for key in ("learner", "clip_grad_norm", "dtype")}

@@ -212,18 +212,22 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
         DataError: nothing is left to train on or to test, or to choose on what the model needs a
             validation part for; or a user has all items, on which RecBole's samplers give up.
     """
+    files, made_by = config["benchmark_filename"], f"eval_args={config['eval_args']}"
+    remedy = "give more data, or other shares by --eval_args"
+    if files:
+        made_by = f"benchmark_filename={files}"
+        remedy = "give more data, or name a file of each part by --benchmark_filename"
     if not len(parts[1]) and config.settings is not None and config.settings.ranks_by_validation:
         what = "an assistant" if config.settings.assistant else "grounding_gamma=auto"
         raise DataError(
             f"the validation part of the split is empty, and {what} needs one. Leave it out, or "
-            "give more data, or other shares by --eval_args."
+            f"{remedy}."
         )
     for name, part in zip(("training", "test"), (parts[0], parts[2]), strict=True):
         if not len(part):
             raise DataError(
                 f"the {name} part of the split is empty: {sum(map(len, parts))} interactions are "
-                f"too few for eval_args={config['eval_args']}. Give more data, or other shares by "
-                "--eval_args."
+                f"too few for {made_by}. {remedy.capitalize()}."
             )
     users, items = (
         np.concatenate([part.inter_feat[field].numpy() for part in parts])

@@ -295,12 +295,7 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
     for method in ("RS", "TS"):
         if method in args["split"] and sum(args["split"][method]) == 0:
             problems.append(f"eval_args: the shares of split {method} are all 0.")
-    loaded = (settings.get("load_col") or {}).get("inter", "*")
-    time_field = settings.get("TIME_FIELD", "timestamp")
-    if args["order"] == "TO" and loaded != "*" and time_field not in loaded:
-        problems.append(
-            f"eval_args: order TO needs times: add {time_field} to load_col's inter list."
-        )
+    problems += [*_time_problems(settings), *_part_problems(settings.get("benchmark_filename"))]
     if (
         settings.get("context") == "conversation"
         and not settings.get("benchmark_filename")
@@ -316,6 +311,66 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
             "Use mode labeled or unixxx, or metrics such as NDCG."
         )
     return problems + (_cutoff_problems(settings) if ranking else [])
+
+
+def _time_problems(settings: Mapping[str, Any]) -> list[str]:
+    args, problems = settings["eval_args"], []
+    loaded = (settings.get("load_col") or {}).get("inter", "*")
+    time_field = settings.get("TIME_FIELD", "timestamp")
+    if "TS" in args["split"] and args["order"] != "TO":
+        problems.append(
+            "eval_args: split TS cuts at a time and needs order TO: RecBole mixes up the rows of a "
+            "user that are not in order of time. Add 'order': 'TO'."
+        )
+    if args["order"] != "TO" or settings.get("benchmark_filename"):
+        return problems
+    if loaded != "*" and time_field not in loaded:
+        problems.append(
+            f"eval_args: order TO needs times: add {time_field} to load_col's inter list."
+        )
+    if time_field in (settings.get("numerical_features") or []):
+        problems.append(
+            f"numerical_features: {time_field} would be sorted by after it was rounded for its "
+            "embedding. Embed a copy of the column under another name."
+        )
+    return problems
+
+
+def _part_problems(parts: list[str] | None) -> list[str]:
+    if parts is None:
+        return []
+    if len(parts) not in (2, 3):
+        return [
+            f"benchmark_filename={parts} must name the files of training, validation and test, "
+            "such as [train, valid, test], or of training and test, for a run without validation."
+        ]
+    if len(set(parts)) < len(parts):
+        return [f"benchmark_filename={parts} names a file twice: it would be two parts at once."]
+    return []
+
+
+def sequence_file_problems(settings: Mapping[str, Any]) -> list[str]:
+    """What a sequential model needs of ready parts, whose rows hold the items before each.
+
+    Args:
+        settings: final settings of the right types.
+    """
+    if not settings.get("benchmark_filename"):
+        return []
+    field = settings["ITEM_ID_FIELD"] + settings["LIST_SUFFIX"]
+    loaded, problems = (settings.get("load_col") or {}).get("inter", "*"), []
+    if loaded != "*" and field not in loaded:
+        problems.append(
+            "benchmark_filename: RecBole's sequential models read the items before a row from a "
+            f"column {field}:token_seq. Write it into the files and add it to load_col's inter "
+            "list, or give one .inter file with times."
+        )
+    if field not in (settings.get("alias_of_item_id") or []):
+        problems.append(
+            f"benchmark_filename: {field} must have the numbers of the items. Add "
+            f"--alias_of_item_id=[{field}]."
+        )
+    return problems
 
 
 def _cutoff_problems(settings: Mapping[str, Any]) -> list[str]:

@@ -443,7 +443,15 @@ def _low_rating_problems(
             f"{name} makes negatives of the ratings that val_interval drops, so that val_interval "
             f"must limit {rating} and nothing else, for example to [4,inf)."
         )
-    if shared["eval_args"].get("order") == "TO" and not _is_loaded(shared["TIME_FIELD"], loaded):
+    in_time, time_field = shared["eval_args"].get("order") == "TO", shared["TIME_FIELD"]
+    if in_time and (
+        shared.get("normalize_all") or time_field in (shared.get("normalize_field") or ())
+    ):
+        problems.append(
+            f"{name} with eval_args order TO compares times as they were read. Leave {time_field} "
+            "out of what is normalized: --normalize_all=False and normalize_field without it."
+        )
+    if in_time and not _is_loaded(time_field, loaded):
         problems.append(
             f"{name} with eval_args order TO needs times: add {shared['TIME_FIELD']} to "
             "load_col's inter list."

@@ -93,8 +93,10 @@ def make_plan(request: Request) -> Plan:
     first = configs[next(iter(configs))]
     if any(spaces.values()) and not _has_validation(first):
         raise ConfigError(
-            f"tune: split={first['eval_args']['split']} has no validation part to choose by. Use "
-            "one that has, such as {'RS': [0.8, 0.1, 0.1]}, or leave tune out."
+            f"tune: split={first['eval_args']['split']} with "
+            f"benchmark_filename={first['benchmark_filename']} has no validation part to choose "
+            "by. Use a split that has one, such as {'RS': [0.8, 0.1, 0.1]}, or name its file "
+            "between those of training and test; or leave tune out."
         )
     name, at, _ = first["valid_metric"].lower().partition("@")
     if not at or name in LIST_METRICS:
@@ -123,9 +125,10 @@ def make_plan(request: Request) -> Plan:
 def _has_validation(config: Config) -> bool:
     """Whether the settings split off a validation part; files of ready parts may name one."""
     if config["benchmark_filename"] is not None:
-        return True
+        return len(config["benchmark_filename"]) == 3
     split = config["eval_args"]["split"]
-    return split.get("LS") != "test_only" and ("RS" not in split or split["RS"][1] > 0)
+    shares = split.get("RS") or split.get("TS")
+    return shares[1] > 0 if shares else split["LS"] != "test_only"
 
 
 def _give_assistants_their_settings(

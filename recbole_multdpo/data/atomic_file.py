@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from recbole_multdpo.data.times import TimeColumn, check_time_column, what_needs_times
 from recbole_multdpo.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -228,7 +229,8 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
         config: the run's settings.
 
     Raises:
-        DataError: a first line is not that of an atomic file, or an id column is missing.
+        DataError: a first line is not that of an atomic file, or a column of ids is missing, or
+            one of times that decide something.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     user, item = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
@@ -243,12 +245,17 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
         columns = config["load_col"]
         loaded = "*" if columns is None else columns.get(file.rsplit(".", 1)[1], [])
         if loaded and (folder / file).is_file():
-            check_header(
-                open_atomic_file(
-                    folder / file, config["field_separator"], config["encoding"] or "utf-8"
-                ),
-                fields,
+            atomic = open_atomic_file(
+                folder / file, config["field_separator"], config["encoding"] or "utf-8"
             )
+            check_header(atomic, fields)
+            if file in inter:
+                check_time_column(
+                    f"{atomic.path}, line 1",
+                    config["TIME_FIELD"],
+                    dict(zip(atomic.columns, atomic.types, strict=True)),
+                    what_needs_times(config),
+                )
 
 
 def check_header(file: AtomicFile, id_fields: Sequence[str]) -> None:
@@ -288,6 +295,7 @@ def read_table(
     columns: Sequence[str],
     id_fields: Sequence[str],
     may_be_empty: Sequence[str] | None = None,
+    times: TimeColumn | None = None,
 ) -> pd.DataFrame:
     """The table that RecBole makes of a file: tokens and sequences as text, floats as float64.
 
@@ -299,6 +307,8 @@ def read_table(
         id_fields: columns with an id in every row.
         may_be_empty: float columns in which an empty field is a missing number (NaN); None for
             all of them.
+        times: the column in which dates may stand for numbers; it has no empty field where times
+            decide something, unless `may_be_empty` names it.
 
     Raises:
         DataError: a row cannot be read, an id is empty, or a number is none; the message names
@@ -319,7 +329,12 @@ def read_table(
                 )
             if kind == "float":
                 empty = may_be_empty is None or field in may_be_empty
-                piece.append(_numbers(file, field, numbers, values, empty))
+                if times is None or field != times.field:
+                    piece.append(_numbers(file, field, numbers, values, empty))
+                else:
+                    piece.append(
+                        _times(file, times, numbers, values, field in (may_be_empty or ()))
+                    )
             else:
                 piece.append(list(map(seen.setdefault, values, values)))
     table: dict[str, Any] = {}
@@ -351,8 +366,38 @@ def _numbers(
     )
 
 
+def _times(
+    file: AtomicFile,
+    times: TimeColumn,
+    numbers: Sequence[int],
+    values: Sequence[str],
+    may_be_empty: bool,
+) -> np.ndarray:
+    """The values as float64, dates in seconds; an empty one is NaN where that is allowed."""
+    try:
+        found = np.array(list(map(float, values)))
+        if np.isfinite(found).all():
+            times.number(f"{file.path}, line {numbers[0]}", values[0])
+            return found
+    except ValueError:
+        pass
+    may_be_empty |= times.needed_by is None
+    return np.array(
+        [
+            math.nan
+            if may_be_empty and _is_empty(value)
+            else times.number(f"{file.path}, line {number}", value)
+            for number, value in zip(numbers, values, strict=True)
+        ]
+    )
+
+
+def _is_empty(value: str) -> bool:
+    return not value.strip() or value.strip() in PANDAS_MISSING
+
+
 def _number(where: str, field: str, value: str, may_be_empty: bool) -> float:
-    if may_be_empty and (not value.strip() or value.strip() in PANDAS_MISSING):
+    if may_be_empty and _is_empty(value):
         return math.nan
     try:
         number = float(value)

@@ -7,8 +7,11 @@ from logging import getLogger
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureType
 
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.conversations import Conversations, read_conversations
@@ -101,7 +104,6 @@ class LLMRecDataset(ContextDataset):
         )
         log = getLogger().warning if self.text_report.n_missing else getLogger().info
         log(str(self.text_report))
-        self._remember_times()
         if self.config["low_ratings"] != "ignore":
             self._map_low_ratings()
 
@@ -126,7 +128,7 @@ class LLMRecDataset(ContextDataset):
             self._pair_keys(users, items), self._pair_keys(*(self.inter_feat[f] for f in fields))
         )
         times = np.full(len(low), -np.inf)
-        if self.time_field is not None and self.time_field in low:
+        if self._has_times(low):
             times = low[self.time_field].to_numpy(dtype=np.float64)
         self._low_users, self._low_items = users[~liked], items[~liked]
         self._low_times = times[~liked]
@@ -141,8 +143,9 @@ class LLMRecDataset(ContextDataset):
         """
         users, items, times = self._low_users, self._low_items, self._low_times
         if self.config["eval_args"]["order"] == "TO":
-            last = np.full(self.user_num, -np.inf)
-            np.maximum.at(last, self.inter_feat[self.uid_field].numpy(), self._times_of_rows())
+            own_times, last = self._times_of_rows(), np.full(self.user_num, -np.inf)
+            assert own_times is not None  # order TO is refused without them
+            np.maximum.at(last, self.inter_feat[self.uid_field].numpy(), own_times)
             may_know = times <= last[users]
         else:
             share = len(self.inter_feat) / self._n_interactions
@@ -152,25 +155,16 @@ class LLMRecDataset(ContextDataset):
             users[may_know], items[may_know], levels, times[may_know], self.user_num
         )
 
-    def _times_of_rows(self) -> np.ndarray:
-        """The time of every interaction of this part, float64 [n]."""
-        pairs = self._pair_keys(*(self.inter_feat[f] for f in (self.uid_field, self.iid_field)))
-        rounded = self.inter_feat[self.time_field].numpy()
-        at = np.searchsorted(self._pairs, pairs)
-        # of a repeated pair, which may stand in several parts, the first of the row's rounded time
-        while (is_before := self._times[at].astype(rounded.dtype) < rounded).any():
-            at += is_before
-        return self._times[at]
+    def _has_times(self, rows: pd.DataFrame | Interaction) -> bool:
+        is_number = self.field2type.get(self.time_field) == FeatureType.FLOAT
+        return self.time_field in rows and is_number
 
-    def _remember_times(self) -> None:
-        """Keep times as read: RecBole's float32 tensors hold Unix times to 64 seconds only."""
-        self._pairs, self._times = np.empty(0, dtype=np.int64), np.empty(0)
-        if self.time_field is None or self.time_field not in self.inter_feat:
-            return
-        pairs = self._pair_keys(*(self.inter_feat[f] for f in (self.uid_field, self.iid_field)))
-        times = self.inter_feat[self.time_field].to_numpy(dtype=np.float64)
-        order = np.lexsort((times, pairs))
-        self._pairs, self._times = pairs[order], times[order]
+    def _times_of_rows(self) -> np.ndarray | None:
+        """The time of every interaction of this part, float64 [n]; None where there are none."""
+        if not self._has_times(self.inter_feat):
+            return None
+        times = self.inter_feat[self.time_field].numpy()
+        return times if times.ndim == 1 else times[:, 0]  # with its bucket, where it is embedded
 
     def _pair_keys(self, users, items) -> np.ndarray:  # type: ignore[no-untyped-def]
         return np.asarray(users, dtype=np.int64) * self.item_num + np.asarray(items, dtype=np.int64)
@@ -188,7 +182,7 @@ class LLMRecDataset(ContextDataset):
         """
         users = self.inter_feat[self.uid_field].numpy()
         items = self.inter_feat[self.iid_field].numpy()
-        times = self._times_of_rows() if len(self._pairs) else None
+        times = self._times_of_rows()
         levels = np.ones(len(users), dtype=np.int64)
         if level_thresholds:
             rating_field = self.config["RATING_FIELD"]

@@ -26,6 +26,7 @@ from recbole.data.dataset import dataset as recbole_dataset
 from recbole.utils import FeatureSource, ModelType
 
 from recbole_multdpo.data.atomic_file import open_atomic_file, read_table
+from recbole_multdpo.data.times import TimeColumn, what_needs_times
 
 # reasons that no setting asks for: any loss to them is a warning
 _UNASKED = ("no row in .user", "no row in .item", "empty value")
@@ -124,7 +125,10 @@ class CountedDataset(Dataset):
         def read_csv(path: str, usecols: list[str], **kwargs: Any) -> pd.DataFrame:
             names = [column.partition(":")[0] for column in usecols]
             id_fields = ids[source] if isinstance(source, FeatureSource) and source in ids else []
-            return read_table(file, names, id_fields, intervals if of_interactions else None)
+            if not of_interactions:
+                return read_table(file, names, id_fields)
+            times = TimeColumn(self.time_field, what_needs_times(self.config))
+            return read_table(file, names, id_fields, intervals, times)
 
         with patch.object(recbole_dataset, "pd", SimpleNamespace(read_csv=read_csv)):
             return super()._load_feat(filepath, source)

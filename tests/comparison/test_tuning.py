@@ -85,9 +85,17 @@ def test_the_reader_is_told_of_an_optimum_at_the_end(data_path: Path, tmp_path: 
     assert "reg_weight at the end of what was tried" in found.sentence
 
 
-@pytest.mark.parametrize("split", ["{'RS': [0.8, 0.0, 0.2]}", "{'LS': 'test_only'}"])
-def test_nothing_to_choose_by(data_path: Path, tmp_path: Path, split: str) -> None:
-    argv = classical(data_path, tmp_path, "--model=EASE", f"--eval_args={{'split': {split}}}")
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "--eval_args={'split': {'RS': [0.8, 0.0, 0.2]}}",
+        "--eval_args={'split': {'TS': [0.8, 0.0, 0.2]}, 'order': 'TO'}",
+        "--eval_args={'split': {'LS': 'test_only'}}",
+        "--benchmark_filename=[train, test]",
+    ],
+)
+def test_nothing_to_choose_by(data_path: Path, tmp_path: Path, setting: str) -> None:
+    argv = classical(data_path, tmp_path, "--model=EASE", setting)
     assert make_plan(read_request(argv)).spaces  # which is refused for tuning alone
     with pytest.raises(ConfigError, match="has no validation part to choose by"):
         make_plan(read_request([*argv, "--tune={'reg_weight': [3, 20]}"]))
