@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections import defaultdict
 from pathlib import Path
 
@@ -44,10 +45,9 @@ def conversations(raw: Path) -> None:
 def lists_of_titles(raw: Path) -> None:
     """32 users with four titles each."""
     raw.mkdir()
-    rows = [
-        {"history": [TITLES[(n + k) % 8] for k in range(3)], "targets": [TITLES[(n + 3) % 8]]}
-        for n in range(32)
-    ]
+    rng = random.Random(0)
+    lists = [rng.sample(TITLES, 4) for _ in range(32)]
+    rows = [{"history": one[:3], "targets": one[3:]} for one in lists]
     (raw / "train.json").write_text(json.dumps(rows))
 
 
