@@ -111,9 +111,11 @@ def state_bytes(
     of_trained = 4 if lora and method == "plain" else low
     weights = low * total + (of_trained * trained if lora else 0)
     reference = 0 if lora else low * total
-    gradients = of_trained * trained
-    # torch's AdamW: two moments in the weights' type; DeepSpeed: two and the weights, in float32
-    optimizer = 2 * of_trained * trained if method == "plain" else 12 * trained
+    # without DeepSpeed, gradients are added up in float32
+    gradients = (4 if method == "plain" else low) * trained
+    # AdamW's two moments, and the weights again, in float32: DeepSpeed's always, else of bfloat16
+    has_masters = method != "plain" or of_trained < 4
+    optimizer = (12 if has_masters else 8) * trained
     stage = METHODS.index(method)
     return {
         "weights": weights / (n_processes if stage == 3 else 1),

@@ -36,10 +36,7 @@ from recbole_multdpo.training.checkpoint import (
     optimizer_tensors,
     trainable_tensors,
 )
-
-MASTER = (
-    "master"  # entry of the optimizer's state: the float32 weights behind trained bfloat16 ones
-)
+from recbole_multdpo.training.master_weights import MASTER, MasterWeights
 
 
 class StepModule(nn.Module):
@@ -65,6 +62,9 @@ class StepModule(nn.Module):
 class PlainEngine:
     """Steps of torch's optimizer, over the gradients of all processes.
 
+    Weights in bfloat16 are trained through float32 ones, whose gradients are added up here: torch's
+    DDP would add them up in bfloat16.
+
     Attributes:
         lockstep: whether all processes must make the same number of forward passes.
     """
@@ -84,7 +84,8 @@ class PlainEngine:
         self.model, self.optimizer = model, optimizer
         self.clipping = clipping or {"max_norm": math.inf}
         self.module: nn.Module = StepModule(model)
-        if processes.count() > 1:
+        self.masters = MasterWeights(optimizer)
+        if processes.count() > 1 and not self.masters:
             self.module = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
 
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
@@ -105,19 +106,24 @@ class PlainEngine:
         ddp = isinstance(self.module, DistributedDataParallel)
         with nullcontext() if is_last or not ddp else self.module.no_sync():  # type: ignore[operator]
             output = StepOutput(*self.module(part, kl, False))
-            (output.losses * weights).sum().mul(processes.count()).backward()
+            n_averaged = processes.count() if ddp else 1
+            (output.losses * weights).sum().mul(n_averaged).backward()
         return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
 
     def discard_gradient(self) -> None:
         """Begin a batch anew."""
         self.optimizer.zero_grad()
+        self.masters.discard_gradients()
 
     def step(self) -> float:
         """Clip the gradient and make the step, none if it is not finite; the norm before."""
+        if self.masters and processes.count() > 1:
+            self.masters.add_up_over_processes()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(clip_grad_norm_(trained, **self.clipping))
         if math.isfinite(norm):
             self.optimizer.step()
+            self.masters.write_back()
         return norm
 
     def weights(self) -> dict[str, Tensor]:
@@ -125,8 +131,8 @@ class PlainEngine:
         return trainable_tensors(self.model.lm)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """`optimizer_tensors`."""
-        return optimizer_tensors(self.optimizer)
+        """`optimizer_tensors`, with the float32 weights behind trained bfloat16 ones."""
+        return optimizer_tensors(self.optimizer) | self.masters.tensors()
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], batch: SetwiseBatch) -> None:
         """Put `optimizer_state` of either engine back.
@@ -140,6 +146,7 @@ class PlainEngine:
         """
         own = {name: value for name, value in tensors.items() if not name.endswith(f".{MASTER}")}
         load_optimizer_tensors(self.optimizer, own)
+        self.masters.load(tensors)
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
@@ -149,6 +156,7 @@ class PlainEngine:
     def finish(self) -> None:
         """Leave the model as it would be without an engine."""
         self.module = nn.Identity()
+        self.masters.release()
 
 
 class ZeroEngine:

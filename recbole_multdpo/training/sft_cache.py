@@ -83,6 +83,8 @@ def sft_key(config: Config, model: LLMRec) -> str:
     }
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
+    if model.settings.trains_all_weights and settings["dtype"] != "float32":
+        described["master_weights"] = "float32"  # stages of before were trained without
     # validation picks the checkpoint of the stage only where the stage validates
     if settings["sft_eval_step"]:
         names = ("model", "valid_metric", "eval_args", "valid_users")

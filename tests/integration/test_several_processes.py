@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from recbole_multdpo import processes
 from recbole_multdpo.config import load_config
@@ -26,6 +26,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.interruption import Interrupted
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.training.distributed import PlainEngine, ZeroEngine
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 from tests.several_processes import free_port, launcher_environment, run_processes
@@ -179,6 +180,60 @@ def test_zero_trains_as_one_process(
         compare(one, two, 2 * WEIGHT)
 
 
+def masters_of(arguments: list[str], engine_class: Any, file: Path) -> None:
+    """Run one stage and keep the float32 weights that it ends with."""
+    finish = engine_class.finish
+
+    def keeping(engine: Any) -> None:
+        state = engine.optimizer_state()  # by all processes together
+        if processes.is_first():
+            save_file({name: state[name] for name in state if name.endswith(".master")}, file)
+        finish(engine)
+
+    engine_class.finish = keeping
+    run(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_processes", "setting", "largest", "mean"),
+    [
+        (1, "zero1", 1e-6, 1e-9),
+        (1, "zero2", 1e-6, 1e-9),
+        # sums in another order, rounded to bfloat16: AdamW moves what is near zero either way
+        (1, "zero3", 1e-3, 1e-5),
+        (2, "zero2", 1e-3, 1e-5),
+        (2, None, 1e-3, 1e-5),
+    ],
+)
+def test_sixty_steps_of_bfloat16_weights_are_those_of_one_process(
+    data_path: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    n_processes: int,
+    setting: str | None,
+    largest: float,
+    mean: float,
+) -> None:
+    """With DeepSpeed, which keeps float32 weights too, and without."""
+    if setting is not None:
+        request.getfixturevalue("deepspeed")
+    arguments = ["--loss=sft", "--dtype=bfloat16", "--sft_epochs=20", "--sft_learning_rate=1e-4"]
+    one, two = (
+        toy_arguments(data_path, tmp_path / name, "--sft_cache=False", *arguments)
+        for name in ("one", "two")
+    )
+    run_processes(1, masters_of, one, PlainEngine, tmp_path / "one.safetensors")
+    other = PlainEngine if setting is None else ZeroEngine
+    if setting is not None:
+        two.append(f"--deepspeed={setting}")
+    run_processes(n_processes, masters_of, two, other, tmp_path / "two.safetensors")
+    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    differences = torch.cat([(first[name] - second[name]).abs().flatten() for name in first])
+    assert differences.max() < largest and differences.mean() < mean
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kto", "dpo"])
 @pytest.mark.parametrize("negatives", ["static", "dynamic"])
@@ -318,6 +373,8 @@ def interrupted_after(step: int, stage: str, arguments: list[str]) -> str:
     ("setting", "before", "after", "tolerance"),
     [
         (None, 2, 2, 0.0),
+        pytest.param("bfloat16", 2, 2, 0.0, marks=pytest.mark.slow),
+        ("bfloat16", 1, 1, 0.0),
         pytest.param(None, 2, 1, WEIGHT, marks=pytest.mark.slow),
         pytest.param(None, 1, 2, WEIGHT, marks=pytest.mark.slow),
         pytest.param("zero2", 2, 2, 0.0, marks=pytest.mark.slow),
@@ -337,7 +394,9 @@ def test_a_stopped_run_goes_on(
 ) -> None:
     """After a step inside an epoch, also over another number of processes or without DeepSpeed."""
     extra = []
-    if setting is not None:
+    if setting == "bfloat16":
+        extra = ["--dtype=bfloat16"]
+    elif setting is not None:
         request.getfixturevalue("deepspeed")
         extra = [f"--deepspeed={setting}"]
 
@@ -356,6 +415,11 @@ def test_a_stopped_run_goes_on(
     more = ["--deepspeed=None"] if after != before and setting else []
     start(after, run, [f"--resume={tmp_path / 'cut'}", *more])
     assert largest_difference(tmp_path / "whole", tmp_path / "cut") <= tolerance
+    if setting == "bfloat16":
+        saved = load_file(tmp_path / "cut/checkpoints/preference/step-6/optimizer.safetensors")
+        masters = [value for name, value in saved.items() if name.endswith(".master")]
+        assert masters and all(value.dtype == torch.float32 for value in masters)
+        assert any(not torch.equal(value.bfloat16().float(), value) for value in masters)
     states = tmp_path / "cut" / "checkpoints" / "preference"
     assert any(folder.name == "step-6" for folder in states.iterdir())
 

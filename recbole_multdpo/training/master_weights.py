@@ -1,0 +1,123 @@
+"""Float32 weights behind trained bfloat16 ones.
+
+A bfloat16 number has eight significant bits: a step of less than a 256th of a weight's size rounds
+to none at all, which at usual learning rates is the fate of most steps. So the optimizer steps
+float32 weights, and the model computes with them rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from recbole_multdpo import processes
+
+MASTER = "master"  # the entry of a checkpoint's optimizer state with the float32 weights
+
+
+def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    """A hook that moves a parameter's gradient to its float32 weights."""
+
+    def move(trained: Tensor) -> None:
+        assert trained.grad is not None
+        if master.grad is None:
+            master.grad = trained.grad.float()
+        else:
+            master.grad.add_(trained.grad)
+        trained.grad = None
+
+    return move
+
+
+class MasterWeights:
+    """The float32 weights of an optimizer's parameters that are of another type.
+
+    They take the parameters' place in the optimizer. Gradients go to them as soon as they are
+    computed: those of a batch's parts are added up in float32, and none is kept in bfloat16.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put float32 weights into `optimizer`; of parameters in float32 nothing changes."""
+        self.optimizer = optimizer
+        self._pairs: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by index: trained, master
+        self._hooks = []
+        self._stepped = False  # before, they are the model's weights
+        index = 0
+        for group in optimizer.param_groups:
+            for place, trained in enumerate(group["params"]):
+                if trained.dtype != torch.float32:
+                    master = nn.Parameter(trained.detach().float())
+                    group["params"][place] = master
+                    self._pairs[index] = (trained, master)
+                    self._move_state(trained, master)
+                    self._hooks.append(
+                        trained.register_post_accumulate_grad_hook(_adding_to(master))
+                    )
+                index += 1
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._pairs)
+
+    def _move_state(self, trained: nn.Parameter, master: nn.Parameter) -> None:
+        """What an optimizer holds of a parameter before its first step, as Adagrad does."""
+        state = self.optimizer.state.pop(trained, None)
+        if state is not None:
+            self.optimizer.state[master] = {
+                name: value.float() if isinstance(value, Tensor) and value.ndim else value
+                for name, value in state.items()
+            }
+
+    def add_up_over_processes(self) -> None:
+        """Make each gradient the sum of the processes', in float32.
+
+        A parameter that the batch did not use in any process keeps having none.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        used = torch.tensor([float(p.grad is not None) for p in parameters])
+        for parameter, n_users in zip(parameters, processes.total(used).tolist(), strict=True):
+            if n_users:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def discard_gradients(self) -> None:
+        """Forget what a pass that was broken off has left in the model."""
+        for trained, _ in self._pairs.values():
+            trained.grad = None
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Round the float32 weights into the model's."""
+        for trained, master in self._pairs.values():
+            trained.copy_(master)
+        self._stepped = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The float32 weights on the CPU, named as in `optimizer_tensors`; {} before a step."""
+        if not self._stepped:
+            return {}
+        return {
+            f"{index}.{MASTER}": master.detach().cpu() for index, (_, master) in self._pairs.items()
+        }
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take `tensors` of a checkpoint, and nothing from one without float32 weights.
+
+        DeepSpeed trains adapters in bfloat16 too: float32 weights of a parameter that is in float32
+        here are its weights.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, parameter in enumerate(parameters):
+            if f"{index}.{MASTER}" in tensors:
+                parameter.copy_(tensors[f"{index}.{MASTER}"])
+                self._stepped = True
+
+    def release(self) -> None:
+        """Leave the model's gradients alone from here on."""
+        for hook in self._hooks:
+            hook.remove()
