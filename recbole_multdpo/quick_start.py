@@ -229,11 +229,7 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
                 f"the {name} part of the split is empty: {sum(map(len, parts))} interactions are "
                 f"too few for {made_by}. {remedy.capitalize()}."
             )
-    users, items = (
-        np.concatenate([part.inter_feat[field].numpy() for part in parts])
-        for field in (dataset.uid_field, dataset.iid_field)
-    )
-    pairs = np.unique(users.astype(np.int64) * dataset.item_num + items)
+    pairs = np.unique(np.concatenate([_pairs(part) for part in parts]))
     complete = np.flatnonzero(np.bincount(pairs // dataset.item_num) >= dataset.item_num - 1)
     if len(complete):
         names = ", ".join(map(str, dataset.id2token(dataset.uid_field, complete[:5])))
@@ -242,6 +238,28 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
             f"{names}: nothing can be ranked for them. Leave them out with "
             f'--user_inter_num_interval="[0,{dataset.item_num - 1})", or add items.'
         )
+
+
+def _pairs(part: Dataset) -> np.ndarray:
+    """A number per interaction of a part, equal for equal pairs of user and item: int64 [n]."""
+    users, items = (part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field))
+    return users.astype(np.int64) * part.item_num + items
+
+
+def _known_answers(parts: Sequence[Dataset]) -> int:
+    """How many test interactions repeat a pair of the training part; a warning where any do.
+
+    RecBole ranks a user's test items even where training knew them, so that memory alone finds
+    them. (Known items that are no answers it leaves out.)
+    """
+    repeated = int(np.isin(_pairs(parts[2]), _pairs(parts[0])).sum())
+    if repeated:
+        getLogger().warning(
+            f"{repeated:,} of {len(parts[2]):,} test interactions repeat a training interaction of "
+            "the same user with the same item: what is measured is in part memory. "
+            "--rm_dup_inter=first keeps one of each pair."
+        )
+    return repeated
 
 
 def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
@@ -268,6 +286,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
+        "test_answers_in_training": _known_answers(parts),
         **_conversation_counts(config, dataset),
     }
 
@@ -341,6 +360,7 @@ def _run_llmrec(
         "test_set": _fingerprint(parts[2]),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
+        "test_answers_in_training": _known_answers(parts),
         "item_texts": vars(dataset.text_report),
         "test_history": settings.test_history,
         **fusion,

@@ -285,3 +285,31 @@ def test_rows_that_an_item_file_lacks_are_kept_where_the_warning_says_how(
         )
     )["rows"]
     assert kept["kept"] == kept["read"] == lost["read"] and not kept["lost"]
+
+
+def test_repeated_pairs_are_counted_and_the_setting_that_the_warning_names_removes_them(
+    tmp_path: Path,
+) -> None:
+    folder = write_toy(tmp_path)
+    inter = folder / "toy" / "toy.inter"
+    header, *rows = inter.read_text().splitlines()
+    again = [row.rsplit("\t", 1)[0] + "\t99" for row in rows]
+    inter.write_text("\n".join([header, *rows, *again]) + "\n")
+    for model in ("EASE", "LLMRec"):
+        own = ["--loss=sft"] if model == "LLMRec" else []
+        repeated = run(toy_run(folder, tmp_path / f"{model}-twice", model, *own))
+        assert 0 < repeated["test_answers_in_training"] <= len(rows)
+        log = (tmp_path / f"{model}-twice" / "run.log").read_text()
+        assert "test interactions repeat a training interaction" in log
+        once = run(toy_run(folder, tmp_path / f"{model}-once", model, "--rm_dup_inter=first", *own))
+        assert once["test_answers_in_training"] == 0
+        assert once["rows"]["lost"]["rm_dup_inter=first"]["rows"] == len(again)
+
+
+def toy_run(folder: Path, run_dir: Path, model: str, *extra: str) -> list[str]:
+    if model == "LLMRec":
+        return toy_arguments(folder, run_dir, *extra)
+    shared = ["--device=cpu", "--show_progress=False", "--topk=[5]", "--valid_metric=NDCG@5"]
+    columns = "--load_col={'inter': ['user_id', 'item_id', 'rating', 'timestamp']}"
+    where = ["--dataset=toy", f"--data_path={folder}", f"--run_dir={run_dir}"]
+    return [f"--model={model}", *where, *shared, columns, *extra]
