@@ -104,7 +104,7 @@ def load_backbone(
     Raises:
         ConfigError: a setting is not allowed; the folder is missing, incomplete or damaged; the hub
             cannot be reached and its cache lacks the model; the tokenizer has no EOS token or more
-            tokens than the model has embeddings; the model transforms its logits after the head.
+            tokens than the model has embeddings.
     """
     _check_choice("dtype", dtype, DTYPES)
     _check_choice("attn_implementation", attn_implementation, ATTENTION_IMPLEMENTATIONS)
@@ -127,7 +127,6 @@ def load_backbone(
             name, DTYPES[dtype], attn_implementation, trust_remote_code
         )
     _check_tokenizer(name, lm, tokenizer)
-    _check_plain_head(name, lm)
     _plain_generation(lm, tokenizer)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(name, lm)
@@ -449,21 +448,6 @@ def _check_tokenizer(name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokeni
             f"{embeddings} embeddings. Tokenizer and model do not belong together; save both from "
             "the same source (or call resize_token_embeddings before saving)."
         )
-
-
-def _check_plain_head(name: str, lm: PreTrainedModel) -> None:
-    """Refuses models that change the logits after the head (Gemma 2, Cohere, Granite).
-
-    Scoring runs the head on chosen positions only, outside the model's own forward pass.
-    """
-    for attribute in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(lm.config, attribute, None)
-        if value not in (None, 1):
-            raise ConfigError(
-                f"backbone={name!r}: this architecture transforms the logits after the LM head "
-                f"({attribute}={value}), which scoring does not do. Choose one that does not, such "
-                "as Qwen2, Llama, SmolLM2 or Mistral."
-            )
 
 
 def _plain_generation(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

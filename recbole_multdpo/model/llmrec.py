@@ -46,9 +46,10 @@ from recbole_multdpo.scoring.packed import (
     packed_logps_with_prompt,
     split_candidates,
 )
-from recbole_multdpo.scoring.padded import padded_logps
+from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logps_with_prompt
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.scoring.trie import ItemTrie
+from recbole_multdpo.scoring.trie_scores import trie_scores
 
 if TYPE_CHECKING:
     from recbole_multdpo.assistant import Assistant
@@ -251,18 +252,26 @@ class LLMRec(GeneralRecommender):
         """What the scorers normalise over: the catalogue's trie, or None for the vocabulary."""
         return self.trie if self.over_catalogue else None
 
+    @property
+    def _is_padded(self) -> bool:
+        """Whether candidates are scored in rows of their own."""
+        return self.settings.scorer == "padded"
+
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
-        score = padded_logps if self.settings.scorer == "padded" else packed_logps
+        score = padded_logps if self._is_padded else packed_logps
         parts, run = self._parts(batch)
         prompts, trie = (batch.prompt_ids, batch.prompt_lengths), self._normalising_trie
         return torch.cat([run(score, lm, *prompts, part, self.items, trie) for part in parts], 1)
 
     def _logps_with_prompt(self, batch: SetwiseBatch) -> tuple[Tensor, Tensor]:
         """The policy's log pi of candidates [B, C] and of prompts [B], over the vocabulary."""
+        score, with_prompt = packed_logps, packed_logps_with_prompt
+        if self._is_padded:
+            score, with_prompt = padded_logps, padded_logps_with_prompt
         (first, *rest), run = self._parts(batch)
         scored = self.lm, batch.prompt_ids, batch.prompt_lengths
-        logps, prompt_logps = run(packed_logps_with_prompt, *scored, first, self.items)
-        others = [run(packed_logps, *scored, part, self.items) for part in rest]
+        logps, prompt_logps = run(with_prompt, *scored, first, self.items)
+        others = [run(score, *scored, part, self.items) for part in rest]
         return torch.cat([logps, *others], 1), prompt_logps
 
     def _parts(self, batch: SetwiseBatch) -> tuple[list[Tensor], Callable[..., Any]]:
@@ -417,16 +426,19 @@ class LLMRec(GeneralRecommender):
         """
         lm = self.lm if lm is None else lm
         trie = self._normalising_trie
-        per_candidate = int(self.items.lengths.max())
         budget = self.settings.score_batch_tokens
-        n_columns = max((budget - prompt_ids.shape[1]) // per_candidate, 1)
-        rows_at_once = max(
-            budget // (prompt_ids.shape[1] + min(n_columns, candidates.shape[1]) * per_candidate), 1
-        )
+        shared, each = prompt_ids.shape[1], int(self.items.lengths.max())
+        score: Callable[..., Tensor] = packed_logps
+        if self._is_padded:
+            shared, each, score = 0, shared + each, padded_logps
+            vocabulary = self.backbone.lm.config.get_text_config().vocab_size
+            budget = min(budget, MAX_LOGITS // vocabulary)
+        n_columns = max((budget - shared) // each, 1)
+        rows_at_once = max(budget // (shared + min(n_columns, candidates.shape[1]) * each), 1)
         rows = [
             torch.cat(
                 [
-                    packed_logps(lm, ids, lengths, columns, self.items, trie)
+                    score(lm, ids, lengths, columns, self.items, trie)
                     for columns in part.split(n_columns, dim=1)
                 ],
                 dim=1,
@@ -439,6 +451,19 @@ class LLMRec(GeneralRecommender):
             )
         ]
         return torch.cat(rows)
+
+    def score_all(
+        self, prompt_ids: Tensor, prompt_lengths: Tensor, lm: nn.Module | None = None
+    ) -> Tensor:
+        """log pi of the whole catalogue, [B, n_items], nats, -inf for [PAD]; as `score`."""
+        if not self._is_padded:
+            lm = self.lm if lm is None else lm
+            prompts = prompt_ids, prompt_lengths
+            return trie_scores(lm, self.trie, *prompts, over_catalogue=self.over_catalogue)
+        catalogue = torch.arange(self.n_items, device=self.device).expand(len(prompt_ids), -1)
+        scores = self.score(prompt_ids, prompt_lengths, catalogue, lm)
+        scores[:, 0] = -torch.inf
+        return scores
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Scores of (user, item) pairs with the assistant's, [n_pairs], nats (RecBole's hook)."""

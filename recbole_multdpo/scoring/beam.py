@@ -66,7 +66,7 @@ def beam_topk(
         ConfigError: the model's attention cannot follow the trie's mask.
     """
     model = causal_lm(lm)
-    check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
+    check_attention(model)
     search = _BeamSearch(
         model, trie, prompt_ids, prompt_lengths, excluded, beam_size, over_catalogue, addends
     )

@@ -28,12 +28,14 @@ from transformers.cache_utils import Cache
 
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
 from recbole_multdpo.scoring.trie_scores import trie_scores
+from recbole_multdpo.scoring.windows import LayerKinds
 
 # To give up when the search has cost about what the trie costs is never worse than twice the better
 # choice. A fed node costs more the longer the cache is, so that a large trie is worth fewer of its
@@ -102,7 +104,7 @@ def best_first_topk(
             f"prompt_lengths must be 1 to {prompt_ids.shape[1]}, the width of prompt_ids."
         )
     model = causal_lm(lm)
-    check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
+    check_attention(model)
     search = TrieSearch(
         model,
         trie,
@@ -150,7 +152,8 @@ class TrieSearch:
     Tables over the R rows still in the batch: `users` [R], `prompt_lengths` [R],
     `prompt_mask` [R, P], `frontier` [R, I] (log-probability of an open prefix, otherwise −inf),
     `largest_addend` [R, I] (of the allowed items below a node; None without addends), `slots`
-    [R, I] (a fed node's place in the cache), and the cache.
+    [R, I] (a fed node's place in the cache), `cached_positions` [R, K] (of the K tokens in the
+    cache; kept up to date where some layers do not look back all the way), and the cache.
     """
 
     def __init__(
@@ -167,8 +170,9 @@ class TrieSearch:
         max_logit_elements: int | None,
         addends: Tensor | None = None,
     ) -> None:
-        self.body: nn.Module = model.base_model
-        self.head: nn.Module = model.get_output_embeddings()
+        parts = parts_of(model)
+        self.body, self.head = parts.body, parts.head
+        self.layer_kinds = LayerKinds.of(model.config)
         self.trie = trie
         self.k = min(k, trie.num_items)
         self.slack = slack
@@ -207,6 +211,7 @@ class TrieSearch:
         self.prompt_mask = torch.zeros_like(prompt_ids, dtype=hidden.dtype).masked_fill_(
             columns >= prompt_lengths[:, None], self.masked
         )
+        self.cached_positions = columns.expand(n_users, -1)
         shape = (n_users, trie.num_internal)
         self.frontier = torch.full(shape, -math.inf, dtype=dtype, device=device)
         # paths are padded with the root, whose place is the prompt's last token: attended anyway
@@ -278,10 +283,14 @@ class TrieSearch:
         self.slots[rows, chosen] = fed_before + columns
         self.frontier[rows, chosen] = -math.inf
         self.expanded[self.users] += live.sum(1)
+        positions = self.prompt_lengths[:, None] + self.trie.depth[nodes] - 1
+        mask = self._mask(nodes, fed_before + nodes.shape[1])
+        if self.layer_kinds.some_look_back_less:
+            self.cached_positions = torch.cat([self.cached_positions, positions], dim=1)
         hidden = self.body(
             input_ids=self.trie.token[nodes].clamp(min=0),
-            position_ids=self.prompt_lengths[:, None] + self.trie.depth[nodes] - 1,
-            attention_mask=self._mask(nodes, fed_before + nodes.shape[1]),
+            position_ids=positions,
+            attention_mask=self.layer_kinds.masks(mask, positions, self.cached_positions),
             **self.caching,
         ).last_hidden_state  # [R, m, H]
         self._score_children(rows, chosen, scores[rows, columns], hidden[rows, columns])
@@ -342,7 +351,8 @@ class TrieSearch:
 
     def _keep(self, rows: Tensor) -> None:
         """Make these rows, as `compacted` orders them, the batch."""
-        for name in ("users", "prompt_lengths", "prompt_mask", "frontier", "slots"):
+        tables = "users prompt_lengths prompt_mask cached_positions frontier slots"
+        for name in tables.split():
             setattr(self, name, getattr(self, name)[rows])
         if self.largest_addend is not None:
             self.largest_addend = self.largest_addend[rows]

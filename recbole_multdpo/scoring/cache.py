@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from inspect import signature
 from typing import Any
 
@@ -14,12 +13,12 @@ from transformers.cache_utils import DynamicLayer
 from recbole_multdpo.errors import ConfigError
 
 
-def check_attention(model: PreTrainedModel, longest: int) -> None:
-    """Refuse models that would silently not attend as the trie's mask says.
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse a model that would not attend as the trie's mask says.
 
-    Args:
-        model: the bare causal LM.
-        longest: prompt plus deepest path, tokens.
+    Raises:
+        ValueError: it is in training mode.
+        ConfigError: its attention takes no additive mask.
     """
     if model.training:
         raise ValueError("ranking needs the model in eval mode; call lm.eval() first.")
@@ -28,18 +27,6 @@ def check_attention(model: PreTrainedModel, longest: int) -> None:
         raise ConfigError(
             f"attn_implementation={implementation!r} takes no additive 4-D mask; ranking needs "
             "'sdpa' or 'eager'."
-        )
-    # models without a list of layer types slide everywhere if they have a window at all
-    kinds = set(getattr(model.config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(model.config, "sliding_window", None) or math.inf
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ConfigError(
-            f"the backbone has layers of kind {sorted(kinds)}; only attention is supported."
-        )
-    if "sliding_attention" in kinds and longest > window:
-        raise ConfigError(
-            f"prompt and item take up to {longest} tokens, more than the backbone's sliding window "
-            f"of {window}; shorten the prompts."
         )
 
 

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from recbole_multdpo.model.parts import OwnHead
+
+Head = nn.Module | OwnHead
+
 CHUNK_LOGITS = 2**20  # logits held at once on a CPU: 4 MiB in float32, about a core's cache
 CHUNK_LOGITS_CUDA = 2**27  # 512 MiB in float32: large enough to fill the device
 # softmax values kept for the backward pass, at most: 64 MiB in float32; on CUDA a chunk
@@ -93,7 +97,7 @@ def _bounds(row_of: Tensor, n_rows: int, chunk: int) -> list[int]:
     return torch.searchsorted(row_of, firsts).tolist()
 
 
-def _module_logps(hidden: Tensor, head: nn.Module, row_of: Tensor, tokens: Tensor) -> Tensor:
+def _module_logps(hidden: Tensor, head: Head, row_of: Tensor, tokens: Tensor) -> Tensor:
     """The same by plain autograd, through any head."""
     logits = _as_float(head(hidden))
     return logits[row_of, tokens] - logits.logsumexp(-1)[row_of]
@@ -101,7 +105,7 @@ def _module_logps(hidden: Tensor, head: nn.Module, row_of: Tensor, tokens: Tenso
 
 def head_logps(
     hidden: Tensor,
-    head: nn.Module,
+    head: Head,
     row_of: Tensor,
     tokens: Tensor,
     *,
@@ -112,8 +116,9 @@ def head_logps(
 
     Args:
         hidden: float [n_rows, hidden size].
-        head: the LM head. A bias-free `nn.Linear` takes the fast path, any other module (an adapter
-            around the head, a bias) runs in chunks that are recomputed in the backward pass.
+        head: the LM head. A bias-free `nn.Linear` takes the fast path, anything else (an adapter
+            around the head, a bias, logits that are scaled or capped) runs in chunks that are
+            recomputed in the backward pass.
         row_of: long [R], sorted ascending, the row of `hidden` each token is predicted from; a row
             may have several tokens or none.
         tokens: long [R], token ids.

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.scoring.catalogue import allowed_tokens, log_softmax_within, prefix_nodes
-from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.head import Head, head_logps
 from recbole_multdpo.scoring.trie import ItemTrie
+from recbole_multdpo.scoring.windows import LayerKinds
 
 PROMPT_SEGMENT = 0
 PADDING_SEGMENT = -1
@@ -143,7 +145,7 @@ def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
 def gathered_logps(
     hidden: Tensor,
-    head: nn.Module,
+    head: Head,
     rows: Tensor,
     tokens: Tensor,
     nodes: Tensor | None = None,
@@ -259,11 +261,12 @@ def _token_logps(
 ) -> Tensor:
     """Run the body once and the head on `rows`: `gathered_logps` of `tokens`, [R], nats."""
     model = causal_lm(lm)
-    hidden = model.base_model(
+    parts = parts_of(model)
+    mask, positions = block_mask(packed.segments, model.dtype), packed.position_ids
+    hidden = parts.body(
         input_ids=packed.input_ids,
-        attention_mask=block_mask(packed.segments, model.dtype),
-        position_ids=packed.position_ids,
+        attention_mask=LayerKinds.of(model.config).masks(mask, positions, positions),
+        position_ids=positions,
         use_cache=False,
     ).last_hidden_state
-    head = model.get_output_embeddings()
-    return gathered_logps(hidden.flatten(0, 1), head, rows, tokens, nodes, trie)
+    return gathered_logps(hidden.flatten(0, 1), parts.head, rows, tokens, nodes, trie)

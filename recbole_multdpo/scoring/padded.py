@@ -1,4 +1,9 @@
-"""Padded scoring: one row `[prompt | item]` per candidate, logits everywhere; the slow twin."""
+"""Padded scoring: one row `[prompt | item]` per candidate, logits everywhere; the slow twin.
+
+Nothing in it is ours but the choice of logits, so that it is right for any model whose predictions
+do not depend on what stands further right: recurrent ones and those that count positions by column
+as well.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie
+
+MAX_LOGITS = 2**28  # logits that ranking holds at once, one row's at least: 1 GiB in float32
 
 
 def padded_logps(
@@ -26,45 +33,115 @@ def padded_logps(
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
     """
-    n_contexts, n_candidates = candidates.shape
-    lengths = items.lengths[candidates].flatten()  # [B * C]
-    prompt_lengths = prompt_lengths.repeat_interleave(n_candidates)  # [B * C]
-    width = prompt_ids.shape[1] + items.ids.shape[1]
-    input_ids = torch.zeros(
-        n_contexts * n_candidates, width, dtype=torch.long, device=prompt_ids.device
-    )
-    for row in range(len(input_ids)):
-        prompt = prompt_ids[row // n_candidates, : prompt_lengths[row]]
-        item = items.ids[candidates.flatten()[row], : lengths[row]]
-        input_ids[row, : len(prompt) + len(item)] = torch.cat([prompt, item])
+    logps, slots = padded_token_logps(lm, prompt_ids, prompt_lengths, candidates, items, trie)
+    total = logps.new_zeros(candidates.numel())
+    return total.index_add(0, slots, logps).view(candidates.shape)
 
-    columns = torch.arange(width, device=prompt_ids.device)
-    attention_mask = (columns < (prompt_lengths + lengths)[:, None]).long()
-    logits = lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+
+def padded_token_logps(
+    lm: nn.Module,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    candidates: Tensor,
+    items: ItemTokens,
+    trie: ItemTrie | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `padded_logps` adds up: the twin of `packed.packed_token_logps`.
+
+    Returns:
+        float [R], log-probability of every token of every candidate, nats, a candidate's in their
+        order; long [R], the candidate's flat index in [B * C].
+    """
+    rows = _Rows(prompt_ids, prompt_lengths, candidates, items)
+    row, column = rows.is_item.nonzero(as_tuple=True)
+    logits = rows.logits(lm)[row, column - 1]  # the prediction of a column stands one before it
     if trie is not None:
-        logits = _titles_only(logits, prompt_lengths, candidates.flatten(), items, trie)
-    token_logps = logits[:, :-1].log_softmax(-1).gather(-1, input_ids[:, 1:, None]).squeeze(-1)
-    # the prediction of column j + 1 stands at column j
-    predicted = columns[1:]
-    is_item = (predicted >= prompt_lengths[:, None]) & (
-        predicted < (prompt_lengths + lengths)[:, None]
-    )
-    return torch.where(is_item, token_logps, 0.0).sum(-1).view(n_contexts, n_candidates)
+        offset = column - rows.prompt_lengths[row]
+        item = candidates.flatten()[row]
+        logits = _titles_only(logits, item, offset, items, trie)
+    return _chosen(logits, rows.input_ids[row, column]), row
+
+
+def padded_logps_with_prompt(
+    lm: nn.Module,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    candidates: Tensor,
+    items: ItemTokens,
+) -> tuple[Tensor, Tensor]:
+    """The twin of `packed.packed_logps_with_prompt`.
+
+    Returns:
+        float [B, C] as `padded_logps`, and float [B], the sum over every prompt token but the first
+        (which nothing predicts), nats.
+    """
+    n_contexts, n_candidates = candidates.shape
+    rows = _Rows(prompt_ids, prompt_lengths, candidates, items)
+    logits = rows.logits(lm)
+    row, column = rows.is_item.nonzero(as_tuple=True)
+    logps = _chosen(logits[row, column - 1], rows.input_ids[row, column])
+    of_items = logps.new_zeros(candidates.numel()).index_add(0, row, logps)
+    # every row of a context has its prompt: the first one's is taken
+    first = torch.arange(n_contexts, device=prompt_ids.device) * n_candidates
+    context, column = rows.is_prompt[first].nonzero(as_tuple=True)
+    row = first[context]
+    logps = _chosen(logits[row, column - 1], rows.input_ids[row, column])
+    of_prompts = logps.new_zeros(n_contexts).index_add(0, context, logps)
+    return of_items.view(candidates.shape), of_prompts
+
+
+class _Rows:
+    """B * C rows `[prompt | item | padding]` of W columns.
+
+    Attributes:
+        input_ids: long [B * C, W].
+        prompt_lengths: long [B * C].
+        is_item: bool [B * C, W].
+        is_prompt: bool [B * C, W], without the first column.
+    """
+
+    def __init__(
+        self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens
+    ) -> None:
+        n_candidates = candidates.shape[1]
+        lengths = items.lengths[candidates].flatten()  # [B * C]
+        self.prompt_lengths = prompt_lengths.repeat_interleave(n_candidates)  # [B * C]
+        ends = self.prompt_lengths + lengths
+        self.input_ids = prompt_ids.new_zeros(len(ends), int(ends.max()))
+        for row in range(len(ends)):
+            prompt = prompt_ids[row // n_candidates, : self.prompt_lengths[row]]
+            item = items.ids[candidates.flatten()[row], : lengths[row]]
+            self.input_ids[row, : ends[row]] = torch.cat([prompt, item])
+        columns = torch.arange(self.input_ids.shape[1], device=prompt_ids.device)
+        self._is_text = columns < ends[:, None]
+        self.is_item = self._is_text & (columns >= self.prompt_lengths[:, None])
+        self.is_prompt = (columns > 0) & (columns < self.prompt_lengths[:, None])
+
+    def logits(self, lm: nn.Module) -> Tensor:
+        """[B * C, W, V] in the model's dtype."""
+        attention_mask = self._is_text.long()
+        return lm(input_ids=self.input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of tokens [R] under logits [R, V]: [R], float32 at least."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def _titles_only(
-    logits: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens, trie: ItemTrie
+    logits: Tensor, item: Tensor, offset: Tensor, items: ItemTokens, trie: ItemTrie
 ) -> Tensor:
-    """Logits [R, W, V] with −inf for every token that continues no title, at item tokens."""
-    allowed = torch.ones_like(logits, dtype=torch.bool)
-    for row, item in enumerate(candidates.tolist()):
+    """Logits [R, V] with −inf for every token that continues no title, at tokens of items."""
+    allowed = torch.zeros_like(logits, dtype=torch.bool)
+    for row in range(len(logits)):
         node = ROOT
-        for offset in range(int(items.lengths[item])):
-            start, count = trie.child_start[node], trie.child_count[node]
-            children = trie.children[start : start + count]
-            column = prompt_lengths[row] - 1 + offset
-            allowed[row, column] = False
-            allowed[row, column, trie.token[children]] = True
-            node = int(children[trie.token[children] == items.ids[item, offset]])
+        for token in items.ids[item[row], : offset[row]]:
+            children = _children(trie, node)
+            node = int(children[trie.token[children] == token])
+        allowed[row, trie.token[_children(trie, node)]] = True
     return logits.masked_fill(~allowed, -torch.inf)
+
+
+def _children(trie: ItemTrie, node: int) -> Tensor:
+    return trie.children[trie.child_start[node] :][: trie.child_count[node]]

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import log_softmax_within
-from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.head import Head, head_logps
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+from recbole_multdpo.scoring.windows import LayerKinds
 
 
 @torch.no_grad()
@@ -52,12 +54,12 @@ def trie_scores(
         ConfigError: the model's attention cannot follow the trie's mask.
     """
     model = causal_lm(lm)
-    check_attention(model, prompt_ids.shape[1] + trie.path.shape[1])
-    head: nn.Module = model.get_output_embeddings()
+    check_attention(model)
+    parts, kinds = parts_of(model), LayerKinds.of(model.config)
     cache = Cache(layer_class_to_replicate=BufferedLayer)
     # the prompt alone is causal, which keeps its right padding out of every valid position
-    caching = {cache_argument(model.base_model): cache, "use_cache": True}
-    hidden = model.base_model(input_ids=prompt_ids, **caching).last_hidden_state  # [B, P, H]
+    caching = {cache_argument(parts.body): cache, "use_cache": True}
+    hidden = parts.body(input_ids=prompt_ids, **caching).last_hidden_state  # [B, P, H]
     n_users, width = prompt_ids.shape
     masked = torch.finfo(hidden.dtype).min
     columns = torch.arange(width, device=prompt_ids.device)
@@ -70,22 +72,27 @@ def trie_scores(
     users = torch.arange(n_users, device=hidden.device)
     root = torch.full_like(users[:1], ROOT)
     last = hidden[users, prompt_lengths - 1]
-    _score_children(trie, head, root, last[:, None], token_logps, over_catalogue)
+    _score_children(trie, parts.head, root, last[:, None], token_logps, over_catalogue)
     for chunk in _chunks(trie, nodes_per_chunk):
         n_fed = len(chunk.nodes)
         mask = torch.zeros_like(chunk.visible, dtype=hidden.dtype)
         mask.masked_fill_(~chunk.visible, masked)
-        hidden = model.base_model(
+        mask = torch.cat(
+            [prompt_mask.expand(-1, -1, n_fed, -1), mask.expand(n_users, 1, -1, -1)], dim=3
+        )
+        positions = prompt_lengths[:, None] + trie.depth[chunk.nodes] - 1  # [B, m]
+        keys = torch.cat([columns.expand(n_users, -1), positions], dim=1)
+        hidden = parts.body(
             input_ids=trie.token[chunk.nodes].expand(n_users, -1),
-            position_ids=prompt_lengths[:, None] + trie.depth[chunk.nodes] - 1,
-            attention_mask=torch.cat(
-                [prompt_mask.expand(-1, -1, n_fed, -1), mask.expand(n_users, 1, -1, -1)], dim=3
-            ),
+            position_ids=positions,
+            attention_mask=kinds.masks(mask, positions, keys),
             **caching,
         ).last_hidden_state  # [B, m, H]
         cache.crop(width)
         new = slice(chunk.n_ancestors, None)
-        _score_children(trie, head, chunk.nodes[new], hidden[:, new], token_logps, over_catalogue)
+        _score_children(
+            trie, parts.head, chunk.nodes[new], hidden[:, new], token_logps, over_catalogue
+        )
     leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
     above = trie.path[trie.parent[leaves]]  # [n_items, D], padded with the root, whose value is 0
     scores = token_logps[:, leaves]
@@ -133,7 +140,7 @@ def _chunks(trie: ItemTrie, nodes_per_chunk: int) -> Iterator[_Chunk]:
 
 def _score_children(
     trie: ItemTrie,
-    head: nn.Module,
+    head: Head,
     nodes: Tensor,
     hidden: Tensor,
     token_logps: Tensor,

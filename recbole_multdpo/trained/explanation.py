@@ -21,7 +21,7 @@ from recbole_multdpo.errors import CheckpointError, ConfigError
 from recbole_multdpo.language_models import LLMREC
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.packed import packed_token_logps
-from recbole_multdpo.scoring.trie_scores import trie_scores
+from recbole_multdpo.scoring.padded import padded_token_logps
 from recbole_multdpo.settings import WITHOUT_PREFERENCES
 from recbole_multdpo.trained.recommender import Context, Item, Recommender
 from recbole_multdpo.trained.run import TrainedRun, load_run, result_of, run_config
@@ -181,7 +181,7 @@ class Explainer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores of all items, nats, and ranks from 1, 0 for excluded items: both [n_items]."""
         model = self.run.model
-        scores = trie_scores(lm, model.trie, *prompt, over_catalogue=model.over_catalogue)[0]
+        scores = model.score_all(*prompt, lm)[0]
         values = scores.double().cpu().numpy()
         allowed = np.setdiff1d(np.arange(1, len(values)), excluded)
         ranks = np.zeros(len(values), dtype=np.int64)
@@ -192,10 +192,10 @@ class Explainer:
         model = self.run.model
         trie = model.trie if model.over_catalogue else None
         candidates = torch.tensor([items], device=model.device)
-        policy, slots = packed_token_logps(model.lm, *prompt, candidates, model.items, trie)
-        reference, _ = packed_token_logps(
-            self._reference.lm, *prompt, candidates, model.items, trie
-        )
+        is_padded = model.settings.scorer == "padded"
+        token_logps = padded_token_logps if is_padded else packed_token_logps
+        policy, slots = token_logps(model.lm, *prompt, candidates, model.items, trie)
+        reference, _ = token_logps(self._reference.lm, *prompt, candidates, model.items, trie)
         parts: list[list[TokenPart]] = [[] for _ in items]
         for slot, *logps in zip(slots.tolist(), policy.tolist(), reference.tolist(), strict=True):
             token = model.items.ids[items[slot], len(parts[slot])]

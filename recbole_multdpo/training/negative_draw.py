@@ -21,7 +21,6 @@ from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.scoring.trie_scores import trie_scores
 
 
 @torch.no_grad()
@@ -119,5 +118,5 @@ def _scores(
 ) -> Tensor:
     """log π under an LM of the pool [B, n], or of all items [B, n_items], nats."""
     if pool is None:
-        return trie_scores(lm, model.trie, *prompts, over_catalogue=model.over_catalogue)
+        return model.score_all(*prompts, lm)
     return model.score(*prompts, pool, lm)

@@ -27,7 +27,6 @@ from recbole_multdpo.model.backbone import (
     save_backbone,
     smollm2_folder,
 )
-from recbole_multdpo.model.tiny import make_tiny_backbone
 
 TEXTS = ["Toy Story", "GoldenEye", "Star Wars", "Stargate", "A user liked these movies:"]
 SIZES = dict(tiny_hidden_size=16, tiny_num_layers=2, tiny_num_heads=2, tiny_vocab_size=300)
@@ -546,26 +545,3 @@ class TestSaving:
             save_backbone(load(seed=1).lm, tiny.tokenizer, folder)
         assert os.listdir(folder.parent) == ["model"]
         assert torch.equal(logits(load(str(folder)).lm), logits(tiny.lm))
-
-
-def test_logits_transformed_after_the_head_are_refused(tmp_path: Path) -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    _, tokenizer = make_tiny_backbone(
-        ["a title"], vocab_size=260, hidden_size=16, num_heads=2, seed=0
-    )
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    for scaling, allowed in ((1.0, True), (8.0, False)):
-        lm = GraniteForCausalLM(
-            GraniteConfig(
-                vocab_size=len(tokenizer), num_attention_heads=2, logits_scaling=scaling, **sizes
-            )
-        )
-        folder = tmp_path / str(scaling)
-        lm.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        if allowed:
-            load_backbone(str(folder), texts=[], seed=0)
-        else:
-            with pytest.raises(ConfigError, match="logits_scaling=8"):
-                load_backbone(str(folder), texts=[], seed=0)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
 from recbole_multdpo.model.backbone import add_lora, causal_lm
+from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring.packed import (
     PADDING_SEGMENT,
@@ -99,6 +100,7 @@ def test_packed_equals_padded(make_lm, architecture, attn, adapter, checkpointin
         lm.gradient_checkpointing_enable({"use_reentrant": False})
         lm.disable_input_require_grads()
     lm = trainable(lm, adapter)
+    parts_of(causal_lm(lm))  # runs a new model once
     layer_calls = []
     for layer in causal_lm(lm).model.layers:
         layer.self_attn.register_forward_pre_hook(lambda *_: layer_calls.append(1))
