@@ -17,9 +17,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.model.backbone import add_lora
+from recbole_multdpo.scoring.beam import beam_topk
 from recbole_multdpo.scoring.best_first import best_first_topk
-from recbole_multdpo.scoring.packed import packed_logps
-from recbole_multdpo.scoring.padded import padded_logps
+from recbole_multdpo.scoring.packed import packed_logps, packed_logps_with_prompt
+from recbole_multdpo.scoring.padded import padded_logps, padded_logps_with_prompt
 from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import trie_scores
 
@@ -55,7 +56,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     **dict.fromkeys(["max_position_embeddings", "n_positions", "max_seq_len"], 64),
-    **dict.fromkeys(["sliding_window", "window_size"], WINDOW),
+    **dict.fromkeys(["sliding_window", "window_size", "attention_chunk_size"], WINDOW),
     **dict.fromkeys(["num_local_experts", "num_experts", "n_routed_experts"], 4),
     "num_experts_per_tok": 2,
     **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size"], 16),
@@ -123,6 +124,8 @@ class Architecture:
         no_sdpa: whether it has no code for `attn_implementation=sdpa`.
         padded_too: whether even right padding, which a causal model never sees, is refused.
         std: of the weights.
+        lora_targets: what an adapter goes around; some where PEFT breaks a router that is a linear
+            layer and returns several things.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Architecture:
     no_sdpa: bool = False
     padded_too: bool = False
     std: float = 0.2
+    lora_targets: str | list[str] = "all-linear"
 
     @property
     def attention(self) -> list[str]:
@@ -173,9 +177,6 @@ def _small(make: Any, options: dict[str, Any]) -> Any:
 
 
 RECURRENT = "recurrent or convolutional layers: a candidate's state runs into the next"
-SLIDING = "the window of sliding layers"
-SCALED = "logits are transformed after the head"
-HEAD = "the head is more than a matrix"
 ALIBI = "distances are counted in the packed row, not by positions"
 A = Architecture
 ARCHITECTURES = [
@@ -235,44 +236,41 @@ ARCHITECTURES = [
     A("doge-short", "doge", {"keep_window_size": 64, "sliding_window": None}),
     # sliding windows
     A("mistral-no-window", "mistral", {"sliding_window": None}),
-    A("mistral", "mistral", why_refused=SLIDING),
-    A("ministral", "ministral", why_refused=SLIDING),
-    A("ministral3", "ministral3", why_refused=SLIDING),
-    A("mixtral", "mixtral", why_refused=SLIDING),
-    A("phi3", "phi3", why_refused=SLIDING),
-    A("phimoe", "phimoe", {"num_experts": None}, why_refused=SLIDING),
-    A("starcoder2", "starcoder2", why_refused=SLIDING),
+    A("mistral", "mistral"),
+    A("ministral", "ministral"),
+    A("ministral3", "ministral3"),
+    A("mixtral", "mixtral"),
+    A("phi3", "phi3"),
+    A("phimoe", "phimoe", {"num_experts": None}, lora_targets=["q_proj", "v_proj"]),
+    A("starcoder2", "starcoder2"),
     A(
         "qwen2-window",
         "qwen2",
         {"use_sliding_window": True, "max_window_layers": 0},
-        why_refused=SLIDING,
     ),
-    A("qwen3-window", "qwen3", {"use_sliding_window": True, **MIXED_LAYERS}, why_refused=SLIDING),
+    A("qwen3-window", "qwen3", {"use_sliding_window": True, **MIXED_LAYERS}),
     A(
         "gemma2",
         "gemma2",
-        {**MIXED_LAYERS, "final_logit_softcapping": None, "attn_logit_softcapping": None},
-        why_refused=SLIDING,
+        {**MIXED_LAYERS, "final_logit_softcapping": None, "attn_logit_softcapping": 5.0},
         no_sdpa=True,
     ),
-    A("gemma3_text", "gemma3_text", MIXED_LAYERS, why_refused=SLIDING),
-    A("olmo3", "olmo3", MIXED_LAYERS, why_refused=SLIDING),
-    A("exaone4", "exaone4", MIXED_LAYERS, why_refused=SLIDING),
-    A("cohere2", "cohere2", {**MIXED_LAYERS, "logit_scale": 1.0}, why_refused=SLIDING),
-    A("gpt_oss", "gpt_oss", MIXED_LAYERS, why_refused=SLIDING, no_sdpa=True),
-    A("afmoe", "afmoe", MIXED_LAYERS, why_refused=SLIDING),
+    A("gemma3_text", "gemma3_text", MIXED_LAYERS),
+    A("olmo3", "olmo3", MIXED_LAYERS),
+    A("exaone4", "exaone4", MIXED_LAYERS),
+    A("cohere2", "cohere2", {**MIXED_LAYERS, "logit_scale": 1.0}),
+    A("gpt_oss", "gpt_oss", MIXED_LAYERS, no_sdpa=True),
+    A("afmoe", "afmoe", MIXED_LAYERS),
     A(
         "smollm3-window",
         "smollm3",
         {"use_sliding_window": True, **MIXED_LAYERS},
-        why_refused=SLIDING,
     ),
     A(
         "gpt_neo",
         "gpt_neo",
         {"attention_types": [[["global", "local"], 1]]},
-        why_refused=SLIDING,
+        why_refused="its window counts columns, not positions, whatever the mask",
         no_sdpa=True,
     ),
     A(
@@ -287,38 +285,34 @@ ARCHITECTURES = [
         "gemma2-softcap",
         "gemma2",
         {**MIXED_LAYERS, "final_logit_softcapping": 2.0},
-        why_refused=SCALED,
         no_sdpa=True,
     ),
-    A("cohere", "cohere", {"logit_scale": 0.25}, why_refused=SCALED),
-    A("granite-scaled", "granite", {"logits_scaling": 4.0}, why_refused=SCALED),
+    A("cohere", "cohere", {"logit_scale": 0.25}),
+    A("granite-scaled", "granite", {"logits_scaling": 4.0}),
     A(
         "vaultgemma",
         "vaultgemma",
         {**MIXED_LAYERS, "final_logit_softcapping": 2.0},
-        why_refused=SCALED,
         no_sdpa=True,
     ),
-    A("nanochat", "nanochat", {"final_logit_softcapping": 2.0}, why_refused=SCALED),
-    A("modernbert-decoder", "modernbert-decoder", {"num_hidden_layers": 4}, why_refused=HEAD),
-    A("bert", "bert", why_refused=HEAD),
-    A("roberta", "roberta", why_refused=HEAD),
-    A("electra", "electra", {"embedding_size": 16}, why_refused=HEAD),
+    A("nanochat", "nanochat", {"final_logit_softcapping": 2.0}),
+    A("modernbert-decoder", "modernbert-decoder", {"num_hidden_layers": 4}),
+    A("bert", "bert"),
+    A("roberta", "roberta", why_refused="counts positions from its padding token on"),
+    A("electra", "electra", {"embedding_size": 16}),
     # settings nested in text_config
     A(
         "gemma3",
         "gemma3",
         {"text_config": MIXED_LAYERS, "vision_config": VISION},
-        why_refused=SLIDING,
     ),
     A(
         "gemma4",
         "gemma4",
         {"text_config": GEMMA4, "vision_config": VISION, "audio_config": None},
-        why_refused=SCALED,
         lowest_lacks=True,
     ),
-    A("llama4_text", "llama4_text", why_refused=HEAD),
+    A("llama4_text", "llama4_text", {"num_hidden_layers": 4}, lora_targets=["q_proj", "v_proj"]),
     # masks of other forms
     A("openai-gpt", "openai-gpt", why_refused="takes no 4-D mask", no_sdpa=True),
     # distances instead of positions
@@ -424,13 +418,27 @@ def direct_logps(lm: nn.Module, candidates: Tensor) -> Tensor:
     return torch.stack(rows).view(candidates.shape)
 
 
+def direct_prompt_logps(lm: nn.Module) -> Tensor:
+    """The truth for the prompts, each without its first token: float32 [3], nats."""
+    sums = []
+    for prompt, length in zip(PROMPT_IDS, PROMPT_LENGTHS, strict=True):
+        ids = prompt[None, :length]
+        logps = lm(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        sums.append(logps.gather(1, ids[0, 1:, None]).sum())
+    return torch.stack(sums)
+
+
 def ranked_logps(lm: nn.Module, rank: str) -> Tensor:
     """What the rankers think of all items [3, n_items], 0 for item 0."""
     trie = ItemTrie.build(ITEMS)
     if rank == "trie_scores":
         scores = trie_scores(lm, trie, *BATCH, nodes_per_chunk=3)
     else:
-        top = best_first_topk(lm, trie, *BATCH, None, trie.num_items - 1, expand_per_step=2)
+        n_items = trie.num_items - 1
+        if rank == "beam":
+            top = beam_topk(lm, trie, *BATCH, None, n_items, beam_size=20)
+        else:
+            top = best_first_topk(lm, trie, *BATCH, None, n_items, expand_per_step=2)
         scores = torch.zeros(len(top.items), trie.num_items).scatter(1, top.items, top.scores)
     return scores.masked_fill(torch.arange(trie.num_items) == 0, 0.0)
 
@@ -447,19 +455,23 @@ def value_errors(lm: nn.Module, truth: nn.Module | None = None) -> dict[str, flo
         "packed": lambda: packed_logps(lm, *BATCH, CANDIDATES, ITEMS),
         "padded": lambda: padded_logps(lm, *BATCH, CANDIDATES, ITEMS),
         "best_first": lambda: ranked_logps(lm, "best_first"),
+        "beam": lambda: ranked_logps(lm, "beam"),
         "trie_scores": lambda: ranked_logps(lm, "trie_scores"),
+        "packed_prompt": lambda: packed_logps_with_prompt(lm, *BATCH, CANDIDATES, ITEMS)[1],
+        "padded_prompt": lambda: padded_logps_with_prompt(lm, *BATCH, CANDIDATES, ITEMS)[1],
     }
     errors: dict[str, float | str] = {}
     with torch.no_grad():
-        all_items = direct_logps(lm if truth is None else truth, everything)
-        expected = all_items.gather(1, CANDIDATES)
+        truth = lm if truth is None else truth
+        all_items = direct_logps(truth, everything)
+        expected = all_items.gather(1, CANDIDATES), all_items, direct_prompt_logps(truth)
         for name, score in scorers.items():
             try:
                 values = score()
             except Exception as error:
                 errors[name] = f"{type(error).__name__}: {error}"
                 continue
-            wanted = expected if values.shape == expected.shape else all_items
+            (wanted,) = (e for e in expected if e.shape == values.shape)
             errors[name] = float((values - wanted).abs().max())
     return errors
 
@@ -494,9 +506,9 @@ def gradient_errors(lm: nn.Module) -> dict[str, float | str]:
     return errors
 
 
-def with_adapter(lm: PreTrainedModel) -> nn.Module:
-    """A LoRA adapter whose update is not zero, around every linear layer."""
-    model = add_lora(lm, r=2, alpha=4, dropout=0.0, target_modules="all-linear", seed=3)
+def with_adapter(lm: PreTrainedModel, targets: str | list[str] = "all-linear") -> nn.Module:
+    """A LoRA adapter whose update is not zero, around every linear layer or around some."""
+    model = add_lora(lm, r=2, alpha=4, dropout=0.0, target_modules=targets, seed=3)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         for name, parameter in model.named_parameters():

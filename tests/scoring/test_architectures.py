@@ -9,9 +9,14 @@ import transformers
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from recbole_multdpo.model.parts import Parts, parts_of
+from recbole_multdpo.scoring import best_first as best_first_module
 from recbole_multdpo.scoring import packed as packed_module
+from recbole_multdpo.scoring import trie_scores as trie_scores_module
+from recbole_multdpo.scoring.windows import LayerKinds
 from tests.scoring.architectures import (
     ARCHITECTURES,
+    MIXED_LAYERS,
     WINDOW,
     Architecture,
     gradient_errors,
@@ -73,7 +78,7 @@ def test_values_and_all_gradients(row, attn):
 def test_values_and_gradients_with_lora(row, attn):
     if is_absent(row) or row.why_refused:
         return
-    lm = with_adapter(row.build(attn))
+    lm = with_adapter(row.build(attn), row.lora_targets)
     check_values(lm, row)
     check_gradients(lm)
 
@@ -87,7 +92,7 @@ def test_eager_attention(row, attn):
     check_values(lm, row)
     if not row.why_refused:
         check_gradients(lm)
-        lm = with_adapter(lm)
+        lm = with_adapter(lm, row.lora_targets)
         check_values(lm, row)
         check_gradients(lm)
 
@@ -112,7 +117,8 @@ def wrong_scorers(kind, options, other_options):
     return set(too_large(errors, NATS))
 
 
-EVERY_SCORER = {"packed", "padded", "best_first", "trie_scores"}
+MASKED_SCORERS = {"packed", "best_first", "beam", "trie_scores", "packed_prompt"}
+EVERY_SCORER = MASKED_SCORERS | {"padded", "padded_prompt"}
 
 
 def test_the_same_model_twice_does_not_differ():
@@ -164,6 +170,44 @@ def test_candidates_that_see_each_other_are_found(monkeypatch):
     monkeypatch.setattr(packed_module, "pack", one_candidate)
     lm = Architecture("", "llama").build("sdpa")
     assert set(too_large(value_errors(lm), NATS)) == {"packed"}
+
+
+@pytest.mark.parametrize("kept", ["the mask without windows", "the window in all layers"])
+def test_one_mask_for_mixed_layers_is_found(monkeypatch, kept):
+    right = LayerKinds.masks
+
+    def one_mask(self, mask, *positions):
+        cut = right(self, mask, *positions)
+        return cut["sliding_attention"] if kept == "the window in all layers" else mask
+
+    monkeypatch.setattr(LayerKinds, "masks", one_mask)
+    lm = Architecture("", "gemma3_text", MIXED_LAYERS).build("sdpa")
+    # the prompt of a search is run before there is a mask of ours
+    assert set(too_large(value_errors(lm), NATS)) == MASKED_SCORERS
+    assert set(too_large(gradient_errors(lm), OF_GRADIENT)) == {"packed"}
+
+
+def test_a_window_counted_in_columns_is_found(monkeypatch):
+    right = LayerKinds.masks
+
+    def by_column(self, mask, queries, keys):
+        columns = torch.arange(keys.shape[1]).expand_as(keys)
+        return right(self, mask, columns[:, -queries.shape[1] :], columns)
+
+    monkeypatch.setattr(LayerKinds, "masks", by_column)
+    lm = Architecture("", "mistral").build("sdpa")
+    wrong = {"packed", "best_first", "beam", "trie_scores"}
+    assert set(too_large(value_errors(lm), NATS)) == wrong
+
+
+def test_output_embeddings_without_the_rest_of_the_head_are_found(monkeypatch):
+    def embeddings_alone(model):
+        return Parts(parts_of(model).body, model.get_output_embeddings())
+
+    for module in (packed_module, best_first_module, trie_scores_module):
+        monkeypatch.setattr(module, "parts_of", embeddings_alone)
+    lm = Architecture("", "granite", {"logits_scaling": 1.01}).build("sdpa")
+    assert set(too_large(value_errors(lm), NATS)) == MASKED_SCORERS
 
 
 def test_random_weights_depend_on_the_first_token():
