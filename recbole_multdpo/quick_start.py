@@ -202,7 +202,7 @@ def known_at_test(config: Config, parts: Sequence[LLMRecDataset]) -> UserItems:
     known = parts[0]
     if settings.test_history == "train_valid" and known.conversations is None:
         known = known.copy(cat_interactions([part.inter_feat for part in parts[:2]]))
-    return known.user_items(settings.level_thresholds)
+    return known.user_items(settings.levels)
 
 
 def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> None:

@@ -136,7 +136,10 @@ class LLMRecSettings(BaseModel):
     popularity_alpha: Annotated[float, Field(ge=0)] = Field(
         description="exponent of an item's popularity in the draw"
     )
-    level_thresholds: Numbers = Field(description="ratings that start a level, descending")
+    level_thresholds: Literal["auto"] | Numbers = Field(
+        description="ratings that start a level, descending"
+    )
+    rating_levels: Numbers = Field(description="the data set's own levels, for auto")
     low_ratings: Literal["ignore", "below_unrated", "above_unrated"] = Field(
         description="what becomes of ratings below val_interval"
     )
@@ -244,6 +247,14 @@ class LLMRecSettings(BaseModel):
     def ranking_history(self) -> int:
         """Items that a prompt shows when ranking, at most: as in training unless asked for."""
         return self.max_history if self.rank_history is None else self.rank_history
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Ratings that start a level; `auto` is resolved here: a multi-level loss's are those of
+        the data set, and any other loss has none."""
+        if self.level_thresholds != "auto":
+            return self.level_thresholds
+        return self.rating_levels if self.loss_needs.one_level else ()
 
     @property
     def uses_reference(self) -> bool:
@@ -410,18 +421,25 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             f"history_split=temporal needs times: add {shared['TIME_FIELD']} to load_col's inter "
             "list, or use history_split=random."
         )
-    levels = settings.level_thresholds
+    levels, name = settings.levels, "level_thresholds"
+    if settings.level_thresholds == "auto":
+        name = "rating_levels"
     if levels and not _is_loaded(shared["RATING_FIELD"], loaded):
         problems.append(
-            f"level_thresholds needs ratings: add {shared['RATING_FIELD']} to load_col's inter "
-            "list, or leave level_thresholds empty."
+            f"{name} needs ratings: add {shared['RATING_FIELD']} to load_col's inter list, or "
+            "choose a loss of one level, such as mult_dpo or pl_dpo, without level_thresholds."
+        )
+    one_level = settings.loss_needs.one_level
+    if one_level and len(levels) < 2 and settings.low_ratings == "ignore":
+        problems.append(
+            f"loss={settings.loss} with one level of positives is {one_level}. Set "
+            "--level_thresholds, for example [5, 4], or --low_ratings=below_unrated; or use "
+            f"--loss={one_level}."
         )
     if settings.low_ratings != "ignore":
         problems += _low_rating_problems(settings, shared, loaded)
     if any(lower >= upper for upper, lower in zip(levels, levels[1:], strict=False)):
-        problems.append(
-            f"level_thresholds={list(levels)} must fall from level to level, for example [5, 4]."
-        )
+        problems.append(f"{name}={list(levels)} must fall from level to level, for example [5, 4].")
     return problems
 
 
@@ -554,6 +572,11 @@ def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> l
         problems.append(
             f"{', '.join(unassisted)}: no effect without an assistant. Add --assistant=EASE."
         )
+    if "rating_levels" in asked_for and settings.levels != settings.rating_levels:
+        problems.append(
+            "rating_levels: no effect but with level_thresholds=auto and a loss of several levels, "
+            "such as mult2_dpo. Use --level_thresholds."
+        )
     problems += _negatives_without_effect(settings, asked_for)
     problems += _loss_settings_without_effect(settings, asked_for)
     return problems
@@ -653,7 +676,6 @@ def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
     """
     return [
         *_dtype_cautions(settings, device_type),
-        *_level_cautions(settings),
         *_zero_shot_cautions(settings),
     ]
 
@@ -663,17 +685,6 @@ def _zero_shot_cautions(settings: LLMRecSettings) -> list[str]:
         return [
             "loss=zero_shot with backbone=tiny ranks with random weights, which is chance. "
             "Use it with a language model that has been trained."
-        ]
-    return []
-
-
-def _level_cautions(settings: LLMRecSettings) -> list[str]:
-    two_sets = {"mult2_dpo": "mult_dpo", "pl2_dpo": "pl_dpo"}.get(settings.loss)
-    one_level = len(settings.level_thresholds) < 2 and settings.low_ratings == "ignore"
-    if two_sets and one_level:
-        return [
-            f"loss={settings.loss} with one level of positives is {two_sets}. "
-            "Set --level_thresholds, for example [5, 4], or --low_ratings."
         ]
     return []
 

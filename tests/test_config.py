@@ -721,3 +721,19 @@ def test_a_data_sets_own_file_chooses_no_code_and_no_place(tmp_path, line):
     own = _data_folder(tmp_path, "mine", f"{line}\ntopk: [3]\n")
     with pytest.raises(ConfigError, match=rf"mine\.yaml: .* may not set {line.split(':')[0]}\."):
         load_config(["--model=LLMRec", *own])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "levels"), [("ml-10m", (5, 4.5, 4)), ("ml-100k", (5, 4)), ("ml-1m", (5, 4))]
+)
+def test_losses_made_for_levels_take_those_of_the_data_set(dataset: str, levels: tuple) -> None:
+    def settings(loss: str, *extra: str):
+        argv = ["--model=LLMRec", f"--dataset={dataset}", f"--loss={loss}", "--device=cpu", *extra]
+        return load_config(argv).settings
+
+    for loss in ("mult2_dpo", "pl2_dpo"):
+        assert settings(loss).levels == levels
+        assert settings(loss, "--level_thresholds=[5, 3]").levels == (5, 3)
+    for loss in ("mult_dpo", "lipo_bt", "lipo_lambda", "pro", "kpo", "sft"):
+        assert settings(loss).levels == ()
+    assert settings("lipo_bt", "--level_thresholds=[5, 4]").levels == (5, 4)

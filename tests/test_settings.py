@@ -115,7 +115,8 @@ def test_unknown_keys_are_refused():
         ("item_text_fields", [1], "must be a list, each text, got [1]"),
         ("item_year_field", 5, "must be text or ~, got 5"),
         ("lora_target_modules", 5, "must be text or a list, each text, got 5"),
-        ("level_thresholds", 4, "must be a list, each a number, got 4"),
+        ("rating_levels", 4, "must be a list, each a number, got 4"),
+        ("level_thresholds", 4, "must be auto or a list, each a number, got 4"),
         ("backbone", "", "must be text, got ''"),
         ("lr_scheduler_type", "cosin", "did you mean cosine"),
     ],
@@ -179,7 +180,16 @@ def test_the_defaults_are_possible_together():
         ({"level_thresholds": [4, 5]}, "must fall from level to level"),
         ({"level_thresholds": [4, 4]}, "must fall from level to level"),
         ({"history_split": "temporal", "shared": NO_COLUMNS}, "add timestamp"),
-        ({"level_thresholds": [5], "shared": NO_COLUMNS}, "add rating"),
+        ({"level_thresholds": [5], "shared": NO_COLUMNS}, "level_thresholds needs ratings: add r"),
+        (
+            {"loss": "pl2_dpo", "rating_levels": [5, 4], "shared": NO_COLUMNS},
+            "rating_levels needs ratings: add rating",
+        ),
+        ({"loss": "mult2_dpo", "rating_levels": [4, 5]}, "rating_levels=[4.0, 5.0] must fall"),
+        ({"loss": "pl2_dpo"}, "loss=pl2_dpo with one level of positives is pl_dpo. Set"),
+        ({"loss": "mult2_dpo", "level_thresholds": [4]}, "or use --loss=mult_dpo"),
+        ({"loss": "mult2_dpo", "level_thresholds": [], "rating_levels": [5, 4]}, "with one level"),
+        ({"asked_for": ["rating_levels"], "rating_levels": [5, 4]}, "rating_levels: no effect but"),
         ({"shared": {"train_neg_sample_args": {"sample_num": 1}}}, "must be ~ for LLMRec"),
         ({"shared": {"repeatable": True}}, "repeatable must be False"),
         ({"shared": {"enable_amp": True}}, "enable_amp must be False"),
@@ -269,6 +279,10 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert problems(**dynamic, negative_pool_size=1) == []
     assert problems(asked_for=["kpo_k", "list_order"], loss="kpo") == []
     assert problems(loss="kto", low_ratings="below_unrated") == []
+    for remedy in ({"level_thresholds": [5, 4]}, {"low_ratings": "below_unrated"}):
+        assert problems(loss="pl2_dpo", **remedy) == []
+    assert problems(["rating_levels"], loss="mult2_dpo", rating_levels=[5, 4]) == []
+    assert problems(loss="lipo_bt", rating_levels=[5, 4], shared=NO_COLUMNS) == []
     assert problems(loss="dpo", shared={"train_batch_size": 1}) == []
 
 
@@ -302,9 +316,6 @@ def test_cautions():
     assert cautions(make(), "cpu") == []
     assert "bfloat16 on a CPU" in cautions(make(dtype="bfloat16"), "cpu")[0]
     assert cautions(make(dtype="bfloat16"), "cuda") == []
-    assert "loss=pl2_dpo with one level" in cautions(make(loss="pl2_dpo"), "cpu")[0]
-    assert cautions(make(loss="pl2_dpo", level_thresholds=[5, 4]), "cpu") == []
-    assert cautions(make(loss="pl2_dpo", low_ratings="below_unrated"), "cpu") == []
     assert "random weights" in cautions(make(loss="zero_shot"), "cpu")[0]
     assert cautions(make(loss="zero_shot", backbone="smollm2"), "cpu") == []
 

@@ -47,6 +47,8 @@ class Loss:
         uses_levels: whether levels above 1 mean more than "positive".
         needs_lengths: whether it averages over the items' tokens.
         needs_kl: whether it needs the batch's `kl_estimate`.
+        one_level: name of the loss that it is where all positives are of one level, for a loss that
+            is there for several levels.
     """
 
     function: Callable[..., Tensor]
@@ -56,6 +58,7 @@ class Loss:
     uses_levels: bool = False
     needs_lengths: bool = False
     needs_kl: bool = False
+    one_level: str | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -83,9 +86,18 @@ LOSSES: dict[str, Loss] = {
     ),
     "kpo": Loss(listwise.kpo, "many", "many", needs_reference=True, uses_levels=True),
     "mult_dpo": Loss(setwise.mult_dpo, "many", "many", needs_reference=True),
-    "mult2_dpo": Loss(setwise.mult2_dpo, "many", "many", needs_reference=True, uses_levels=True),
+    "mult2_dpo": Loss(
+        setwise.mult2_dpo,
+        "many",
+        "many",
+        needs_reference=True,
+        uses_levels=True,
+        one_level="mult_dpo",
+    ),
     "pl_dpo": Loss(setwise.pl_dpo, "many", "many", needs_reference=True),
-    "pl2_dpo": Loss(setwise.pl2_dpo, "many", "many", needs_reference=True, uses_levels=True),
+    "pl2_dpo": Loss(
+        setwise.pl2_dpo, "many", "many", needs_reference=True, uses_levels=True, one_level="pl_dpo"
+    ),
 }
 
 

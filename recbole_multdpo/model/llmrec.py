@@ -96,7 +96,7 @@ class LLMRec(GeneralRecommender):
         self.settings = settings
         self.seed = config["seed"]
         self.loss_name = "sft"
-        self.histories = dataset.user_items(settings.level_thresholds)
+        self.histories = dataset.user_items(settings.levels)
         self.conversations = dataset.conversations
         plain_frame = prompt_frame(settings.prompt_template, None, False, config["context"])
         self.backbone = load_backbone(

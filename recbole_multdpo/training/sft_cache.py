@@ -45,6 +45,7 @@ LATER_SETTINGS = frozenset(
         "low_ratings",
         "negative_distribution",
         "popularity_alpha",
+        "rating_levels",
         "level_thresholds",  # all positives are one set to supervised fine-tuning
         "test_history",
         "rank_history",

@@ -452,7 +452,7 @@ class SetwiseTrainer(Trainer):
         users = self._user_tokens(batch.user_ids)
         means = {}
         settings = self.model.settings
-        has_levels = settings.level_thresholds or settings.low_ratings != "ignore"
+        has_levels = settings.levels or settings.low_ratings != "ignore"
         kinds = ("sets", "levels") if has_levels else ("sets",)
         for kind in kinds:
             found = bounds(

@@ -196,3 +196,13 @@ def test_the_first_stage_knows_no_low_ratings(data_path: Path, tmp_path: Path) -
     config, parts, model = toy_model(data_path, tmp_path, *FIVES, "--low_ratings=below_unrated")
     batch = next(iter(_train_loader(config, model, parts[0], "sft", 8)))
     assert set(batch.levels.unique().tolist()) <= {1, -1}
+
+
+def test_declared_levels_are_those_of_a_loss_made_for_them(data_path: Path, tmp_path: Path) -> None:
+    (data_path / "toy/toy.yaml").write_text("rating_levels: [5, 4]\n")
+    _, _, two = toy_model(data_path, tmp_path, "--loss=mult2_dpo")
+    _, _, told = toy_model(data_path, tmp_path, "--loss=lipo_bt", "--level_thresholds=[5, 4]")
+    _, _, one = toy_model(data_path, tmp_path, "--loss=lipo_bt")
+    assert set(two.histories.levels.tolist()) == {1, 2}
+    assert two.histories.levels.tolist() == told.histories.levels.tolist()
+    assert set(one.histories.levels.tolist()) == {1}
