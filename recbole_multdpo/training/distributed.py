@@ -30,7 +30,9 @@ from recbole_multdpo import processes
 from recbole_multdpo.config import Config
 from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
+from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.training.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
@@ -181,6 +183,8 @@ class ZeroEngine:
         self.stage = settings.get("zero_optimization", {}).get("stage", 0)
         self.lockstep = self.stage == 3 and processes.count() > 1
         self.trained = {n: p for n, p in model.lm.named_parameters() if p.requires_grad}
+        for module in self._modules().values():
+            parts_of(causal_lm(module))  # runs a new model, which must still be whole
         self._outlines = {}
         if self.stage == 3:
             self._outlines = {name: _outline(module) for name, module in self._modules().items()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from recbole_multdpo.config import load_config
 from recbole_multdpo.data.batch import NEGATIVE_LEVEL
@@ -57,6 +58,65 @@ def test_scoring_in_small_chunks_changes_nothing(data_path: Path, tmp_path: Path
     torch.testing.assert_close(
         model.score(*prompts, candidates), whole.score(*prompts, candidates), atol=1e-4, rtol=1e-5
     )
+
+
+def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
+    data_path: Path, tmp_path: Path, make_tokenizer
+) -> None:
+    """Everywhere: pairs, catalogue, ranking, batches; the packed scorer is the control."""
+    tokenizer = make_tokenizer()
+    lm = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "lfm2",
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            layer_types=["conv", "full_attention"],
+            initializer_range=0.3,
+        )
+    )
+    save_backbone(lm, tokenizer, tmp_path / "lfm2")
+    own = [f"--backbone={tmp_path / 'lfm2'}", "--scorer=padded", "--ranker=exhaustive"]
+    arguments = toy_arguments(data_path, tmp_path / "run", *own, "--normalize_over=vocabulary")
+    config = load_config([text for text in arguments if not text.startswith("--tiny_")])
+    parts = load_parts(config)[1]
+    model = LLMRec(config, parts[0]).eval()
+    users, items = torch.tensor([1, 5]), torch.tensor([3, 17])
+    prompts = model.user_prompts(users)
+
+    @torch.no_grad()
+    def direct(prompt_ids, prompt_length, item):  # type: ignore[no-untyped-def]
+        prompt = prompt_ids[:prompt_length]
+        text = model.items.ids[item, : model.items.lengths[item]]
+        logps = model.lm(input_ids=torch.cat([prompt, text])[None]).logits[0].log_softmax(-1)
+        return logps[torch.arange(len(text)) + len(prompt) - 1, text].sum()
+
+    expected = torch.stack(
+        [
+            torch.stack([direct(ids, length, item) for item in range(1, N_ITEMS + 1)])
+            for ids, length in zip(*prompts, strict=True)
+        ]
+    )
+    close = {"atol": 1e-3, "rtol": 1e-5}
+    pairs = Interaction({"user_id": users, "item_id": items})
+    torch.testing.assert_close(model.predict(pairs), expected[[0, 1], items - 1], **close)
+    full = model.full_sort_predict(Interaction({"user_id": users})).view(2, -1)
+    torch.testing.assert_close(full[:, 1:], expected, **close)
+    torch.testing.assert_close(model.score_all(*prompts)[:, 1:], expected, **close)
+    topk = model.topk(users, None, 5)
+    torch.testing.assert_close(topk.scores, expected.topk(5).values, **close)
+    batch = next(iter(_train_loader(config, model, parts[0], "mult_dpo", 2)))
+    logps = model._logps(model.lm, batch)
+    for row in range(2):
+        for slot in (batch.candidates[row] > 0).nonzero()[:, 0].tolist():
+            item = batch.candidates[row, slot]
+            found = direct(batch.prompt_ids[row], batch.prompt_lengths[row], item)
+            torch.testing.assert_close(logps[row, slot], found, **close)
+    wrong = packed.packed_logps(model.lm, *prompts, torch.arange(1, 31).expand(2, -1), model.items)
+    assert (wrong - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
