@@ -59,4 +59,9 @@ def _mappings(settings: Any) -> Iterator[tuple[str, Any]]:
 def _is_on(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_is_on, value))
-    return bool(parse_literal(value) if isinstance(value, str) else value)
+    if not isinstance(value, str):
+        return bool(value)
+    try:
+        return bool(parse_literal(value))
+    except ValueError:
+        return True

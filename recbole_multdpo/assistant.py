@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -31,7 +32,8 @@ from recbole_multdpo.atomic import atomic_folder, write_atomically
 from recbole_multdpo.classical import prepare_classical
 from recbole_multdpo.config import Config
 from recbole_multdpo.data.dataset import ContextDataset
-from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
+from recbole_multdpo.reading import fitted, read_json
 
 CURVE_FILE = "assistant_weights.csv"
 USERS_AT_ONCE = 256
@@ -112,8 +114,17 @@ def make_assistant(
         name=config["model"],
         scores=np.load(folder / "scores.npy", mmap_mode="r", allow_pickle=False),
         row_of_user=row_of_user,
-        valid_result=json.loads((folder / "valid.json").read_text(encoding="utf-8")),
+        valid_result=_valid_result(folder / "valid.json"),
     )
+
+
+def _valid_result(file: Path) -> dict[str, float]:
+    try:
+        return dict(fitted(TypeAdapter(dict[str, float]), read_json(file)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}). Remove its folder: the assistant is trained anew."
+        ) from error
 
 
 def _train(

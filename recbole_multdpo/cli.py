@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from recbole_multdpo import __version__
-from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.errors import MultDPOError, system_error
 
 USAGE = """\
 usage: python run_recbole_multdpo.py --model=NAME --dataset=NAME [--key=value ...]
@@ -103,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(arguments)
     except MultDPOError as error:
         _report(error)
+        return 2
+    except OSError as error:
+        print(f"error: {system_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         text = str(error) or "interrupted; go on with --resume=<run folder>"

@@ -44,6 +44,7 @@ from recbole_multdpo.language_models import (  # noqa: E402
     language_model_class,
     owners,
 )
+from recbole_multdpo.reading import plain  # noqa: E402
 from recbole_multdpo.settings import (  # noqa: E402
     LLMRecSettings,
     cautions,
@@ -57,7 +58,6 @@ from recbole_multdpo.settings_text import (  # noqa: E402
     parse_command_line,
     parse_literal,
     parse_setting,
-    plain,
     read_settings_file,
 )
 

@@ -8,14 +8,14 @@ say anything else there: a run means the same with and without DeepSpeed.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.reading import read_json
 from recbole_multdpo.settings import LLMRecSettings
-from recbole_multdpo.settings_text import plain, read_settings_file
+from recbole_multdpo.settings_text import read_settings_file
 
 AUTO = "auto"
 INSTALL = "pip install 'recbole-multdpo[deepspeed]'"
@@ -25,6 +25,8 @@ _REPLACED = {
     "scheduler": "lr_scheduler_type and warmup_ratio",
     "fp16": "dtype",
     "amp": "dtype",
+    "wandb": "log_wandb",
+    "comet": "log_wandb",
 }
 
 
@@ -90,8 +92,8 @@ def _read(setting: str | Mapping[str, Any], folder: Path) -> tuple[dict[str, Any
     if path.suffix != ".json":
         return read_settings_file(path), str(path)
     try:
-        content = plain(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping, got {type(content).__name__}.")

@@ -5,6 +5,17 @@ class MultDPOError(Exception):
     """Base of all errors that this package raises on purpose."""
 
 
+def system_error(error: OSError) -> str:
+    """What the operating system refused, as a sentence: a folder that may not be searched, a disk
+    that is full, links in a circle.
+    """
+    place = f" {error.filename}" if error.filename is not None else ""
+    return (
+        f"the system refuses{place}: {error.strerror or error}. Check that the folder may be read "
+        "and written by you and that the disk has room."
+    )
+
+
 class ConfigError(MultDPOError, ValueError):
     """A setting is unknown, mistyped, of the wrong type, or impossible together with another."""
 

@@ -16,7 +16,9 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.evaluator import Evaluator
 
+from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.reading import is_file
 
 FILE_NAME = "per_user.csv"
 ID_COLUMNS = ("user", "n_train", "n_test")
@@ -164,8 +166,17 @@ def read_per_user(path: Path) -> pd.DataFrame:
     """The file's rows; user ids are text as in the data set, an empty place is NaN.
 
     Raises:
-        MultDPOError: there is no such file.
+        MultDPOError: there is no such file, or it is damaged.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise MultDPOError(f"there is no {path}: the run did not finish, or ranks nothing.")
-    return pd.read_csv(path, dtype={"user": str}, keep_default_na=False, na_values=[""])
+    columns = {"user": str, "n_train": float, "n_test": float}
+    try:
+        rows = read_table(path, columns, dtype={"user": str}, keep_default_na=False, na_values=[""])
+        metrics = [name for name in rows.columns if name != "user"]
+        rows[metrics] = rows[metrics].astype(float, errors="raise")
+    except (OSError, ValueError, TypeError) as error:
+        raise MultDPOError(
+            f"{path} cannot be read ({error}). Remove the run's folder and run it again."
+        ) from error
+    return rows.astype({name: int for name in ("n_train", "n_test") if rows[name].notna().all()})

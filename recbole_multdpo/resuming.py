@@ -29,6 +29,9 @@ CHANGEABLE = frozenset(
 )
 
 
+_RESUMED = ("settings", "logs")  # what every checkpoint of a step has
+
+
 @dataclass(frozen=True)
 class ResumePoint:
     """Where a run goes on.
@@ -137,7 +140,11 @@ def find_resume_point(checkpoints: Path) -> ResumePoint | None:
         restore_all_interrupted(checkpoints / stage)
         for folder in step_folders(checkpoints / stage):
             try:
-                return ResumePoint(stage, folder, check_checkpoint(folder))
+                state = check_checkpoint(folder)
+                lacking = [name for name in _RESUMED if name not in state]
+                if lacking:
+                    raise CheckpointError(f"{folder} is no step of a run: it has no {lacking[0]}")
+                return ResumePoint(stage, folder, state)
             except CheckpointError as error:
                 getLogger().warning(f"{error}; trying the one before")
                 failures.append(str(error))

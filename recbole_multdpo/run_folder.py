@@ -13,12 +13,12 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import colorlog  # type: ignore[import-untyped]
 import numpy as np
@@ -26,13 +26,17 @@ import psutil  # type: ignore[import-untyped]
 import recbole.trainer.trainer as recbole_trainer
 import torch
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from recbole_multdpo import __version__, processes
 from recbole_multdpo.atomic import restore_all_interrupted, write_atomically
 from recbole_multdpo.config import Config
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.per_user import FILE_NAME as PER_USER_FILE
+from recbole_multdpo.reading import fitted, read_json
 from recbole_multdpo.settings_text import dump_settings
-from recbole_multdpo.training.run_logs import rewind_logs
+from recbole_multdpo.training.run_logs import LOGS, rewind_logs
 
 _FORMAT = "%(asctime)s %(levelname)s  %(message)s"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -272,6 +276,7 @@ def _make_folder(config: Config) -> tuple[Path, FileLock]:
                 f"run_dir={run_dir} and resume={resume} differ. A run is continued in its own "
                 "folder: leave run_dir out."
             )
+        _refuse_links(Path(resume))
         return Path(resume), lock_folder(Path(resume))
     try:
         if run_dir is None:
@@ -293,6 +298,21 @@ def _make_folder(config: Config) -> tuple[Path, FileLock]:
             f"with --resume={run_dir}."
         )
     return path, lock
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse to write through links: a folder of somebody else could name any file.
+
+    Raises:
+        ConfigError: a file that a run appends to or replaces is a link.
+    """
+    written = (LOCK_FILE, LOG_FILE, PER_USER_FILE, *LOGS)
+    found = [name for name in written if (folder / name).is_symlink()]
+    if found:
+        raise ConfigError(
+            f"{folder / found[0]} is a link, and a run writes into files of its own only. Replace "
+            "it by what it points to."
+        )
 
 
 def lock_folder(path: Path) -> FileLock:
@@ -343,16 +363,42 @@ def _new_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
-def read_result(file: Path) -> dict[str, Any]:
+class _Result(TypedDict, total=False):
+    """What `result.json` must be like where it is read."""
+
+    model: str
+    dataset: str
+    loss: str | None
+    seed: int
+    valid_result: dict[str, float | None] | None
+    test_result: dict[str, float | None]
+    num_users_evaluated: int
+    num_items: int
+    test_set: str
+    seconds: dict[str, float]
+    versions: dict[str, str | None]
+    grounding_by: Literal["base", "tuned"]
+    grounding_gamma: float
+
+
+_RESULT: TypeAdapter[_Result] = TypeAdapter(_Result)
+
+
+def read_result(file: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     """What `RunFolder.write_result` wrote.
 
+    Args:
+        file: a run's `result.json`.
+        needed: what it must hold.
+
     Raises:
-        MultDPOError: the file is damaged or not there.
+        MultDPOError: the file is damaged, not there, or lacks what is needed.
     """
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(result, dict):
-            raise ValueError("not a mapping")
+        result: dict[str, Any] = fitted(_RESULT, read_json(file))
+        missing = [name for name in needed if name not in result]
+        if missing:
+            raise ValueError(f"there is no {missing[0]}")
     except (OSError, ValueError) as error:
         raise MultDPOError(
             f"{file} cannot be read ({error}). Remove it and resume the run to write it anew."

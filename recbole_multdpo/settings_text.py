@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.reading import MB, plain, read_bytes
 
 # Settings whose value is text whatever it looks like: "--dataset=100" names the data set "100", and
 # RecBole wants an interval such as "[0,5]" as text, though it reads like a list.
@@ -28,7 +29,10 @@ TEXT_KEYS = frozenset(
 # What launchers add on their own; the rank is read from the environment instead.
 _LAUNCHER_KEYS = ("local_rank", "local-rank")
 
-_MAX_DEPTH = 32
+_FILE_LIMIT = MB // 8  # of settings files, which have kilobytes; YAML is read slowly
+# what the constructors of YAML raise for a value that its tag does not fit
+_YAML_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_MERGED_KEYS = 10_000  # of one mapping: merge keys can double what they merge, again and again
 
 
 # The plain scalars, one table for reading and writing, so that what is written reads back: YAML 1.1
@@ -59,6 +63,15 @@ class SettingsLoader(yaml.SafeLoader):
     """YAML reader for settings: safe types only; a key written twice is an error."""
 
     yaml_implicit_resolvers: _Resolvers = {}
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put merged mappings in place of `<<`, within limits."""
+        n_before = len(node.value)
+        super().flatten_mapping(node)
+        if len(node.value) - n_before > _MERGED_KEYS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MERGED_KEYS:,} keys are merged", node.start_mark
+            )
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse duplicate keys, of which YAML would silently keep the last one."""
@@ -92,32 +105,6 @@ for _tag, _pattern, _first in _SCALARS:
         )
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """The value with tuples as lists, after checking that it holds nothing but plain data.
-
-    Raises:
-        TypeError: an object, set, complex number or bytes is in it, or it is nested too deeply
-            (a YAML alias may even make it endless).
-    """
-    if depth > _MAX_DEPTH:
-        raise TypeError(f"nested more than {_MAX_DEPTH} levels deep")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
-    if isinstance(value, Mapping):
-        return {_plain_key(key): plain(item, depth + 1) for key, item in value.items()}
-    raise TypeError(
-        f"{type(value).__name__} is neither text, number, True, False, None, list nor mapping"
-    )
-
-
-def _plain_key(key: Any) -> Any:
-    if key is None or isinstance(key, bool | int | float | str):
-        return key
-    raise TypeError(f"a mapping's key must be text or a number, got {key!r}")
-
-
 def parse_literal(text: str) -> Any:
     """Read one value as RecBole users write it, without evaluating anything.
 
@@ -133,8 +120,16 @@ def parse_literal(text: str) -> Any:
 
     Raises:
         ValueError: a YAML mapping has a key twice, or lacks the space after a colon, so that
-            `{max_norm:1.0}` would mean a key "max_norm:1.0" without a value.
+            `{max_norm:1.0}` would mean a key "max_norm:1.0" without a value; or `plain` refuses it.
     """
+    try:
+        return plain(_literal(text))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _literal(text: str) -> Any:
+    """See `parse_literal`."""
     stripped = text.strip()
     if not stripped:
         return ""
@@ -152,7 +147,7 @@ def parse_literal(text: str) -> Any:
         if error.problem and "written twice" in error.problem:
             raise ValueError(error.problem) from None
         return text
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+    except (yaml.YAMLError, *_YAML_ERRORS):
         return text
     _check_colons(value)
     return value
@@ -259,11 +254,13 @@ def read_settings_file(path: Path) -> dict[str, Any]:
             from names; the message has the file and, where there is one, the line.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, _FILE_LIMIT)
     except FileNotFoundError:
         raise ConfigError(f"the settings file {path} does not exist.") from None
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error}.") from None
     try:
         settings = plain(yaml.load(data.decode("utf-8-sig"), Loader=SettingsLoader))
     except UnicodeDecodeError as error:
@@ -277,7 +274,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     except yaml.reader.ReaderError as error:
         line = data.decode("utf-8-sig").count("\n", 0, error.position) + 1
         raise ConfigError(f"{path}, line {line}: a character that YAML does not allow.") from None
-    except (TypeError, ValueError, RecursionError) as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"{path}: holds a value that is no setting: {error}.") from None
     if settings is None:
         raise ConfigError(

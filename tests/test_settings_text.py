@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.reading import plain
 from recbole_multdpo.settings_text import (
     SettingsLoader,
     dump_settings,
     parse_command_line,
     parse_literal,
     parse_setting,
-    plain,
     read_settings_file,
 )
 
@@ -25,7 +25,7 @@ texts = st.text(
     st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cs"])
 )
 scalars = (
-    st.none() | st.booleans() | st.integers() | texts
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | texts
     | st.floats(allow_nan=False, allow_infinity=False)
 )  # fmt: skip
 values = st.recursive(

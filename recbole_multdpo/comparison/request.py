@@ -14,7 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.reading import fitted, read_json
 
 REQUEST_FILE = "comparison.json"
 
@@ -187,6 +191,31 @@ def request_text(request: Request) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
+class _SavedSystem(TypedDict):
+    model: str
+    loss: str | None
+    title: str | None
+    own: list[tuple[str, str]]
+
+
+class _SavedRequest(TypedDict):
+    """What `comparison.json` must be like."""
+
+    systems: list[_SavedSystem]
+    seeds: int | list[int]
+    first_seed: int | None
+    baseline: str | None
+    run_dir: None
+    settings: dict[str, str]
+    vary: dict[str, list[Any]]
+    tune: dict[str, Any]
+    trials: int | None
+    jobs: int
+
+
+_REQUEST: TypeAdapter[_SavedRequest] = TypeAdapter(_SavedRequest)
+
+
 def saved_request(folder: Path) -> Request:
     """The request that a comparison's folder was made for, with that folder as `run_dir`.
 
@@ -194,14 +223,14 @@ def saved_request(folder: Path) -> Request:
         ConfigError: `comparison.json` is missing or damaged.
     """
     try:
-        data = json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8"))
+        data = fitted(_REQUEST, read_json(folder / REQUEST_FILE))
         systems = tuple(
             System(**{**system, "own": tuple(map(tuple, system["own"]))})
             for system in data["systems"]
         )
         seeds = data["seeds"] if isinstance(data["seeds"], int) else tuple(data["seeds"])
         return Request(**{**data, "systems": systems, "seeds": seeds, "run_dir": str(folder)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder / REQUEST_FILE} cannot be read ({error}). Start the comparison anew."
         ) from error

@@ -73,7 +73,7 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
     metrics, users, runs = [], [], []
     for member in members:
         run = folder / member.folder_name
-        result = read_result(run / RESULT_FILE)
+        result = read_result(run / RESULT_FILE, needed=("test_result", "seconds", "test_set"))
         ids = {"system": member.system.name, "seed": member.seed}
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())

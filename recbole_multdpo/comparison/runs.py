@@ -31,6 +31,7 @@ from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tun
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.language_models import LANGUAGE_MODELS
+from recbole_multdpo.reading import read_bytes
 from recbole_multdpo.run_folder import RESULT_FILE, lock_folder
 
 INTERRUPTED = (130, 143, -2, -15)  # exit statuses after Ctrl-C and SIGTERM
@@ -247,7 +248,10 @@ def _make_folder(folder: Path) -> None:
 
 def _last_error(log: Path) -> str | None:
     """The last error in a run's log, without its time; None where there is none."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    try:
+        lines = read_bytes(log).decode("utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
+        return None
     errors = [line.partition(" ERROR  ")[2] for line in lines if " ERROR  " in line]
     return errors[-1] if errors else None
 

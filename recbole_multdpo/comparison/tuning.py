@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import TypeAdapter
+
 from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.comparison.request import System, is_range, value_text
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.reading import fitted, read_json
 from recbole_multdpo.run_folder import RESULT_FILE, read_result
 from recbole_multdpo.settings_text import dump_settings, parse_setting
 from recbole_multdpo.training.csv_log import read_rows
-from recbole_multdpo.training.step_log import VALIDATIONS_FILE
+from recbole_multdpo.training.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
 
 if TYPE_CHECKING:
     from recbole_multdpo.comparison.plan import Plan
@@ -187,19 +190,22 @@ def is_stopped(folder: Path) -> bool:
 
 def _validation_scores(folder: Path, metric: str) -> list[float]:
     """The metric at every validation of the run's last stage so far."""
-    rows = read_rows(folder / VALIDATIONS_FILE)
-    return [
-        float(row["value"])
-        for row in rows
-        if row["metric"] == metric and row["stage"] == rows[-1]["stage"]
-    ]
+    rows = read_rows(folder / VALIDATIONS_FILE, VALIDATION_COLUMNS)
+    try:
+        return [
+            float(row["value"])
+            for row in rows
+            if row["metric"] == metric and row["stage"] == rows[-1]["stage"]
+        ]
+    except ValueError as error:
+        raise DataError(f"{folder / VALIDATIONS_FILE}: {error}. Remove {folder}.") from error
 
 
 def _with_result(trial: Trial, metric: str) -> Trial:
     file = trial.folder / RESULT_FILE
     if not file.is_file():
         return trial
-    result = read_result(file)["valid_result"]
+    result = read_result(file, needed=("valid_result",))["valid_result"] or {}
     score = result.get(metric)  # None where it is no number, or there is no validation part
     return Trial(trial.values, trial.folder, math.nan if score is None else score, result)
 
@@ -246,7 +252,7 @@ class _Suggestions:
         self._file = folder / TRIALS_FILE
         self._remembered: list[dict[str, Any]] = []
         if self._file.is_file():
-            self._remembered = json.loads(self._file.read_text(encoding="utf-8"))
+            self._remembered = _remembered_trials(self._file)
             for suggestion in self._remembered:
                 self._study.enqueue_trial(suggestion)
 
@@ -296,6 +302,20 @@ class _Suggestions:
             key: self._values[key][choice] if key in self._values else choice
             for key, choice in suggestion.items()
         }
+
+
+def _remembered_trials(file: Path) -> list[dict[str, Any]]:
+    """What `ask` wrote.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        return list(fitted(TypeAdapter(list[dict[str, int | float]]), read_json(file)))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error}). Remove its folder to tune the system anew."
+        ) from error
 
 
 def _range_distribution(optuna: Any, values: Mapping[str, Any]) -> Any:

@@ -54,7 +54,7 @@ def decode(text: str) -> list[Message]:
     try:
         messages = json.loads(text)
         return [Message(role=str(m["role"]), content=str(m["content"])) for m in messages]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"not a conversation ({error!r}): {text[:80]!r}. Expected a JSON list of messages "
             'such as [{"role": "user", "content": "..."}].'

@@ -183,7 +183,7 @@ class BIGRec(LLMRec):
         Raises:
             ConfigError: its texts were read by the base model, which is not in its folder.
         """
-        if result["grounding_by"] == "base":
+        if result.get("grounding_by") != "tuned":
             raise ConfigError(
                 "this run of BIGRec compares hidden states of the base model, and its folder holds "
                 "the fine-tuned one only. Train it with --grounding_model=tuned to load it."

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import CheckpointError, MultDPOError
+from recbole_multdpo.reading import check_regular
+from recbole_multdpo.training.checkpoint import MAX_TENSORS
 
 FILE_NAME = "weights.safetensors"
 OTHER = "other_parameter."  # RecBole's name for what is trained and no parameter, as in Pop
@@ -55,15 +57,23 @@ def load_weights(model: AbstractRecommender, folder: Path) -> None:
             "it. Run its command again."
         )
     try:
+        check_regular(file, MAX_TENSORS)
         tensors = load_file(file)
         other = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OTHER)}
         model.load_state_dict(tensors, strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"{file} is damaged or does not fit the run's settings and data ({error}). Run its "
             "command again."
         ) from error
     device = next(model.parameters()).device
-    model.load_other_parameter(
-        {name.removeprefix(OTHER): value.to(device) for name, value in other.items()}
-    )
+    now = model.other_parameter()
+    found = {name.removeprefix(OTHER): value.to(device) for name, value in other.items()}
+    for name, value in found.items():
+        shape = getattr(now.get(name), "shape", None)
+        if shape is not None and shape != value.shape:
+            raise CheckpointError(
+                f"{file} does not fit the run's settings and data: {name} has shape "
+                f"{list(value.shape)} there and {list(shape)} here. Run its command again."
+            )
+    model.load_other_parameter(found)

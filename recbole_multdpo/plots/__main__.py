@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.plots import bounds, results, training, tuning
 from recbole_multdpo.plots.runs import find_runs
 from recbole_multdpo.plots.style import save
@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (MultDPOError, ModuleNotFoundError) as error:
         hint = " Install it by: pip install 'recbole-multdpo[plots]'"
         print(f"error: {error}{'' if isinstance(error, MultDPOError) else hint}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {system_error(error)}", file=sys.stderr)
         return 2
     print("\n".join(map(str, files)))
     return 0

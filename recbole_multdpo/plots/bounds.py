@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.style import new_figure
+from recbole_multdpo.reading import is_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +32,14 @@ def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.
         DataError: there is no such file, or no such row in it.
     """
     file = folder / "bounds.csv"
-    if not file.is_file():
+    if not is_file(file):
         raise DataError(f"there is no {file}. Run with --track_bounds=True.")
-    rows = pd.read_csv(file, dtype={"user": str})
+    names = "step n_positives multinomial exact gap corollary sorted_upper".split()
+    columns = dict.fromkeys([*names, "log_positive_mass", "log_negative_mass"], float)
+    try:
+        rows = read_table(file, {"preference": str, **columns}, dtype={"user": str})
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}). Run the training again.") from error
     rows = rows[rows["preference"] == preference]
     if max_positives is not None:
         rows = rows[rows["n_positives"] <= max_positives]

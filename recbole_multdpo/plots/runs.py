@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from recbole_multdpo.comparison.request import Member, System
+from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.reading import fitted, is_file, read_json
 from recbole_multdpo.run_folder import read_result
 from recbole_multdpo.settings import ZERO_SHOT
 from recbole_multdpo.settings_text import read_settings_file
 from recbole_multdpo.training.step_log import STEPS_FILE, VALIDATIONS_FILE
+
+STEP_NUMBERS = {
+    "stage": str,
+    **dict.fromkeys(("step", "loss", "margin", "positive_logp", "negative_logp", "seconds"), float),
+}
+VALIDATION_COLUMNS = {"stage": str, "step": float, "metric": str, "value": float}
 
 # Settings that do not make two runs different systems.
 _SAME_SYSTEM = frozenset(
@@ -48,15 +58,15 @@ class Run:
         file = self.path / "result.json"
         if not file.is_file():
             raise DataError(f"there is no {file}: the run did not finish. Finish it by --resume.")
-        return read_result(file)
+        return read_result(file, needed=("seed", "test_result"))
 
     def steps(self) -> pd.DataFrame:
         """Its `steps.csv`; empty where there is none."""
-        return _table(self.path / STEPS_FILE)
+        return _table(self.path / STEPS_FILE, STEP_NUMBERS)
 
     def validations(self) -> pd.DataFrame:
         """Its `validations.csv`; empty where there is none."""
-        return _table(self.path / VALIDATIONS_FILE)
+        return _table(self.path / VALIDATIONS_FILE, VALIDATION_COLUMNS)
 
     def training_seconds(self) -> float:
         """Wall seconds of training, validations included: both stages of LLMRec.
@@ -67,7 +77,7 @@ class Run:
         Raises:
             DataError: a run that took its first stage from the cache of an older version.
         """
-        steps, seconds = self.steps(), self.result()["seconds"]
+        steps, seconds = self.steps(), self.result().get("seconds", {})
         if "train" in seconds:
             return float(seconds["train"])
         is_trained = self.settings.get("sft_epochs") and self.settings.get("loss") != ZERO_SHOT
@@ -79,8 +89,15 @@ class Run:
         return float(steps.groupby("stage")["seconds"].max().sum()) if len(steps) else 0.0
 
 
-def _table(file: Path) -> pd.DataFrame:
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame({"stage": []})
+def _table(file: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+    if not is_file(file):
+        return pd.DataFrame({"stage": []})
+    try:
+        return read_table(file, columns)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read ({error}). Leave the run out, or train it again."
+        ) from error
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -101,12 +118,31 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     return [Run(path, named.get(path) or _name(path, settings), settings[path]) for path in paths]
 
 
+class _Member(TypedDict):
+    system: str
+    seed: int
+
+
+class _Runs(TypedDict):
+    """What is used of a comparison's `results.json`."""
+
+    runs: list[_Member]
+
+
+_RUNS: TypeAdapter[_Runs] = TypeAdapter(_Runs)
+
+
 def _titles(folder: Path) -> dict[str, str]:
     """Names of a finished comparison's systems, by the name of each run's folder."""
     file = folder / "results.json"
-    if not file.is_file():
+    if not is_file(file):
         return {}
-    runs = read_result(file)["runs"]
+    try:
+        runs = fitted(_RUNS, read_json(file))["runs"]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read ({error}). Write it anew: --resume={folder}."
+        ) from error
     members = [Member(System(model="", title=run["system"]), run["seed"]) for run in runs]
     return {member.folder_name: member.system.name for member in members}
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.results import shown
 from recbole_multdpo.plots.style import look, new_figure
+from recbole_multdpo.reading import is_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +38,14 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
         DataError: there is no such file, key or metric in it, or the key's values are no numbers.
     """
     file = folder / "tuning.csv"
-    if not file.is_file():
+    if not is_file(file):
         raise DataError(f"there is no {file}. Run a comparison with --tune.")
-    rows = pd.read_csv(file)
+    try:
+        rows = read_table(file, {"system": str})
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read ({error}). Write it anew: --resume={folder}."
+        ) from error
     for name, value in (("setting", setting), ("metric", metric.lower())):
         if value not in rows:
             raise DataError(
@@ -48,7 +55,8 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
     rows = rows[["system", "value", "score"]].dropna()  # systems without the setting, failed runs
     try:
         rows["value"] = rows["value"].astype(float)
-    except ValueError as error:
+        rows["score"] = rows["score"].astype(float)
+    except (ValueError, TypeError) as error:
         raise DataError(f"--setting={setting}: its values are no numbers to draw.") from error
     best = rows.groupby(["system", "value"], sort=False)["score"].max().reset_index()
     return best.sort_values("value", kind="stable")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
-from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.settings_text import parse_literal
 
 SPEAKERS = {**{role: role for role in ROLES}, "recommender": "assistant"}
@@ -88,6 +88,9 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
         return 130
     except BrokenPipeError:  # `... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {system_error(error)}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -138,7 +138,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     """
     file = folder / RESULT_FILE
     if file.is_file():
-        return read_result(file)
+        return read_result(file, needed=("model", "dataset", "test_result"))
     inside = sorted(path.parent.name for path in folder.glob(f"*/{RESULT_FILE}"))
     if inside:
         raise ConfigError(f"{folder} holds several runs. Name one of them: {', '.join(inside)}.")

@@ -15,18 +15,40 @@ import re
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.reading import check_regular, fitted, read_json
 
 FORMAT = 2
+MAX_TENSORS = 2**50  # bytes; a limit that only what is no file exceeds
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+class _State(TypedDict, total=False):
+    """What `state.json` must be like where it is read; `best` has less in it than a step."""
+
+    stage: str
+    global_step: Annotated[int, Field(ge=0)]
+    position: dict[str, int | float | None | dict[str, float | None]]
+    cur_step: Annotated[int, Field(ge=0)]
+    best_valid_score: float
+    best_valid_result: dict[str, float | None] | None
+    max_rows: Annotated[int, Field(ge=1)] | None
+    schedule: dict[str, Any]
+    settings: dict[str, Any]
+    logs: dict[str, Annotated[int, Field(ge=0)]]
+
+
+_STATE: TypeAdapter[_State] = TypeAdapter(_State)
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -66,6 +88,11 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, Tensor], source:
                 f"{source} belongs to another model: {name} has shape "
                 f"{list(tensors[name].shape)} there and {list(parameter.shape)} here. "
                 "Use the settings it was made with, or remove it."
+            )
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} is of type {tensors[name].dtype}, which holds no weights. Use "
+                "the checkpoint as it was written, or remove it."
             )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -177,7 +204,7 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint at {folder}")
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(folder / STATE_FILE, finite=False)
         found = state.get("format") if isinstance(state, dict) else None
         if found != FORMAT:
             raise CheckpointError(
@@ -192,9 +219,11 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
         for name, checksum in checksums.items():
             if name not in (MODEL_FILE, OPTIMIZER_FILE):
                 raise ValueError(f"{STATE_FILE} names {name!r}")
+            check_regular(folder / name, MAX_TENSORS)
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is not what was written")
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+        fitted(_STATE, state)
+    except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder, error) from error
     return state
 

@@ -8,6 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.errors import DataError
+from recbole_multdpo.reading import MB, is_file, read_bytes
+
+LIMIT = 256 * MB
+
 
 class CsvLog:
     """Appends rows to a CSV file; a resumed run continues it where `rewind_logs` has cut it."""
@@ -24,10 +29,24 @@ class CsvLog:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Whole rows of a CSV file, column to text; none where there is no such file."""
-    if not path.is_file():
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Whole rows of a CSV file, column to text; none where there is no such file.
+
+    Args:
+        path: what a `CsvLog` wrote.
+        columns: its columns.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    if not is_file(path):
         return []
-    text = path.read_text(encoding="utf-8")
-    whole_lines = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(io.StringIO(whole_lines)))
+    try:
+        text = read_bytes(path, LIMIT).decode("utf-8")
+        whole_lines = text[: text.rfind("\n") + 1]
+        rows = list(csv.DictReader(io.StringIO(whole_lines)))
+        if any(row.get(name) is None for row in rows for name in columns):
+            raise ValueError(f"a row lacks a column; there must be {', '.join(columns)}")
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}). Remove it.") from error
+    return rows

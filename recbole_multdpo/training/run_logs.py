@@ -53,5 +53,6 @@ def _log_files(run_folder: Path) -> list[Path]:
     found = []
     for name in LOGS:
         path = run_folder / name
-        found += [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        inside = [path] if path.is_file() else path.rglob("*")
+        found += [p for p in inside if p.is_file() and not p.is_symlink()]
     return sorted(found)

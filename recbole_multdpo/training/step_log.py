@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from recbole_multdpo.errors import DataError
 from recbole_multdpo.training.csv_log import CsvLog, read_rows
 
 STEPS_FILE, VALIDATIONS_FILE = "steps.csv", "validations.csv"
@@ -36,8 +37,11 @@ class StepLog:
         self._stage = stage
         self._steps = CsvLog(folder / STEPS_FILE, STEP_COLUMNS)
         self._validations = CsvLog(folder / VALIDATIONS_FILE, VALIDATION_COLUMNS)
-        rows = [row for row in read_rows(folder / STEPS_FILE) if row["stage"] == stage]
-        spent = max((float(row["seconds"]) for row in rows), default=0.0)
+        rows = read_rows(folder / STEPS_FILE, STEP_COLUMNS)
+        try:
+            spent = max((float(r["seconds"]) for r in rows if r["stage"] == stage), default=0.0)
+        except ValueError as error:
+            raise DataError(f"{folder / STEPS_FILE}: {error}. Remove it.") from error
         self._start = time.perf_counter() - spent
 
     def step(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:

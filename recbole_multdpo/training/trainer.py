@@ -634,6 +634,12 @@ class SetwiseTrainer(Trainer):
 
     def _restore_schedule(self, state: dict[str, Any]) -> None:
         assert self.schedule is not None
+        wanted = self.schedule.state_dict().keys()
+        if state.keys() != wanted:
+            raise CheckpointError(
+                f"the checkpoint's schedule of step sizes has {', '.join(sorted(state))} and not "
+                f"{', '.join(sorted(wanted))}; remove the checkpoint to go on from the one before"
+            )
         self.schedule.load_state_dict(state)
         for group, rate in zip(
             self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True

@@ -1,0 +1,43 @@
+"""CSV files that anybody may have made, as tables: read within limits, or refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_multdpo.reading import MB, check_regular
+
+TABLE_LIMIT = 4096 * MB  # a row per user or step
+
+
+def read_table(path: Path, columns: Mapping[str, type], **options: Any) -> pd.DataFrame:
+    """A CSV file with a header.
+
+    Args:
+        path: the file.
+        columns: that it must have, to `str` or `float`: the latter hold numbers or nothing.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, too large, no table of UTF-8 text, or a column lacks or
+            holds something else than numbers.
+    """
+    check_regular(path, TABLE_LIMIT)
+    try:
+        table = pd.read_csv(path, low_memory=False, **options)
+    except (ValueError, OverflowError, RecursionError) as error:  # pandas' own are ValueErrors
+        raise ValueError(" ".join(str(error).split()) or "it is no table") from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"there is no column {missing[0]!r}")
+    for name, kind in columns.items():
+        if kind is float:
+            try:
+                table[name] = pd.to_numeric(table[name])
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ValueError(f"the column {name!r} holds more than numbers: {error}") from error
+    return table

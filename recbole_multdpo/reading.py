@@ -1,0 +1,154 @@
+"""Files that anybody may have made: read within limits, or refused in words.
+
+A run folder can be handed on. What stands in it may be damaged, edited, or made to hurt: a pipe in
+place of a file, gigabytes of brackets, a number of a million digits. The readers here give plain
+data or raise `OSError` or `ValueError`, nothing else; their callers say which file it is and what
+to do.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+MB = 2**20
+TEXT_LIMIT = 16 * MB  # of JSON: results are kilobytes
+MAX_DEPTH = 32
+MAX_VALUES = 1_000_000
+MAX_NUMBER = 2**64
+
+
+def check_regular(path: Path, limit: int) -> None:
+    """Refuse what is no file, such as a pipe, whose reader would wait for ever, or too large.
+
+    Raises:
+        OSError: it does not exist or may not be looked at; links in a circle.
+        ValueError: it is no regular file, or has more than `limit` bytes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > limit:
+        raise ValueError(f"it has {status.st_size:,} bytes, more than {limit:,}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False also where the folder may not be searched."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """A regular file's bytes; raises as `check_regular`."""
+    check_regular(path, limit)
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:  # it grows while it is read
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return data
+
+
+def read_json(path: Path, *, finite: bool = True) -> Any:
+    """What a JSON file holds, as plain data.
+
+    Args:
+        path: a UTF-8 file.
+        finite: refuse NaN and Infinity, which are no JSON but Python writes them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, too large, no UTF-8, no JSON; it has a key twice in one
+            mapping, or data that `plain` refuses.
+    """
+    text = read_bytes(path).decode("utf-8")
+    constant = _refuse_constant if finite else float
+    try:
+        found = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=constant)
+        return plain(found)
+    except (RecursionError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def plain(value: Any) -> Any:
+    """The value with tuples as lists, after checking that it holds nothing but plain data.
+
+    Raises:
+        TypeError: an object, set, complex number or bytes is in it; it is nested too deeply or has
+            too many values (a YAML alias may make it endless); a number has more than 64 bits, or
+            a text holds a zero byte or half a character.
+    """
+    return _plain(value, MAX_DEPTH, [MAX_VALUES])
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    left[0] -= 1
+    if left[0] < 0:
+        raise TypeError(f"more than {MAX_VALUES:,} values")
+    if isinstance(value, str):
+        return _checked_text(value)
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        if abs(value) > MAX_NUMBER:
+            raise TypeError("a number of more than 64 bits")
+        return value
+    if depth < 0 and isinstance(value, list | tuple | Mapping):
+        raise TypeError(f"nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth - 1, left) for item in value]
+    if isinstance(value, Mapping):
+        return {_plain_key(key): _plain(item, depth - 1, left) for key, item in value.items()}
+    raise TypeError(
+        f"{type(value).__name__} is neither text, number, True, False, None, list nor mapping"
+    )
+
+
+def _plain_key(key: Any) -> Any:
+    if isinstance(key, str):
+        return _checked_text(key)
+    if key is None or isinstance(key, bool | float):
+        return key
+    if isinstance(key, int) and abs(key) <= MAX_NUMBER:
+        return key
+    raise TypeError("a mapping's key must be text or a number")
+
+
+def _checked_text(text: str) -> str:
+    if "\0" in text:
+        raise TypeError("a text with a zero byte")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TypeError("a text with half a character")
+    return text
+
+
+def _each_key_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is written twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def fitted(kind: TypeAdapter[Any], value: Any) -> Any:
+    """The value, after checking that it has the form of a type.
+
+    Raises:
+        ValueError: it has not; the message names the place.
+    """
+    try:
+        kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{place}: {first['msg']}") from error
+    return value
