@@ -34,6 +34,7 @@ from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
+from recbole_multdpo.data.linked_users import check_linked_users, linked_users
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
 from recbole_multdpo.data.loading import dataset_class
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
@@ -187,8 +188,10 @@ def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
     else:
         make_dataset = dataset_class(config)
     dataset = _load(config, make_dataset)
+    links = linked_users(config, dataset)
     parts = _prepare(config, dataset)
     _check_parts(config, dataset, parts)
+    check_linked_users(config, dataset, parts, links)
     return dataset, parts
 
 

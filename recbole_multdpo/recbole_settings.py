@@ -123,6 +123,7 @@ class RecBoleSettings(TypedDict, total=False):
     resume: Text | None
     context: Literal["history", "conversation"]
     mentioned_items: Literal["exclude", "keep"]
+    linked_users: Literal["refuse", "keep"]
     # training
     epochs: CountOrZero
     train_batch_size: Count
@@ -183,7 +184,9 @@ class RecBoleSettings(TypedDict, total=False):
 RECBOLE_SETTINGS: TypeAdapter[RecBoleSettings] = TypeAdapter(RecBoleSettings)
 
 # Every model has these; they are in no property file of RecBole.
-ADDED_KEYS = frozenset({"device", "num_threads", "run_dir", "resume", "context", "mentioned_items"})
+ADDED_KEYS = frozenset(
+    "device num_threads run_dir resume context mentioned_items linked_users".split()
+)
 UNLISTED_KEYS = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio"})
 
 # Read by RecBole's models although their property files do not list them.

@@ -25,7 +25,7 @@ CHANGEABLE = frozenset(
     "show_progress state device use_gpu num_threads save_steps save_total_limit auto_batch"
     " gradient_accumulation_steps max_tokens_per_batch gradient_checkpointing score_batch_tokens"
     " rank_batch_users expand_per_step deepspeed trust_remote_code log_wandb wandb_project"
-    " save_dataset save_dataloaders".split()
+    " save_dataset save_dataloaders linked_users".split()
 )
 
 

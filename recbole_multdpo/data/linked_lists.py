@@ -78,18 +78,22 @@ class Links:
     levels: list[LinkLevel]
 
 
-def find_links(lists: Sequence[Sequence[int]], min_overlap: int | None = None) -> Links:
+def find_links(
+    lists: Sequence[Sequence[int] | Ints], min_overlap: int | None = None, shortest: int = 2
+) -> Links:
     """Find lists that are pieces of one list.
 
     Args:
         lists: item numbers from 0, in order of time.
         min_overlap: items that linked lists share at least; by default found out from the data.
+        shortest: the least number that may be found out, up to `LONGEST_RUN`.
 
     Returns:
         The links. Of equal lists, each is linked to the first of them.
     """
     runs = _Runs(lists)
-    shortest = 2 if min_overlap is None else min(min_overlap, LONGEST_RUN)
+    if min_overlap is not None:
+        shortest = min(min_overlap, LONGEST_RUN)
     lengths = range(shortest, LONGEST_RUN + 1)
     fits, levels, expected = {}, [], np.inf
     for length in lengths:
@@ -111,10 +115,10 @@ def find_links(lists: Sequence[Sequence[int]], min_overlap: int | None = None) -
 class _Runs:
     """Runs of items inside of lists; of equal lists the first one only."""
 
-    def __init__(self, lists: Sequence[Sequence[int]]) -> None:
+    def __init__(self, lists: Sequence[Sequence[int] | Ints]) -> None:
         """Hash the lists so that the hash of any run is two look-ups."""
         sizes = np.fromiter(map(len, lists), np.int64, len(lists))
-        items = np.fromiter((item for one in lists for item in one), np.int64, sizes.sum())
+        items = np.concatenate([np.empty(0, np.int64), *(np.asarray(x, np.int64) for x in lists)])
         rng = np.random.default_rng(0)
         top = np.iinfo(np.uint64).max
         values = rng.integers(0, top, items.max(initial=0) + 1, np.uint64, endpoint=True)[items]
