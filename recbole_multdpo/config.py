@@ -8,6 +8,8 @@ RecBole accepts any key and evaluates values as Python; here every key is known,
 literal, and a mistake is reported before anything is loaded.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -60,6 +62,9 @@ from recbole_multdpo.settings_text import (  # noqa: E402
     parse_setting,
     read_settings_file,
 )
+
+if TYPE_CHECKING:
+    from recbole_multdpo.data.prompt_file import StoredPrompt
 
 _LANGUAGE_MODEL_KEYS = frozenset(
     key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
@@ -118,7 +123,11 @@ class Config(RecBoleConfig):
         argv: the command line it was made from.
         warnings: sentences for the log, on settings that work but are seldom wanted.
         deepspeed: DeepSpeed's complete configuration; None where it is not asked for.
+        stored_prompt: the prompt that a run which exists already was made with; None where it is
+            to be rendered.
     """
+
+    stored_prompt: StoredPrompt | None = None
 
     def __init__(
         self,

@@ -169,6 +169,7 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     from recbole_multdpo.model.backbone import save_backbone
     from recbole_multdpo.trained.run import run_config
     from recbole_multdpo.trained.sft_start import load_sft_start
+    from recbole_multdpo.trained.unchanged import check_checkpoint
     from recbole_multdpo.training.checkpoint import load_checkpoint, load_trainable_tensors
 
     config = run_config(run.folder, {}, **options)
@@ -178,9 +179,10 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
             f"the run in {run.folder} has no LoRA adapter of a preference stage; export it without "
             "--adapter."
         )
-    model = load_sft_start(run.folder, config, run.parts[0])
+    model = load_sft_start(run.folder, run.result, config, run.parts[0])
     model.start_preference_stage(config.settings.loss)
-    tensors, _, _ = load_checkpoint(best)
+    tensors, state, _ = load_checkpoint(best)
+    check_checkpoint(run.folder, run.result, config, state)
     load_trainable_tensors(model.lm, tensors, best)
     assert isinstance(model.lm, PeftModel)
     for peft_config in model.lm.peft_config.values():

@@ -19,6 +19,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import cat_interactions
 from recbole.utils import init_seed
 from safetensors import SafetensorError
+from torch import nn
 
 from recbole_multdpo import processes
 from recbole_multdpo.assistant import (
@@ -37,21 +38,30 @@ from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.linked_users import check_linked_users, linked_users
 from recbole_multdpo.data.loader import SetwiseDataLoader, evaluation_loaders
 from recbole_multdpo.data.loading import dataset_class
+from recbole_multdpo.data.prompt_file import (
+    PROMPT_FILE,
+    StoredPrompt,
+    read_prompt,
+    write_prompt,
+)
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
-from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
+from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
+from recbole_multdpo.fingerprints import BACKBONE, PROMPT, check_resumed, data_fingerprints
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.model.row_models import check_conversation_model
+from recbole_multdpo.model_files import MODEL_FOLDER, check_model, file_checksums, not_finite
 from recbole_multdpo.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.resuming import (
     STAGES,
     ResumePoint,
     check_unchanged,
     find_resume_point,
+    settings_hash,
     settle_resume,
 )
 from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
@@ -109,7 +119,9 @@ def _run(config: Config) -> dict[str, Any]:
     with create_run_folder(config) as folder, Interruptions() as interruptions:
         if config["resume"] and processes.from_first(folder.result_file.exists):
             getLogger().info(f"this run is finished: {folder.result_file}")
-            return read_result(folder.result_file)
+            result = read_result(folder.result_file)
+            processes.from_first(lambda: check_model(folder.path, result))
+            return result
         clock = StageClock()
         try:
             if config.settings is None:
@@ -272,6 +284,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         check_conversation_model(config)
     with clock.stage("data"):
         dataset, parts = load_parts(config)
+        fingerprints = data_fingerprints(dataset, parts)
     show_progress = config["show_progress"]
     with clock.stage("train"):
         classical = prepare_classical(config, dataset, parts)
@@ -281,8 +294,9 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         trainer.evaluator = PerUserEvaluator(config)
         test_result = trainer.evaluate(classical.test_data, show_progress=show_progress)
         write_per_user(folder.path / FILE_NAME, trainer.evaluator, classical.test_data, parts[0])
-    save_weights(classical.model, folder.path / "model")  # the best: RecBole's evaluate loads them
+    save_weights(classical.model, folder.path / MODEL_FOLDER)  # the best: evaluate loads them
     return {
+        **_made_from(config, folder, fingerprints),
         "valid_result": valid_result,
         "test_result": test_result,
         "num_users_evaluated": _n_users(parts[2]),
@@ -305,6 +319,8 @@ def _run_llmrec(
     point = processes.from_first(lambda: _resume_point(config, folder))
     with clock.stage("data"):
         dataset, parts = load_parts(config)
+        fingerprints = processes.from_first(lambda: data_fingerprints(dataset, parts))
+        _check_point(folder, point, fingerprints)
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
     assistant = None
     if config.assistant is not None:
@@ -313,13 +329,19 @@ def _run_llmrec(
             own = folder.checkpoints_dir / "assistant"
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
     with clock.stage("backbone"):
-        model: LLMRec = config.model_class(config, parts[0]).to(config["device"])
+        config.stored_prompt = processes.from_first(lambda: _stored_prompt(config, folder, point))
+        model: LLMRec = config.model_class(config, parts[0])
+        fingerprints |= {BACKBONE: model.backbone.fingerprint, PROMPT: model.prompt.fingerprint}
+        _check_point(folder, point, fingerprints)
+        if config.stored_prompt is None:
+            processes.from_first(lambda: write_prompt(folder.path, model.prompt))
+        model = model.to(config["device"])
         _log_model(model)
 
     sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
     sft = Stage("sft", sft_epochs, settings.sft_learning_rate, settings.sft_eval_step)
     with clock.stage("sft"):
-        trainer = SetwiseTrainer(config, model, sft, folder.path, interruptions)
+        trainer = SetwiseTrainer(config, model, sft, folder.path, interruptions, fingerprints)
         _train_sft(trainer, parts[0], quick_valid, point)
     if settings.has_preference_stage and config["epochs"] > 0:
         with clock.stage("preference"):
@@ -332,7 +354,7 @@ def _run_llmrec(
             stage = Stage(
                 "preference", config["epochs"], config["learning_rate"], config["eval_step"]
             )
-            trainer = SetwiseTrainer(config, model, stage, folder.path, interruptions)
+            trainer = SetwiseTrainer(config, model, stage, folder.path, interruptions, fingerprints)
             batch_size = config["train_batch_size"]
             train_data = _train_loader(config, model, parts[0], settings.loss, batch_size)
             _fit(trainer, train_data, quick_valid, point)
@@ -354,8 +376,10 @@ def _run_llmrec(
         processes.from_first(lambda: write_per_user(per_user, trainer.evaluator, test, parts[0]))
     # merged, so that plain transformers loads it: the adapter alone would need the SFT weights
     lm = merge_lora(model.lm) if model.uses_lora else model.lm
-    processes.from_first(lambda: save_backbone(lm, model.tokenizer, folder.path / "model"))
+    _check_finite(lm)
+    processes.from_first(lambda: save_backbone(lm, model.tokenizer, folder.path / MODEL_FOLDER))
     return {
+        **_made_from(config, folder, fingerprints),
         "loss": settings.loss,
         "valid_result": valid_result,
         "test_result": test_result,
@@ -444,9 +468,66 @@ def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
         folder.rewind({})
         return None
     # config.yaml, which has been compared, may have been edited since
-    check_unchanged(folder.path, point.state["settings"], config.to_dict())
+    check_unchanged(
+        folder.path,
+        point.state["settings"],
+        config.to_dict(),
+        backbone_moved=BACKBONE in (point.state.get("fingerprints") or {}),
+    )
     folder.rewind(point.state["logs"])
     return point
+
+
+def _check_point(
+    folder: RunFolder, point: ResumePoint | None, fingerprints: Mapping[str, str]
+) -> None:
+    """Refuse to go on from a checkpoint that was made from something else; see `check_resumed`."""
+    if point is not None:
+        check_resumed(folder.path, point.state.get("fingerprints") or {}, fingerprints)
+
+
+def _stored_prompt(
+    config: Config, folder: RunFolder, point: ResumePoint | None
+) -> StoredPrompt | None:
+    """The prompt of a resumed run; None where it is to be rendered.
+
+    Raises:
+        CheckpointError: its file is damaged.
+    """
+    if not config["resume"]:
+        return None
+    prompt = read_prompt(folder.path)
+    if prompt is None and point is not None:
+        getLogger().warning(
+            f"the run in {folder.path} keeps no prompt, as it was begun by an older version, or "
+            f"{PROMPT_FILE} was removed: it is rendered anew, and may be another one than before."
+        )
+    return prompt
+
+
+def _check_finite(lm: nn.Module) -> None:
+    """Refuse to save weights that are no numbers.
+
+    Raises:
+        TrainingError: NaN or an infinity is among them.
+    """
+    name = not_finite(lm.named_parameters())
+    if name is not None:
+        raise TrainingError(
+            f"the trained model's weight {name} holds NaN or an infinity, and is not saved. Lower "
+            "the step size or --clip_grad_norm, or use --dtype=float32, in a new run."
+        )
+
+
+def _made_from(
+    config: Config, folder: RunFolder, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `result.json` says of the run's inputs and of the files of its model."""
+    return {
+        "fingerprints": dict(fingerprints),
+        "settings_hash": settings_hash(config.to_dict()),
+        "model_files": processes.from_first(lambda: file_checksums(folder.path / MODEL_FOLDER)),
+    }
 
 
 def _train_sft(

@@ -20,13 +20,16 @@ from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 STAGES = ("sft", "preference")
 
 # Settings that change neither the data nor, up to rounding, the weights: what is logged and kept,
-# the machine, how much is computed at once, and what is never taken from a folder.
+# the machine, where files lie, caches, how much is computed at once, and what is never taken from a
+# folder. That moved data are the same data is what their fingerprints say.
 CHANGEABLE = frozenset(
     "show_progress state device use_gpu num_threads save_steps save_total_limit auto_batch"
     " gradient_accumulation_steps max_tokens_per_batch gradient_checkpointing score_batch_tokens"
     " rank_batch_users expand_per_step deepspeed trust_remote_code log_wandb wandb_project"
-    " save_dataset save_dataloaders linked_users".split()
+    " save_dataset save_dataloaders dataset_save_path dataloaders_save_path data_path worker"
+    " sft_cache sft_cache_dir reference_cache linked_users".split()
 )
+BACKBONE_SETTING = "backbone"
 
 
 _RESUMED = ("settings", "logs")  # what every checkpoint of a step has
@@ -54,28 +57,54 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_unchanged(folder: Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_unchanged(
+    folder: Path,
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    backbone_moved: bool = False,
+) -> None:
     """Refuse to continue a run under settings that would make it another run.
 
     Args:
         folder: the run, for the message.
         saved: its settings.
         present: those that it is to go on with.
+        backbone_moved: whether the backbone's name may differ, as its fingerprint is compared.
 
     Raises:
         ConfigError: a setting differs; both values are shown.
     """
-    if settings_hash(saved) == settings_hash(present):
-        return
-    changed = [
+    differing = [
         f"{key}: {saved.get(key)!r} there, {present.get(key)!r} now"
-        for key in sorted(saved.keys() | present.keys())
-        if key not in CHANGEABLE and saved.get(key) != present.get(key)
+        for key in changed_settings(saved, present)
+        if not (backbone_moved and key == BACKBONE_SETTING)
     ]
-    raise ConfigError(
-        f"--resume={folder} continues a run as it was, but settings differ: "
-        f"{'; '.join(changed)}. Leave them out, or start a new run without --resume."
-    )
+    if differing:
+        raise ConfigError(
+            f"--resume={folder} continues a run as it was, but settings differ: "
+            f"{'; '.join(differing)}. Leave them out, or start a new run without --resume."
+        )
+
+
+def changed_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Settings that make two runs different ones, by name.
+
+    Settings that the saved ones lack are those of a later version, at their default.
+
+    Args:
+        saved: of a run that was begun.
+        present: what they are compared with.
+    """
+    return [
+        key
+        for key in sorted(saved)
+        if key not in CHANGEABLE and _plain(saved[key]) != _plain(present.get(key))
+    ]
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def settle_resume(config: Config) -> str | None:
@@ -91,9 +120,16 @@ def settle_resume(config: Config) -> str | None:
         config.warnings.append(f"--resume=auto: {what if found is None else found}")
     if config["resume"]:
         folder = Path(config["resume"])
-        check_unchanged(folder, read_settings_file(folder / CONFIG_FILE), config.to_dict())
+        saved = read_settings_file(folder / CONFIG_FILE)
+        # a checkpoint will say whether it is the same backbone
+        is_kept = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
+        check_unchanged(folder, saved, config.to_dict(), backbone_moved=is_kept)
     resume: str | None = config["resume"]
     return resume
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any(step_folders(folder / "checkpoints" / stage) for stage in STAGES)
 
 
 def _newest_unfinished(config: Config) -> Path | None:

@@ -93,7 +93,8 @@ class RunFolder:
     def _fill(self) -> None:
         self.tensorboard_dir.mkdir(exist_ok=True)
         self.checkpoints_dir.mkdir(exist_ok=True)
-        write_atomically(self.config_file, dump_settings(self._config.to_dict()))
+        if not self.result_file.exists():  # the settings of a finished run stay what they were
+            write_atomically(self.config_file, dump_settings(self._config.to_dict()))
         self._start_logging()
 
     def __enter__(self) -> "RunFolder":
@@ -375,6 +376,9 @@ class _Result(TypedDict, total=False):
     num_users_evaluated: int
     num_items: int
     test_set: str
+    fingerprints: dict[str, str]
+    settings_hash: str
+    model_files: dict[str, str]
     seconds: dict[str, float]
     versions: dict[str, str | None]
     grounding_by: Literal["base", "tuned"]

@@ -134,6 +134,13 @@ class LLMRecDataset(ContextDataset):
         self._low_times = times[~liked]
         self._n_interactions = len(self.inter_feat)
 
+    @property
+    def low_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Users and items of all ratings below `val_interval`; None where they are ignored."""
+        if self.config["low_ratings"] == "ignore":
+            return None
+        return self._low_users, self._low_items
+
     def low_rated_items(self) -> UserItems:
         """Items that each user rated below `val_interval`, as many as this part may know.
 

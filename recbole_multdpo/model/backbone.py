@@ -40,6 +40,7 @@ from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.modes import modes_kept
 from recbole_multdpo.model.tiny import make_tiny_backbone
+from recbole_multdpo.model_files import not_finite
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"
@@ -127,6 +128,7 @@ def load_backbone(
             name, DTYPES[dtype], attn_implementation, trust_remote_code
         )
     _check_tokenizer(name, lm, tokenizer)
+    _check_finite(name, lm)
     _plain_generation(lm, tokenizer)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(name, lm)
@@ -447,6 +449,16 @@ def _check_tokenizer(name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokeni
             f"backbone={name!r}: its tokenizer has {len(tokenizer)} tokens, but the model only "
             f"{embeddings} embeddings. Tokenizer and model do not belong together; save both from "
             "the same source (or call resize_token_embeddings before saving)."
+        )
+
+
+def _check_finite(name: str, lm: PreTrainedModel) -> None:
+    """Refuses weights that are no numbers: they rank by chance, and are seen in no metric."""
+    weight = not_finite(lm.named_parameters())
+    if weight is not None:
+        raise ConfigError(
+            f"backbone={name!r}: its weight {weight} holds NaN or an infinity. Its training has "
+            "diverged, or a file is damaged: copy or download the folder again, or use another."
         )
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_multdpo.atomic import atomic_folder
-from recbole_multdpo.errors import CheckpointError, MultDPOError
+from recbole_multdpo.errors import CheckpointError, MultDPOError, TrainingError
+from recbole_multdpo.model_files import not_finite
 from recbole_multdpo.reading import check_regular
 from recbole_multdpo.training.checkpoint import MAX_TENSORS
 
@@ -28,8 +29,15 @@ def save_weights(model: AbstractRecommender, folder: Path) -> None:
     """Write all dense tensors that training has made into `folder`, whole or not at all.
 
     Raises:
+        TrainingError: a weight is NaN or infinite.
         MultDPOError: the folder cannot be written.
     """
+    diverged = not_finite(model.named_parameters())
+    if diverged is not None:
+        raise TrainingError(
+            f"the trained model's weight {diverged} holds NaN or an infinity, and is not saved. "
+            "Lower --learning_rate."
+        )
     trained = dict(model.state_dict())
     trained |= {OTHER + name: value for name, value in model.other_parameter().items()}
     tensors = {
@@ -48,7 +56,7 @@ def load_weights(model: AbstractRecommender, folder: Path) -> None:
     """Put saved tensors into a model made from the same settings and training part.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or of another model.
+        CheckpointError: the file is missing or damaged, or of another model, or holds NaN.
     """
     file = folder / FILE_NAME
     if not file.is_file():
@@ -66,6 +74,12 @@ def load_weights(model: AbstractRecommender, folder: Path) -> None:
             f"{file} is damaged or does not fit the run's settings and data ({error}). Run its "
             "command again."
         ) from error
+    damaged = not_finite([*model.named_parameters(), *other.items()])
+    if damaged is not None:
+        raise CheckpointError(
+            f"{file} holds NaN or an infinity in {damaged}: it is damaged, or its training had "
+            "diverged. Run its command again."
+        )
     device = next(model.parameters()).device
     now = model.other_parameter()
     found = {name.removeprefix(OTHER): value.to(device) for name, value in other.items()}

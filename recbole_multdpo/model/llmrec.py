@@ -28,6 +28,7 @@ from recbole_multdpo.data.contexts import ranking_histories
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.item_tokens import encode_items
 from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame, prompt_frame
+from recbole_multdpo.data.prompt_file import StoredPrompt
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.model.backbone import (
@@ -98,12 +99,15 @@ class LLMRec(GeneralRecommender):
         self.loss_name = "sft"
         self.histories = dataset.user_items(settings.levels)
         self.conversations = dataset.conversations
+        stored = config.stored_prompt
+        frame = None if stored is None else stored.frame
         plain_frame = prompt_frame(settings.prompt_template, None, False, config["context"])
+        fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
             settings.backbone,
             # several copies of the frame, so that the tokenizer spends a token or two on it
             texts=[f" {text}" for text in dataset.item_texts[1:]]
-            + plain_frame.texts() * 20
+            + fitted_frame.texts() * 20
             + self._training_turns(),
             seed=self.seed,
             dtype=settings.dtype,
@@ -117,13 +121,17 @@ class LLMRec(GeneralRecommender):
             tiny_whole_texts=dataset.item_texts[1:] if settings.tiny_title_tokens else (),
         )
         self.tokenizer = self.backbone.tokenizer
-        frame = prompt_frame(
-            settings.prompt_template,
-            self.tokenizer,
-            settings.use_chat_template,
-            config["context"],
-            settings.chat_template_kwargs,
-        )
+        if frame is None:
+            # once for all: what a template makes need not be the same in every process
+            frame = processes.from_first(
+                lambda: prompt_frame(
+                    settings.prompt_template,
+                    self.tokenizer,
+                    settings.use_chat_template,
+                    config["context"],
+                    settings.chat_template_kwargs,
+                )
+            )
         self.item_texts = dataset.item_texts
         self.items = encode_items(
             self.tokenizer,
@@ -137,6 +145,8 @@ class LLMRec(GeneralRecommender):
             self.items = without_forced_ends(self.items, self.trie)
             self.trie = ItemTrie.build(self.items)
         self.prompts = self._prompt_builder(frame)
+        if stored is not None:
+            stored.check_tokens(self.prompts.frame_ids())
         self._check_context()
         self._user_names = dataset.field2id_token[dataset.uid_field]
         self.uses_lora = not settings.trains_all_weights
@@ -194,6 +204,11 @@ class LLMRec(GeneralRecommender):
         return PromptBuilder(
             self.tokenizer, texts, frame, max_history=None, max_prompt_tokens=limit, roles=roles
         )
+
+    @property
+    def prompt(self) -> StoredPrompt:
+        """The fixed text of the prompts and its tokens, as a run keeps them."""
+        return StoredPrompt(self.prompts.frame, self.prompts.frame_ids())
 
     def _with_adapter(self, seed: int) -> nn.Module:
         settings = self.settings

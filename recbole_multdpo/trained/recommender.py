@@ -33,6 +33,7 @@ from recbole_multdpo.model.row_models import ROW_MODELS, USER_FREE, row_scores, 
 from recbole_multdpo.scoring.topk import TopK, stable_topk
 from recbole_multdpo.trained.lookup import TitleIndex, find_users
 from recbole_multdpo.trained.run import TrainedRun, load_run
+from recbole_multdpo.trained.unchanged import check_split
 
 BATCH_USERS = 32
 
@@ -192,6 +193,7 @@ class Recommender:
 
     def user_contexts(self, users: Sequence[str | int]) -> list[Context]:
         """Users of the data set, as the run's test ranked for them; see `for_users`."""
+        check_split(self.run.folder, self.run.changed)
         dataset = self.run.dataset
         where = f"{self.run.config['dataset']} as the run in {self.run.folder} filtered it"
         known = dataset.field2id_token[dataset.uid_field]

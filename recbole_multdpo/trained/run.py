@@ -15,12 +15,19 @@ from recbole_multdpo.classical import untrained
 from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
+from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
 from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.trained.unchanged import (
+    changed_data,
+    check_folder,
+    check_numbering,
+    check_prompt,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class TrainedRun:
         model: with the final weights, in eval mode: a language model such as `LLMRec`, or one of
             RecBole's.
         titles: one text per inner item id, entry 0 is [PAD].
+        changed: what of the data is not as it was at the run's test; see `fingerprints.NAMES`.
     """
 
     folder: Path
@@ -45,6 +53,7 @@ class TrainedRun:
     parts: list[Any]
     model: Any
     titles: list[str]
+    changed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,10 +102,12 @@ def load_run(
     Raises:
         ConfigError: the folder is not that of a finished run, or needs code that nobody asked for.
         DataError: the data set is not there.
-        CheckpointError: the weights are missing or do not fit.
+        CheckpointError: the weights are missing, damaged or do not fit; or files of the folder are
+            of different runs.
     """
     folder = Path(folder)
     result = result_of(folder)
+    check_folder(folder, result)
     settings: dict[str, Any] = {}
     if result["model"] in LANGUAGE_MODELS:
         # the final weights are all in this folder: no hub, no adapter, no first stage is needed
@@ -110,8 +121,10 @@ def load_run(
         log_wandb=log_wandb,
     )
     dataset, parts = load_parts(config)
+    different = changed_data(folder, result, dataset, parts)
     if config.settings is not None:
         model: Any = config.model_class(config, parts[0])
+        check_prompt(folder, result, model)
         model.histories = known_at_test(config, parts)
         model.restore_ranking(result)
         if config.assistant is not None:
@@ -121,12 +134,13 @@ def load_run(
             )
         titles = dataset.item_texts
     else:
+        check_numbering(folder, different)
         model = untrained(config, parts[0])
         titles = _titles(config, dataset)
     model = model.to(config["device"]).eval()
     if config.settings is None:
         load_weights(model, folder / "model")
-    return TrainedRun(folder, config, result, dataset, parts, model, titles)
+    return TrainedRun(folder, config, result, dataset, parts, model, titles, different)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -176,7 +190,15 @@ def run_config(
     if read_settings_file(file).get("model") not in LANGUAGE_MODELS:
         del given["trust_remote_code"]
     settings = {**changes, **{key: value for key, value in given.items() if value is not None}}
-    return load_config((), config_dict=settings, run_folder=folder)
+    config = load_config((), config_dict=settings, run_folder=folder)
+    if config.settings is not None:
+        config.stored_prompt = read_prompt(folder)
+        if config.stored_prompt is None:
+            getLogger().warning(
+                f"the run in {folder} keeps no prompt ({PROMPT_FILE}): it is rendered anew, and "
+                "may be another one than the run was tested with."
+            )
+    return config
 
 
 def _titles(config: Config, dataset: ContextDataset) -> list[str]:

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 
 from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.model_files import not_finite
 from recbole_multdpo.reading import check_regular, fitted, read_json
 
 FORMAT = 2
@@ -45,6 +46,7 @@ class _State(TypedDict, total=False):
     max_rows: Annotated[int, Field(ge=1)] | None
     schedule: dict[str, Any]
     settings: dict[str, Any]
+    fingerprints: dict[str, str]
     logs: dict[str, Annotated[int, Field(ge=0)]]
 
 
@@ -73,7 +75,8 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, Tensor], source:
         source: the checkpoint, for the message.
 
     Raises:
-        CheckpointError: names or shapes differ from the model's, which then stays as it was.
+        CheckpointError: names or shapes differ from the model's, or a value is not finite; the
+            model then stays as it was.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != tensors.keys():
@@ -94,6 +97,11 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, Tensor], source:
                 f"{source}: {name} is of type {tensors[name].dtype}, which holds no weights. Use "
                 "the checkpoint as it was written, or remove it."
             )
+    damaged = not_finite(tensors.items())
+    if damaged is not None:
+        raise CheckpointError(
+            f"{source} holds NaN or an infinity in {damaged}: its training had diverged. Remove it."
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

@@ -115,6 +115,7 @@ class SetwiseTrainer(Trainer):
         stage: Stage,
         run_folder: Path,
         interruptions: Interruptions | None = None,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare a stage.
 
@@ -124,6 +125,7 @@ class SetwiseTrainer(Trainer):
             stage: which stage, how long, how fast.
             run_folder: the stage's checkpoints go to `checkpoints/<stage>` in it.
             interruptions: signals that the training loop waits for, None to heed none.
+            fingerprints: of what the run is made from, for its checkpoints.
         """
         self.stage = stage
         super().__init__(config, model)
@@ -134,6 +136,7 @@ class SetwiseTrainer(Trainer):
         self.folder = run_folder / "checkpoints" / stage.name
         self.best_folder = self.folder / "best"
         self.interruptions = interruptions or Interruptions()
+        self.fingerprints = dict(fingerprints or {})
         self.bounds_log: BoundsLog | None = None
         self.step_log: StepLog | None = None
         self.saved_model_file = str(self.best_folder)
@@ -530,6 +533,7 @@ class SetwiseTrainer(Trainer):
             "max_rows": self.max_rows,
             "settings": settings,
             "settings_hash": settings_hash(settings),
+            "fingerprints": self.fingerprints,
         }
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:

@@ -1,0 +1,147 @@
+"""Fingerprints of what a run was made from: its data, its backbone, its prompt.
+
+They are in every checkpoint (`state.json`) and in `result.json`. Where something has changed since,
+a resumed run would mix two runs, and a finished one would be shown on data that it was not tested
+on; rows in another order can put training rows into the test part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureType
+
+from recbole_multdpo.errors import CheckpointError
+
+INTERACTIONS, SPLIT, ORDER = "interactions", "split", "order"
+TEXTS, CONVERSATIONS = "item_texts", "conversations"
+BACKBONE, PROMPT = "backbone", "prompt"
+
+# what each is a fingerprint of, for messages
+NAMES = {
+    INTERACTIONS: "the interactions (rows or values of the .inter file)",
+    SPLIT: "the split (which rows are training, validation and test)",
+    ORDER: "the order of the rows (it numbers users and items, and decides a random split)",
+    TEXTS: "the item texts (.item file)",
+    CONVERSATIONS: "the conversations (.user file)",
+    BACKBONE: "the backbone (its weights, configuration or tokenizer)",
+    PROMPT: "the fixed text of the prompt (prompt.json)",
+}
+
+
+def data_fingerprints(dataset: Dataset, parts: Sequence[Dataset]) -> dict[str, str]:
+    """Fingerprints of a data set as the settings filter and split it.
+
+    Args:
+        dataset: the whole data set; with `item_texts` and `conversations` where it has them.
+        parts: training, validation and test part.
+
+    Returns:
+        By name, 16 hexadecimal digits each. `interactions`, `item_texts` and `conversations` do not
+        depend on the order of rows, `split` only so far as the split does.
+    """
+    users, items = (_tokens(dataset, field) for field in (dataset.uid_field, dataset.iid_field))
+    user_rank, item_rank = (np.argsort(np.argsort(tokens)) for tokens in (users, items))
+
+    def pairs(part: Dataset) -> np.ndarray:
+        """(user, item) of every row by their names' rank, int64 [2, n]."""
+        feat = part.inter_feat
+        return np.stack(
+            [user_rank[feat[part.uid_field].numpy()], item_rank[feat[part.iid_field].numpy()]]
+        )
+
+    found = [pairs(part) for part in parts]
+    values = [_values(part) for part in parts]
+    rows = np.concatenate([np.concatenate(found, 1), np.concatenate(values, 1)])
+    names = ["\0".join(sorted(tokens)) for tokens in (users, items)]
+    low = getattr(dataset, "low_pairs", None)  # ratings that val_interval drops, as negatives
+    low_rows = () if low is None else (_sorted(np.stack([user_rank[low[0]], item_rank[low[1]]])),)
+    train = parts[0].inter_feat[parts[0].uid_field].numpy()
+    prints = {
+        INTERACTIONS: _digest(*names, _sorted(rows), *low_rows),
+        SPLIT: _digest(*names, *(_sorted(part) for part in found)),
+        ORDER: _digest(
+            "\0".join(users), "\0".join(items), found[0][:, np.argsort(train, kind="stable")]
+        ),
+    }
+    texts = getattr(dataset, "item_texts", None)
+    if texts is not None:
+        prints[TEXTS] = _digest(*(f"{items[i]}\0{texts[i]}" for i in np.argsort(items)))
+    conversations = getattr(dataset, "conversations", None)
+    if conversations is not None:
+        prints[CONVERSATIONS] = _digest(*_conversations(conversations, users, items))
+    return prints
+
+
+def changed(saved: Mapping[str, Any], present: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the fingerprints that differ, of those that both have."""
+    return tuple(
+        key for key in NAMES if key in saved and saved[key] != present.get(key, saved[key])
+    )
+
+
+def described(names: Iterable[str]) -> str:
+    """What differs, for a message."""
+    return "; ".join(NAMES[name] for name in names)
+
+
+def check_resumed(folder: object, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run on other data, another backbone or another prompt.
+
+    Args:
+        folder: the run, for the message.
+        saved: fingerprints of its checkpoint.
+        present: those that are known by now.
+
+    Raises:
+        CheckpointError: it names what differs.
+    """
+    different = changed(saved, present)
+    if different:
+        raise CheckpointError(
+            f"--resume={folder} continues a run as it was, but what it was made from has changed: "
+            f"{described(different)}. Put it back as it was (--data_path and --backbone may name "
+            "where it lies now), or start a new run without --resume."
+        )
+
+
+def _tokens(dataset: Dataset, field: str) -> np.ndarray:
+    """Names in the data files by inner id, str [n]."""
+    return np.array([str(token) for token in dataset.field2id_token[field]])
+
+
+def _values(part: Dataset) -> np.ndarray:
+    """The numbers of every row (ratings, times), float64 [n_columns, n]."""
+    feat = part.inter_feat
+    names = [
+        field
+        for field in sorted(feat.interaction)
+        if part.field2type[field] == FeatureType.FLOAT and feat[field].dim() == 1
+    ]
+    columns = [feat[field].numpy().astype(np.float64) for field in names]
+    return np.stack(columns) if columns else np.empty((0, len(feat)))
+
+
+def _sorted(rows: np.ndarray) -> np.ndarray:
+    """Columns of [k, n] in an order that depends on their values only."""
+    return rows[:, np.lexsort(rows[::-1])]
+
+
+def _conversations(conversations: Any, users: np.ndarray, items: np.ndarray) -> Iterable[str]:
+    for user in np.argsort(users):
+        said = [conversations.turns[turn] for turn in conversations.of(user)]
+        mentioned = sorted(items[conversations.mentioned.history(user)])
+        yield "\0".join([users[user], *(f"{role}\1{text}" for role, text in said), *mentioned])
+
+
+def _digest(*pieces: str | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        data = piece.encode() if isinstance(piece, str) else np.ascontiguousarray(piece).tobytes()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:16]

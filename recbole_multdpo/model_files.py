@@ -1,0 +1,102 @@
+"""Whether the files of a run's `model/` are what the run wrote, and its numbers are numbers.
+
+`result.json` holds the SHA-256 of every file of `model/`, so that it and the weights it is the
+result of stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_multdpo.errors import CheckpointError
+
+MODEL_FOLDER = "model"
+# what transformers may read from a folder; anything else added to it does no harm
+READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".py", ".bin"})
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder, by its name."""
+    return {file.name: _checksum(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Refuse a folder whose files are not those that were written.
+
+    Args:
+        folder: `model/` of a run.
+        checksums: what `file_checksums` gave when it was written.
+
+    Raises:
+        CheckpointError: a file is missing, changed, or was added; the message names it.
+    """
+    for name, checksum in checksums.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing, which the run wrote. Put it back, or run its command again."
+            )
+        if _checksum(file) != checksum:
+            raise CheckpointError(
+                f"{file} is not what the run wrote: it is damaged, or of another model. Put the "
+                "file of this run back, or run its command again."
+            )
+    added = [
+        file.name
+        for file in sorted(folder.iterdir())
+        if file.name not in checksums and file.suffix in READ_SUFFIXES
+    ]
+    if added:
+        raise CheckpointError(
+            f"{folder / added[0]} is not of this run: it was added since. Remove it."
+        )
+
+
+def check_model(folder: Path, result: Mapping[str, Any]) -> bool:
+    """`check_files` of a finished run's `model/`.
+
+    Args:
+        folder: the run's folder.
+        result: its `result.json`.
+
+    Returns:
+        False where the run is of a version that kept no checksums.
+
+    Raises:
+        CheckpointError: a file is missing, changed, or was added.
+    """
+    checksums = result.get("model_files")
+    if checksums is None:
+        return False
+    check_files(folder / MODEL_FOLDER, checksums)
+    return True
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or an infinity, of any type; None for none."""
+    for name, tensor in tensors:
+        values = tensor.detach()
+        if not (values.is_floating_point() or values.is_complex()) or not values.numel():
+            continue
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        if values.element_size() < 2:  # eight-bit floats know hardly any operation
+            values = values.float()
+        # least and largest, as a mask of a large table would take its memory again
+        if not torch.isfinite(torch.stack(values.aminmax())).all():
+            return name
+    return None
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
