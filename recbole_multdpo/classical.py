@@ -15,6 +15,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer, init_seed
 
+from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import never_rank
 from recbole_multdpo.model.row_models import conversation_model
@@ -49,6 +50,8 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
     split = copy(dataset)
     split.build = lambda: parts  # RecBole splits inside data_preparation
     train_data, valid_data, test_data = data_preparation(config, split)
+    valid_data = with_total_candidates(valid_data, "valid")
+    test_data = with_total_candidates(test_data, "test")
     if config["context"] == "conversation":
         assert isinstance(dataset, ContextDataset)
         never_rank(valid_data, dataset.excluded)

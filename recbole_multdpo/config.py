@@ -220,6 +220,15 @@ class Config(RecBoleConfig):
             else os.path.normpath(self.final_config_dict["data_path"])
         )
 
+    def _set_eval_neg_sample_args(self, phase: str) -> None:
+        """RecBole's, which does not know `totalN`: its loader takes the place of one of `uniN`."""
+        total = shared.total_candidates(self.final_config_dict["eval_args"]["mode"][phase])
+        if total is None:
+            super()._set_eval_neg_sample_args(phase)
+            return
+        arguments = {"distribution": "uniform", "sample_num": total}
+        self.final_config_dict[f"{phase}_neg_sample_args"] = arguments
+
     def _init_device(self) -> None:
         """Set device, local_rank and single_spec; RecBole's own process group is never made.
 

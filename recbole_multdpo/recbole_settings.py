@@ -32,8 +32,8 @@ Metric = Annotated[str, Field(min_length=1, examples=["NDCG@10", "AUC"])]
 EvalMode = Annotated[
     str,
     Field(
-        pattern=r"^(full|labeled|(uni|pop)[1-9][0-9]*)$",
-        examples=["full", "labeled", "uni100", "pop100"],
+        pattern=r"^(full|labeled|(uni|pop|total)[1-9][0-9]*)$",
+        examples=["full", "labeled", "uni100", "pop100", "total100"],
     ),
 ]
 OptionalNumber = Annotated[float, Field(ge=0)] | Literal["none"]
@@ -43,7 +43,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 @with_config(_STRICT)
 class EvalModes(TypedDict):
-    """How candidates are chosen when evaluating: all items, or N sampled ones per positive."""
+    """The candidates of an evaluation: all items, N sampled ones per positive, or N in total."""
 
     valid: EvalMode
     test: EvalMode
@@ -207,6 +207,11 @@ UNLISTED_TYPE_KEYS: dict[str, frozenset[str]] = {
 }
 
 
+def total_candidates(mode: str) -> int | None:
+    """N of the mode `totalN`, None for any other."""
+    return int(mode[len("total") :]) if mode.startswith("total") else None
+
+
 def merged_eval_args(base: Any, change: Any) -> Any:
     """A change to RecBole's `eval_args` on top of what there is, neither being altered.
 
@@ -311,7 +316,7 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
     if not ranking and "full" in args["mode"].values():
         problems.append(
             "eval_args: mode full ranks items, which the chosen metrics do not measure. "
-            "Use mode labeled or unixxx, or metrics such as NDCG."
+            "Use mode labeled or uniN, or metrics such as NDCG."
         )
     return problems + (_cutoff_problems(settings) if ranking else [])
 
@@ -381,6 +386,13 @@ def _cutoff_problems(settings: Mapping[str, Any]) -> list[str]:
     largest = topk if isinstance(topk, int) else max(topk)
     problems = []
     for phase, mode in settings["eval_args"]["mode"].items():
+        total = total_candidates(mode)
+        if total is not None and largest >= total:
+            problems.append(
+                f"topk={largest} is no less than the {total} candidates in total of eval_args mode "
+                f"{mode} ({phase}): every item would be a hit. Lower --topk, or use "
+                f"total{10 * largest}."
+            )
         sampled = int(mode[3:]) if mode[:3] in ("uni", "pop") else None
         if sampled is not None and largest > sampled:
             problems.append(

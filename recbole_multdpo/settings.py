@@ -495,7 +495,9 @@ def _recbole_problems(shared: Mapping[str, Any]) -> list[str]:
         if shared.get(key):
             problems.append(f"{key} must be False for LLMRec: dtype sets its precision.")
     if "labeled" in shared["eval_args"]["mode"].values():
-        problems.append("eval_args: mode must be full, uniN or popN for LLMRec, got labeled.")
+        problems.append(
+            "eval_args: mode must be full, uniN, popN or totalN for LLMRec, got labeled."
+        )
     return problems
 
 

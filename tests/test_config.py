@@ -95,10 +95,13 @@ def test_a_recbole_model_has_the_same_protocol_and_no_setting_of_llmrec():
     assert theirs.warnings == []
 
 
-def test_ml_10m_validates_on_samples_and_tests_on_the_catalogue():
+def test_ml_10m_ranks_the_catalogue_and_samples_where_the_papers_protocol_is_asked_for():
     config = load(dataset="ml-10m")
-    assert config["eval_args"]["mode"] == {"valid": "uni100", "test": "full"}
-    assert config["valid_neg_sample_args"] == {"distribution": "uniform", "sample_num": 100}
+    assert config["eval_args"]["mode"] == {"valid": "full", "test": "full"}
+    assert config["valid_neg_sample_args"] == {"distribution": "uniform", "sample_num": "none"}
+    paper = load("--eval_args={'mode': {'valid': 'total100'}}", dataset="ml-10m")
+    assert paper["eval_args"]["mode"] == {"valid": "total100", "test": "full"}
+    assert paper["valid_neg_sample_args"] == {"distribution": "uniform", "sample_num": 100}
     assert config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}
 
 
@@ -682,7 +685,7 @@ def test_a_data_sets_own_file_wins_over_ours_and_loses_to_the_user(tmp_path):
     assert config["item_text_fields"] == ["name"]
     assert config["topk"] == [10]
     assert config["eval_args"]["order"] == "TO"  # its part of eval_args; the rest is ours
-    assert config["eval_args"]["mode"]["valid"] == "uni100"
+    assert config["val_interval"] == {"rating": "[4,inf)"}
     other = load_config(["--model=Pop", *own])  # LLMRec's keys in it do not disturb other models
     assert other["topk"] == [3, 10] and not other.warnings
 

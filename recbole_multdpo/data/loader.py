@@ -17,6 +17,7 @@ from recbole.data.utils import create_samplers
 
 from recbole_multdpo import processes
 from recbole_multdpo.data.batch import SetwiseBatch
+from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.random_keys import random_keys
@@ -199,22 +200,20 @@ def evaluation_loaders(
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
     """Loaders for validation during training, for the reported validation, and for test.
 
-    The first ranks `valid_users` users only; it is the second where that is 0 or validation uses
-    sampled candidates (`eval_args.mode.valid: uni100`).
+    The first ranks `valid_users` users only; it is the second where that is 0.
     """
     _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
     modes = config["eval_args"]["mode"]
-    loaders = []
-    for part, sampler, mode in zip(
-        parts[1:], (valid_sampler, test_sampler), (modes["valid"], modes["test"]), strict=True
-    ):
-        kind = RankingDataLoader if mode == "full" else NegSampleEvalDataLoader
-        loaders.append(kind(config, part, sampler))
-    valid, test = loaders
+
+    def loader(phase: str, part: Dataset, sampler: Any) -> AbstractDataLoader:
+        kind = RankingDataLoader if modes[phase] == "full" else NegSampleEvalDataLoader
+        made = with_total_candidates(kind(config, part, sampler), phase)
+        never_rank(made, dataset.excluded)
+        return made
+
+    valid, test = loader("valid", parts[1], valid_sampler), loader("test", parts[2], test_sampler)
     n_users = config["valid_users"]
-    if n_users and modes["valid"] == "full":
-        few = some_users(parts[1], n_users, config["seed"])
-        loaders.insert(0, RankingDataLoader(config, few, valid_sampler))
-    for loader in loaders:
-        never_rank(loader, dataset.excluded)
-    return loaders[0], valid, test
+    if not n_users or not len(parts[1]):
+        return valid, valid, test
+    few = some_users(parts[1], n_users, config["seed"])
+    return loader("valid", few, valid_sampler), valid, test

@@ -1,0 +1,192 @@
+"""`totalN`: N candidates in total per user, the same for every model; `uniN` is per positive."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_multdpo.classical import prepare_classical
+from recbole_multdpo.config import load_config
+from recbole_multdpo.data.candidates import CandidateDraw, TotalCandidatesLoader
+from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.quick_start import load_parts, run
+from tests.data.test_times import arguments, shuffled_rows, write
+
+MODES = "--eval_args={'order': 'TO', 'mode': {'valid': 'total9', 'test': 'total12'}}"
+Candidates = dict[str, tuple[set[str], list[str]]]
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 users with 11 of 30 items each: of eight, one and two rows."""
+    return write(tmp_path_factory.mktemp("data"), shuffled_rows())
+
+
+def loaders(folder: Path, model: str, *extra: str):  # type: ignore[no-untyped-def]
+    """Validation and test loader, of a model of RecBole or a language model."""
+    config = load_config(arguments(folder, model, *extra))
+    dataset, parts = load_parts(config)
+    if model == "LLMRec":
+        return evaluation_loaders(config, dataset, parts)[1:]
+    run = prepare_classical(config, dataset, parts)
+    return run.valid_data, run.test_data
+
+
+def candidates(loader) -> Candidates:  # type: ignore[no-untyped-def]
+    """Per user the held-out items and all candidates, by token, of one pass over the loader."""
+    found: Candidates = {}
+    part, done = loader._dataset, 0
+    for batch, rows, positive_rows, positive_items in loader:
+        for row in range(int(rows.max()) + 1):
+            user = part.id2token("user_id", int(loader.uid_list[done + row]))
+            assert set(batch["user_id"][rows == row].tolist()) == {int(loader.uid_list[done + row])}
+            held_out = positive_items[positive_rows == row]
+            all_items = batch["item_id"][rows == row]
+            assert all_items[: len(held_out)].tolist() == held_out.tolist()
+            found[user] = (
+                set(part.id2token("item_id", held_out.numpy())),
+                part.id2token("item_id", all_items.numpy()).tolist(),
+            )
+        done += int(rows.max()) + 1
+    return found
+
+
+def test_n_in_total_distinct_and_outside_of_what_is_known(data_path: Path) -> None:
+    valid, test = loaders(data_path, "EASE", MODES)
+    chosen: dict[str, list[str]] = {}
+    for user, item, _ in sorted(shuffled_rows(), key=lambda row: float(row[2])):
+        chosen.setdefault(user, []).append(item)
+    for loader, number, held_out in ((valid, 9, slice(9, 10)), (test, 12, slice(10, 11))):
+        found = candidates(loader)
+        assert found.keys() == chosen.keys()
+        for user, (positives, items) in found.items():
+            assert len(items) == len(set(items)) == number
+            assert positives == set(chosen[user][held_out])
+            known = set(chosen[user][: held_out.stop])
+            assert not (set(items) - positives) & known
+
+
+def test_every_model_and_every_pass_has_the_same(data_path: Path) -> None:
+    valid, test = map(candidates, loaders(data_path, "EASE", MODES))
+    again = loaders(data_path, "EASE", MODES)
+    for _ in range(2):
+        assert [candidates(loader) for loader in again] == [valid, test]
+    for model in ("LLMRec", "BPR"):
+        assert list(map(candidates, loaders(data_path, model, MODES))) == [valid, test]
+    other = [*map(candidates, loaders(data_path, "EASE", MODES, "--seed=1"))]
+    assert other[0].keys() == valid.keys() and other != [valid, test]
+
+
+def test_it_does_not_depend_on_inner_numbers(data_path: Path, tmp_path: Path) -> None:
+    """The same rows in another order of the file: RecBole numbers users and items otherwise."""
+    other = write(tmp_path, shuffled_rows()[::-1])
+    one, two = (loaders(folder, "EASE", MODES)[1] for folder in (data_path, other))
+    tokens = [loader._dataset.field2id_token["item_id"].tolist() for loader in (one, two)]
+    assert tokens[0] != tokens[1]
+    for user, (positives, items) in candidates(one).items():
+        assert candidates(two)[user][0] == positives
+        assert set(candidates(two)[user][1]) == set(items)
+
+
+def test_recboles_own_mode_is_per_positive(data_path: Path) -> None:
+    by_user = "--eval_args={'split': {'RS': [0.4, 0.2, 0.4]}, 'mode': 'uni5'}"
+    found = candidates(loaders(data_path, "EASE", by_user)[1])
+    assert {(len(positives), len(items)) for positives, items in found.values()} == {(4, 24)}
+    total = by_user.replace("uni5", "total10")
+    found = candidates(loaders(data_path, "EASE", total)[1])
+    assert {(len(positives), len(items)) for positives, items in found.values()} == {(4, 10)}
+
+
+def test_metrics_are_those_of_the_candidates(data_path: Path) -> None:
+    """NDCG@2 and recall@2 by hand, from the model's scores of the candidates alone."""
+    config = load_config(arguments(data_path, "EASE", MODES, "--metrics=[NDCG, Recall]"))
+    dataset, parts = load_parts(config)
+    classical = prepare_classical(config, dataset, parts)
+    classical.fit(show_progress=False)
+    reported = classical.trainer.evaluate(classical.test_data, show_progress=False)
+    ndcg, recall = [], []
+    for batch, rows, positive_rows, _ in classical.test_data:
+        scores = classical.model.predict(batch)
+        for row in range(int(rows.max()) + 1):
+            mine = rows == row
+            held_out = int((positive_rows == row).sum())
+            best = scores[mine].argsort(descending=True)[:2]
+            hits = (best < held_out).double()  # held-out items come first
+            discount = 1 / np.log2([2, 3])
+            ndcg.append(float((hits.numpy() * discount).sum() / discount[:held_out].sum()))
+            recall.append(float(hits.sum()) / held_out)
+    assert reported["ndcg@2"] == pytest.approx(np.mean(ndcg), abs=1e-4)
+    assert reported["recall@2"] == pytest.approx(np.mean(recall), abs=1e-4)
+    full = MODES.replace("total12", "full")
+    config = load_config(arguments(data_path, "EASE", full, "--metrics=[NDCG, Recall]"))
+    on_all = prepare_classical(config, *load_parts(config))
+    on_all.fit(show_progress=False)
+    assert on_all.trainer.evaluate(on_all.test_data, show_progress=False) != reported
+
+
+def test_draws_are_uniform_and_rejection_finds_what_is_left(data_path: Path) -> None:
+    _, (train, _, _) = load_parts(load_config(arguments(data_path, "EASE")))
+    counts: Counter[int] = Counter()
+    for seed in range(600):
+        draw = CandidateDraw(seed, "valid", train)
+        few = draw.draw(1, {1, 2}, 3)
+        assert len(set(few.tolist())) == 3 and not {0, 1, 2} & set(few.tolist())
+        counts.update(few.tolist())
+    assert counts.keys() == set(range(3, 31))
+    assert 35 < min(counts.values()) and max(counts.values()) < 98  # 64.3 expected, sd 7.6
+    draw = CandidateDraw(0, "valid", train)
+    assert set(draw.draw(1, {1, 2}, 99).tolist()) == set(range(3, 31))
+    assert draw.draw(1, set(range(1, 31)), 5).tolist() == [] == draw.draw(1, {1}, 0).tolist()
+
+
+def test_a_validation_on_some_users(data_path: Path) -> None:
+    """`valid_users` holds for sampled candidates too."""
+    for mode in ("total9", "uni5", "full"):
+        evaluation = f"--eval_args={{'order': 'TO', 'mode': {{'valid': '{mode}', 'test': 'full'}}}}"
+        argv = arguments(data_path, "LLMRec", evaluation, "--valid_users=3")
+        config = load_config(argv)
+        dataset, parts = load_parts(config)
+        few, valid, test = evaluation_loaders(config, dataset, parts)
+        assert [len(loader.uid_list) for loader in (few, valid, test)] == [3, 20, 20]
+        if mode == "total9":
+            everybody = candidates(valid)
+            assert all(everybody[user] == found for user, found in candidates(few).items())
+
+
+def test_a_run_of_a_language_model(data_path: Path, tmp_path: Path) -> None:
+    result = run(arguments(data_path, "LLMRec", MODES, f"--run_dir={tmp_path / 'run'}"))
+    assert result["num_users_evaluated"] == 20
+    assert 0 <= result["test_result"]["recall@5"] <= 1
+
+
+def test_fewer_candidates_than_asked_for_are_told(
+    data_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = MODES.replace("total9", "total25").replace("total12", "total3")
+    with caplog.at_level(logging.WARNING):
+        valid, test = loaders(data_path, "EASE", large)
+        assert isinstance(valid, TotalCandidatesLoader)
+    assert "total25 (valid): 20 of 20 users have fewer candidates" in caplog.text
+    assert {len(items) for _, items in candidates(valid).values()} == {21}  # 30 less nine known
+    by_user = "--eval_args={'split': {'RS': [0.4, 0.2, 0.4]}, 'mode': 'total4'}"
+    with caplog.at_level(logging.WARNING):
+        _, test = loaders(data_path, "EASE", by_user)
+    assert "total4 (test): 20 of 20 users have so many held-out items" in caplog.text
+    assert all(set(items) == positives for positives, items in candidates(test).values())
+
+
+def test_every_item_a_hit_is_refused(data_path: Path) -> None:
+    with pytest.raises(ConfigError, match="topk=2 is no less than the 2 candidates in total"):
+        load_config(arguments(data_path, "EASE", MODES.replace("total9", "total2")))
+    with pytest.raises(DataError, match="no user has more than 21 candidates.*Lower --topk"):
+        argv = arguments(
+            data_path, "EASE", MODES.replace("total9", "total100").replace("total12", "full")
+        )
+        argv = [text for text in argv if "topk" not in text]
+        loaders_of = load_config([*argv, "--topk=[2, 25]"])
+        prepare_classical(loaders_of, *load_parts(loaders_of))
