@@ -26,7 +26,12 @@ from types import TracebackType
 from typing import IO, Any
 
 from recbole_multdpo.data.atomic_file import PANDAS_MISSING
-from recbole_multdpo.data.item_text import clean_text, make_item_texts, read_item_file
+from recbole_multdpo.data.item_text import (
+    clean_text,
+    decode_entities,
+    make_item_texts,
+    read_item_file,
+)
 from recbole_multdpo.errors import DataError
 
 REJECTED_FILE = "rejected.jsonl"
@@ -39,6 +44,11 @@ def text_field(text: str) -> str:
     """A text as it stands in an atomic file; `read_item_file` gives back `clean_text(text)`."""
     line = clean_text(text.encode("utf-8", errors="replace").decode("utf-8"))
     return f" {line}" if line.startswith('"') else line
+
+
+def title_text(text: str) -> str:
+    """A title as a run reads it: HTML entities decoded, `clean_text`."""
+    return clean_text(decode_entities(text))
 
 
 def id_problem(token: str) -> str | None:
@@ -96,6 +106,7 @@ class DatasetFolder:
         counts: what happened, for the report.
         rejected: rejected rows per reason.
         notes: what the user should read, sentences without a full stop.
+        n_decoded: titles that had HTML entities.
     """
 
     def __init__(self, output: Path) -> None:
@@ -109,6 +120,7 @@ class DatasetFolder:
         self.counts: dict[str, Any] = {}
         self.rejected: Counter[str] = Counter()
         self.notes: list[str] = []
+        self.n_decoded = 0
         self._first_rejects: list[str] = []
         self._tables: dict[str, Table] = {}
         self._rejects: IO[str] | None = None
@@ -146,6 +158,12 @@ class DatasetFolder:
     def rows(self) -> dict[str, int]:
         """Rows written to each file so far, by its suffix."""
         return {suffix: table.n_rows for suffix, table in self._tables.items()}
+
+    def decoded(self, text: str) -> str:
+        """A title with its HTML entities decoded; the titles that had any are counted."""
+        decoded = decode_entities(text)
+        self.n_decoded += decoded != text
+        return decoded
 
     def reject(self, file: str, line: int, reason: str, row: object) -> None:
         """Set a row aside: counted, and written to the reject file.
@@ -191,6 +209,9 @@ class DatasetFolder:
                 f"nothing to convert: {n_inter} interactions and {rows['item']} items were left. "
                 f"{self.counts or ''} {self.rejects_text()}"
             )
+        if self.n_decoded:
+            self.counts["titles_with_html_entities"] = self.n_decoded
+            self.notes.append(f"{self.n_decoded:,} titles had HTML entities, which were decoded")
         (self.path / f"{self.name}.yaml").write_text(properties, encoding="utf-8")
         written = {
             "dataset": self.name,

@@ -69,7 +69,7 @@ def _write_items(folder: DatasetFolder, source: Path) -> set[str]:
             folder.reject(ids_file.name, entry, reason, item)
             continue
         items.add(item)
-        title, year = title_and_year(entity_title(name_of[item]))
+        title, year = title_and_year(folder.decoded(entity_title(name_of[item])))
         table.write(item, text_field(title), text_field(year))
     return items
 

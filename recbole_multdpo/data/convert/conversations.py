@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from recbole_multdpo.data.conversation_text import Message, encode
 from recbole_multdpo.data.convert.atomic_files import DatasetFolder, text_field
 from recbole_multdpo.data.convert.splits import SPLITS
+from recbole_multdpo.data.item_text import decode_entities
 
 PROPERTIES = """\
 # {name}, converted from conversations with recommendations. The "users" are conversations:
@@ -100,8 +101,15 @@ def write_conversations(
     conversations: dict[tuple[str, bytes], _Conversation] = {}
     counts: Counter[str] = Counter()
     for turn in turns:
+        messages = [
+            Message(role=message["role"], content=decode_entities(message["content"]))
+            for message in turn.messages
+        ]
+        counts["messages_with_html_entities"] += sum(
+            new != old for new, old in zip(messages, turn.messages, strict=True)
+        )
         try:
-            text = encode(turn.messages)
+            text = encode(messages)
         except ValueError as error:
             folder.reject(turn.file, turn.line, str(error), turn.messages)
             continue

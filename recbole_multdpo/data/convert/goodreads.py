@@ -315,4 +315,4 @@ def _write_books(
         elif number is not None and alive[number]:
             written[number] = True
             year = str(row.get("publication_year") or "")
-            table.write(book, text_field(row["title"]), text_field(year))
+            table.write(book, text_field(folder.decoded(row["title"])), text_field(year))

@@ -77,7 +77,7 @@ def _write_movies(folder: DatasetFolder, path: Path, encoding: str) -> set[str]:
     known: set[str] = set()
     for line, (movie, full_title, genres) in _movie_rows(path, encoding, folder.reject):
         problem = "movie listed twice" if movie in known else id_problem(movie)
-        title, year = title_and_year(full_title)
+        title, year = title_and_year(folder.decoded(full_title))
         if problem or not title:
             row = [movie, full_title, genres]
             folder.reject(path.name, line, problem or "movie without a title", row)

@@ -50,7 +50,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     films = _catalogue(options.input, parts)
     table = folder.table("item", ["item_id:token", "movie_title:token_seq", "release_year:token"])
     for number, (title, year) in enumerate(films, start=1):
-        table.write(str(number), text_field(title), text_field(year))
+        table.write(str(number), text_field(folder.decoded(title)), text_field(year))
     write_conversations(
         folder, _turns(parts, films, folder), merge=not options.no_merge, has_time=False
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from recbole_multdpo.data.convert.atomic_files import title_text
 from recbole_multdpo.data.convert.raw_files import Reject, json_rows
-from recbole_multdpo.data.item_text import clean_text
 
 FORMS = """\
 {"history": ["A", "B"], "targets": ["C"]}
@@ -70,7 +70,7 @@ def title_rows(path: Path, known: set[str], reject: Reject) -> Iterator[Row]:
         titles = next(filter(None, (form(raw, known) for form in _FORMS)), None)
         if titles is None:
             reject(path.name, line, "neither quoted titles nor history and targets", raw)
-        elif not titles[1] or not all(map(clean_text, titles[0] + titles[1])):
+        elif not titles[1] or not all(map(title_text, titles[0] + titles[1])):
             reject(path.name, line, "empty title or no target", raw)
         else:
             yield Row(path.name, line, *titles, _reader(raw))
@@ -89,7 +89,7 @@ def split_titles(text: str, known: set[str]) -> list[str]:
     titles, at = [], 0
     while at < len(pieces):
         stops = range(len(pieces), at, -1)  # the longest known title that begins here
-        stop = next((s for s in stops if clean_text('", "'.join(pieces[at:s])) in known), at + 1)
+        stop = next((s for s in stops if title_text('", "'.join(pieces[at:s])) in known), at + 1)
         titles.append('", "'.join(pieces[at:stop]))
         at = stop
     return titles

@@ -5,7 +5,7 @@ forms are those of `title_rows.FORMS`. Pieces of one list are joined (`readers`)
 
 The file's name may end in json or jsonl. Beside it, `id2name.json` (id -> title) gives ids and
 titles that no row has; titles that it lacks get ids of their own, `t1`, `t2`, ... Titles are the
-same if a run reads them alike (`clean_text`).
+same if a run reads them alike: HTML entities are decoded, see `title_text`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, id_problem, text_field
+from recbole_multdpo.data.convert.atomic_files import (
+    DatasetFolder,
+    id_problem,
+    text_field,
+    title_text,
+)
 from recbole_multdpo.data.convert.raw_files import find_files, read_json
 from recbole_multdpo.data.convert.readers import Readers, find_readers
 from recbole_multdpo.data.convert.splits import (
@@ -26,7 +31,7 @@ from recbole_multdpo.data.convert.splits import (
     split_files,
 )
 from recbole_multdpo.data.convert.title_rows import FORMS, Row, title_rows
-from recbole_multdpo.data.item_text import clean_text
+from recbole_multdpo.data.item_text import decode_entities
 from recbole_multdpo.errors import DataError
 
 HELP = "prompts and answers with titles, such as SPRec's: train.json, optionally valid and test"
@@ -59,22 +64,35 @@ prompt_template: {template}
 
 
 class Catalogue:
-    """Ids of titles, which are compared as a run would read them (`clean_text`)."""
+    """Ids of titles, which are compared as a run would read them (`title_text`).
+
+    Attributes:
+        id_of: of every title.
+        n_added: titles that were given an id.
+        decoded: titles that had HTML entities somewhere.
+    """
 
     def __init__(self, id_to_title: dict[str, str]) -> None:
         """Start with given ids; of ids with the same title, only the first is an item."""
         self.id_of: dict[str, str] = {}
-        for item, title in id_to_title.items():
-            self.id_of.setdefault(clean_text(title), item)
         self.n_added = 0
+        self.decoded: set[str] = set()
+        for item, title in id_to_title.items():
+            self.id_of.setdefault(self._read(title), item)
 
     def find(self, title: str) -> str:
         """The title's id; a new one for an unknown title."""
-        title = clean_text(title)
+        title = self._read(title)
         if title not in self.id_of:
             self.n_added += 1
             self.id_of[title] = f"t{self.n_added}"
         return self.id_of[title]
+
+    def _read(self, title: str) -> str:
+        text = title_text(title)
+        if decode_entities(title) != title:
+            self.decoded.add(text)
+        return text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +147,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     table = folder.table("item", ["item_id:token", "title:token_seq"])
     for title, item in catalogue.id_of.items():
         table.write(item, text_field(title))
+    folder.n_decoded = len(catalogue.decoded)
     folder.counts |= {
         "users": len(readers.lists),
         "titles_without_an_id": catalogue.n_added,
@@ -171,7 +190,7 @@ def _id_to_title(path: Path, folder: DatasetFolder) -> dict[str, str]:
     titles = {}
     for entry, (item, title) in enumerate(read_json(path, dict).items(), start=1):
         problem = id_problem(item)
-        if problem or not isinstance(title, str) or not clean_text(title):
+        if problem or not isinstance(title, str) or not title_text(title):
             folder.reject(path.name, entry, problem or "id without a title", [item, title])
         elif item.startswith("t") and item[1:].isdecimal():
             raise DataError(f"{path}: id {item!r} looks like those given to titles without an id")
@@ -193,7 +212,7 @@ def _keys(rows: Sequence[Row]) -> list[Hashable]:
     """What says that rows have one reader: a key of theirs, or else the same long history."""
     return [
         row.reader
-        or (tuple(map(clean_text, row.history)) if len(row.history) >= _SAME_HISTORY else None)
+        or (tuple(map(title_text, row.history)) if len(row.history) >= _SAME_HISTORY else None)
         for row in rows
     ]
 
@@ -281,7 +300,7 @@ class _Parts:
     def _split(self, row: int) -> tuple[set[str], list[str]]:
         """Titles of a row that would be in training and in test, were it a reader of its own."""
         history, targets = self._rows[row].history, self._rows[row].targets
-        titles = [*map(clean_text, history + targets)]
+        titles = [*map(title_text, history + targets)]
         if self.of_row is None:
             return set(titles[:-2]), titles[-1:]
         n_training = len(titles) if self.of_row[row] == "train" else len(history)

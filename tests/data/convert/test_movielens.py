@@ -99,3 +99,13 @@ def test_missing_files_are_named(conversion_error):
 def test_nothing_left_is_an_error(conversion_error, ratings):
     message = conversion_error("movielens", {**DAT, "ratings.dat": ratings})
     assert "nothing to convert: 0 interactions and 4 items" in message
+
+
+def test_html_entities_of_titles_are_decoded(convert):
+    files = {
+        "movies.csv": "movieId,title,genres\n1,Romy &amp; Michele&#39;s (1997),Comedy\n2,Up,X\n",
+        "ratings.csv": "userId,movieId,rating,timestamp\n1,1,5,1\n1,2,4,2\n",
+    }
+    made = convert("movielens", files)
+    assert made.items("movie_title", "release_year")["1"] == ("Romy & Michele's", "1997")
+    assert made.report["counts"]["titles_with_html_entities"] == 1

@@ -320,3 +320,24 @@ def test_the_rows_that_are_shown_are_read(convert):
     rows = [json.JSONDecoder().raw_decode(text)[0] for text in texts]
     made = convert("titles-jsonl", {"train.jsonl": rows})
     assert list(lists_of(made, "inter").values()) == [["A", "B", "C"]] * 5
+
+
+def test_html_entities_are_decoded_and_counted(convert, capsys):
+    rows = [
+        {"history": ["Pen &amp; Ink, 8.5&rdquo;", "AT&T"], "targets": ["Collector&#39;s Box"]},
+        {"input": '"Pen & Ink, 8.5\u201d", "Say &quot;a&quot;"', "output": '"Collector\'s Box"'},
+        {"history": ["&nbsp;"], "targets": ["x"]},
+    ]
+    names = json.dumps({"0": "Twice &amp;amp; once"})
+    made = convert("titles-jsonl", {"train.jsonl": rows, "id2name.json": names})
+    assert [text for (text,) in made.items("title").values()] == [
+        "Twice & once",
+        "Pen & Ink, 8.5\u201d",
+        "AT&T",
+        "Collector's Box",
+        'Say "a"',
+    ]
+    assert made.report["counts"]["titles_with_html_entities"] == 4
+    assert "4 titles had HTML entities, which were decoded" in capsys.readouterr().out
+    assert made.reasons() == [("train.jsonl", 3, "empty title or no target")]
+    assert made.report["item_texts"]["n_entities"] == 0
