@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,20 @@ class Assistant:
     Attributes:
         name: the model.
         scores: float32 [n_ranked, n_items], the model's own scores, of any unit.
+        test_scores: likewise, as the model is tested: with what `test_information` lets it know.
         row_of_user: long [n_users], the user's row in `scores`, −1 for the others.
         valid_result: validation metrics of the assistant alone.
     """
 
     name: str
     scores: np.ndarray
+    test_scores: np.ndarray
     row_of_user: np.ndarray
     valid_result: dict[str, float]
+
+    def at_test(self) -> Assistant:
+        """The assistant with the scores for the test."""
+        return replace(self, scores=self.test_scores)
 
     def scores_of(self, user_ids: Tensor) -> Tensor:
         """The model's own scores for users, long [B]: float32 [B, n_items], on their device.
@@ -110,9 +116,15 @@ def make_assistant(
     processes.from_first(train)  # the others read what it has written
     row_of_user = np.full(dataset.user_num, -1)
     row_of_user[users.numpy()] = np.arange(len(users))
+    files = [folder / name for name in ("scores.npy", "test_scores.npy")]
+    scores, test_scores = (
+        np.load(file if file.exists() else files[0], mmap_mode="r", allow_pickle=False)
+        for file in files
+    )
     return Assistant(
         name=config["model"],
-        scores=np.load(folder / "scores.npy", mmap_mode="r", allow_pickle=False),
+        scores=scores,
+        test_scores=test_scores,
         row_of_user=row_of_user,
         valid_result=_valid_result(folder / "valid.json"),
     )
@@ -130,7 +142,7 @@ def _valid_result(file: Path) -> dict[str, float]:
 def _train(
     config: Config, dataset: ContextDataset, parts: list[Dataset], users: Tensor, folder: Path
 ) -> None:
-    """Train the model and write its scores of `users` and its validation metrics."""
+    """Train the model and write its scores of `users`, for validation and test, and its metrics."""
     init_seed(config["seed"], config["reproducibility"])
     run = prepare_classical(config, dataset, parts)
     show_progress = config["show_progress"]
@@ -139,10 +151,22 @@ def _train(
     valid_result = run.trainer.evaluate(run.valid_data, show_progress=show_progress)
     numbers = {name: float(value) for name, value in valid_result.items()}
     write_atomically(folder / "valid.json", json.dumps(numbers))
+    _write_scores(folder / "scores.npy", run.model, users, dataset, config)
+    tested = run.for_test(show_progress)
+    if tested is not run:  # else the test's are the same
+        if not tested.has_best_weights:
+            tested.trainer.resume_checkpoint(tested.trainer.saved_model_file)
+        _write_scores(folder / "test_scores.npy", tested.model, users, dataset, config)
+
+
+def _write_scores(
+    file: Path, model: AbstractRecommender, users: Tensor, dataset: Dataset, config: Config
+) -> None:
+    """Write the scores of all items for users, float32 [n, n_items], as an array's file."""
     scores = np.lib.format.open_memmap(
-        folder / "scores.npy", mode="w+", dtype=np.float32, shape=(len(users), dataset.item_num)
+        file, mode="w+", dtype=np.float32, shape=(len(users), dataset.item_num)
     )
-    for start, rows in _scores(run.model, users, dataset, config):
+    for start, rows in _scores(model, users, dataset, config):
         if not np.isfinite(rows[:, 1:]).all():
             raise DataError(
                 f"assistant {config['model']} gives scores that are not finite. Did its training "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
 
@@ -13,23 +13,38 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
-from recbole.utils import get_trainer, init_seed
+from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import never_rank
+from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
+from recbole_multdpo.information import KEY, train_and_valid
 from recbole_multdpo.model.row_models import conversation_model
+from recbole_multdpo.model.user_rows import Question, noted_questions, show_longer_rows
 
 
 @dataclass(frozen=True)
 class ClassicalRun:
-    """A model of RecBole that is ready to be trained, with all that RecBole makes for it."""
+    """A model of RecBole that is ready to be trained, with all that RecBole makes for it.
 
+    Attributes:
+        questions: what the model asked of the training part when it was made.
+        dataset: the whole data set.
+        parts: its training, validation and test part.
+        has_best_weights: whether they are loaded; else RecBole's evaluation has to load them.
+    """
+
+    config: Config
+    dataset: Dataset
+    parts: list[Dataset]
     model: AbstractRecommender
+    questions: list[Question]
     trainer: Trainer
     train_data: AbstractDataLoader
     valid_data: AbstractDataLoader
     test_data: AbstractDataLoader
+    has_best_weights: bool = False
 
     def fit(self, show_progress: bool) -> dict[str, Any]:
         """Train; returns the validation metrics of the best epoch, {} without a validation part."""
@@ -37,6 +52,39 @@ class ClassicalRun:
             self.train_data, self.valid_data, show_progress=show_progress
         )
         return dict(valid_result or {})
+
+    def for_test(self, show_progress: bool) -> ClassicalRun:
+        """The trained run as it is tested: what it knows is what `test_information` says.
+
+        Raises:
+            ConfigError: it cannot be shown the validation items.
+        """
+        information = self.config[KEY]
+        if information not in self._changes_at_test() or not len(self.parts[1]):
+            return self
+        # with the weights of the best epoch, and the number of epochs that made them
+        self.trainer.resume_checkpoint(self.trainer.saved_model_file)
+        if information == "refit":
+            n_epochs = self.trainer.start_epoch
+            getLogger().info(f"refit on training and validation rows: {n_epochs} epochs")
+            run = prepare_classical(self.config, self.dataset, refit_parts(self.parts))
+            run.trainer.epochs = n_epochs
+            run.trainer.eval_step = 0
+            run.fit(show_progress)
+            return run
+        longer = train_and_valid(self.parts)
+        show_longer_rows(self.model, self.config, self.questions, self.parts[0], longer)
+        return replace(self, has_best_weights=True)
+
+    def _changes_at_test(self) -> tuple[str, ...]:
+        """Values of `test_information` that mean more than other loaders."""
+        sequential = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        return ("refit",) if sequential else ("refit", "train_valid")
+
+
+def refit_parts(parts: list[Dataset]) -> list[Dataset]:
+    """Training and validation rows as the training part, no validation part, the test part."""
+    return [train_and_valid(parts), parts[1].copy(parts[1].inter_feat[:0]), parts[2]]
 
 
 def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) -> ClassicalRun:
@@ -50,6 +98,9 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
     split = copy(dataset)
     split.build = lambda: parts  # RecBole splits inside data_preparation
     train_data, valid_data, test_data = data_preparation(config, split)
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config[KEY] != "rolling":
+        of_users = with_one_input(parts, knows_validation=config[KEY] != "train")
+        valid_data, test_data = sequence_loaders(config, of_users)
     valid_data = with_total_candidates(valid_data, "valid")
     test_data = with_total_candidates(test_data, "test")
     if config["context"] == "conversation":
@@ -57,10 +108,13 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
         never_rank(valid_data, dataset.excluded)
         never_rank(test_data, dataset.excluded)
     init_seed(config["seed"], config["reproducibility"])
-    model = untrained(config, train_data._dataset).to(config["device"])
+    with noted_questions(train_data._dataset) as questions:
+        model = untrained(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    return ClassicalRun(model, trainer, train_data, valid_data, test_data)
+    return ClassicalRun(
+        config, dataset, parts, model, questions, trainer, train_data, valid_data, test_data
+    )
 
 
 def untrained(config: Config, train: Dataset) -> AbstractRecommender:

@@ -40,6 +40,15 @@ from recbole_multdpo import recbole_settings as shared  # noqa: E402
 from recbole_multdpo.asked_for import ASKED_FOR, check_asked  # noqa: E402
 from recbole_multdpo.deepspeed_settings import deepspeed_settings, process_problems  # noqa: E402
 from recbole_multdpo.errors import ConfigError  # noqa: E402
+from recbole_multdpo.information import AUTO as AUTO_INFORMATION  # noqa: E402
+from recbole_multdpo.information import (  # noqa: E402
+    FORMER_KEY,
+    KEY,
+    as_tested_before,
+    default_information,
+    information_problems,
+    with_known_names,
+)
 from recbole_multdpo.language_models import (  # noqa: E402
     LANGUAGE_MODELS,
     LLMREC,
@@ -141,7 +150,7 @@ class Config(RecBoleConfig):
         self.settings: LLMRecSettings | None = None
         self.deepspeed: dict[str, Any] | None = None
         self.assistant: Config | None = None
-        user_layers = self._user_layers(config_dict, run_folder)
+        user_layers = self._with_known_names(self._user_layers(config_dict, run_folder))
         model, dataset = _required(user_layers, "model"), _required(user_layers, "dataset")
         _check_dataset_name(dataset)
         model_class = _model_class(model)
@@ -286,9 +295,19 @@ class Config(RecBoleConfig):
             )
         check_asked(settings, file, asked)
         settings.pop("trust_remote_code", None)
+        settings = as_tested_before(settings, _is_sequential(settings))
         return replace(layer, settings=settings)
 
     # Checks
+
+    def _with_known_names(self, layers: Sequence[Layer]) -> list[Layer]:
+        """The layers with settings under the names that they have now."""
+        self.warnings += [
+            f"{FORMER_KEY} ({layer.origin}): is called {KEY} now, and is of every model."
+            for layer in layers
+            if FORMER_KEY in layer.settings
+        ]
+        return [replace(layer, settings=with_known_names(layer.settings)) for layer in layers]
 
     def _check_processes(self) -> None:
         """Refuse more processes than there is work for in a step."""
@@ -350,6 +369,8 @@ class Config(RecBoleConfig):
         """Settle what has one workable value for the kind of model, unless the user set it."""
         if final.get("data_path") is None:
             final["data_path"] = self.internal_config_dict["data_path"]
+        if final.get(KEY, AUTO_INFORMATION) == AUTO_INFORMATION:
+            final[KEY] = default_information(final)
         if "train_neg_sample_args" in self.external_config_dict:
             return
         if not hasattr(self.model_class, "input_type") and final.get("loss_type") == "CE":
@@ -385,6 +406,7 @@ class Config(RecBoleConfig):
             asked_for = [key for key, origin in origins.items() if origin == "command line"]
             problems += impossible_combinations(self.settings, final, asked_for)
             problems += _metric_problems(self.model, final)
+        problems += information_problems(self.model, final, self.settings is not None)
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
             problems.append(
                 f"eval_args: {self.model} learns from the order of events and needs order TO. Add "
@@ -457,6 +479,25 @@ def properties_folder() -> Path:
     raise ConfigError(
         f"the property files are missing ({package / 'properties'}). Install the package again."
     )
+
+
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """The settings that a run saved in its folder, under the names that they have now.
+
+    Raises:
+        ConfigError: the file is damaged or not there.
+    """
+    saved = read_settings_file(folder / "config.yaml")
+    return as_tested_before(saved, _is_sequential(saved))
+
+
+def _is_sequential(settings: Mapping[str, Any]) -> bool:
+    """Whether these are settings of one of RecBole's sequential models."""
+    name = settings.get("model")
+    if name not in recbole_models():
+        return False
+    model_class: Any = _model_class(str(name))
+    return bool(model_class.type == ModelType.SEQUENTIAL)
 
 
 def _with_assistant_settings(layers: Sequence[Layer]) -> list[Layer]:

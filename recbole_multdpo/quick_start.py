@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
-from recbole.data.interaction import cat_interactions
 from recbole.utils import init_seed
 from safetensors import SafetensorError
 from torch import nn
@@ -48,6 +48,7 @@ from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
 from recbole_multdpo.fingerprints import BACKBONE, PROMPT, check_resumed, data_fingerprints
+from recbole_multdpo.information import train_and_valid
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
@@ -57,6 +58,7 @@ from recbole_multdpo.model.row_models import check_conversation_model
 from recbole_multdpo.model_files import MODEL_FOLDER, check_model, file_checksums, not_finite
 from recbole_multdpo.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.resuming import (
+    REFIT,
     STAGES,
     ResumePoint,
     check_unchanged,
@@ -66,8 +68,15 @@ from recbole_multdpo.resuming import (
 )
 from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.settings import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.training.checkpoint import check_checkpoint
 from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key
-from recbole_multdpo.training.sft_cache import cache_folder, load_cached_sft, sft_key, store_sft
+from recbole_multdpo.training.sft_cache import (
+    cache_folder,
+    load_cached_sft,
+    sft_checkpoint,
+    sft_key,
+    store_sft,
+)
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 
 SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
@@ -208,15 +217,13 @@ def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
 
 
 def known_at_test(config: Config, parts: Sequence[LLMRecDataset]) -> UserItems:
-    """What the prompts show at test: training items, with `test_history` also those of validation.
+    """What the prompts show at test, as `test_information` says.
 
-    A model on conversations shows none of them.
+    A model on conversations shows none of it.
     """
     settings = config.settings
     assert settings is not None
-    known = parts[0]
-    if settings.test_history == "train_valid" and known.conversations is None:
-        known = known.copy(cat_interactions([part.inter_feat for part in parts[:2]]))
+    known = parts[0] if config["test_information"] == "train" else train_and_valid(list(parts))
     return known.user_items(settings.levels)
 
 
@@ -289,10 +296,16 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
     with clock.stage("train"):
         classical = prepare_classical(config, dataset, parts)
         valid_result = classical.fit(show_progress)
+    with clock.stage("refit" if config["test_information"] == "refit" else "test"):
+        classical = classical.for_test(show_progress)
     with clock.stage("test"):
         trainer = classical.trainer
         trainer.evaluator = PerUserEvaluator(config)
-        test_result = trainer.evaluate(classical.test_data, show_progress=show_progress)
+        test_result = trainer.evaluate(
+            classical.test_data,
+            load_best_model=not classical.has_best_weights,
+            show_progress=show_progress,
+        )
         write_per_user(folder.path / FILE_NAME, trainer.evaluator, classical.test_data, parts[0])
     save_weights(classical.model, folder.path / MODEL_FOLDER)  # the best: evaluate loads them
     return {
@@ -304,6 +317,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": _known_answers(parts),
+        "test_information": config["test_information"],
         **_conversation_counts(config, dataset),
     }
 
@@ -328,36 +342,15 @@ def _run_llmrec(
             cache_dir = cache_folder(settings, folder.path) if settings.sft_cache else None
             own = folder.checkpoints_dir / "assistant"
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
-    with clock.stage("backbone"):
-        config.stored_prompt = processes.from_first(lambda: _stored_prompt(config, folder, point))
-        model: LLMRec = config.model_class(config, parts[0])
-        fingerprints |= {BACKBONE: model.backbone.fingerprint, PROMPT: model.prompt.fingerprint}
-        _check_point(folder, point, fingerprints)
-        if config.stored_prompt is None:
-            processes.from_first(lambda: write_prompt(folder.path, model.prompt))
-        model = model.to(config["device"])
-        _log_model(model)
-
     sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
     sft = Stage("sft", sft_epochs, settings.sft_learning_rate, settings.sft_eval_step)
-    with clock.stage("sft"):
-        trainer = SetwiseTrainer(config, model, sft, folder.path, interruptions, fingerprints)
-        _train_sft(trainer, parts[0], quick_valid, point)
-    if settings.has_preference_stage and config["epochs"] > 0:
-        with clock.stage("preference"):
-            model.start_preference_stage(settings.loss)
-            if settings.reference_cache:
-                cache_dir = cache_folder(settings, folder.path)
-                model.reference_cache = ReferenceCache(
-                    cache_dir / f"reference-{reference_key(model)}"
-                )
-            stage = Stage(
-                "preference", config["epochs"], config["learning_rate"], config["eval_step"]
-            )
-            trainer = SetwiseTrainer(config, model, stage, folder.path, interruptions, fingerprints)
-            batch_size = config["train_batch_size"]
-            train_data = _train_loader(config, model, parts[0], settings.loss, batch_size)
-            _fit(trainer, train_data, quick_valid, point)
+    preference = Stage("preference", config["epochs"], config["learning_rate"], config["eval_step"])
+    stages = [sft]
+    if settings.has_preference_stage and preference.epochs > 0:
+        stages.append(preference)
+    train = partial(_train_llmrec, config, folder, clock, interruptions, point, fingerprints)
+    trainer = train(parts, quick_valid, stages)
+    model = trainer.model
 
     init_seed(config["seed"], config["reproducibility"])  # whether stages were resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
@@ -366,7 +359,20 @@ def _run_llmrec(
         chosen = model.tune_ranking(partial(_validation_score, trainer, quick_valid))
     with clock.stage("valid"):
         valid_result, fusion = _validate(trainer, valid)
+    refitted = {}
+    if config["test_information"] == "refit" and len(parts[1]):
+        stages = [_refit_stage(stage, config, model, parts[0], folder.path) for stage in stages]
+        ranking = model.ranking_choices()
+        refitted = {"refit_epochs": {stage.kind: stage.epochs for stage in stages}}
+        config.stored_prompt = model.prompt  # a template may make another one now
+        del trainer, model  # one model at a time
+        trainer = train(parts, None, stages)
+        model = trainer.model
+        model.take_ranking_choices(ranking)
+        init_seed(config["seed"], config["reproducibility"])
+        trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_and_valid(parts)))
     model.histories = known_at_test(config, parts)
+    model.assistant = None if assistant is None else assistant.at_test()
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
         test_result = trainer.evaluate(
@@ -389,11 +395,94 @@ def _run_llmrec(
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": _known_answers(parts),
         "item_texts": vars(dataset.text_report),
-        "test_history": settings.test_history,
+        "test_information": config["test_information"],
+        **refitted,
         **fusion,
         **_conversation_counts(config, dataset),
         **chosen,
     }
+
+
+def _train_llmrec(
+    config: Config,
+    folder: RunFolder,
+    clock: StageClock,
+    interruptions: Interruptions,
+    point: ResumePoint | None,
+    fingerprints: dict[str, str],
+    parts: Sequence[LLMRecDataset],
+    quick_valid: AbstractDataLoader | None,
+    stages: Sequence[Stage],
+) -> SetwiseTrainer:
+    """A new model through its stages, the supervised one first; the last stage's trainer.
+
+    Args:
+        config: the run's configuration.
+        folder: where it writes.
+        clock: what measures the time.
+        interruptions: signals to heed.
+        point: where a resumed run goes on.
+        fingerprints: of the data; backbone and prompt are added.
+        parts: training, validation and test part.
+        quick_valid: what chooses the best epoch; None where it is chosen already, and validation
+            rows are trained on too.
+        stages: supervised fine-tuning, and preference training where there is such a stage.
+    """
+    settings = config.settings
+    assert settings is not None
+    train = parts[0]
+    with clock.stage("backbone"):
+        if config.stored_prompt is None:
+            config.stored_prompt = processes.from_first(
+                lambda: _stored_prompt(config, folder, point)
+            )
+        model: LLMRec = config.model_class(config, train)
+        fingerprints |= {BACKBONE: model.backbone.fingerprint, PROMPT: model.prompt.fingerprint}
+        _check_point(folder, point, fingerprints)
+        if config.stored_prompt is None:
+            processes.from_first(lambda: write_prompt(folder.path, model.prompt))
+        if quick_valid is None:
+            train = train_and_valid(list(parts))
+            model.fit_to(train)
+        model = model.to(config["device"])
+        _log_model(model)
+    sft, *later = stages
+    with clock.stage(sft.name):
+        trainer = SetwiseTrainer(config, model, sft, folder.path, interruptions, fingerprints)
+        _train_sft(trainer, train, quick_valid, point)
+    for stage in later:
+        with clock.stage(stage.name):
+            model.start_preference_stage(settings.loss)
+            if settings.reference_cache:
+                cache_dir = cache_folder(settings, folder.path)
+                model.reference_cache = ReferenceCache(
+                    cache_dir / f"reference-{reference_key(model)}"
+                )
+            trainer = SetwiseTrainer(config, model, stage, folder.path, interruptions, fingerprints)
+            batch_size = config["train_batch_size"]
+            train_data = _train_loader(config, model, train, settings.loss, batch_size)
+            _fit(trainer, train_data, quick_valid, point)
+    return trainer
+
+
+def _refit_stage(
+    stage: Stage, config: Config, model: LLMRec, train: LLMRecDataset, run_folder: Path
+) -> Stage:
+    """The stage as it is trained on validation rows too: as many epochs as made its best weights.
+
+    Args:
+        stage: as it was trained and validated.
+        config: the run's configuration.
+        model: after all stages.
+        train: the training part, without the validation rows.
+        run_folder: the run's folder.
+    """
+    if stage.epochs:
+        best = run_folder / "checkpoints" / stage.name / "best"
+        if stage.name == "sft":
+            best = sft_checkpoint(run_folder, config, model)
+        n_epochs = check_checkpoint(best)["position"]["epoch"] + 1
+    return replace(stage, name=REFIT + stage.name, epochs=stage.epochs and n_epochs, eval_step=0)
 
 
 def _validate(
@@ -533,7 +622,7 @@ def _made_from(
 def _train_sft(
     trainer: SetwiseTrainer,
     train: LLMRecDataset,
-    valid: AbstractDataLoader,
+    valid: AbstractDataLoader | None,
     point: ResumePoint | None,
 ) -> None:
     """The supervised stage, from the cache where all that determines it is the same."""
@@ -543,7 +632,7 @@ def _train_sft(
         getLogger().info("no supervised stage: the backbone stays as it is")
         return
     cache_dir = cache_folder(settings, trainer.run_folder)
-    key = sft_key(config, model)
+    key = sft_key(config, model, trainer.stage.refit_epochs)
     is_under_way = point is not None and point.stage == trainer.stage.name
     if settings.sft_cache and not is_under_way:
         load = partial(load_cached_sft, cache_dir, key, model, trainer.run_folder)
@@ -609,7 +698,7 @@ def _negative_sampler(
 def _fit(
     trainer: SetwiseTrainer,
     train_data: SetwiseDataLoader,
-    valid: AbstractDataLoader,
+    valid: AbstractDataLoader | None,
     point: ResumePoint | None,
 ) -> None:
     """Train a stage, or what is left of it after `point`, and load its best weights."""

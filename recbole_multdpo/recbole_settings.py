@@ -124,6 +124,7 @@ class RecBoleSettings(TypedDict, total=False):
     context: Literal["history", "conversation"]
     mentioned_items: Literal["exclude", "keep"]
     linked_users: Literal["refuse", "keep"]
+    test_information: Literal["auto", "train", "train_valid", "refit", "rolling"]
     # training
     epochs: CountOrZero
     train_batch_size: Count
@@ -185,7 +186,8 @@ RECBOLE_SETTINGS: TypeAdapter[RecBoleSettings] = TypeAdapter(RecBoleSettings)
 
 # Every model has these; they are in no property file of RecBole.
 ADDED_KEYS = frozenset(
-    "device num_threads run_dir resume context mentioned_items linked_users".split()
+    "device num_threads run_dir resume context mentioned_items linked_users"
+    " test_information".split()
 )
 UNLISTED_KEYS = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio"})
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.atomic import restore_all_interrupted
-from recbole_multdpo.config import AUTO, Config
+from recbole_multdpo.config import AUTO, Config, settings_of_run
 from recbole_multdpo.errors import CheckpointError, ConfigError
 from recbole_multdpo.run_folder import CONFIG_FILE, LOG_FILE, RESULT_FILE, is_in_use
-from recbole_multdpo.settings_text import read_settings_file
 from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 
-STAGES = ("sft", "preference")
+REFIT = "refit-"  # before the names of the stages of `test_information=refit`
+STAGES = ("sft", "preference", REFIT + "sft", REFIT + "preference")
 
 # Settings that change neither the data nor, up to rounding, the weights: what is logged and kept,
 # the machine, where files lie, caches, how much is computed at once, and what is never taken from a
@@ -40,7 +40,7 @@ class ResumePoint:
     """Where a run goes on.
 
     Attributes:
-        stage: 'sft' or 'preference'; stages before it are finished.
+        stage: one of `STAGES`; stages before it are finished.
         folder: the checkpoint.
         state: what its `state.json` holds.
     """
@@ -120,7 +120,7 @@ def settle_resume(config: Config) -> str | None:
         config.warnings.append(f"--resume=auto: {what if found is None else found}")
     if config["resume"]:
         folder = Path(config["resume"])
-        saved = read_settings_file(folder / CONFIG_FILE)
+        saved = settings_of_run(folder)
         # a checkpoint will say whether it is the same backbone
         is_kept = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
         check_unchanged(folder, saved, config.to_dict(), backbone_moved=is_kept)
@@ -148,7 +148,7 @@ def _newest_unfinished(config: Config) -> Path | None:
         if not (folder / CONFIG_FILE).is_file() or (folder / RESULT_FILE).exists():
             continue
         try:
-            saved = read_settings_file(folder / CONFIG_FILE)
+            saved = settings_of_run(folder)
         except ConfigError as error:
             config.warnings.append(f"--resume=auto passes over {folder}: {error}")
             continue

@@ -103,7 +103,6 @@ class LLMRecSettings(BaseModel):
     )
     max_targets: Count = Field(description="targets per context, at most")
     history_split: Literal["random", "temporal"] = Field(description="how targets are chosen")
-    test_history: Literal["train", "train_valid"] = Field(description="items in test prompts")
 
     normalize_over: Literal["catalogue", "vocabulary"] = Field(
         description="texts that an item's probability is a share of"
@@ -614,7 +613,6 @@ def _history_settings_without_effect(context: str | None, asked_for: set[str]) -
         "rank_history",
         "target_share",
         "history_split",
-        "test_history",
     }
     if context != "conversation" or not found:
         return []

@@ -41,7 +41,7 @@ def made(config, parts, cache_dir: Path | None, own: Path) -> Assistant:  # type
 
 def test_log_shares_are_a_log_softmax_over_the_items() -> None:
     scores = np.array([[9.0, np.log(1), np.log(3)], [0.0, 5.0, 5.0]], dtype=np.float32)
-    assistant = Assistant("EASE", scores, np.array([-1, 1, 0]), {})
+    assistant = Assistant("EASE", scores, scores, np.array([-1, 1, 0]), {})
     found = assistant.log_shares(torch.tensor([2, 1]))
     expected = torch.tensor([[0.0, 1 / 4, 3 / 4], [0.0, 1 / 2, 1 / 2]]).log()
     torch.testing.assert_close(found, expected)

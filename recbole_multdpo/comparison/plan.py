@@ -28,7 +28,7 @@ TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings 
 # what must be the same for figures to stand side by side
 SAME_PROTOCOL = (
     "dataset data_path load_col val_interval user_inter_num_interval item_inter_num_interval"
-    " eval_args topk metrics valid_metric"
+    " eval_args test_information topk metrics valid_metric"
 ).split()
 
 

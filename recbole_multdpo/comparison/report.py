@@ -19,6 +19,7 @@ from recbole_multdpo.comparison.results import (
     by_history,
     by_popularity,
     differing_tests,
+    information_note,
 )
 from recbole_multdpo.comparison.significance import PairedTest, compare_with
 from recbole_multdpo.comparison.tables import (
@@ -148,7 +149,11 @@ def find(
 ) -> Findings:
     """Tables and tests of finished runs; arguments as for `write_report`."""
     mean, std = results.mean(), results.std()
-    notes = [*differing_tests(results.runs), *_unequal_seeds(results)]
+    notes = [
+        *information_note(results.runs),
+        *differing_tests(results.runs),
+        *_unequal_seeds(results),
+    ]
     if baseline is not None and baseline not in results.systems:
         notes.append(f"{baseline} has no result: the best system takes its place as reference.")
         baseline = None

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.comparison.request import Member
+from recbole_multdpo.information import KEY, KNOWN
 from recbole_multdpo.per_user import (
     FILE_NAME,
     ID_COLUMNS,
@@ -30,8 +31,8 @@ class Results:
         metrics: one row per run, columns `system`, `seed`, and RecBole's test metrics.
         users: one row per run and user, columns `system`, `seed`, `user`, `n_train`, `n_test`, and
             the metrics that are means over users.
-        runs: one row per run, columns `system`, `seed`, `seconds` (wall time) and `test_set`, the
-            hash of what it was tested on.
+        runs: one row per run, columns `system`, `seed`, `seconds` (wall time), `test_set`, the
+            hash of what it was tested on, and `test_information`, what it knew.
     """
 
     metrics: pd.DataFrame
@@ -77,11 +78,18 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         ids = {"system": member.system.name, "seed": member.seed}
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())
-        runs.append({**ids, "seconds": seconds, "test_set": result["test_set"]})
+        test = {"test_set": result["test_set"], KEY: result.get(KEY)}
+        runs.append({**ids, "seconds": seconds, **test})
         users.append(
             read_per_user(run / FILE_NAME).assign(system=member.system.name, seed=member.seed)
         )
     return Results(pd.DataFrame(metrics), pd.concat(users, ignore_index=True), pd.DataFrame(runs))
+
+
+def information_note(runs: pd.DataFrame) -> list[str]:
+    """What the systems knew at test, as a sentence; nothing where runs of before do not say it."""
+    values = set(runs[KEY]) if KEY in runs else set()
+    return [KNOWN[value] for value in values if value in KNOWN] if len(values) == 1 else []
 
 
 def differing_tests(runs: pd.DataFrame) -> list[str]:

@@ -61,11 +61,7 @@ class BIGRec(LLMRec):
                 f"embeddings) to {n_layers}, or -1 (the last) to {-n_layers - 1}."
             )
         self.gamma = 0.0 if settings.grounding_gamma == "auto" else settings.grounding_gamma
-        counts = np.bincount(self.histories.items, minlength=self.n_items)[None, 1:]
-        weighs = settings.grounding_weight == "popularity"
-        self.register_buffer(
-            "popularity", torch.from_numpy(counts).float() if weighs else None, persistent=False
-        )
+        self.register_buffer("popularity", self._popularity(), persistent=False)
         self._reads_base = settings.grounds_by_base
         # with LoRA the base is the model without its adapter
         self.base_lm: nn.Module | None = None
@@ -75,6 +71,17 @@ class BIGRec(LLMRec):
         self._written: dict[int, str] | None = None
         self._distances: dict[str, Tensor] = {}
         self._item_states: Tensor | None = None
+
+    def _popularity(self) -> Tensor | None:
+        if self.settings.grounding_weight != "popularity":
+            return None
+        counts = np.bincount(self.histories.items, minlength=self.n_items)[None, 1:]
+        return torch.from_numpy(counts).float()
+
+    def fit_to(self, train: LLMRecDataset) -> None:
+        """LLMRec's; popularity is counted in the new rows."""
+        super().fit_to(train)
+        self.popularity = self._popularity()
 
     def train(self, mode: bool = True) -> BIGRec:
         """Change the mode; the states of the items are computed anew, as weights may change."""
@@ -176,6 +183,10 @@ class BIGRec(LLMRec):
         self._written, self._distances = None, {}
         self.gamma = max(curve, key=lambda point: point[1])[0]  # the first of equals
         return {**chosen, "grounding_gamma": self.gamma, "grounding_gamma_curve": curve}
+
+    def ranking_choices(self) -> dict[str, Any]:
+        """LLMRec's, and gamma."""
+        return {**super().ranking_choices(), "gamma": self.gamma}
 
     def restore_ranking(self, result: Mapping[str, Any]) -> None:
         """Rank as the run did whose weights these are, but for an assistant, which is not kept.

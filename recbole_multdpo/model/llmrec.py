@@ -159,6 +159,13 @@ class LLMRec(GeneralRecommender):
         self.assistant: Assistant | None = None
         self.assistant_weight = 0.0
 
+    def fit_to(self, train: LLMRecDataset) -> None:
+        """Take other rows for the training part, those of the validation part too, before training.
+
+        The tokenizer of `tiny` stays the one that the training part made.
+        """
+        self.histories = train.user_items(self.settings.levels)
+
     def _training_turns(self) -> list[str]:
         """What was said in training conversations, for the tokenizer of `tiny` to be fitted to."""
         if self.conversations is None:
@@ -538,6 +545,15 @@ class LLMRec(GeneralRecommender):
             For `result.json`: what was chosen, and the metric of all that was tried.
         """
         return {}
+
+    def ranking_choices(self) -> dict[str, Any]:
+        """What was chosen on the validation part, for a model that is fitted anew."""
+        return {"assistant_weight": self.assistant_weight}
+
+    def take_ranking_choices(self, choices: Mapping[str, Any]) -> None:
+        """Rank by the `ranking_choices` of another model."""
+        for name, value in choices.items():
+            setattr(self, name, value)
 
     def restore_ranking(self, result: Mapping[str, Any]) -> None:
         """Take over what `tune_ranking` chose in a finished run, from its `result.json`."""

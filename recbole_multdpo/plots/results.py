@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.information import KEY
 from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import look, new_figure
@@ -20,17 +21,20 @@ BARS_PER_INCH = 3.2
 
 
 def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: `run`, `system`, `seed`, `test_set`, and its test metrics.
+    """One row per run: `run`, `system`, `seed`, `test_set`, `known`, and its test metrics.
+
+    `known` is the run's `test_information`.
 
     Raises:
         DataError: a run has no result, two runs of one system have the same seed, or two runs of
-            one seed were tested on different items.
+            one seed were tested on different items, or knew different parts of the data.
     """
     rows = []
     for run in runs:
         result = run.result()
         ids = {"run": run, "system": run.name, "seed": result["seed"]}
-        rows.append({**ids, "test_set": result.get("test_set"), **result["test_result"]})
+        tested = {"test_set": result.get("test_set"), "known": result.get(KEY)}
+        rows.append({**ids, **tested, **result["test_result"]})
     table = pd.DataFrame(rows)
     twice = table[table.duplicated(["system", "seed"])]
     if len(twice):
@@ -44,6 +48,11 @@ def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
             "runs of one seed were tested on different items (test_set in their result.json): "
             "draw runs of one data set, split and evaluation."
         )
+    if table["known"].nunique() > 1:
+        raise DataError(
+            f"the runs did not know the same at test ({KEY} in their result.json): "
+            f"{', '.join(sorted(set(table['known'].dropna())))}. Draw runs of one value."
+        )
     return table
 
 
@@ -55,7 +64,7 @@ def _column(tests: pd.DataFrame, metric: str) -> str:
     """
     name = metric.lower()
     if name not in tests:
-        own = ("run", "system", "seed", "test_set")
+        own = ("run", "system", "seed", "test_set", "known")
         known = ", ".join(str(column) for column in tests if column not in own)
         raise DataError(f"--metric={metric} was not measured. There are: {known}.")
     return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recbole_multdpo.information import KEY, KNOWN
 from recbole_multdpo.settings import WITHOUT_PREFERENCES, ZERO_SHOT
 
 TRAINING = (
@@ -44,7 +45,7 @@ A language model that recommends items of {dataset} by the probability of their 
 ## Results
 
 On the full catalogue, {n_users:,} users, test part `{test_set}`; figures of the run, not of this
-folder's own evaluation.
+folder's own evaluation. {known}
 
 | metric | validation | test |
 |---|---|---|
@@ -143,6 +144,7 @@ def model_card(
         ),
         n_users=result["num_users_evaluated"],
         test_set=result["test_set"],
+        known=KNOWN.get(result.get(KEY, ""), ""),
         metrics=_metric_rows(result),
         loading=_LOAD_ADAPTER if adapter else _LOAD_MERGED,
         prompt=(

@@ -130,7 +130,8 @@ class Recommender:
         names = run.dataset.field2id_token[run.dataset.iid_field]
         self.titles = TitleIndex(run.titles, [str(name) for name in names])
         self._is_lm = run.config.settings is not None
-        self._train, self._known, self._test = (run.items_of(*n) for n in ((0,), (0, 1), (2,)))
+        shown = (0,) if run.config["test_information"] == "train" else (0, 1)
+        self._shown, self._known, self._test = (run.items_of(*n) for n in (shown, (0, 1), (2,)))
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Recommender:
@@ -203,7 +204,7 @@ class Recommender:
         elif self._is_lm:
             shown = self.run.model.shown_histories(found)
         else:
-            shown = [self._train.history(user) for user in found]
+            shown = [self._shown.history(user) for user in found]
         return [
             Context(user, items, self._said(user), self._seen(user), self._test.history(user))
             for user, items in zip(found.tolist(), shown, strict=True)

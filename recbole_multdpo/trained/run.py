@@ -17,8 +17,10 @@ from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt
 from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.information import KEY, fitted_part, train_and_valid
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.classical_weights import load_weights
+from recbole_multdpo.model.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
 from recbole_multdpo.settings_text import read_settings_file
@@ -125,6 +127,7 @@ def load_run(
     if config.settings is not None:
         model: Any = config.model_class(config, parts[0])
         check_prompt(folder, result, model)
+        model.fit_to(fitted_part(config[KEY], parts))
         model.histories = known_at_test(config, parts)
         model.restore_ranking(result)
         if config.assistant is not None:
@@ -135,11 +138,15 @@ def load_run(
         titles = dataset.item_texts
     else:
         check_numbering(folder, different)
-        model = untrained(config, parts[0])
+        fitted = fitted_part(config[KEY], parts)
+        with noted_questions(fitted) as questions:
+            model = untrained(config, fitted)
         titles = _titles(config, dataset)
     model = model.to(config["device"]).eval()
     if config.settings is None:
         load_weights(model, folder / "model")
+        if config[KEY] == "train_valid":
+            show_longer_rows(model, config, questions, fitted, train_and_valid(parts))
     return TrainedRun(folder, config, result, dataset, parts, model, titles, different)
 
 

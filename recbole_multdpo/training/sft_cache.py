@@ -17,6 +17,7 @@ from recbole_multdpo.atomic import atomic_folder, restore_interrupted
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.resuming import REFIT
 from recbole_multdpo.settings import LLMRecSettings
 from recbole_multdpo.training.checkpoint import (
     check_checkpoint,
@@ -47,7 +48,6 @@ LATER_SETTINGS = frozenset(
         "popularity_alpha",
         "rating_levels",
         "level_thresholds",  # all positives are one set to supervised fine-tuning
-        "test_history",
         "rank_history",
         "ranker",
         "expand_per_step",
@@ -71,8 +71,14 @@ LATER_SETTINGS = frozenset(
 SHARED_SETTINGS = ("seed", "learner", "weight_decay", "clip_grad_norm")
 
 
-def sft_key(config: Config, model: LLMRec) -> str:
-    """Hash of all that determines the supervised stage's result, 16 hexadecimal digits."""
+def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> str:
+    """Hash of all that determines the supervised stage's result, 16 hexadecimal digits.
+
+    Args:
+        config: the run's configuration.
+        model: before or after the stage.
+        refit_epochs: length of the stage where validation is over, of `test_information=refit`.
+    """
     # what a baseline has besides LLMRec's settings is about ranking
     settings = model.settings.model_dump(mode="json", include=set(LLMRecSettings.model_fields))
     described: dict[str, Any] = {
@@ -82,6 +88,8 @@ def sft_key(config: Config, model: LLMRec) -> str:
         "prompt": [model.prompts.frame_ids(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,
     }
+    if refit_epochs is not None:
+        described["refit"] = refit_epochs
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
     if model.settings.trains_all_weights and settings["dtype"] != "float32":
@@ -108,6 +116,29 @@ def cache_folder(settings: LLMRecSettings, run_folder: Path) -> Path:
 def sft_folder(cache_dir: Path, key: str) -> Path:
     """Where the cache keeps, or would keep, the stage of this key."""
     return cache_dir / f"sft-{key}"
+
+
+def sft_checkpoint(
+    run_folder: Path, config: Config, model: LLMRec, refit_epochs: int | None = None
+) -> Path:
+    """The best checkpoint of a run's supervised stage: its own, else the one in the cache.
+
+    Raises:
+        CheckpointError: it is kept neither in the run's folder nor in the cache.
+    """
+    name = "sft" if refit_epochs is None else f"{REFIT}sft"
+    own = run_folder / "checkpoints" / name / "best"
+    if own.is_dir():
+        return own
+    key = sft_key(config, model, refit_epochs)
+    cached = sft_folder(cache_folder(model.settings, run_folder), key)
+    if not cached.is_dir():
+        raise CheckpointError(
+            f"the weights of the supervised stage, the reference, are not kept: neither {own} nor "
+            f"{cached} exists. Run the command again with --sft_cache=False, "
+            "which keeps them in the run's folder."
+        )
+    return cached
 
 
 def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) -> bool:

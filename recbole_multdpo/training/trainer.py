@@ -30,7 +30,7 @@ from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
-from recbole_multdpo.resuming import settings_hash
+from recbole_multdpo.resuming import REFIT, settings_hash
 from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.checkpoint import (
@@ -56,10 +56,10 @@ DIVERGED = 2.0  # an epoch's mean loss over that of the stage's first epoch, for
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the two training stages.
+    """One of the two training stages, or its repetition on validation rows too.
 
     Attributes:
-        name: 'sft' or 'preference'; names checkpoints and TensorBoard tags.
+        name: one of `resuming.STAGES`; names checkpoints and TensorBoard tags.
         epochs: length of the stage.
         learning_rate: peak learning rate.
         eval_step: epochs between validations; 0 for none during the stage.
@@ -69,6 +69,16 @@ class Stage:
     epochs: int
     learning_rate: float
     eval_step: int
+
+    @property
+    def kind(self) -> str:
+        """'sft' or 'preference'."""
+        return self.name.removeprefix(REFIT)
+
+    @property
+    def refit_epochs(self) -> int | None:
+        """Length of a repetition; None for the stage itself."""
+        return self.epochs if self.name.startswith(REFIT) else None
 
     @property
     def unvalidated(self) -> int:
@@ -185,7 +195,7 @@ class SetwiseTrainer(Trainer):
         if self.resumed_schedule is not None:
             self._restore_schedule(self.resumed_schedule)
         if self.eval_step and self.stage.unvalidated:
-            setting = "sft_eval_step" if self.stage.name == "sft" else "eval_step"
+            setting = "sft_eval_step" if self.stage.kind == "sft" else "eval_step"
             self.logger.warning(
                 f"no validation follows the last {self.stage.unvalidated} of {self.epochs} "
                 f"{self.stage.name} epochs, so that they cannot become the result. Set --{setting} "
@@ -193,7 +203,7 @@ class SetwiseTrainer(Trainer):
             )
         if processes.is_first():
             self.step_log = StepLog(self.run_folder, self.stage.name)
-        if self.stage.name == "preference" and self.model.settings.track_bounds:
+        if self.stage.kind == "preference" and self.model.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.from_first(lambda: BoundsLog(file))
         found = super().fit(
@@ -441,9 +451,9 @@ class SetwiseTrainer(Trainer):
         settings = self.model.settings
         counted = batch.user_ids != FILLER
         n_positives = set_masks(batch.levels)[0].sum(1) * counted
-        if self.stage.name == "sft" and settings.sft_loss_average == "positive":
+        if self.stage.kind == "sft" and settings.sft_loss_average == "positive":
             return n_positives / processes.total(n_positives.sum())
-        if self.stage.name == "preference" and settings.loss_average == "positive":
+        if self.stage.kind == "preference" and settings.loss_average == "positive":
             return counted / processes.total(n_positives.sum())
         return counted / self.n_contexts
 
@@ -477,7 +487,7 @@ class SetwiseTrainer(Trainer):
 
     @property
     def _rate_setting(self) -> str:
-        return "sft_learning_rate" if self.stage.name == "sft" else "learning_rate"
+        return "sft_learning_rate" if self.stage.kind == "sft" else "learning_rate"
 
     def _diverged(self, what: str, user_ids: Tensor) -> TrainingError:
         return TrainingError(

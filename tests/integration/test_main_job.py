@@ -270,10 +270,10 @@ def test_validation_items_join_the_prompt_for_the_test_only(
         return topk(model, *args)
 
     monkeypatch.setattr(LLMRec, "topk", recording)
-    for test_history in ("train", "train_valid"):
-        extra = ["--loss=sft", f"--test_history={test_history}"]
-        result = run(toy_arguments(data_path, tmp_path / test_history, *extra))
-        assert result["test_history"] == test_history
+    for information in ("train", "train_valid"):
+        extra = ["--loss=sft", f"--test_information={information}"]
+        result = run(toy_arguments(data_path, tmp_path / information, *extra))
+        assert result["test_information"] == information
     # of each user's 11 items, 9 train, 1 validates and 1 tests
     assert known == [9 * N_USERS] * 3 + [10 * N_USERS]
 

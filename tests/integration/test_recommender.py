@@ -26,7 +26,7 @@ LLMREC = ("mult_dpo", "lora", "vocabulary", "train_valid")
 EXTRA = {
     "lora": ["--finetune=lora"],
     "vocabulary": ["--normalize_over=vocabulary", "--tiny_title_tokens=False"],
-    "train_valid": ["--test_history=train_valid", "--history_split=temporal"],
+    "train_valid": ["--test_information=train_valid", "--history_split=temporal"],
 }
 
 

@@ -30,6 +30,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         n_steps: int = 0,
         finished: bool = True,
         test_set: str = "same",
+        known: str = "train",
         **settings: Any,
     ) -> Path:
         folder = tmp_path / name
@@ -44,6 +45,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             result = {
                 "seed": seed,
                 "test_set": test_set,
+                "test_information": known,
                 "test_result": {"ndcg@5": ndcg[0], "ndcg@10": ndcg[1], "hit@5": 0.5},
                 "seconds": seconds or {"sft": 0.0, "preference": 1.0},
             }

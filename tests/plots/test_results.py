@@ -78,3 +78,6 @@ def test_runs_that_are_not_comparable_are_refused(make_run: MakeRun) -> None:
     elsewhere = make_run("elsewhere", model="EASE", test_set="another split")
     with pytest.raises(DataError, match="different items"):
         read_tests(find_runs([one, elsewhere]))
+    refit = make_run("refit", model="EASE", known="refit")
+    with pytest.raises(DataError, match="did not know the same at test.*: refit, train"):
+        read_tests(find_runs([one, refit]))

@@ -1,0 +1,124 @@
+"""What RecBole's sequential models see at validation and test.
+
+RecBole makes a row of every event, with the events before it as the input, before it splits. A
+later test row of a user then has test items in its input (a rolling test), seen items may be ranked
+again, and every event is a ranking of its own. Here all held-out rows of a user have one input, the
+user is ranked for once with all held-out items as positives, and seen items are not ranked: what
+holds for every other kind of model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.sampler import Sampler
+from recbole.utils import ModelType
+
+PHASES = ("valid", "test")
+
+
+def with_one_input(parts: Sequence[Dataset], knows_validation: bool) -> list[Dataset]:
+    """The parts of a sequential split, every user's held-out rows with the same input.
+
+    It is the input of the user's first held-out row, as RecBole made it: all events before what is
+    held out, the latest `MAX_ITEM_LIST_LENGTH` of them. Rows of a user follow each other in time
+    over the parts, as splits by order of time make them.
+
+    Args:
+        parts: training, validation and test part.
+        knows_validation: whether the test rows' input has the validation items.
+    """
+    train, valid, test = parts
+    held_out = [part.inter_feat for part in (parts[2:] if knows_validation else parts[1:])]
+    return [
+        train,
+        _with_first_input(valid, [valid.inter_feat]),
+        _with_first_input(test, held_out),
+    ]
+
+
+def _with_first_input(part: Dataset, sources: Sequence[Interaction]) -> Dataset:
+    """The part, each row with the input of its user's first row among the sources."""
+    if not len(part):
+        return part
+    users = torch.cat([source[part.uid_field] for source in sources]).numpy()
+    distinct, at = np.unique(users, return_index=True)  # the first place of each
+    first = np.zeros(part.user_num, dtype=np.int64)
+    first[distinct] = at
+    rows = torch.from_numpy(first)[part.inter_feat[part.uid_field]]
+    columns = dict(part.inter_feat.interaction)
+    for name in input_fields(part):
+        columns[name] = torch.cat([source[name] for source in sources])[rows]
+    return part.copy(Interaction(columns))
+
+
+def input_fields(part: Dataset) -> list[str]:
+    """The columns that make the input: lists of what came before, and their length."""
+    suffix = part.config["LIST_SUFFIX"]
+    return [
+        name
+        for name in part.inter_feat.interaction
+        if name.endswith(suffix) or name == part.item_list_length_field
+    ]
+
+
+def known_items(parts: Sequence[Dataset]) -> list[set[int]]:
+    """Every user's items in some parts; a user's first event, which is a row of none, too."""
+    known: list[set[int]] = [set() for _ in range(parts[0].user_num)]
+    for part in parts:
+        users = part.inter_feat[part.uid_field].tolist()
+        lists = part.inter_feat[part.iid_field + part.config["LIST_SUFFIX"]].numpy()
+        for user, item, shown in zip(
+            users, part.inter_feat[part.iid_field].tolist(), lists, strict=True
+        ):
+            known[user].add(item)
+            known[user].update(shown[shown > 0].tolist())
+    return known
+
+
+class UserSequenceLoader(FullSortEvalDataLoader):
+    """RecBole's full ranking of users, with each user's sequence as the input."""
+
+    def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
+        """RecBole's arguments; the rows of a user in `dataset` have the same input."""
+        super().__init__(_as_general(config), dataset, sampler)
+        users = dataset.inter_feat[dataset.uid_field].numpy()  # sorted by RecBole's constructor
+        self.user_df = dataset[torch.from_numpy(np.unique(users, return_index=True)[1])]
+
+    def collate_fn(self, index: Any) -> Any:
+        """RecBole's batch of users, transformed as sequences are."""
+        users, *ranked = super().collate_fn(index)
+        return self.transform(self._dataset, users), *ranked
+
+
+def sequence_loaders(config: Config, parts: Sequence[Dataset]) -> list[AbstractDataLoader]:
+    """Loaders of the validation and the test part; candidates are items that the user has not."""
+    sampler = Sampler(["train", *PHASES], list(parts))
+    loaders: list[AbstractDataLoader] = []
+    for number, phase in enumerate(PHASES, 1):
+        arguments = config[f"{phase}_neg_sample_args"]
+        of_phase = sampler.set_phase(phase)
+        known = known_items(parts[: number + 1])
+        of_phase.used_ids = np.array(known + [set()], dtype=object)[:-1]  # sets, not a table
+        if arguments["distribution"] != "none":
+            of_phase.set_distribution(arguments["distribution"])
+        full = config["eval_args"]["mode"][phase] == "full"
+        kind = UserSequenceLoader if full else NegSampleEvalDataLoader
+        loaders.append(kind(config, parts[number], of_phase))
+    return loaders
+
+
+def _as_general(config: Config) -> Config:
+    """The configuration as one of a general model, for RecBole's loader to group rows by user."""
+    general = copy(config)
+    general.final_config_dict = {**config.final_config_dict, "MODEL_TYPE": ModelType.GENERAL}
+    return general

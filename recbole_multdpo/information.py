@@ -1,0 +1,129 @@
+"""What every system knows at test: the setting `test_information`.
+
+Published leave-one-out tables give the validation item to every system at test; a model that goes
+without it looks worse than it is. So one setting says what all systems know, whatever their kind:
+
+- `train`: the training part.
+- `train_valid`: fitted weights stay, inputs grow. Histories in prompts and sequences have the
+  validation items too, and so have the rows of users that item-item models and autoencoders score.
+- `refit`: after validation has chosen the settings and the number of epochs, the system is trained
+  anew on both parts, and that is tested.
+- `rolling`: RecBole's test of sequential models, where every test row knows all rows before it, of
+  the test part too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import cat_interactions
+from recbole.utils import ModelType
+
+KEY = "test_information"
+FORMER_KEY = "test_history"  # of language models, before all systems had the setting
+AUTO = "auto"
+
+# What a table of figures says of it.
+KNOWN = {
+    "train": "At test every system knows the training part alone (test_information=train).",
+    "train_valid": "At test every system is given the validation items as input, its weights "
+    "being fitted to the training part (test_information=train_valid).",
+    "refit": "Every tested system is fitted to the training and the validation part together "
+    "(test_information=refit).",
+    "rolling": "At test every row knows all rows of the user before it, of the test part too "
+    "(test_information=rolling).",
+}
+
+# General models whose scores of a user are made from the user's items when they are asked for
+# (`model.user_rows` finds out and checks it); those of all others stand in weights of the user.
+READS_ROWS = frozenset(
+    "ADMMSLIM AsymKNN CDAE DiffRec EASE FISM ItemKNN LDiffRec MacridVAE MultiDAE MultiVAE NAIS"
+    " RaCT RecVAE SLIMElastic SimpleX".split()
+)
+# They have no input that could grow.
+NO_INPUT = frozenset({"Pop", "Random"})
+_BY_USERS = frozenset({"AsymKNN", "ItemKNN"})  # with knn_method=user
+
+
+def default_information(settings: Mapping[str, Any]) -> str:
+    """What `auto` stands for: the validation items too in leave-one-out, else training alone."""
+    split = settings["eval_args"]["split"]
+    parts_in_files = settings.get("benchmark_filename") is not None
+    leave_one_out = split.get("LS") == "valid_and_test" and not parts_in_files
+    return "train_valid" if leave_one_out else "train"
+
+
+def information_problems(
+    model: str, settings: Mapping[str, Any], is_language_model: bool
+) -> list[str]:
+    """Why a model cannot be tested on this information, one sentence each.
+
+    Args:
+        model: its name.
+        settings: final settings, `test_information` resolved.
+        is_language_model: whether it is one of ours.
+    """
+    value, kind = settings[KEY], settings["MODEL_TYPE"]
+    if value == "rolling" and kind != ModelType.SEQUENTIAL:
+        return [
+            f"{KEY}=rolling is RecBole's test of sequential models, in which every test row knows "
+            f"the test rows before it, and {model} ranks for all of a user's test items at once. "
+            f"Use --{KEY}=train, train_valid or refit, for the models it is compared with too."
+        ]
+    if value == "refit" and kind == ModelType.DECISIONTREE:
+        return [f"{KEY}=refit: {model} is no model of epochs. Use --{KEY}=train."]
+    if kind == ModelType.SEQUENTIAL and settings.get("benchmark_filename") is not None:
+        if value != "rolling":
+            return [
+                f"{KEY}={value}: {model}'s sequences stand in the files of benchmark_filename and "
+                f"are taken as they are. Use --{KEY}=rolling."
+            ]
+        return []
+    if value != "train_valid":
+        return []
+    if settings.get("context") == "conversation":
+        return [
+            f"{KEY}=train_valid: no effect with context=conversation, where a conversation of the "
+            f"test part is all that is known of it. Use --{KEY}=train or refit."
+        ]
+    if is_language_model or kind == ModelType.SEQUENTIAL or model in NO_INPUT:
+        return []
+    by_users = model in _BY_USERS and settings.get("knn_method") == "user"
+    if model in READS_ROWS and not by_users:
+        return []
+    return [cannot_grow(f"{model}{' with knn_method=user' if by_users else ''}")]
+
+
+def cannot_grow(name: str) -> str:
+    """The sentence for a model whose input does not grow."""
+    return (
+        f"{KEY}=train_valid, the default in leave-one-out: {name} keeps what it knows of a user in "
+        "weights and can be shown nothing more at test. Use "
+        f"--{KEY}=refit, or --{KEY}=train, for the models it is compared with too."
+    )
+
+
+def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the former name of `test_information` replaced."""
+    renamed = dict(settings)
+    if FORMER_KEY in renamed:
+        former = renamed.pop(FORMER_KEY)
+        renamed.setdefault(KEY, former)
+    return renamed
+
+
+def as_tested_before(settings: Mapping[str, Any], is_sequential: bool) -> dict[str, Any]:
+    """A run's saved settings, with the information that runs without the setting were tested on."""
+    return {KEY: "rolling" if is_sequential else "train", **with_known_names(settings)}
+
+
+def train_and_valid(parts: list[Dataset]) -> Dataset:
+    """The rows of the training and the validation part as one training part."""
+    return parts[0].copy(cat_interactions([part.inter_feat for part in parts[:2]]))
+
+
+def fitted_part(information: str, parts: list[Dataset]) -> Dataset:
+    """What the tested weights are fitted to."""
+    return train_and_valid(parts) if information == "refit" else parts[0]
