@@ -87,6 +87,33 @@ class Assistant:
         return (scores / temperature).log_softmax(1)
 
 
+def restored_assistant(
+    config: Config,
+    dataset: ContextDataset,
+    parts: list[Dataset],
+    cache_dir: Path | None,
+    own: Path,
+    scratch: Path,
+) -> Assistant:
+    """The assistant of a finished run, as `make_assistant` left it; trained again if it is gone.
+
+    Args:
+        config: the assistant's configuration.
+        dataset: the whole data set.
+        parts: training, validation and test part.
+        cache_dir: where the run shared scores; None for nowhere.
+        own: the run's folder for the assistant.
+        scratch: where it is trained again.
+    """
+    kept = [own]
+    if cache_dir is not None:
+        kept.append(cache_dir / f"assistant-{_key(config, dataset, parts)}")
+    for folder in kept:
+        if folder.is_dir():
+            return _read(config, dataset, parts, folder)
+    return make_assistant(config, dataset, parts, None, scratch / "assistant")
+
+
 def make_assistant(
     config: Config, dataset: ContextDataset, parts: list[Dataset], cache_dir: Path | None, own: Path
 ) -> Assistant:
@@ -102,7 +129,7 @@ def make_assistant(
         cache_dir: where scores are shared between runs; None keeps them to this run.
         own: this run's folder for the assistant.
     """
-    users = torch.cat([part.inter_feat[part.uid_field] for part in parts[1:]]).unique()
+    users = _ranked_users(parts)
     folder = own if cache_dir is None else cache_dir / f"assistant-{_key(config, dataset, parts)}"
 
     def train() -> None:
@@ -114,6 +141,17 @@ def make_assistant(
             _train(config, dataset, parts, users, temporary)
 
     processes.from_first(train)  # the others read what it has written
+    return _read(config, dataset, parts, folder)
+
+
+def _ranked_users(parts: Sequence[Dataset]) -> Tensor:
+    """The users of the validation and the test part, ascending."""
+    return torch.cat([part.inter_feat[part.uid_field] for part in parts[1:]]).unique()
+
+
+def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Path) -> Assistant:
+    """What `_train` has written into a folder."""
+    users = _ranked_users(parts)
     row_of_user = np.full(dataset.user_num, -1)
     row_of_user[users.numpy()] = np.arange(len(users))
     files = [folder / name for name in ("scores.npy", "test_scores.npy")]

@@ -72,8 +72,17 @@ class ClassicalRun:
             run.trainer.eval_step = 0
             run.fit(show_progress)
             return run
-        longer = train_and_valid(self.parts)
-        show_longer_rows(self.model, self.config, self.questions, self.parts[0], longer)
+        return self.with_longer_inputs()
+
+    def with_longer_inputs(self) -> ClassicalRun:
+        """The run, whose best weights are loaded, with validation items in its inputs.
+
+        Raises:
+            ConfigError: the model reads no rows of users.
+        """
+        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # those have loaders of their own
+            longer = train_and_valid(self.parts)
+            show_longer_rows(self.model, self.config, self.questions, self.parts[0], longer)
         return replace(self, has_best_weights=True)
 
     def _changes_at_test(self) -> tuple[str, ...]:

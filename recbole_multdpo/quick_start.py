@@ -179,13 +179,22 @@ def _load(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
             "val_interval, user_inter_num_interval or item_inter_num_interval remove everything, "
             "or is a column that a setting names not in load_col?"
         ) from error
+    check_cutoffs(config, dataset)
+    getLogger().info(dataset)
+    return dataset
+
+
+def check_cutoffs(config: Config, dataset: Dataset) -> None:
+    """Refuse lists that are longer than the catalogue.
+
+    Raises:
+        ConfigError: it names the size of the catalogue.
+    """
     if max(config["topk"]) > dataset.item_num - 1:
         raise ConfigError(
             f"topk={config['topk']} asks for more items than the {dataset.item_num - 1} of the "
             "catalogue; lower --topk"
         )
-    getLogger().info(dataset)
-    return dataset
 
 
 def _prepare(config: Config, dataset: Dataset) -> list[Dataset]:
@@ -251,7 +260,7 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
                 f"the {name} part of the split is empty: {sum(map(len, parts))} interactions are "
                 f"too few for {made_by}. {remedy.capitalize()}."
             )
-    pairs = np.unique(np.concatenate([_pairs(part) for part in parts]))
+    pairs = np.unique(np.concatenate([pairs_of(part) for part in parts]))
     complete = np.flatnonzero(np.bincount(pairs // dataset.item_num) >= dataset.item_num - 1)
     if len(complete):
         names = ", ".join(map(str, dataset.id2token(dataset.uid_field, complete[:5])))
@@ -262,7 +271,7 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
         )
 
 
-def _pairs(part: Dataset) -> np.ndarray:
+def pairs_of(part: Dataset) -> np.ndarray:
     """A number per interaction of a part, equal for equal pairs of user and item: int64 [n]."""
     users, items = (part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field))
     return users.astype(np.int64) * part.item_num + items
@@ -274,7 +283,7 @@ def _known_answers(parts: Sequence[Dataset]) -> int:
     RecBole ranks a user's test items even where training knew them, so that memory alone finds
     them. (Known items that are no answers it leaves out.)
     """
-    repeated = int(np.isin(_pairs(parts[2]), _pairs(parts[0])).sum())
+    repeated = int(np.isin(pairs_of(parts[2]), pairs_of(parts[0])).sum())
     if repeated:
         getLogger().warning(
             f"{repeated:,} of {len(parts[2]):,} test interactions repeat a training interaction of "
@@ -301,6 +310,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
     with clock.stage("test"):
         trainer = classical.trainer
         trainer.evaluator = PerUserEvaluator(config)
+        init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates
         test_result = trainer.evaluate(
             classical.test_data,
             load_best_model=not classical.has_best_weights,
@@ -312,8 +322,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         **_made_from(config, folder, fingerprints),
         "valid_result": valid_result,
         "test_result": test_result,
-        "num_users_evaluated": _n_users(parts[2]),
-        "test_set": _fingerprint(parts[2]),
+        **test_description(parts[2]),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": _known_answers(parts),
@@ -369,19 +378,22 @@ def _run_llmrec(
         trainer = train(parts, None, stages)
         model = trainer.model
         model.take_ranking_choices(ranking)
-        init_seed(config["seed"], config["reproducibility"])
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_and_valid(parts)))
     model.histories = known_at_test(config, parts)
     model.assistant = None if assistant is None else assistant.at_test()
+    if model.uses_lora and not model.ranks_by_base:
+        # before the test, so that it ranks by the weights that are kept, rounded as they are;
+        # plain transformers loads them: the adapter alone would need the SFT weights
+        model.lm = merge_lora(model.lm)
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
+        init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates
         test_result = trainer.evaluate(
             test, load_best_model=False, show_progress=config["show_progress"]
         )
         per_user = folder.path / FILE_NAME
         processes.from_first(lambda: write_per_user(per_user, trainer.evaluator, test, parts[0]))
-    # merged, so that plain transformers loads it: the adapter alone would need the SFT weights
-    lm = merge_lora(model.lm) if model.uses_lora else model.lm
+    lm = merge_lora(model.lm) if model.uses_lora and model.ranks_by_base else model.lm
     _check_finite(lm)
     processes.from_first(lambda: save_backbone(lm, model.tokenizer, folder.path / MODEL_FOLDER))
     return {
@@ -389,8 +401,7 @@ def _run_llmrec(
         "loss": settings.loss,
         "valid_result": valid_result,
         "test_result": test_result,
-        "num_users_evaluated": _n_users(parts[2]),
-        "test_set": _fingerprint(parts[2]),
+        **test_description(parts[2]),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": _known_answers(parts),
@@ -730,9 +741,10 @@ def _log_model(model: LLMRec) -> None:
     )
 
 
-def _n_users(part: Dataset) -> int:
-    """Users of a part of the split: those that its metrics average over."""
-    return int(part.inter_feat[part.uid_field].unique().numel())
+def test_description(part: Dataset) -> dict[str, Any]:
+    """How many users a part of the split has, and the hash of its rows."""
+    n_users = int(part.inter_feat[part.uid_field].unique().numel())
+    return {"num_users_evaluated": n_users, "test_set": _fingerprint(part)}
 
 
 def _fingerprint(part: Dataset) -> str:

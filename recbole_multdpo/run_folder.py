@@ -13,7 +13,8 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -214,6 +215,19 @@ class RunFolder:
             handler.setLevel(level)
             root.addHandler(handler)
         root.setLevel(level)
+
+
+@contextmanager
+def no_tensorboard() -> Iterator[None]:
+    """Within it, RecBole's trainers write no events."""
+    before, recbole_trainer.get_tensorboard = (
+        recbole_trainer.get_tensorboard,
+        lambda logger=None: _NoTensorBoard(),
+    )
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard = before
 
 
 class _NoTensorBoard:

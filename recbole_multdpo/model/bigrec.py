@@ -184,6 +184,11 @@ class BIGRec(LLMRec):
         self.gamma = max(curve, key=lambda point: point[1])[0]  # the first of equals
         return {**chosen, "grounding_gamma": self.gamma, "grounding_gamma_curve": curve}
 
+    @property
+    def ranks_by_base(self) -> bool:
+        """Whether texts are compared by the base model."""
+        return self._reads_base
+
     def ranking_choices(self) -> dict[str, Any]:
         """LLMRec's, and gamma."""
         return {**super().ranking_choices(), "gamma": self.gamma}

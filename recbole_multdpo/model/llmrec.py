@@ -546,6 +546,11 @@ class LLMRec(GeneralRecommender):
         """
         return {}
 
+    @property
+    def ranks_by_base(self) -> bool:
+        """Whether ranking needs the model without its adapter too."""
+        return False
+
     def ranking_choices(self) -> dict[str, Any]:
         """What was chosen on the validation part, for a model that is fitted anew."""
         return {"assistant_weight": self.assistant_weight}

@@ -13,6 +13,11 @@ from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.settings_text import parse_literal
 
+# what an evaluation may change: how a run is tested, and how much is computed at once
+EVALUATION_SETTINGS = (
+    "eval_args metrics topk test_information tail_ratio metric_decimal_place eval_batch_size"
+    " rank_batch_users num_threads show_progress"
+).split()
 SPEAKERS = {**{role: role for role in ROLES}, "recommender": "assistant"}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_multdpo.assistant import Assistant, restored_assistant
 from recbole_multdpo.classical import untrained
 from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.contexts import UserItems
@@ -30,6 +31,7 @@ from recbole_multdpo.trained.unchanged import (
     check_numbering,
     check_prompt,
 )
+from recbole_multdpo.training.sft_cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def load_run(
     data_path: str | None = None,
     trust_remote_code: bool | None = None,
     log_wandb: bool | None = None,
+    scratch: Path | None = None,
 ) -> TrainedRun:
     """Load a finished run; loading executes no code from the folder.
 
@@ -100,10 +103,12 @@ def load_run(
         trust_remote_code: whether the model's own code, which lies in the folder, may run. None
             refuses a run that was made with such code.
         log_wandb: as the setting, which is not taken from the folder either.
+        scratch: where the run's assistant is trained again if its scores are not kept; None to
+            load no assistant.
 
     Raises:
         ConfigError: the folder is not that of a finished run, or needs code that nobody asked for.
-        DataError: the data set is not there.
+        DataError: the data set is not there, or the assistant is not the one that the run had.
         CheckpointError: the weights are missing, damaged or do not fit; or files of the folder are
             of different runs.
     """
@@ -130,7 +135,10 @@ def load_run(
         model.fit_to(fitted_part(config[KEY], parts))
         model.histories = known_at_test(config, parts)
         model.restore_ranking(result)
-        if config.assistant is not None:
+        if config.assistant is not None and scratch is not None:
+            model.assistant = _assistant(config, dataset, parts, folder, result, scratch)
+            model.assistant_weight = result["assistant"].get("weight", 0.0)
+        elif config.assistant is not None:
             getLogger().warning(
                 f"the run ranked together with {config.assistant['model']}, which is not loaded: "
                 "what follows is ranked by the language model alone."
@@ -148,6 +156,29 @@ def load_run(
         if config[KEY] == "train_valid":
             show_longer_rows(model, config, questions, fitted, train_and_valid(parts))
     return TrainedRun(folder, config, result, dataset, parts, model, titles, different)
+
+
+def _assistant(
+    config: Config,
+    dataset: ContextDataset,
+    parts: list[Any],
+    folder: Path,
+    result: Mapping[str, Any],
+    scratch: Path,
+) -> Assistant:
+    """The run's assistant with its scores for the test."""
+    settings = config.settings
+    assert settings is not None and config.assistant is not None
+    cache_dir = cache_folder(settings, folder) if settings.sft_cache else None
+    own = folder / "checkpoints" / "assistant"
+    found = restored_assistant(config.assistant, dataset, parts, cache_dir, own, scratch)
+    if found.valid_result != result["assistant"]["valid_result"]:
+        raise DataError(
+            f"the assistant {found.name} is not the one that the run in {folder} ranked with: its "
+            f"validation figures are {found.valid_result}, and were "
+            f"{result['assistant']['valid_result']}. Run the run's command again."
+        )
+    return found.at_test()
 
 
 def result_of(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""Another test of a finished run: `python -m recbole_multdpo.evaluate RUN_FOLDER --key=value ...`.
+
+    python -m recbole_multdpo.evaluate saved/my-run
+    python -m recbole_multdpo.evaluate saved/my-run "--eval_args={'mode': 'uni100'}" --topk=[1,10]
+    python -m recbole_multdpo.evaluate saved/my-run --metrics=[NDCG,ItemCoverage] --output=more.json
+
+Without settings it is the run's own test, and gives its figures to the digit or an error. The
+result is a file of its own: the run's stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.settings_text import parse_command_line
+from recbole_multdpo.trained.commands import (
+    EVALUATION_SETTINGS,
+    add_run_arguments,
+    add_run_folder,
+    run_command,
+    run_options,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 2 for a mistake that the user can mend."""
+    options, others = parser().parse_known_args(argv)
+    options.others = others
+    return run_command(_evaluate, options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command = argparse.ArgumentParser(
+        prog="python -m recbole_multdpo.evaluate",
+        description="Test a finished run again, with other candidates, metrics or cut-offs.",
+        allow_abbrev=False,
+    )
+    add_run_folder(command)
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="a new file instead of RUN/evaluation-<n>.json"
+    )
+    add_run_arguments(command)
+    settings = command.add_argument_group(
+        "settings", "as for a run, each in place of the run's; a part of eval_args keeps the others"
+    )
+    for key in EVALUATION_SETTINGS:
+        settings.add_argument(f"--{key}", metavar="VALUE")
+    return command
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    given = {key: getattr(options, key) for key in EVALUATION_SETTINGS}
+    arguments = [f"--{key}={text}" for key, text in given.items() if text is not None]
+    changes = parse_command_line([*arguments, *options.others])
+    folder = options.run_folder
+    if options.output is not None and options.output.exists():
+        raise ConfigError(f"--output={options.output} exists already. Name a new file.")
+
+    from recbole_multdpo.trained.evaluation import evaluate_run  # after what needs no model
+
+    found = evaluate_run(folder, changes, **run_options(options))
+    file = write_evaluation(found, folder, options.output)
+    print(as_text(found))
+    print(f"evaluation in {file}")
+
+
+def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None) -> Path:
+    """Write an evaluation into a file that was not there; returns its path.
+
+    Args:
+        found: what `evaluate_run` returned.
+        folder: the run's, in which `evaluation-<n>.json` with the first free number is taken.
+        output: the file instead.
+
+    Raises:
+        MultDPOError: it cannot be written.
+    """
+    text = json.dumps(found, indent=2, allow_nan=False) + "\n"
+    number = 1
+    while True:
+        file = output or folder / f"evaluation-{number}.json"
+        try:
+            with file.open("x", encoding="utf-8") as stream:
+                stream.write(text)
+            return file
+        except FileExistsError:
+            if output is not None:
+                raise ConfigError(f"--output={output} exists already. Name a new file.") from None
+            number += 1
+        except OSError as error:
+            raise MultDPOError(
+                f"cannot write {file}: {error.strerror}. Name a file that can be written: "
+                "--output=FILE."
+            ) from error
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The metrics beside the run's own, where it has them, as lines for a terminal."""
+    run = found["run_test_result"]
+    heading = f"{'metric':<24}{'evaluation':>12}{'run':>12}"
+    rows = [
+        f"{name:<24}{value:>12.4f}" + (f"{run[name]:>12.4f}" if run.get(name) is not None else "")
+        for name, value in found["test_result"].items()
+        if value is not None
+    ]
+    return "\n".join([heading, *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""A finished run tested again: as it was, or with other candidates, metrics or cut-offs.
+
+Nothing is trained and nothing is chosen again: the weights are those of the folder, and so are the
+assistant's weight, BIGRec's gamma and all else that validation decided. An assistant is taken from
+the cache of the run, or trained again as it was. Sampled candidates are drawn from the run's seed,
+as the run drew them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from recbole.evaluator import metric_types
+from recbole.trainer import Trainer
+from recbole.utils import EvaluatorType, init_seed
+
+from recbole_multdpo.classical import prepare_classical, refit_parts
+from recbole_multdpo.config import Config
+from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.fingerprints import described
+from recbole_multdpo.information import KEY, fitted_part
+from recbole_multdpo.model.classical_weights import load_weights
+from recbole_multdpo.per_user import PerUserEvaluator
+from recbole_multdpo.quick_start import (
+    check_cutoffs,
+    known_at_test,
+    load_parts,
+    pairs_of,
+    test_description,
+)
+from recbole_multdpo.run_folder import command, hardware, no_tensorboard, plain_json, versions
+from recbole_multdpo.settings import nearest
+from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
+from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
+from recbole_multdpo.trained.unchanged import changed_data, check_folder
+from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+
+# of what may differ from the run those that leave the figures of the test as they are
+_SAME_FIGURES = frozenset("eval_batch_size rank_batch_users num_threads show_progress".split())
+
+
+def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Test a finished run; what the evaluation's file holds.
+
+    Args:
+        folder: what the run wrote.
+        changes: settings, as on the command line, of `EVALUATION_SETTINGS`; a part of `eval_args`
+            keeps the others.
+        options: as for `trained.run.load_run`.
+
+    Raises:
+        ConfigError: a setting that cannot be changed, or a test that the run cannot take: it would
+            test what the run has learned from, or needs another training.
+        DataError: the test is the run's own, and its figures do not come out again.
+    """
+    result = result_of(folder)
+    check_folder(folder, result)
+    _check_known(changes)
+    base = run_config(folder, {}, **options)
+    config = _changed_config(folder, base, changes, options)
+    set_threads(config)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch, no_tensorboard():
+        test = _test_language_model if base.settings is not None else _test_classical
+        found, part = test(folder, base, config, Path(scratch), options)
+    deciding = [key for key in EVALUATION_SETTINGS if key not in _SAME_FIGURES]
+    own_test = all(config[key] == base[key] for key in deciding)
+    if own_test:
+        _check_reproduced(folder, found, result["test_result"])
+    return plain_json(
+        {
+            **{key: result.get(key) for key in ("model", "dataset", "loss", "seed")},
+            "run": str(folder),
+            "changes": changes,
+            "own_test": own_test,
+            **{key: config[key] for key in ("eval_args", "metrics", "topk", KEY)},
+            "test_result": found,
+            "run_test_result": result["test_result"],
+            **test_description(part),
+            "num_items": part.item_num - 1,
+            "seconds": round(time.perf_counter() - start, 2),
+            "versions": versions(),
+            "hardware": hardware(),
+            "command": command(sys.argv[1:]),
+        }
+    )
+
+
+def _check_data(folder: Path, different: Sequence[str]) -> None:
+    """Refuse data that are not those of the run.
+
+    Raises:
+        DataError: it says what has changed.
+    """
+    if different:
+        raise DataError(
+            f"the data of the run in {folder} have changed: {described(different)}. Its model "
+            "cannot be tested on them. Give the data as they were: --data_path."
+        )
+
+
+def _check_known(changes: Mapping[str, Any]) -> None:
+    for key in changes:
+        if key not in EVALUATION_SETTINGS:
+            known = ", ".join(EVALUATION_SETTINGS)
+            hint = nearest(key, EVALUATION_SETTINGS) or f". Those that can: {known}."
+            raise ConfigError(f"{key} cannot be changed for an evaluation{hint}")
+
+
+def _changed_config(
+    folder: Path, base: Config, changes: Mapping[str, Any], options: Mapping[str, Any]
+) -> Config:
+    """The run's settings with the changes; nothing is chosen by `valid_metric`, which must fit."""
+    changed = dict(changes)
+    wanted = changed.get(KEY, base[KEY])
+    if wanted != base[KEY] and "refit" in (wanted, base[KEY]):
+        raise ConfigError(
+            f"{KEY}={wanted}: the run's weights are those of {KEY}={base[KEY]}. Train it anew: run "
+            f"its command with --{KEY}={wanted}."
+        )
+    if "metrics" in changed or "topk" in changed:
+        metrics, topk = (changed.get(key, base[key]) for key in ("metrics", "topk"))
+        metric, cutoff = (
+            value[0] if isinstance(value, list) and value else value for value in (metrics, topk)
+        )
+        kind = metric_types.get(str(metric).lower())
+        changed["valid_metric"] = f"{metric}@{cutoff}" if kind == EvaluatorType.RANKING else metric
+    return run_config(folder, changed, **options)
+
+
+def _test_classical(
+    folder: Path, base: Config, config: Config, scratch: Path, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], Dataset]:
+    """The metrics of one of RecBole's models, and the part that was tested."""
+    dataset, parts = load_parts(base)
+    _check_data(folder, changed_data(folder, result_of(folder), dataset, parts))
+    parts = _with_test_of(base, config, parts)
+    check_cutoffs(config, dataset)
+    config["checkpoint_dir"] = str(scratch)
+    if config[KEY] == "refit" and len(parts[1]):
+        parts = refit_parts(parts)
+    run = prepare_classical(config, dataset, parts)
+    load_weights(run.model, folder / "model")
+    if config[KEY] == "train_valid":
+        run = run.with_longer_inputs()
+    trainer = run.trainer
+    trainer.eval_collector.data_collect(run.train_data)
+    return _tested(trainer, config, run.test_data), parts[2]
+
+
+def _test_language_model(
+    folder: Path, base: Config, config: Config, scratch: Path, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], Dataset]:
+    """The metrics of a language model, with its assistant, and the part that was tested."""
+    run = load_run(folder, scratch=scratch, **options)
+    _check_data(folder, run.changed)
+    parts = _with_test_of(base, config, run.parts)
+    check_cutoffs(config, run.dataset)
+    *_, test = evaluation_loaders(config, run.dataset, parts)
+    run.model.histories = known_at_test(config, parts)
+    stage = Stage("evaluation", epochs=0, learning_rate=1.0, eval_step=0)
+    trainer = SetwiseTrainer(config, run.model, stage, scratch)
+    fitted = fitted_part(config[KEY], parts)
+    trainer.eval_collector.data_collect(SimpleNamespace(dataset=fitted))
+    return _tested(trainer, config, test), parts[2]
+
+
+def _tested(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[str, Any]:
+    trainer.evaluator = PerUserEvaluator(config)
+    init_seed(config["seed"], config["reproducibility"])  # as before the run's own test
+    found = trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
+    return dict(found)
+
+
+def _with_test_of(base: Config, config: Config, parts: list[Dataset]) -> list[Dataset]:
+    """The run's parts, with the test part of another split.
+
+    Raises:
+        ConfigError: that has rows which the run learned from or was chosen by.
+    """
+    own, other = (
+        {key: value for key, value in each["eval_args"].items() if key != "mode"}
+        for each in (base, config)
+    )
+    if own == other:
+        return parts
+    test = load_parts(config)[1][2]
+    known = pairs_of(parts[2])
+    foreign = ~np.isin(pairs_of(test), known)
+    if foreign.any():
+        raise ConfigError(
+            f"eval_args={other}: {foreign.sum()} of {len(foreign)} test rows are rows that the run "
+            f"was trained or chosen by. Keep the run's split, {own['split']} in order "
+            f"{own['order']}, or train with the new one."
+        )
+    return [*parts[:2], test]
+
+
+def _check_reproduced(folder: Path, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse figures of the run's own test that are not the run's.
+
+    Raises:
+        DataError: it names them.
+    """
+    different = [
+        f"{name} {own[name]} there, {float(found[name]):g} now"
+        for name in own
+        if name not in found or float(found[name]) != own[name]
+    ]
+    if different:
+        raise DataError(
+            f"the test of the run in {folder} does not give its figures again: "
+            f"{', '.join(different)}. Were its weights, its data or the packages replaced "
+            f"(result.json has its versions)? What follows from it would not be the run's: run its "
+            "command again."
+        )
