@@ -348,10 +348,11 @@ def test_users_are_ranked_once_and_seen_items_are_not(
     assert n_users == N_USERS
 
 
+@pytest.mark.parametrize("mode", ["uni5", "total12"])
 def test_sampled_candidates_of_sequential_models_are_unseen(
-    data_path: Path, tmp_path: Path, sequence_of: Sequences
+    data_path: Path, tmp_path: Path, sequence_of: Sequences, mode: str
 ) -> None:
-    sampled = IN_TIME.replace("}, 'order'", "}, 'mode': 'uni5', 'order'")
+    sampled = IN_TIME.replace("}, 'order'", f"}}, 'mode': '{mode}', 'order'")
     made = prepared("SASRec", data_path, tmp_path, sampled, *SMALL_SASREC)
     for users, _, _, positives in made.test_data:
         drawn = users["item_id"].numpy()
