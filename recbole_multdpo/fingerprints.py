@@ -47,26 +47,23 @@ def data_fingerprints(dataset: Dataset, parts: Sequence[Dataset]) -> dict[str, s
     users, items = (_tokens(dataset, field) for field in (dataset.uid_field, dataset.iid_field))
     user_rank, item_rank = (np.argsort(np.argsort(tokens)) for tokens in (users, items))
 
-    def pairs(part: Dataset) -> np.ndarray:
-        """(user, item) of every row by their names' rank, int64 [2, n]."""
-        feat = part.inter_feat
-        return np.stack(
-            [user_rank[feat[part.uid_field].numpy()], item_rank[feat[part.iid_field].numpy()]]
-        )
+    def pairs(user_ids: np.ndarray, item_ids: np.ndarray) -> np.ndarray:
+        """One number per pair of user and item, by the rank of their names: int64 [n]."""
+        return user_rank[user_ids] * len(items) + item_rank[item_ids]
 
-    found = [pairs(part) for part in parts]
-    values = [_values(part) for part in parts]
-    rows = np.concatenate([np.concatenate(found, 1), np.concatenate(values, 1)])
+    ids = [[part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field)] for part in parts]
+    found = [pairs(*of_part) for of_part in ids]
+    values = np.concatenate([_values(part) for part in parts], 1)
+    every = np.concatenate(found)
+    in_order = np.lexsort([*values, every])
     names = ["\0".join(sorted(tokens)) for tokens in (users, items)]
     low = getattr(dataset, "low_pairs", None)  # ratings that val_interval drops, as negatives
-    low_rows = () if low is None else (_sorted(np.stack([user_rank[low[0]], item_rank[low[1]]])),)
-    train = parts[0].inter_feat[parts[0].uid_field].numpy()
+    low_rows = () if low is None else (np.sort(pairs(*low)),)
+    of_users = np.argsort(ids[0][0], kind="stable")
     prints = {
-        INTERACTIONS: _digest(*names, _sorted(rows), *low_rows),
-        SPLIT: _digest(*names, *(_sorted(part) for part in found)),
-        ORDER: _digest(
-            "\0".join(users), "\0".join(items), found[0][:, np.argsort(train, kind="stable")]
-        ),
+        INTERACTIONS: _digest(*names, every[in_order], values[:, in_order], *low_rows),
+        SPLIT: _digest(*names, *map(np.sort, found)),
+        ORDER: _digest("\0".join(users), "\0".join(items), found[0][of_users]),
     }
     texts = getattr(dataset, "item_texts", None)
     if texts is not None:
@@ -124,11 +121,6 @@ def _values(part: Dataset) -> np.ndarray:
     ]
     columns = [feat[field].numpy().astype(np.float64) for field in names]
     return np.stack(columns) if columns else np.empty((0, len(feat)))
-
-
-def _sorted(rows: np.ndarray) -> np.ndarray:
-    """Columns of [k, n] in an order that depends on their values only."""
-    return rows[:, np.lexsort(rows[::-1])]
 
 
 def _conversations(conversations: Any, users: np.ndarray, items: np.ndarray) -> Iterable[str]:

@@ -572,8 +572,13 @@ def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
         folder.path,
         point.state["settings"],
         config.to_dict(),
-        backbone_moved=BACKBONE in (point.state.get("fingerprints") or {}),
+        backbone_moved=BACKBONE in point.state.get("fingerprints", {}),
     )
+    if "fingerprints" not in point.state:
+        getLogger().warning(
+            f"{point.folder} is of a version that kept no fingerprints: whether data and backbone "
+            "are still the same is not known."
+        )
     folder.rewind(point.state["logs"])
     return point
 
@@ -583,7 +588,7 @@ def _check_point(
 ) -> None:
     """Refuse to go on from a checkpoint that was made from something else; see `check_resumed`."""
     if point is not None:
-        check_resumed(folder.path, point.state.get("fingerprints") or {}, fingerprints)
+        check_resumed(folder.path, point.state.get("fingerprints", {}), fingerprints)
 
 
 def _stored_prompt(

@@ -142,7 +142,7 @@ def _newest_unfinished(config: Config) -> Path | None:
         folder = Path(config["run_dir"])
         return folder if (folder / CONFIG_FILE).is_file() else None
     parent = Path(config["checkpoint_dir"])
-    wanted = settings_hash(config.to_dict())
+    wanted, data_path = settings_hash(config.to_dict()), config.to_dict()["data_path"]
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         if not (folder / CONFIG_FILE).is_file() or (folder / RESULT_FILE).exists():
@@ -152,7 +152,9 @@ def _newest_unfinished(config: Config) -> Path | None:
         except ConfigError as error:
             config.warnings.append(f"--resume=auto passes over {folder}: {error}")
             continue
-        if settings_hash(saved) == wanted and not is_in_use(folder):
+        # other data of the same name may lie elsewhere: moved data want the folder's name
+        same = settings_hash(saved) == wanted and saved.get("data_path") == data_path
+        if same and not is_in_use(folder):
             log = folder / LOG_FILE
             last_active = log if log.exists() else folder / CONFIG_FILE
             found.append((last_active.stat().st_mtime_ns, folder))

@@ -28,11 +28,13 @@ _OFF = "set --use_chat_template=False"
 
 # words of tags around a thought: <think>, [THINK], <|START_THINKING|>, <seed:think>, and the like
 _THOUGHTS = frozenset(
-    "think thinking thought thoughts reason reasoning analysis reflection scratchpad".split()
+    "think thinking thought thoughts reason reasoning analysis reflection scratchpad cot monologue"
+    " deliberation rationale".split()
 )
 _ENDS = {"start": "end", "begin": "end", "open": "close"}
 _OFF_WORDS = frozenset("no not off disabled without".split())
-_TAG = re.compile(r"<(/?[\w:]+)>|\[(/?[\w:]+)\]|◁(/?[\w:]+)▷|<\|(/?[\w:]+)\|>")
+# with attributes, and with DeepSeek's wide bars and underscores
+_TAG = re.compile(r"<(/?[\w:]+)(?: [^<>]*)?>|\[(/?[\w:]+)\]|◁(/?[\w:]+)▷|<[|｜](/?[\w:▁]+)[|｜]>")
 _TAGS_ONLY = re.compile(r"\s*[<\[◁].*[>\]▷]\s*", re.DOTALL)  # and no quotation mark or space
 # where thoughts are a channel of their own: what opens it, and what leads from there to the answer
 _CHANNELS = (
@@ -177,7 +179,7 @@ def open_thought(text: str) -> str | None:
     opened = None
     for match in _TAG.finditer(text):
         name = next(filter(None, match.groups())).lower()
-        words = set(re.split("[_:/]", name))
+        words = set(re.split("[_:/▁]", name))
         if not words & _THOUGHTS or words & _OFF_WORDS:
             continue
         closes = name.startswith("/") or words & {*_ENDS.values()}
@@ -195,13 +197,12 @@ def _closing_tag(tag: str, known: Callable[[str], bool]) -> str | None:
     for opening, end in _CHANNELS:
         if opening.fullmatch(tag):
             return end
-    if not tag.startswith("<|"):
-        return f"{tag[0]}/{tag[1:]}"
-    name = tag[2:-2]
-    candidates = [f"<|/{name}|>", f"<|end_{name}|>", f"<|end_of_{name}|>"]
+    if not tag.startswith(("<|", "<｜")):
+        first, last = tag[0], tag[-1]
+        return f"{first}/{tag[1:-1].split(' ')[0]}{last}"
+    candidates = [tag[:2] + prefix + tag[2:] for prefix in ("/", "end_", "end_of_")]
     for begin, end in _ENDS.items():
-        words = {begin: end, begin.upper(): end.upper()}
-        candidates.append("<|" + "_".join(words.get(w, w) for w in name.split("_")) + "|>")
+        candidates += [tag.replace(begin, end), tag.replace(begin.upper(), end.upper())]
     return next((end for end in candidates if end != tag and known(end)), None)
 
 

@@ -27,6 +27,7 @@ from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader, SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
+from recbole_multdpo.fingerprints import check_resumed
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
@@ -661,8 +662,13 @@ class SetwiseTrainer(Trainer):
             group["lr"] = rate
 
     def load_best(self) -> None:
-        """Put the stage's best weights into the model."""
-        model, _, _ = load_checkpoint(self.best_folder)
+        """Put the stage's best weights into the model.
+
+        Raises:
+            CheckpointError: they are damaged, or were made from something else.
+        """
+        model, state, _ = load_checkpoint(self.best_folder)
+        check_resumed(self.run_folder, state.get("fingerprints", {}), self.fingerprints)
         load_trainable_tensors(self.model.lm, model, self.best_folder)
 
     # ---- evaluation ----

@@ -108,6 +108,7 @@ def test_thinking_is_off_unless_asked_for(make_tokenizer):
         ("<seed:think>", "<seed:think></seed:think>\n\n"),  # Seed-OSS
         ("[THINK]", "[THINK][/THINK]\n\n"),  # Magistral
         ("◁think▷", "◁think▷◁/think▷\n\n"),  # Kimi
+        ('<think budget="0">', '<think budget="0"></think>\n\n'),
         ("<reasoning>\n", "<reasoning>\n\n</reasoning>\n\n"),
         ("<think>\nOkay,", "<think>\nOkay,</think>\n\n"),
         (
@@ -129,10 +130,11 @@ def test_an_opened_thought_is_closed(make_tokenizer, opened, closed):
 
 
 def test_special_tokens_close_a_thought_where_the_template_knows_them(make_tokenizer):
-    known = "{% if false %}<|END_THINKING|><|end_of_thought|>{% endif %}"
+    known = "{% if false %}<|END_THINKING|><|end_of_thought|><｜end▁of▁thought｜>{% endif %}"
     for tag, end in (
         ("<|START_THINKING|>", "<|END_THINKING|>"),
         ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<｜begin▁of▁thought｜>", "<｜end▁of▁thought｜>"),
     ):
         opening = TURNS + OPEN + tag + "{% endif %}"
         assert tail_of(make_tokenizer(known + opening)).endswith(f"{tag}{end}\n\n")

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from recbole_multdpo import processes
 from recbole_multdpo.config import load_config
+from recbole_multdpo.data.prompt import PromptFrame
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.interruption import Interrupted
 from recbole_multdpo.model import llmrec
@@ -498,3 +499,18 @@ def test_zero3_leaves_no_pass_out(data_path: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="reference_cache=True leaves forward passes out"):
         load_config(arguments)
+
+
+def test_all_processes_have_the_prompt_that_the_first_rendered(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one in each process, as a template with a clock could make at midnight."""
+
+    def render(*_: Any) -> PromptFrame:
+        return PromptFrame(f"Process {processes.rank()}:", "\n-", "\nNext:", " ")
+
+    def head() -> str:
+        return toy_model(data_path, tmp_path)[2].prompts.frame.head
+
+    monkeypatch.setattr(llmrec, "prompt_frame", render)
+    assert run_processes(2, head) == ["Process 0:", "Process 0:"]

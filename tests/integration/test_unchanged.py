@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import chat_template_utils
 
-from recbole_multdpo import Recommender
+from recbole_multdpo import Recommender, quick_start
 from recbole_multdpo.config import load_config
-from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
+from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, TrainingError
 from recbole_multdpo.export import export
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.backbone import save_backbone
+from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.resuming import CHANGEABLE, settle_resume
 from recbole_multdpo.trained.explanation import Explainer
@@ -335,6 +337,34 @@ def test_a_resumed_run_keeps_its_prompt(copied, runs, another_day, another_versi
     assert head_of(folder) == head_of(runs / "lm")
 
 
+def test_a_first_stage_is_shared_on_another_day(
+    data_path, backbone, tmp_path, monkeypatch, another_day
+) -> None:
+    """The day after, the second loss of a comparison starts from the first stage of the first."""
+    later = chat_template_utils.datetime
+    monkeypatch.undo()
+    arguments = pretrained_arguments(data_path, tmp_path / "one", backbone, "--epochs=1")
+    first = run(arguments)
+    monkeypatch.setattr(chat_template_utils, "datetime", later)
+    changed = {"--loss=": "--loss=s_dpo", "--run_dir=": f"--run_dir={tmp_path / 'two'}"}
+    second = run([next((b for a, b in changed.items() if t.startswith(a)), t) for t in arguments])
+    assert first["fingerprints"] == second["fingerprints"]
+    assert len(list((tmp_path / "cache").glob("sft-*"))) == 1
+
+
+def test_a_checkpoint_of_before_is_resumed_with_a_warning(copied, data_path) -> None:
+    folder = copied("cut")
+    for state_file in folder.glob("checkpoints/*/*/state.json"):
+        state = json.loads(state_file.read_text())
+        del state["fingerprints"], state["checksum"]
+        state["checksum"] = zlib.crc32(json.dumps(state).encode())
+        state_file.write_text(json.dumps(state))
+    (folder / "prompt.json").unlink()
+    run([f"--resume={folder}"])
+    log = (folder / "run.log").read_text(encoding="utf-8")
+    assert "kept no fingerprints" in log and "keeps no prompt" in log
+
+
 def test_a_run_without_a_prompt_is_rendered_with_a_warning(copied, caplog) -> None:
     folder = copied("lm")
     (folder / "prompt.json").unlink()
@@ -475,6 +505,55 @@ def test_weights_that_are_no_numbers_are_not_served(copied, tmp_path, name, dtyp
     if name != "BPR":
         with pytest.raises(ConfigError, match="holds NaN or an infinity"):
             export(folder, tmp_path / "exported")
+
+
+def test_weights_that_are_no_numbers_are_not_saved(data_path, tmp_path, monkeypatch) -> None:
+    """Also where ranking by them went through, as by a row that no title uses."""
+    validate, write = quick_start._validate, quick_start.write_per_user
+    models = []
+
+    def keeping(trainer, valid):
+        models.append(trainer.model)
+        return validate(trainer, valid)
+
+    def spoiling(*arguments):
+        write(*arguments)
+        next(models[0].lm.parameters()).data[0, 0] = torch.nan
+
+    monkeypatch.setattr(quick_start, "_validate", keeping)
+    monkeypatch.setattr(quick_start, "write_per_user", spoiling)
+    with pytest.raises(TrainingError, match="holds NaN or an infinity, and is not saved"):
+        run(toy_arguments(data_path, tmp_path / "run", "--loss=sft", "--sft_cache=False"))
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_weights_of_recboles_models_that_are_no_numbers_are_not_saved(runs, tmp_path) -> None:
+    model = load_run(runs / "BPR").model
+    save_weights(model, tmp_path / "model")
+    next(model.parameters()).data[0, 0] = torch.inf
+    with pytest.raises(TrainingError, match="holds NaN or an infinity, and is not saved"):
+        save_weights(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_first_stages_of_other_runs_are_not_gone_on_from(copied, runs) -> None:
+    folder = copied("cut_lm")
+    best = folder / "checkpoints" / "sft" / "best"
+    shutil.rmtree(best)
+    shutil.copytree(runs / "cut" / "checkpoints/sft/best", best)
+    with pytest.raises(CheckpointError, match="has changed: the backbone"):
+        run([f"--resume={folder}"])
+
+
+def test_auto_takes_no_run_of_other_data_of_the_same_name(runs, data_path, tmp_path) -> None:
+    saved = tmp_path / "saved"
+    shutil.copytree(runs / "cut", saved / "cut")
+    again = [f"--config_files={runs / 'cut' / 'config.yaml'}", "--resume=auto"]
+    again.append(f"--checkpoint_dir={saved}")
+    assert settle_resume(load_config(again)) == str(saved / "cut")
+    moved = Path(shutil.copytree(data_path, tmp_path / "moved"))
+    assert settle_resume(load_config([*again, f"--data_path={moved}"])) is None
 
 
 @pytest.mark.parametrize(
