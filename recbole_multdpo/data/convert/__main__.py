@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
 from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE, DatasetFolder
+from recbole_multdpo.data.convert.raw_files import reading_as
 from recbole_multdpo.errors import MultDPOError
 
 FORMATS: dict[str, Any] = {
@@ -37,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
             required=True,
             help="folder to make, e.g. dataset/goodreads; its name becomes the data set's",
         )
+        sub.add_argument(
+            "--encoding",
+            help="encoding of the raw files, e.g. latin-1 or utf-16 (default: UTF-8; MovieLens' "
+            "movies also latin-1, found out by reading)",
+        )
         module.add_arguments(sub)
     return top
 
@@ -50,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(argv)
     try:
-        with DatasetFolder(options.output) as folder:
+        with reading_as(options.encoding), DatasetFolder(options.output) as folder:
             report = FORMATS[options.format].convert(options, folder)
     except MultDPOError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -56,7 +56,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     encoding = text_encoding(files["movies"])
     movies = _write_movies(folder, files["movies"], encoding)
     users = _write_ratings(folder, files["ratings"], movies)
-    folder.counts |= {"users": len(users), "encoding_of_movies": encoding}
+    folder.counts |= {"users": len(users), "encoding_of_movies": options.encoding or encoding}
     rows = folder.rows
     return folder.finish(
         properties=PROPERTIES.format(

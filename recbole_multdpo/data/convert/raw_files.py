@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,32 @@ from recbole_multdpo.errors import DataError
 
 Reject = Callable[[str, int, str, object], None]  # file, line, reason, row
 
+_ENCODING: ContextVar[str | None] = ContextVar("encoding", default=None)
+_UNCLOSED = 1000  # lines of one CSV row, of which no text has so many
+
 _YEAR = r"(1[89]|20)\d\d"
 _TRAILING_BRACKETS = re.compile(r"^(?P<title>.*\S)\s*\((?P<inside>[^()]*)\)$", re.DOTALL)
+
+
+@contextmanager
+def reading_as(encoding: str | None) -> Iterator[None]:
+    """Read all raw files of the block in this encoding; None: UTF-8, or what a format finds out.
+
+    Raises:
+        DataError: Python has no such encoding of texts.
+    """
+    try:
+        "".encode(encoding or "utf-8")
+    except LookupError:
+        raise DataError(
+            f"--encoding={encoding} is no encoding that is known. Try utf-8-sig, latin-1, cp1252, "
+            "utf-16 or gb18030"
+        ) from None
+    token = _ENCODING.set(encoding)
+    try:
+        yield
+    finally:
+        _ENCODING.reset(token)
 
 
 def find_file(folder: Path, names: Sequence[str], *, need: str) -> Path:
@@ -62,13 +89,17 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
 def byte_lines(path: Path, progress: bool = True) -> Iterator[tuple[int, bytes]]:
     """Lines with their number from 1, line ends included, without a byte-order mark.
 
+    Within `reading_as` an encoding, they are UTF-8 made of that.
+
     Raises:
-        DataError: the file is missing, unreadable, or its compressed data are damaged.
+        DataError: the file is missing, unreadable, not in that encoding, or its compressed data
+            are damaged.
     """
-    number = 0
+    number, encoding = 0, _ENCODING.get()
     try:
         with path.open("rb") as raw, _bar(path, progress) as bar:
-            for number, line in enumerate(gzip.open(raw) if path.suffix == ".gz" else raw, start=1):
+            unpacked = gzip.open(raw) if path.suffix == ".gz" else raw
+            for number, line in enumerate(_as_utf8(unpacked, encoding), start=1):
                 if number % 4096 == 0:
                     bar.update(raw.tell() - bar.n)
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -78,6 +109,19 @@ def byte_lines(path: Path, progress: bool = True) -> Iterator[tuple[int, bytes]]
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    except UnicodeError as error:
+        raise DataError(
+            f"{path} is not {encoding} after line {number} ({error}). Set --encoding to the file's "
+            "own"
+        ) from None
+
+
+def _as_utf8(file: Any, encoding: str | None) -> Iterator[bytes]:
+    """Lines of a file in an encoding as UTF-8; None: as they are."""
+    if encoding is None:
+        return iter(file)
+    text = io.TextIOWrapper(file, encoding, newline="\n")
+    return (line.encode("utf-8") for line in text)
 
 
 def _bar(path: Path, progress: bool) -> tqdm:
@@ -107,7 +151,8 @@ def text_lines(path: Path, reject: Reject, encoding: str = "utf-8") -> Iterator[
         try:
             text = line.decode(encoding).rstrip("\r\n")
         except UnicodeDecodeError:
-            reject(path.name, number, f"not {encoding}", line.decode(encoding, errors="replace"))
+            reason = f"not {encoding}: --encoding reads others"
+            reject(path.name, number, reason, line.decode(encoding, errors="replace"))
             continue
         if text.strip():
             yield number, text
@@ -121,10 +166,10 @@ def csv_rows(
     Quoted values may contain separators, quotation marks and line ends.
 
     Raises:
-        DataError: the header is damaged or lacks a column, or the file is empty.
+        DataError: the header is damaged or lacks a column, the file is empty, not in this encoding,
+            or a quotation mark in it is never closed.
     """
-    lines = (line.decode(encoding, errors="replace") for _, line in byte_lines(path))
-    reader = csv.reader(lines)
+    reader = csv.reader(_decoded_lines(path, encoding))
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
@@ -137,19 +182,36 @@ def csv_rows(
         )
     at = [header.index(name) for name in columns]
     while True:
+        begin, problem, row = reader.line_num + 1, "", []
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            reject(path.name, reader.line_num, f"not CSV: {error}", "")
-            continue
-        if len(row) != len(header):
-            if row:
-                reason = f"{len(row)} columns instead of {len(header)}"
-                reject(path.name, reader.line_num, reason, row)
-        else:
+            problem = f"not CSV: {error}"
+        if reader.line_num - begin > _UNCLOSED:
+            raise DataError(
+                f"{path}: the row that begins in line {begin} goes on for more than {_UNCLOSED:,} "
+                "lines, as a quotation mark in it is not closed. Close it, or put the field in "
+                "quotation marks and double those within"
+            )
+        if row and len(row) != len(header):
+            problem = f"{len(row)} columns instead of {len(header)}"
+        if problem:
+            reject(path.name, reader.line_num, problem, row or "")
+        elif row:
             yield reader.line_num, [row[index] for index in at]
+
+
+def _decoded_lines(path: Path, encoding: str) -> Iterator[str]:
+    for number, line in byte_lines(path):
+        try:
+            yield line.decode(encoding)
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{path}, line {number}: not {encoding}. Set --encoding to the file's own, such as "
+                "latin-1"
+            ) from None
 
 
 def json_lines(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -187,7 +249,9 @@ def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
     """
     try:
         value = json.loads(b"".join(line for _, line in byte_lines(path, progress=False)))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); set --encoding to its own") from None
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, kind):
         expected = "list" if kind is list else "object"

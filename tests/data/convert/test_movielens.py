@@ -109,3 +109,24 @@ def test_html_entities_of_titles_are_decoded(convert):
     made = convert("movielens", files)
     assert made.items("movie_title", "release_year")["1"] == ("Romy & Michele's", "1997")
     assert made.report["counts"]["titles_with_html_entities"] == 1
+
+
+def test_csv_in_another_encoding(convert, conversion_error):
+    movies = "movieId,title,genres\n1,Am\u00e9lie (2001),X\n2,\u201cQuoted\u201d,X\n"
+    ratings = "userId,movieId,rating,timestamp\n1,1,5,1\n1,2,4,2\n"
+    files = {"movies.csv": movies.encode("cp1252"), "ratings.csv": ratings.encode("utf-16")}
+    assert "not utf-8. Set --encoding" in conversion_error("movielens", files)
+    files["ratings.csv"] = ratings
+    made = convert("movielens", files, "--encoding=cp1252")
+    assert made.items("movie_title") == {"1": ("Am\u00e9lie",), "2": ("\u201cQuoted\u201d",)}
+    assert made.report["counts"]["encoding_of_movies"] == "cp1252"
+
+
+def test_a_quotation_mark_that_is_not_closed_is_named(conversion_error):
+    movies = ["movieId,title,genres", '1,"Open (1999),X', *(f"{n},M,X" for n in range(2, 3000))]
+    files = {
+        "movies.csv": "\n".join(movies) + "\n",
+        "ratings.csv": "userId,movieId,rating,timestamp\n1,1,5,1\n",
+    }
+    said = conversion_error("movielens", files)
+    assert "begins in line 2" in said and "not closed" in said

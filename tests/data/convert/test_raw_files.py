@@ -102,9 +102,16 @@ def test_csv_with_quoted_separators_and_line_ends(tmp_path, rejects):
 def test_a_quotation_mark_that_never_closes_loses_no_line_silently(tmp_path, rejects):
     path = tmp_path / "a.csv"
     path.write_text("id,title\n1,a\n" + '2,"b\n' + "3,c\n" * 40_000)
-    rows = list(csv_rows(path, ["id", "title"], rejects))
-    assert rows[0] == (2, ["1", "a"])
-    assert rejects[0][2].startswith("not CSV: field larger than field limit")
+    rows = csv_rows(path, ["id", "title"], rejects)
+    assert next(rows) == (2, ["1", "a"])
+    with pytest.raises(
+        DataError, match=r"begins in line 3 .* a quotation mark in it is not closed"
+    ):
+        next(rows)
+    # the remedy
+    path.write_text("id,title\n1,a\n" + '2,"""b"\n' + "3,c\n" * 40_000)
+    assert [row for _, row in csv_rows(path, ["id", "title"], rejects)][1] == ["2", '"b']
+    assert not rejects
 
 
 def test_csv_without_a_column_or_anything(tmp_path, rejects):
@@ -124,7 +131,7 @@ def test_json_lines_reject_what_is_none(tmp_path, rejects):
     assert [(row[1], row[2]) for row in rejects] == [
         (3, "not JSON"),
         (4, "not a JSON object"),
-        (5, "not utf-8"),
+        (5, "not utf-8: --encoding reads others"),
         (6, "not JSON"),
     ]
 
@@ -142,7 +149,7 @@ def test_small_json_of_another_kind(tmp_path):
     for content, message in [
         (b"[1]", "is not a JSON object"),
         (b"{", "is not JSON"),
-        (b'{"a": "\xff"}', "is not JSON"),
+        (b'{"a": "\xff"}', "is not UTF-8 .* set --encoding"),
     ]:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"a\.json {message}"):

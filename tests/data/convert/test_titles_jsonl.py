@@ -341,3 +341,40 @@ def test_html_entities_are_decoded_and_counted(convert, capsys):
     assert "4 titles had HTML entities, which were decoded" in capsys.readouterr().out
     assert made.reasons() == [("train.jsonl", 3, "empty title or no target")]
     assert made.report["item_texts"]["n_entities"] == 0
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_the_encoding_reaches_every_file(convert, encoding, end):
+    rows = [{"history": ["Am\u00e9lie", "Up"], "targets": ['"Crocodile" Dundee']}]
+    names = {"7": "Am\u00e9lie"}
+    raw = {
+        f"train.json{end}": json.dumps(rows, ensure_ascii=False).encode(encoding),
+        f"id2name.json{end}": json.dumps(names, ensure_ascii=False).encode(encoding),
+    }
+    made = convert("titles-jsonl", raw, f"--encoding={encoding}")
+    titles = [text for (text,) in made.items("title").values()]
+    assert titles == ["Am\u00e9lie", "Up", '"Crocodile" Dundee']
+    assert made.rows("inter")[0][1] == "7"
+
+
+def test_the_remedy_for_another_encoding_helps(convert, conversion_error):
+    rows = [{"history": ["Am\u00e9lie", "Up"], "targets": ["Heat"]}]
+    raw = {"train.json": json.dumps(rows, ensure_ascii=False).encode("latin-1")}
+    assert "set --encoding" in conversion_error("titles-jsonl", raw)
+    assert "is not utf-16" in conversion_error("titles-jsonl", raw, "--encoding=utf-16")
+    assert "no encoding that is known" in conversion_error(
+        "titles-jsonl", raw, "--encoding=klingon"
+    )
+    made = convert("titles-jsonl", raw, "--encoding=latin-1")
+    assert made.items("title")["t1"] == ("Am\u00e9lie",)
+
+
+def test_single_lines_of_another_encoding_are_rejected_with_the_remedy(convert):
+    lines = [b'{"history": ["A"], "targets": ["B"]}', b'{"history": ["\xe9"], "targets": ["B"]}']
+    made = convert("titles-jsonl", {"train.jsonl": b"\n".join(lines)})
+    assert made.reasons() == [("train.jsonl", 2, "not utf-8: --encoding reads others")]
+    made = convert(
+        "titles-jsonl", {"train.jsonl": b"\n".join(lines)}, "--encoding=cp1252", name="b"
+    )
+    assert not made.rejected and made.items("title")["t3"] == ("\u00e9",)
