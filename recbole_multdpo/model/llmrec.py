@@ -33,12 +33,14 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.model.backbone import (
     add_lora,
+    causal_lm,
     frozen_copy,
     load_backbone,
     merge_lora,
     reference_context,
 )
 from recbole_multdpo.model.modes import train_without_dropout
+from recbole_multdpo.model.parts import OwnHead, parts_of
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.catalogue import without_forced_ends
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
@@ -51,6 +53,7 @@ from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logp
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import trie_scores
+from recbole_multdpo.scoring.windows import LayerKinds
 
 if TYPE_CHECKING:
     from recbole_multdpo.assistant import Assistant
@@ -393,6 +396,17 @@ class LLMRec(GeneralRecommender):
         return self.step(interaction, self.batch_kl(interaction)).losses.mean()
 
     # ---- scoring and ranking ----
+
+    @property
+    def is_scored_specially(self) -> bool:
+        """Whether some layers do not look back all the way, or the head is more than a matrix.
+
+        Earlier versions scored such backbones wrong, so that caches keep their results apart.
+        """
+        lm = causal_lm(self.lm)
+        return LayerKinds.of(lm.config).some_look_back_less or isinstance(
+            parts_of(lm).head, OwnHead
+        )
 
     def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts of users from their known items or their conversations.

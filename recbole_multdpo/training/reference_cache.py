@@ -114,8 +114,11 @@ def reference_key(model: LLMRec) -> str:
         model: at the start of its preference stage.
     """
     settings = model.settings
-    numerics = (settings.attn_implementation, settings.scorer, settings.normalize_over)
-    digest = hashlib.sha256(repr(numerics).encode())
+    numerics = [settings.attn_implementation, settings.scorer, settings.normalize_over]
+    if model.is_scored_specially:
+        numerics.append("by layer and own head")
+    # as a tuple, so that the keys of earlier versions are found
+    digest = hashlib.sha256(repr(tuple(numerics)).encode())
     tables = {"ids": model.items.ids, "lengths": model.items.lengths}
     with model.reference_lm() as reference:
         tensors = tables | {

@@ -94,6 +94,8 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         described["conversations"] = model.conversations.digest()
     if model.settings.trains_all_weights and settings["dtype"] != "float32":
         described["master_weights"] = "float32"  # stages of before were trained without
+    if model.is_scored_specially:
+        described["scoring"] = "by layer and own head"
     # validation picks the checkpoint of the stage only where the stage validates
     if settings["sft_eval_step"]:
         names = ("model", "valid_metric", "eval_args", "valid_users")

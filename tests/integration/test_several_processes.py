@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from recbole_multdpo import processes
 from recbole_multdpo.config import load_config
@@ -26,6 +27,7 @@ from recbole_multdpo.data.prompt import PromptFrame
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.interruption import Interrupted
 from recbole_multdpo.model import llmrec
+from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.training.distributed import PlainEngine, ZeroEngine
 from recbole_multdpo.training.trainer import SetwiseTrainer
@@ -179,6 +181,30 @@ def test_zero_trains_as_one_process(
         compare(lora(backbone, one), lora(backbone, two), LORA_WEIGHT)
     else:
         compare(one, two, 2 * WEIGHT)
+
+
+@pytest.mark.slow
+def test_zero3_with_a_window_and_capped_logits(
+    data_path: Path, tmp_path: Path, backbone: Path, deepspeed: None
+) -> None:
+    """The head is then the model's own code, run on gathered weights."""
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=8,
+        final_logit_softcapping=5.0,
+    )
+    save_backbone(Gemma3ForCausalLM(config), tokenizer, tmp_path / "gemma")
+    one, two = (toy_arguments(data_path, tmp_path / name, *UNEVEN) for name in ("one", "two"))
+    two = lora(tmp_path / "gemma", two)
+    compare(lora(tmp_path / "gemma", one), [*two, "--deepspeed=zero3"], LORA_WEIGHT)
 
 
 def masters_of(arguments: list[str], engine_class: Any, file: Path) -> None:

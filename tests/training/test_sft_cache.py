@@ -8,6 +8,7 @@ from torch import nn
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.training.checkpoint import save_checkpoint, trainable_tensors
+from recbole_multdpo.training.reference_cache import reference_key
 from recbole_multdpo.training.sft_cache import load_cached_sft, sft_key, store_sft
 from tests.integration.toy import toy_model, write_toy
 
@@ -61,6 +62,26 @@ def test_later_settings_share_the_stage(key_of, argument):
 )
 def test_what_determines_the_stage_separates(key_of, argument):
     assert key_of(argument) != key_of()
+
+
+def test_backbones_that_earlier_versions_scored_wrong_are_kept_apart(tmp_path, monkeypatch):
+    """In the caches of the first stage and of the reference; all others are found again."""
+    config, _, model = toy_model(write_toy(tmp_path / "data"), tmp_path)
+    model.start_preference_stage("mult_dpo")
+    for of_the_model in (
+        {"sliding_window": 8},  # a Mistral
+        {"layer_types": ["chunked_attention"], "attention_chunk_size": 8},
+    ):
+        found = [sft_key(config, model), reference_key(model)]
+        with monkeypatch.context() as patch:
+            for name, value in of_the_model.items():
+                patch.setattr(model.lm.config, name, value, raising=False)
+            if "layer_types" not in of_the_model:
+                patch.setattr(model.lm.config, "layer_types", None)
+            assert model.is_scored_specially
+            assert not {*found} & {sft_key(config, model), reference_key(model)}
+        assert not model.is_scored_specially
+        assert found == [sft_key(config, model), reference_key(model)]
 
 
 def model(value: float) -> SimpleNamespace:
