@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from recbole_multdpo import __version__
 from recbole_multdpo.errors import MultDPOError, system_error
+from recbole_multdpo.shown_text import show
 
 USAGE = """\
 usage: python run_recbole_multdpo.py --model=NAME --dataset=NAME [--key=value ...]
@@ -105,11 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(error)
         return 2
     except OSError as error:
-        print(f"error: {system_error(error)}", file=sys.stderr)
+        show(f"error: {system_error(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         text = str(error) or "interrupted; go on with --resume=<run folder>"
-        print(text, file=sys.stderr)
+        show(text, sys.stderr)
         return getattr(error, "exit_status", 130)  # of an Interrupted
     return 0
 
@@ -120,9 +121,9 @@ def _report(error: MultDPOError) -> None:
 
     rank = os.environ.get("RANK", "0")
     if rank == "0":
-        print(f"error: {error}\n(--help shows how settings are written.)", file=sys.stderr)
+        show(f"error: {error}\n(--help shows how settings are written.)", sys.stderr)
     elif processes.found_each_other():  # until then all of them do the same, settings above all
-        print(f"error in process {rank}: {error}", file=sys.stderr)
+        show(f"error in process {rank}: {error}", sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The page is served to this machine only and loads nothing from elsewhere. Needs 
 from __future__ import annotations
 
 import argparse
-import html
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.shown_text import html, show
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
     parse_turns,
@@ -69,7 +69,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     recommenders = []
     for folder in options.run_folders:
-        print(f"loading {folder}", flush=True)
+        show(f"loading {folder}", flush=True)
         recommenders.append(Recommender.load(folder, **run_options(options)))
     address = launch(recommenders, options.port, blocking=False, open_browser=options.open)[1]
     print(f"{address} shows the page; Ctrl-C ends it.", flush=True)
@@ -198,7 +198,7 @@ def _column(recommender: Recommender, answer: Answer | str, lists: list[list[str
     value = run.result["test_result"].get(metric)
     about = f"{run.config['dataset']}" + ("" if value is None else f", test {metric} {value:.3f}")
     if isinstance(answer, str):
-        body = f"<p class='problem'>{html.escape(answer)}</p>"
+        body = f"<p class='problem'>{html(answer)}</p>"
     else:
         rows = []
         for item in answer.recommendations:
@@ -206,15 +206,15 @@ def _column(recommender: Recommender, answer: Answer | str, lists: list[list[str
             classes = [*(["alone"] if alone else []), *(["hit"] if item.in_test else [])]
             rows.append(
                 f"<li><span class='score'>{item.score:.2f}</span>"
-                f"<span class='{' '.join(classes)}'>{html.escape(item.title)}</span></li>"
+                f"<span class='{' '.join(classes)}'>{html(item.title)}</span></li>"
             )
         body = f"<p class='about'>{_known(answer)}</p><ol>{''.join(rows)}</ol>"
-    heading = f"<h3>{html.escape(run.name)}</h3><p class='about'>{html.escape(about)}</p>"
+    heading = f"<h3>{html(run.name)}</h3><p class='about'>{html(about)}</p>"
     return f"<section class='run'>{heading}{body}</section>"
 
 
 def _known(answer: Answer) -> str:
-    titles = [html.escape(item.title) for item in answer.history[:HISTORY_SHOWN]]
+    titles = [html(item.title) for item in answer.history[:HISTORY_SHOWN]]
     more = len(answer.history) - len(titles)
     what = "mentioned" if answer.conversation is not None else "knows"
     return f"{what}: {'; '.join(titles) or 'nothing'}{f' and {more} more' if more else ''}"

@@ -10,11 +10,11 @@ before and after alignment, and what each token contributes:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from recbole_multdpo.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
     add_run_folder,
@@ -72,15 +72,15 @@ def _explain(options: argparse.Namespace) -> None:
     else:
         found = explainer.for_titles(options.liked, options.k, options.also)
     if options.json:
-        print(json.dumps(found.as_dict(), ensure_ascii=False))
+        show_json(found.as_dict())
     else:
-        print(as_text(found))
+        show(as_text(found))
 
 
 def as_text(found: Explanation) -> str:
     """An explanation as lines for a terminal."""
-    who = f"user {found.user}" if found.user is not None else "what was typed"
-    width = max(len(item.title) for item in found.items)
+    who = f"user {terminal(found.user)}" if found.user is not None else "what was typed"
+    width = max(len(terminal(item.title)) for item in found.items)
     lines = [
         f"{who}, {len(found.history)} items known. {LEGEND.format(beta=found.beta)}",
         "",
@@ -97,13 +97,13 @@ def _row(item: ItemExplanation, width: int) -> str:
     ranks = f"{item.rank or 'known':>6}{item.reference_rank or 'known':>8}"
     figures = f"{item.logp:>9.3f}{item.reference_logp:>11.3f}{item.reward:>+9.3f}"
     mark = "  * in the test part" if item.in_test else ""
-    return f"{ranks}  {item.title:<{width}}{figures}{mark}"
+    return f"{ranks}  {terminal(item.title):<{width}}{figures}{mark}"
 
 
 def _tokens(item: ItemExplanation) -> str:
     """`token log π (change)` of every token."""
     return " | ".join(
-        f"{token.text.strip() or token.text!r} {token.logp:.2f} "
+        f"{terminal(token.text.strip()) or repr(token.text)} {token.logp:.2f} "
         f"({token.logp - token.reference_logp:+.2f})"
         for token in item.tokens
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings_text import dump_settings, read_settings_file
+from recbole_multdpo.shown_text import show
 from recbole_multdpo.trained import exported
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
@@ -60,7 +61,7 @@ def _export(options: argparse.Namespace) -> None:
         **run_options(options),
     )
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
-    print(f"{options.output}: {size / 1e6:.1f} MB; README.md says how to use it")
+    show(f"{options.output}: {size / 1e6:.1f} MB; README.md says how to use it")
 
 
 def export(

@@ -19,6 +19,7 @@ from recbole.evaluator import Evaluator
 from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.reading import is_file
+from recbole_multdpo.shown_text import csv_cell, csv_text
 
 FILE_NAME = "per_user.csv"
 ID_COLUMNS = ("user", "n_train", "n_test")
@@ -100,7 +101,7 @@ def write_per_user(
         rows = row_of[test_users]
     n_train = np.bincount(np.asarray(train.inter_feat[train.uid_field]), minlength=dataset.user_num)
     columns = {
-        "user": dataset.id2token(dataset.uid_field, users),
+        "user": [csv_cell(str(user)) for user in dataset.id2token(dataset.uid_field, users)],
         "n_train": n_train[users],
         "n_test": evaluator.n_positives,
         **evaluator.values,
@@ -174,6 +175,7 @@ def read_per_user(path: Path) -> pd.DataFrame:
     try:
         rows = read_table(path, columns, dtype={"user": str}, keep_default_na=False, na_values=[""])
         metrics = [name for name in rows.columns if name != "user"]
+        rows["user"] = rows["user"].map(csv_text)
         rows[metrics] = rows[metrics].astype(float, errors="raise")
     except (OSError, ValueError, TypeError) as error:
         raise MultDPOError(

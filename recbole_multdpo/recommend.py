@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
     add_run_folder,
@@ -69,11 +69,11 @@ def _recommend(options: argparse.Namespace) -> None:
     heading = f"{recommender.run.name} on {recommender.run.config['dataset']}; score: "
     for number, answer in enumerate(_answers(recommender, options, users, messages)):
         if options.json:
-            print(json.dumps(answer.as_dict(), ensure_ascii=False), flush=True)
+            show_json(answer.as_dict(), flush=True)
             continue
         if number == 0:
-            print(heading + recommender.score_name)
-        print(f"\n{as_text(answer)}")
+            show(heading + recommender.score_name)
+        show(f"\n{as_text(answer)}")
 
 
 def _answers(
@@ -109,18 +109,20 @@ def read_users(file: Path) -> list[str]:
 
 def as_text(answer: Answer) -> str:
     """An answer as lines for a terminal."""
-    titles = [item.title for item in answer.history]
+    titles = [terminal(item.title) for item in answer.history]
     more = f" and {len(titles) - HISTORY_SHOWN} more" if len(titles) > HISTORY_SHOWN else ""
     shown = "; ".join(titles[:HISTORY_SHOWN]) or "nothing"
-    who = "liked" if answer.user is None else f"user {answer.user} liked"
+    user = terminal(answer.user)
+    who = "liked" if answer.user is None else f"user {user} liked"
     if answer.conversation is not None:
-        who = "mentioned" if answer.user is None else f"conversation {answer.user} mentioned"
+        who = "mentioned" if answer.user is None else f"conversation {user} mentioned"
     lines = [f"{who}: {shown}{more}"]
-    lines += [f"  {turn['role']}: {turn['content']}" for turn in answer.conversation or ()]
-    width = max((len(item.title) for item in answer.recommendations), default=0)
+    said = answer.conversation or ()
+    lines += [terminal(f"  {turn['role']}: {turn['content']}") for turn in said]
+    width = max((len(terminal(item.title)) for item in answer.recommendations), default=0)
     for item in answer.recommendations:
         mark = "  * in the test part" if item.in_test else ""
-        lines.append(f"{item.rank:>4}  {item.title:<{width}}  {item.score:>9.3f}{mark}")
+        lines.append(f"{item.rank:>4}  {terminal(item.title):<{width}}  {item.score:>9.3f}{mark}")
     return "\n".join(lines)
 
 

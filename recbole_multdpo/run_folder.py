@@ -37,10 +37,12 @@ from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.per_user import FILE_NAME as PER_USER_FILE
 from recbole_multdpo.reading import fitted, read_json
 from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.shown_text import terminal
 from recbole_multdpo.training.run_logs import LOGS, rewind_logs
 
 _FORMAT = "%(asctime)s %(levelname)s  %(message)s"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CONFIG_FILE, LOG_FILE, RESULT_FILE = "config.yaml", "run.log", "result.json"
 LOCK_FILE = ".lock"
 _PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy", "pandas", "scipy")
@@ -205,7 +207,7 @@ class RunFolder:
         root = logging.getLogger()
         level = getattr(logging, str(self._config["state"]).upper())
         console = logging.StreamHandler()
-        colour = colorlog.ColoredFormatter("%(log_color)s" + _FORMAT, "%d %b %H:%M:%S")
+        colour = _ColouredFormatter("%(log_color)s" + _FORMAT, "%d %b %H:%M:%S")
         is_terminal = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()
         console.setFormatter(colour if is_terminal else _PlainFormatter(_FORMAT, "%d %b %H:%M:%S"))
         file = logging.FileHandler(self.log_file, encoding="utf-8")
@@ -241,7 +243,17 @@ class _PlainFormatter(logging.Formatter):
     """Removes the colours that RecBole writes into its messages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _ANSI.sub("", super().format(record))
+        return terminal(_ANSI.sub("", super().format(record)), lines=True)
+
+
+class _ColouredFormatter(colorlog.ColoredFormatter):
+    """Colours are left, RecBole's and the level's; any other sequence is shown, not obeyed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        colours = [*_COLOUR.findall(text), ""]
+        parts = [terminal(part, lines=True) for part in _COLOUR.split(text)]
+        return "".join(map("".join, zip(parts, colours, strict=True)))
 
 
 def create_run_folder(config: Config) -> RunFolder:

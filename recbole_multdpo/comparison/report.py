@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from recbole_multdpo.comparison.tables import (
     make_table,
 )
 from recbole_multdpo.run_folder import plain_json
+from recbole_multdpo.shown_text import csv_cell, html, markdown
 
 # RecBole's metrics beyond accuracy; the runs add them to those of the settings
 BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")
@@ -103,17 +103,17 @@ def write_report(
         **({"popularity": found.popularity} if found.popularity.columns else {}),
     }
     legend = LEGEND.format(reference=found.reference)
-    sections = [as_markdown(found.accuracy), legend, as_markdown(found.beyond)]
-    markdown = [*sections, *_with_headings(named, as_markdown)]
-    markdown += [*found.choices, *_lines(found)]
-    write_atomically(folder / "tables.md", "\n\n".join(markdown) + "\n")
+    sections = [as_markdown(found.accuracy), markdown(legend), as_markdown(found.beyond)]
+    sections += _with_headings(named, as_markdown)
+    sections += map(markdown, [*found.choices, *_lines(found)])
+    write_atomically(folder / "tables.md", "\n\n".join(sections) + "\n")
     write_atomically(
         folder / "tables.tex",
         "\n\n".join(f"% {name}\n{as_latex(table)}" for name, table in tables.items()) + "\n",
     )
-    write_atomically(folder / "runs.csv", results.metrics.to_csv(index=False))
+    write_atomically(folder / "runs.csv", _csv(results.metrics))
     tests = pd.DataFrame([asdict(test) for test in found.tests])
-    write_atomically(folder / "significance.csv", tests.to_csv(index=False))
+    write_atomically(folder / "significance.csv", _csv(tests))
     write_atomically(folder / "results.json", json.dumps(_everything(results, found), indent=2))
     write_atomically(folder / "report.html", as_html(results, found))
     texts = [as_text(found.accuracy), legend, as_text(found.beyond)]
@@ -126,6 +126,10 @@ def write_report(
             f"report: {folder / 'report.html'}",
         ]
     )
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return str(table.map(csv_cell).to_csv(index=False))
 
 
 def _groups(found: Findings) -> dict[str, Table]:
@@ -247,24 +251,24 @@ def as_html(results: Results, found: Findings) -> str:
     history, *popularity = _groups(found).items()
     body = [
         "<h1>Comparison</h1>",
-        f"<p>{html.escape(_summary(results, found))}</p>",
-        *(f"<p class='note'>{html.escape(line)}</p>" for line in _lines(found)),
+        f"<p>{html(_summary(results, found))}</p>",
+        *(f"<p class='note'>{html(line)}</p>" for line in _lines(found)),
         _html_table(found.accuracy),
-        f"<p>{html.escape(legend)} Bold: best; underlined: second.</p>",
+        f"<p>{html(legend)} Bold: best; underlined: second.</p>",
         _html_choices(found.choices),
-        f"<h2>{family} against k</h2>{drawn[0]}",
+        f"<h2>{html(family)} against k</h2>{drawn[0]}",
         "<p>A click on a name hides its line, a double click shows it alone; drag to zoom.</p>",
-        f"<h2>{history[0]}</h2>",
+        f"<h2>{html(history[0])}</h2>",
         _html_table(history[1]),
         drawn[1],
-        *(f"<h2>{heading}</h2>{_html_table(table)}{_TAIL}" for heading, table in popularity),
+        *(f"<h2>{html(heading)}</h2>{_html_table(table)}{_TAIL}" for heading, table in popularity),
         "<h2>Beyond accuracy</h2>",
         _html_table(found.beyond),
         "<p>As RecBole defines them: share of the catalogue that is recommended to anybody; mean "
         "number of training rows of a recommended item (fewer is more novel); share of "
         "recommendations from the tail of the catalogue; Gini index of how often items are "
         "recommended.</p>",
-        f"<h2>Against {html.escape(found.reference)}</h2>",
+        f"<h2>Against {html(found.reference)}</h2>",
         _html_tests(found),
     ]
     return _PAGE.format(body="\n".join(body))
@@ -310,10 +314,8 @@ def _html_table(table: Table) -> str:
     classes = {1: " class='best'", 2: " class='second'"}
     rows = []
     for name, cells in zip(table.rows, table.cells, strict=True):
-        figures = [
-            f"<td{classes.get(cell.rank, '')}>{html.escape(cell.text)}</td>" for cell in cells
-        ]
-        rows.append([f"<td>{html.escape(name)}</td>", *figures])
+        figures = [f"<td{classes.get(cell.rank, '')}>{html(cell.text)}</td>" for cell in cells]
+        rows.append([f"<td>{html(name)}</td>", *figures])
     return _html_rows(table.columns, rows, first="")
 
 
@@ -321,7 +323,7 @@ def _html_choices(choices: Sequence[str]) -> str:
     """What tuning chose, folded up: a sentence per system would stand before all figures."""
     if not choices:
         return ""
-    lines = "".join(f"<li>{html.escape(choice)}</li>" for choice in choices)
+    lines = "".join(f"<li>{html(choice)}</li>" for choice in choices)
     title = f"Tuned on the validation part: {len(choices)} of the systems"
     return _folded(title, f"<ul>{lines}</ul>")
 
@@ -346,14 +348,12 @@ def _test_rows(tests: Sequence[PairedTest]) -> str:
         interval = f"{test.ci_low:+.4f} to {test.ci_high:+.4f}"
         figures = [test.metric, str(test.n_users), f"{test.difference:+.4f}", interval]
         p_values = [f"{test.t_holm:.2g}", f"{test.wilcoxon_holm:.2g}"]
-        rows.append(
-            [f"<td>{html.escape(text)}</td>" for text in [test.system, *figures, *p_values]]
-        )
+        rows.append([f"<td>{html(text)}</td>" for text in [test.system, *figures, *p_values]])
     return _html_rows(columns, rows, first="system")
 
 
 def _html_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], first: str) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in [first, *columns])
+    head = "".join(f"<th>{html(name)}</th>" for name in [first, *columns])
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f"<div class='scroll'><table><tr>{head}</tr>\n{body}</table></div>"
 
@@ -381,7 +381,7 @@ def _curves(results: Results, found: Findings) -> go.Figure:
             error_y={"type": "data", "array": std[number].tolist(), "width": 3},
             mode="lines+markers",
             marker={"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9},
-            name=system,
+            name=html(system),
         )
     figure.update_layout(**_LAYOUT, xaxis_title="k", yaxis_title=f"{family}@k, mean over seeds")
     figure.update_xaxes(tickvals=cutoffs)
@@ -392,7 +392,7 @@ def _bars(table: Table, y_title: str) -> go.Figure:
     """A group of bars per column."""
     figure = go.Figure()
     for name, cells in zip(table.rows, table.cells, strict=True):
-        figure.add_bar(x=list(table.columns), y=[cell.mean for cell in cells], name=name)
+        figure.add_bar(x=list(table.columns), y=[cell.mean for cell in cells], name=html(name))
     figure.update_layout(**_LAYOUT, xaxis_title="training items of the user", yaxis_title=y_title)
     figure.update_xaxes(type="category")
     return figure

@@ -33,6 +33,7 @@ from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.reading import read_bytes
 from recbole_multdpo.run_folder import RESULT_FILE, lock_folder
+from recbole_multdpo.shown_text import show
 
 INTERRUPTED = (130, 143, -2, -15)  # exit statuses after Ctrl-C and SIGTERM
 POLL_SECONDS = 1.0
@@ -170,9 +171,9 @@ class Runner:
     ) -> str | None:
         """Run, or resume, one; returns why it failed, None if it did not."""
         if (folder / RESULT_FILE).is_file():
-            print(f"{name}: done already", flush=True)
+            show(f"{name}: done already", flush=True)
             return None
-        print(name, flush=True)
+        show(name, flush=True)
         if settings["model"] in LANGUAGE_MODELS and (folder / "config.yaml").is_file():
             anew = [f"--{key}={settings[key]}" for key in ASKED_FOR if key in settings]
             argv = [f"--resume={folder}", *anew]
@@ -191,7 +192,7 @@ class Runner:
         if status == 0:
             return None
         reason = _last_error(folder / "run.log") or f"exit status {status}; see the messages above"
-        print(f"{folder} failed: {reason}\nThe others go on.", file=sys.stderr, flush=True)
+        show(f"{folder} failed: {reason}\nThe others go on.", sys.stderr, flush=True)
         return reason
 
 
@@ -200,7 +201,7 @@ def _tune(plan: Plan, request: Request, runner: Runner) -> dict[System, Tuned]:
     tuned = {}
     for system in plan.systems:
         if plan.spaces[system]:
-            print(f"tuning {system.name}: {', '.join(plan.spaces[system])}", flush=True)
+            show(f"tuning {system.name}: {', '.join(plan.spaces[system])}", flush=True)
             tuned[system] = tune(system, plan, request.trials, runner.run_all, runner.jobs)
             write_tuning(list(tuned.values()), plan.folder)
     return tuned
@@ -264,14 +265,14 @@ def _report(
     request: Request,
 ) -> None:
     for member, reason in failures.items():
-        print(f"failed: {member.folder_name}: {reason}", file=sys.stderr)
+        show(f"failed: {member.folder_name}: {reason}", sys.stderr)
     if not finished:
         raise MultDPOError(f"no run of the comparison in {plan.folder} succeeded.")
     results = read_results(finished, plan.folder)
     reasons = {member.folder_name: reason for member, reason in failures.items()}
     choices = [choice.sentence for choice in tuned.values()]
     try:
-        print(write_report(results, plan.metric, plan.folder, request.baseline, reasons, choices))
+        show(write_report(results, plan.metric, plan.folder, request.baseline, reasons, choices))
     except OSError as error:
         raise MultDPOError(
             f"the report cannot be written to {plan.folder}: {error.strerror}. Free space and run "

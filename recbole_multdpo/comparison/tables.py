@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from recbole_multdpo.shown_text import latex, markdown, terminal
+
 DIGITS = 4
 BEST, SECOND = 1, 2
-_LATEX_SPECIAL = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"}
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def _mark(rank: float) -> int:
 def as_text(table: Table) -> str:
     """Aligned columns for a terminal; `^` marks the best, `'` the second, `*` significance."""
     marks = {0: " ", BEST: "^", SECOND: "'"}
-    lines = [["", *(f"{name}  " for name in table.columns)]]
+    lines = [["", *(f"{terminal(name)}  " for name in table.columns)]]
     for name, cells in zip(table.rows, table.cells, strict=True):
         figures = [
             f"{cell.figure}{'*' if cell.differs else ' '}{marks[cell.rank]}" for cell in cells
         ]
-        lines.append([name, *figures])
+        lines.append([terminal(name), *figures])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
@@ -117,9 +118,9 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """A table of Markdown; the best is bold, the second underlined, `*` significance."""
     wraps = {0: "{}", BEST: "**{}**", SECOND: "<u>{}</u>"}
-    lines = [["", *table.columns], ["---"] * (len(table.columns) + 1)]
+    lines = [["", *map(markdown, table.columns)], ["---"] * (len(table.columns) + 1)]
     for name, cells in zip(table.rows, table.cells, strict=True):
-        lines.append([name, *(wraps[cell.rank].format(cell.text) for cell in cells)])
+        lines.append([markdown(name), *(wraps[cell.rank].format(cell.text) for cell in cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -129,19 +130,15 @@ def as_latex(table: Table) -> str:
     lines = [
         rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
         r"\toprule",
-        f" & {' & '.join(map(_latex_name, table.columns))} \\\\",
+        f" & {' & '.join(map(latex, table.columns))} \\\\",
         r"\midrule",
     ]
     for name, cells in zip(table.rows, table.cells, strict=True):
         figures = [wraps[cell.rank].format(_latex_figure(cell)) for cell in cells]
-        lines.append(f"{_latex_name(name)} & {' & '.join(figures)} \\\\")
+        lines.append(f"{latex(name)} & {' & '.join(figures)} \\\\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def _latex_figure(cell: Cell) -> str:
     figure = cell.figure.replace("±", r"$\pm$")
     return figure + ("$^{*}$" if cell.differs else "")
-
-
-def _latex_name(name: str) -> str:
-    return "".join(_LATEX_SPECIAL.get(letter, letter) for letter in name)

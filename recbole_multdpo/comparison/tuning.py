@@ -26,6 +26,7 @@ from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.reading import fitted, read_json
 from recbole_multdpo.run_folder import RESULT_FILE, read_result
 from recbole_multdpo.settings_text import dump_settings, parse_setting
+from recbole_multdpo.shown_text import csv_cell
 from recbole_multdpo.training.csv_log import read_rows
 from recbole_multdpo.training.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
 
@@ -354,7 +355,8 @@ def write_tuning(tuned: Sequence[Tuned], folder: Path) -> None:
             settings = [trial.texts.get(key, "") for key in columns]
             figures = [(trial.result or {}).get(name, "") for name in metrics]
             chosen = trial is each.best
-            writer.writerow([each.system.name, number, *settings, chosen, *figures])
+            row = [each.system.name, number, *settings, chosen, *figures]
+            writer.writerow(map(csv_cell, row))
     write_atomically(folder / "tuning.csv", text.getvalue())
     for each in tuned:
         if each.best is not None:

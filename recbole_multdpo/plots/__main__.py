@@ -11,6 +11,7 @@ from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.plots import bounds, results, training, tuning
 from recbole_multdpo.plots.runs import find_runs
 from recbole_multdpo.plots.style import save
+from recbole_multdpo.shown_text import show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,12 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         files = save(figure, stem, parsed.formats.split(","))
     except (MultDPOError, ModuleNotFoundError) as error:
         hint = " Install it by: pip install 'recbole-multdpo[plots]'"
-        print(f"error: {error}{'' if isinstance(error, MultDPOError) else hint}", file=sys.stderr)
+        show(f"error: {error}{'' if isinstance(error, MultDPOError) else hint}", sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {system_error(error)}", file=sys.stderr)
+        show(f"error: {system_error(error)}", sys.stderr)
         return 2
-    print("\n".join(map(str, files)))
+    show("\n".join(map(str, files)))
     return 0
 
 

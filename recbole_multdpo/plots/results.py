@@ -13,6 +13,7 @@ from recbole_multdpo.information import KEY
 from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import look, new_figure
+from recbole_multdpo.shown_text import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def _by_system(tests: pd.DataFrame, columns: list[str]) -> tuple[pd.DataFrame, p
 
 def shown(metric: str) -> str:
     """`ndcg@10` as papers write it."""
-    return metric.replace("ndcg", "NDCG").replace("mrr", "MRR")
+    return mathtext(metric.replace("ndcg", "NDCG").replace("mrr", "MRR"))
 
 
 def _over_seeds(tests: pd.DataFrame) -> str:
@@ -115,7 +116,7 @@ def bars_figure(tests: pd.DataFrame, metric: str) -> Figure:
             va="center",
             color=colour,
         )
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), list(map(mathtext, order)))
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.grid(visible=False)
     axes.set(xlabel=f"test {shown(name)}{_over_seeds(tests)}")
@@ -147,7 +148,7 @@ def cutoffs_figure(tests: pd.DataFrame, metric: str) -> Figure:
             np.array(cutoffs) + aside,
             mean.loc[system],
             yerr=deviation.loc[system],
-            label=system,
+            label=mathtext(system),
             capsize=1.5,
             elinewidth=0.6,
             **look(number).options,
@@ -180,7 +181,7 @@ def cost_figure(tests: pd.DataFrame, metric: str) -> Figure:
             mean.loc[system, "seconds"],
             mean.loc[system, name],
             yerr=deviation.loc[system, name],
-            label=system,
+            label=mathtext(system),
             capsize=2,
             linestyle="none",
             color=style.color,

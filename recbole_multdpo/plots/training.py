@@ -10,6 +10,7 @@ import pandas as pd
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import Look, look, new_figure
+from recbole_multdpo.shown_text import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
     for number, (run, rows) in enumerate(steps.items()):
         style = look(number)
         shown = rows.assign(loss=rows["loss"] / _first(rows["loss"])) if relative else rows
-        _line(axes["loss"], shown, "loss", style, label=run.name, raw=len(steps) == 1)
+        _line(axes["loss"], shown, "loss", style, label=mathtext(run.name), raw=len(steps) == 1)
         _draw_logps(axes["logps"], rows, style, raw=len(steps) == 1)
         if "margin" in axes:
             _line(axes["margin"], rows, "margin", style, raw=len(steps) == 1)
@@ -122,7 +123,7 @@ def _describe(axes: dict[str, Axes], figure: Figure, stage: str, metric: str) ->
         axes["margin"].set(ylabel="reward margin (nats)")
         axes["logps"].legend(handles=sets)
     if "validation" in axes:
-        axes["validation"].set(ylabel=f"validation {metric.replace('ndcg', 'NDCG')}")
+        axes["validation"].set(ylabel=f"validation {mathtext(metric.replace('ndcg', 'NDCG'))}")
     for panel in axes.values():
         panel.set(xlabel=f"step of {STAGES[stage]}", xlim=(0, None))
     for unused in figure.axes[len(axes) :]:

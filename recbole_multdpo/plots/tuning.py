@@ -12,6 +12,7 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.results import shown
 from recbole_multdpo.plots.style import look, new_figure
 from recbole_multdpo.reading import is_file
+from recbole_multdpo.shown_text import csv_text, mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,6 +59,7 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
         rows["score"] = rows["score"].astype(float)
     except (ValueError, TypeError) as error:
         raise DataError(f"--setting={setting}: its values are no numbers to draw.") from error
+    rows["system"] = rows["system"].map(csv_text)
     best = rows.groupby(["system", "value"], sort=False)["score"].max().reset_index()
     return best.sort_values("value", kind="stable")
 
@@ -76,7 +78,7 @@ def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
     for number, system in enumerate(best.index):
         of_system = rows[rows["system"] == system]
         top = of_system.loc[of_system["score"].idxmax()]
-        label = f"{system}, best at {top['value']:g}"
+        label = f"{mathtext(system)}, best at {top['value']:g}"
         axes.plot(of_system["value"], of_system["score"], label=label, **look(number).options)
         axes.plot(top["value"], top["score"], **{**_RING, "color": look(number).color})
     values = rows["value"]
@@ -87,6 +89,6 @@ def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
         axes.set_xticks(tried)
         axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel=setting, ylabel=f"validation {shown(metric.lower())}")
+    axes.set(xlabel=mathtext(setting), ylabel=f"validation {shown(metric.lower())}")
     figure.legend(loc="outside right upper")
     return figure

@@ -12,6 +12,7 @@ from typing import Any
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.settings_text import parse_literal
+from recbole_multdpo.shown_text import show
 
 # what an evaluation may change: how a run is tested, and how much is computed at once
 EVALUATION_SETTINGS = (
@@ -86,7 +87,7 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
         logging.disable_progress_bar()  # of loading weights: stderr is for errors and our own bars
         action(options)
     except MultDPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -94,7 +95,7 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
     except BrokenPipeError:  # `... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {system_error(error)}", file=sys.stderr)
+        show(f"error: {system_error(error)}", sys.stderr)
         return 2
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from recbole_multdpo.information import KEY, KNOWN
 from recbole_multdpo.settings import WITHOUT_PREFERENCES, ZERO_SHOT
+from recbole_multdpo.shown_text import code, markdown, terminal, yaml_scalar
 
 TRAINING = (
     "backbone",
@@ -29,7 +30,7 @@ TRAINING = (
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [recommendation, recbole-multdpo, {loss}]
+tags: [recommendation, recbole-multdpo, {tag}]
 ---
 
 # {title}
@@ -129,13 +130,13 @@ def model_card(
     loss = result["loss"]
     on_conversations = settings["context"] == "conversation"
     return CARD.format(
-        title=f"LLMRec {loss} on {result['dataset']}",
-        loss=loss,
-        dataset=result["dataset"],
-        version=result["versions"]["recbole_multdpo"],
+        title=markdown(f"LLMRec {loss} on {result['dataset']}"),
+        tag=yaml_scalar(loss),
+        dataset=markdown(result["dataset"]),
+        version=markdown(result["versions"]["recbole_multdpo"]),
         n_items=result["num_items"],
         positives=_positives(settings),
-        split=settings["eval_args"]["split"],
+        split=markdown(settings["eval_args"]["split"]),
         training=_training(loss),
         context="a conversation" if on_conversations else "titles that a user liked",
         normalize_over=settings["normalize_over"],
@@ -143,7 +144,7 @@ def model_card(
             _OVER_CATALOGUE if settings["normalize_over"] == "catalogue" else _OVER_VOCABULARY
         ),
         n_users=result["num_users_evaluated"],
-        test_set=result["test_set"],
+        test_set=code(result["test_set"]),
         known=KNOWN.get(result.get(KEY, ""), ""),
         metrics=_metric_rows(result),
         loading=_LOAD_ADAPTER if adapter else _LOAD_MERGED,
@@ -151,27 +152,30 @@ def model_card(
             "prompt = catalogue.conversation_prompt(\n"
             '    tokenizer, [{"role": "user", "content": "What do you recommend?"}]\n)'
             if on_conversations
-            else f"prompt = catalogue.history_prompt(tokenizer, {list(titles)!r})"
+            else f"prompt = catalogue.history_prompt(tokenizer, {list(map(terminal, titles))!r})"
         ),
-        settings="\n".join(f"{name}: {settings[name]}" for name in TRAINING if name in settings),
+        settings="\n".join(
+            f"{name}: {terminal(settings[name])}" for name in TRAINING if name in settings
+        ),
     )
 
 
 def _training(loss: str) -> str:
     if loss == ZERO_SHOT:
         return "nothing but its pretraining"
-    preference = "" if loss in WITHOUT_PREFERENCES else f", then `{loss}` on set-wise preferences"
-    return f"supervised fine-tuning{preference}"
+    if loss in WITHOUT_PREFERENCES:
+        return "supervised fine-tuning"
+    return f"supervised fine-tuning, then `{code(loss)}` on set-wise preferences"
 
 
 def _positives(settings: Mapping[str, Any]) -> str:
     interval = settings.get("val_interval")
-    return f"values in {interval}" if interval else "all interactions"
+    return f"values in {markdown(interval)}" if interval else "all interactions"
 
 
 def _metric_rows(result: Mapping[str, Any]) -> str:
     valid = result["valid_result"] or {}
     return "\n".join(
-        f"| {name} | {'-' if valid.get(name) is None else valid[name]} | {value} |"
+        f"| {markdown(name)} | {'-' if valid.get(name) is None else valid[name]} | {value} |"
         for name, value in result["test_result"].items()
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.reading import MB, is_file, read_bytes
+from recbole_multdpo.shown_text import csv_cell
 
 LIMIT = 256 * MB
 
@@ -26,7 +27,8 @@ class CsvLog:
     def append(self, rows: Iterable[Sequence[Any]]) -> None:
         """Write rows, their values in the order of the columns."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            safe = (map(csv_cell, row) for row in rows)
+            csv.writer(file, lineterminator="\n").writerows(safe)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
