@@ -2,7 +2,17 @@
 
 Importing the package is light: RecBole, torch and transformers are loaded by the modules that
 need them, RecBole always through `recbole_multdpo.compat.apply`.
+
+`python -m recbole_multdpo...` puts the working directory before the standard library, so that a
+`torch.py` in a run folder of somebody else would be imported there. It is taken away again.
 """
+
+import sys
+from pathlib import Path
+
+if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
+    if sys.path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
+        del sys.path[0]
 
 __version__ = "0.1.0"
 

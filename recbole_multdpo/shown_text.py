@@ -83,8 +83,7 @@ def show_json(value: Any, *, flush: bool = False) -> None:
 
 def markdown(text: object) -> str:
     """For a cell or a sentence of Markdown."""
-    escaped = html_library.escape(terminal(text), quote=False)
-    return re.sub(r"([\\`*|\[\]$])", r"\\\1", escaped)
+    return re.sub(r"([\\`*|\[\]$<])", r"\\\1", terminal(text))
 
 
 def code(text: object) -> str:

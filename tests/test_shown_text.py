@@ -107,7 +107,7 @@ def test_cells_come_back(text: str) -> None:
 def test_markdown_stays_in_its_cell() -> None:
     assert markdown("LLMRec mult_dpo, ndcg@10") == "LLMRec mult_dpo, ndcg@10"
     assert markdown("a|b\n| c |") == r"a\|b\\n\| c \|"
-    assert markdown("![x](http://e) <b>`$") == r"!\[x\](http://e) &lt;b&gt;\`\$"
+    assert markdown("![x](http://e) <b>`$") == r"!\[x\](http://e) \<b>\`\$"
     assert code("a`b\nc") == r"a'b\nc"
 
 

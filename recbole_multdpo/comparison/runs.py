@@ -56,7 +56,9 @@ def run_in_process_of_its_own(
     """
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # the working directory may be a folder of somebody else: nothing is imported from there
+    own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, **own}
     command = [sys.executable, "-m", "recbole_multdpo.cli", *argv]
     output = subprocess.DEVNULL if quiet else None  # what it says stands in run.log too
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as child:
