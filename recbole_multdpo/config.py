@@ -71,6 +71,7 @@ from recbole_multdpo.settings_text import (  # noqa: E402
     parse_setting,
     read_settings_file,
 )
+from recbole_multdpo.unused_settings import unused_problems, without_effect  # noqa: E402
 
 if TYPE_CHECKING:
     from recbole_multdpo.data.prompt_file import StoredPrompt
@@ -371,6 +372,8 @@ class Config(RecBoleConfig):
             final["data_path"] = self.internal_config_dict["data_path"]
         if final.get(KEY, AUTO_INFORMATION) == AUTO_INFORMATION:
             final[KEY] = default_information(final)
+        if "threshold" not in self.external_config_dict and _is_ranked(final):
+            final["threshold"] = None  # of RecBole's preset for labelled rows, see below
         if "train_neg_sample_args" in self.external_config_dict:
             return
         if not hasattr(self.model_class, "input_type") and final.get("loss_type") == "CE":
@@ -402,8 +405,14 @@ class Config(RecBoleConfig):
         problems = shared.evaluation_problems(
             final, *(_metrics(kind) for kind in (EvaluatorType.RANKING, EvaluatorType.VALUE))
         )
+        asked_for = self._load_cmd_line()
+        problems += unused_problems(
+            final,
+            asked_for,
+            is_language_model=self.settings is not None,
+            is_ranked=_is_ranked(final),
+        )
         if self.settings is not None:
-            asked_for = [key for key, origin in origins.items() if origin == "command line"]
             problems += impossible_combinations(self.settings, final, asked_for)
             problems += _metric_problems(self.model, final)
         problems += information_problems(self.model, final, self.settings is not None)
@@ -462,12 +471,14 @@ def load_config(
 
 
 def settings_of(model: str) -> set[str]:
-    """Names of all settings that a model may be given.
+    """Names of all settings that change what a model does.
 
     Raises:
         ConfigError: there is no such model.
     """
-    return _valid_keys(model, _model_class(model))
+    kind: Any = _model_class(model)
+    idle = without_effect(model, kind.type, model in LANGUAGE_MODELS)
+    return _valid_keys(model, kind) - idle
 
 
 def properties_folder() -> Path:
