@@ -8,7 +8,7 @@ was set; one that has no effect on a kind of model, where the command line asks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from recbole.utils import ModelType
@@ -167,10 +167,16 @@ def _lost_by_kind(
 
 
 def _idle_for_now(
-    final: Mapping[str, Any], asked_for: Iterable[str], is_language_model: bool
+    final: Mapping[str, Any], asked_for: Mapping[str, Any], is_language_model: bool
 ) -> list[str]:
     """What the command line asks for and the other settings leave without effect."""
-    asked_for, problems = set(asked_for), []
+    problems = []
+    rolls = final.get("test_information") == "rolling"
+    if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and asked_for.get("repeatable") and not rolls:
+        problems.append(
+            "repeatable=True: a sequential model ranks items that a user knows in RecBole's "
+            "rolling test only. Use --test_information=rolling, or leave it out."
+        )
     modes = set(final["eval_args"]["mode"].values())
     if is_language_model and "eval_batch_size" in asked_for and modes == {"full"}:
         problems.append(

@@ -119,7 +119,6 @@ def cosine_weights(rows: np.ndarray) -> np.ndarray:
         ([LEAVE_ONE_OUT], "train_valid"),
         ([IN_TIME], "train"),
         (["--eval_args={'split': {'LS': 'test_only'}, 'order': 'TO'}"], "train"),
-        ([LEAVE_ONE_OUT, "--benchmark_filename=['early', 'valid', 'late']"], "train"),
         ([LEAVE_ONE_OUT, "--test_information=train"], "train"),
         ([IN_TIME, "--test_information=refit"], "refit"),
     ],
@@ -129,6 +128,14 @@ def test_the_default_gives_validation_items_in_leave_one_out(
 ) -> None:
     config = load_config(arguments("EASE", data_path, tmp_path, *extra))
     assert config["test_information"] == config.to_dict()["test_information"] == expected
+
+
+def test_ready_parts_are_no_leave_one_out(tmp_path: Path) -> None:
+    file = tmp_path / "split.yaml"
+    file.write_text("eval_args: {split: {LS: valid_and_test}, order: TO}\n")
+    parts = "--benchmark_filename=['early', 'valid', 'late']"
+    argv = arguments("EASE", tmp_path, tmp_path / "run", parts, f"--config_files={file}")
+    assert load_config(argv)["test_information"] == "train"
 
 
 def test_the_former_name_is_taken_with_a_sentence(data_path: Path, tmp_path: Path) -> None:

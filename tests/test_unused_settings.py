@@ -69,6 +69,7 @@ REFUSED: list[tuple[str, str, Sequence[str], str]] = [
     ("LLMRec", "eval_batch_size", ["--eval_batch_size=64"], "--rank_batch_users"),
     ("BPR", "valid_metric_bigger", ["--valid_metric_bigger=False"], "follows from valid_metric"),
     ("BPR", "kg_reverse_r", ["--kg_reverse_r=True"], "no effect with model=BPR"),
+    ("SASRec", "repeatable", ["--repeatable=True", IN_TIME], "--test_information=rolling"),
     ("BPR", "wandb_project", ["--wandb_project=mine"], "--log_wandb=True"),
     ("LLMRec", "mentioned_items", ["--mentioned_items=keep"], "context=history"),
     (
@@ -172,6 +173,7 @@ def test_what_would_not_be_used_is_refused(
         ("BPR", ["--shuffle=False"]),
         ("SASRec", ["--transform=mask_itemseq", "--mask_ratio=0.2", IN_TIME]),
         ("LightGCN", ["--require_pow=True"]),
+        ("SASRec", ["--repeatable=True", "--test_information=rolling", IN_TIME]),
         ("SASRec", ["--MAX_ITEM_LIST_LENGTH=9", IN_TIME]),
         ("FM", ["--numerical_features=[timestamp]"]),
         ("LLMRec", ["--eval_batch_size=64", "--eval_args={'mode': 'uni50'}"]),
