@@ -145,6 +145,9 @@ def _is_plain(model: PreTrainedModel, found: _Found, like: Tensor) -> bool:
     embeddings = model.get_output_embeddings()
     if embeddings is None:
         return False
+    known = {*model.get_submodule(found.path).parameters(), *embeddings.parameters()}
+    if not known.issuperset(model.parameters()):  # a scale that is 1 so far, and may be trained
+        return False
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(_PROBE_ROWS, like.shape[-1], generator=generator)
     # large ones show a cap on the logits that small ones hardly reach

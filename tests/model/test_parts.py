@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutput
 
 from recbole_multdpo.errors import ConfigError
@@ -100,6 +107,31 @@ def test_a_weak_scale_is_found_in_bfloat16():
     plain = build("granite", {**SIZES, "logits_scaling": 1.0}, torch.bfloat16)
     assert isinstance(parts_of(scaled).head, OwnHead)
     assert parts_of(plain).head is plain.get_output_embeddings()
+
+
+class Scaled(LlamaForCausalLM):
+    """Its logits have a factor that may be trained."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * self.factor
+        return output
+
+
+def test_a_trained_scale_that_is_still_one_gets_its_gradient():
+    lm = Scaled(LlamaConfig(**SIZES))
+    parts = parts_of(lm)
+    hidden = parts.body(input_ids=IDS).last_hidden_state[0]
+    parts.head(hidden).log_softmax(-1)[:, 3].sum().backward()
+    found = lm.factor.grad.clone()
+    lm.zero_grad()
+    lm(input_ids=IDS[:1]).logits[0].log_softmax(-1)[:, 3].sum().backward()
+    torch.testing.assert_close(found, lm.factor.grad)
+    assert found != 0
 
 
 @pytest.mark.parametrize(("kind", "options"), [("llama", SIZES), ("gemma3_text", GEMMA)])
