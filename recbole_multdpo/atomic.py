@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: no folder is known to be a dead process's
+    fcntl = None  # type: ignore[assignment]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -45,26 +51,76 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
+    with temporary_sibling(folder) as temporary:
+        replaced = temporary.with_suffix(".old")
+        try:
+            yield temporary
+            for path in [*temporary.rglob("*"), temporary]:
+                _sync(path)
+            if folder.is_dir():
+                folder.rename(replaced)
+            temporary.rename(folder)
+            _sync(folder.parent)
+        except BaseException:
+            if replaced.is_dir() and not folder.exists():
+                replaced.rename(folder)
+            raise
+        finally:
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def temporary_sibling(folder: Path) -> Iterator[Path]:
+    """Gives a new hidden folder beside `folder`, and removes it unless it was renamed.
+
+    Those that killed processes left there under the same name are removed before. A living process
+    is known by the lock that it holds on its folder.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:12]
-    temporary = folder.parent / f".{folder.name}.{token}.tmp"
-    replaced = folder.parent / f".{folder.name}.{token}.old"
-    temporary.mkdir()
+    _remove_leftovers(folder)
+    while True:
+        temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp"
+        temporary.mkdir()
+        lock = _lock(temporary, wait=True)
+        if lock is None or temporary.is_dir():  # not taken for a leftover before it was locked
+            break
+        os.close(lock)
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        if folder.is_dir():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
-        if replaced.is_dir() and not folder.exists():
-            replaced.rename(folder)
-        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary siblings that no living process holds; nothing where locks do not work."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{12}}\.tmp")
+    for path in folder.parent.glob(".*.tmp"):
+        if not ours.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        lock = _lock(path, wait=False)
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """An open handle that locks a folder until it is closed; None if that cannot be had."""
+    if fcntl is None:
+        return None
+    with suppress(OSError):  # no rights, no such folder, or somebody holds it
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+    return None
 
 
 def restore_interrupted(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.interruption import Interruptions
 from recbole_multdpo.settings_text import dump_settings, read_settings_file
 from recbole_multdpo.shown_text import show
 from recbole_multdpo.trained import exported
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--adapter", action="store_true", help="runs with LoRA: model and adapter apart"
     )
     add_run_arguments(command)
-    return run_command(_export, command.parse_args(argv))
+    with Interruptions():  # SIGTERM too leaves nothing behind
+        return run_command(_export, command.parse_args(argv))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from recbole_multdpo import processes
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,8 +55,12 @@ class Interruptions:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_deferred:
+            raise Interrupted(number)
+        from recbole_multdpo import processes  # with torch, which converters do without
+
         is_impatient = self.requested is not None and number == signal.SIGINT
-        if not self._is_deferred or (is_impatient and processes.count() == 1):
+        if is_impatient and processes.count() == 1:
             raise Interrupted(number)
         self.requested = self.requested or number
 

@@ -150,3 +150,40 @@ def test_all_leftovers_of_a_folder_are_cleared_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".hidden", ".lock", "best", "result.json"]
     assert content(tmp_path / "best") == "moved aside"
     restore_all_interrupted(tmp_path / "absent")
+
+
+def _waits_inside(target: Path, ready, go_on) -> None:
+    with atomic_folder(target) as temporary:
+        (temporary / "content").write_text("theirs")
+        ready.set()
+        go_on.wait(60)
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    """A living writer's folder, a folder of another name, a file and a link stay."""
+    context = multiprocessing.get_context("fork")
+    ready, go_on = context.Event(), context.Event()
+    living = context.Process(target=_waits_inside, args=(tmp_path / "target", ready, go_on))
+    living.start()
+    assert ready.wait(60)
+    (of_living,) = os.listdir(tmp_path)
+    killed_ready = context.Event()
+    killed = context.Process(
+        target=_waits_inside, args=(tmp_path / "target", killed_ready, context.Event())
+    )
+    killed.start()
+    assert killed_ready.wait(60)
+    killed.kill()
+    killed.join()
+    (of_killed,) = {*os.listdir(tmp_path)} - {of_living}
+    for name in (".target.notes.tmp", ".targets.0123456789ab.tmp", ".x.target.0123456789ab.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".target.00123456789a.tmp").write_text("a file")
+    (tmp_path / ".target.abcdefabcdef.tmp").symlink_to(tmp_path / ".target.notes.tmp")
+    before = {*os.listdir(tmp_path)}
+    write_folder(tmp_path / "target", "mine")
+    assert {*os.listdir(tmp_path)} == before - {of_killed} | {"target"}
+    go_on.set()
+    living.join()
+    assert living.exitcode == 0 and content(tmp_path / "target") == "theirs"
+    assert {*os.listdir(tmp_path)} == before - {of_killed, of_living} | {"target"}

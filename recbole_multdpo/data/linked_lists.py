@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import poisson
+from scipy.special import pdtrc
 
 MAX_CHANCE = 0.1  # of the links of the shortest run
 RARELY = 0.001  # probability
@@ -52,7 +52,7 @@ class LinkLevel:
         """Whether chance does not explain the links."""
         return (
             0 < self.expected <= MAX_CHANCE * self.links
-            and poisson.sf(self.links - 1, self.expected) <= RARELY
+            and pdtrc(self.links - 1, self.expected) <= RARELY
         )
 
 

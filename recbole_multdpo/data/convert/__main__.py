@@ -12,6 +12,7 @@ from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
 from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE, DatasetFolder
 from recbole_multdpo.data.convert.raw_files import reading_as
 from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.interruption import Interrupted, Interruptions
 
 FORMATS: dict[str, Any] = {
     "movielens": movielens,
@@ -52,18 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done, 2 a mistake that the user can mend (printed without a traceback), 130
-        interrupted. In the last two cases nothing is left of the output.
+        or 143 interrupted. In the last two cases nothing is left of the output.
     """
     options = parser().parse_args(argv)
     try:
-        with reading_as(options.encoding), DatasetFolder(options.output) as folder:
+        with (
+            Interruptions(),
+            reading_as(options.encoding),
+            DatasetFolder(options.output) as folder,
+        ):
             report = FORMATS[options.format].convert(options, folder)
     except MultDPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written.", file=sys.stderr)
-        return 130
+    except Interrupted as interruption:
+        print(f"{interruption}; nothing was written.", file=sys.stderr)
+        return interruption.exit_status
     print(summary(report, folder))
     return 0
 

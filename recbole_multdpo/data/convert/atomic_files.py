@@ -1,7 +1,8 @@
 """Writing the folder of a data set: atomic files that RecBole and this package read alike.
 
 Everything is written into a hidden folder beside the target and renamed at the end, so that a
-converter that fails or is killed leaves no half data set behind.
+converter that fails or is killed leaves no half data set behind. The hidden folder of one that was
+killed is removed by the next one.
 
 A file has one row per line and tabs between fields, and no quoting rules. So no field may contain
 a tab or a line end, and none may begin with a quotation mark, because RecBole reads with pandas,
@@ -17,14 +18,14 @@ which would take everything up to the next quotation mark for one field, or give
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from recbole_multdpo.atomic import temporary_sibling
 from recbole_multdpo.data.atomic_file import PANDAS_MISSING
 from recbole_multdpo.data.item_text import (
     clean_text,
@@ -126,9 +127,9 @@ class DatasetFolder:
         self._rejects: IO[str] | None = None
         if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
             raise DataError(f"--output={output} exists already; remove it or choose another name")
-        self.path = self.output.parent / f".{self.name}.partial-{uuid.uuid4().hex[:12]}"
+        self._open = ExitStack()
         try:
-            self.path.mkdir(parents=True)
+            self.path = self._open.enter_context(temporary_sibling(self.output))
         except OSError as error:
             raise DataError(
                 f"--output={output} cannot be written ({error.strerror}); choose another folder"
@@ -144,9 +145,19 @@ class DatasetFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove what was written unless `finish` was called."""
-        self._close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what was written unless `finish` was called.
+
+        Raises:
+            DataError: something could not be written, as on a full disk.
+        """
+        with self._open:
+            with suppress(OSError):  # what is not written yet, on a full disk
+                self._close()
+        if isinstance(error, OSError):
+            raise DataError(
+                f"--output={self.output} cannot be written ({error.strerror or error}). Free disk "
+                "space, or choose another folder"
+            ) from error
 
     def table(self, suffix: str, columns: Sequence[str]) -> Table:
         """A new file `<name>.<suffix>`, e.g. suffix `inter` or `train.inter`."""

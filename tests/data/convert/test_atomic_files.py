@@ -139,10 +139,51 @@ def test_the_folder_appears_when_all_is_written(tmp_path):
 
 
 def test_nothing_is_left_after_an_error(tmp_path):
-    with pytest.raises(OSError, match="disk full"), DatasetFolder(tmp_path / "toy") as folder:
+    with pytest.raises(DataError, match="disk full"), DatasetFolder(tmp_path / "toy") as folder:
         fill(folder)
         raise OSError("disk full")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_when_the_disk_is_full(tmp_path):
+    """Python is refused what goes beyond a limit; what is buffered is refused again at the end."""
+    code = (
+        "import resource, sys; from recbole_multdpo.data.convert.__main__ import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main())"
+    )
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = [{"history": [f"A {n}", f"B {n}"], "targets": [f"C {n}"]} for n in range(3000)]
+    (raw / "train.json").write_text(json.dumps(rows))
+    output = tmp_path / "out" / "toy"
+    options = ["titles-jsonl", "--input", str(raw), "--output", str(output)]
+    command = [sys.executable, "-c", code, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr and "Free disk space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(output.parent.iterdir())
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    code = (
+        "import sys, time;"
+        "from recbole_multdpo.data.convert import __main__ as command, titles_jsonl;"
+        "titles_jsonl.find_readers = lambda *_: (print('ready', flush=True), time.sleep(60));"
+        "sys.exit(command.main())"
+    )
+    (tmp_path / "train.jsonl").write_text('{"history": ["A"], "targets": ["B"]}\n')
+    output = tmp_path / "out" / "toy"
+    options = ["titles-jsonl", "--input", str(tmp_path), "--output", str(output)]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() and len(list(output.parent.iterdir())) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+        assert b"nothing was written" in process.stderr.read()
+    assert not list(output.parent.iterdir())
 
 
 def test_a_killed_process_leaves_no_data_set(tmp_path):
@@ -159,11 +200,11 @@ def test_a_killed_process_leaves_no_data_set(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "toy").exists()
-    assert all(path.name.startswith(".toy.partial-") for path in tmp_path.iterdir())
-    with DatasetFolder(tmp_path / "toy") as folder:  # and does not stand in the way
+    assert [path.name[:5] for path in tmp_path.iterdir()] == [".toy."]
+    with DatasetFolder(tmp_path / "toy") as folder:  # which the next one removes
         fill(folder)
         finish(folder)
-    assert (tmp_path / "toy").is_dir()
+    assert os.listdir(tmp_path) == ["toy"]
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path):
