@@ -345,6 +345,8 @@ def _run_llmrec(
         fingerprints = processes.from_first(lambda: data_fingerprints(dataset, parts))
         _check_point(folder, point, fingerprints)
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
+    make = partial(_make_llmrec, config, folder, clock, point, fingerprints, parts[0])
+    model = make(parts[0])  # before all else that takes long, as a backbone may be refused
     assistant = None
     if config.assistant is not None:
         with clock.stage("assistant"):
@@ -358,8 +360,7 @@ def _run_llmrec(
     if settings.has_preference_stage and preference.epochs > 0:
         stages.append(preference)
     train = partial(_train_llmrec, config, folder, clock, interruptions, point, fingerprints)
-    trainer = train(parts, quick_valid, stages)
-    model = trainer.model
+    trainer = train(model, parts[0], quick_valid, stages)
 
     init_seed(config["seed"], config["reproducibility"])  # whether stages were resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
@@ -375,10 +376,11 @@ def _run_llmrec(
         refitted = {"refit_epochs": {stage.kind: stage.epochs for stage in stages}}
         config.stored_prompt = model.prompt  # a template may make another one now
         del trainer, model  # one model at a time
-        trainer = train(parts, None, stages)
-        model = trainer.model
+        everything = train_and_valid(parts)
+        model = make(everything)
+        trainer = train(model, everything, None, stages)
         model.take_ranking_choices(ranking)
-        trainer.eval_collector.data_collect(SimpleNamespace(dataset=train_and_valid(parts)))
+        trainer.eval_collector.data_collect(SimpleNamespace(dataset=everything))
     model.histories = known_at_test(config, parts)
     model.assistant = None if assistant is None else assistant.at_test()
     if model.uses_lora and not model.ranks_by_base:
@@ -414,6 +416,41 @@ def _run_llmrec(
     }
 
 
+def _make_llmrec(
+    config: Config,
+    folder: RunFolder,
+    clock: StageClock,
+    point: ResumePoint | None,
+    fingerprints: dict[str, str],
+    part: LLMRecDataset,
+    train: LLMRecDataset,
+) -> LLMRec:
+    """A new model, on the CPU.
+
+    Args:
+        config: the run's configuration.
+        folder: where the run writes.
+        clock: what measures the time.
+        point: where a resumed run goes on.
+        fingerprints: of the data; backbone and prompt are added.
+        part: the training part of the split.
+        train: what the model is trained on: `part`, or validation rows as well.
+    """
+    with clock.stage("backbone"):
+        if config.stored_prompt is None:
+            config.stored_prompt = processes.from_first(
+                lambda: _stored_prompt(config, folder, point)
+            )
+        model: LLMRec = config.model_class(config, part)
+        fingerprints |= {BACKBONE: model.backbone.fingerprint, PROMPT: model.prompt.fingerprint}
+        _check_point(folder, point, fingerprints)
+        if config.stored_prompt is None:
+            processes.from_first(lambda: write_prompt(folder.path, model.prompt))
+        if train is not part:
+            model.fit_to(train)
+    return model
+
+
 def _train_llmrec(
     config: Config,
     folder: RunFolder,
@@ -421,11 +458,12 @@ def _train_llmrec(
     interruptions: Interruptions,
     point: ResumePoint | None,
     fingerprints: dict[str, str],
-    parts: Sequence[LLMRecDataset],
+    model: LLMRec,
+    train: LLMRecDataset,
     quick_valid: AbstractDataLoader | None,
     stages: Sequence[Stage],
 ) -> SetwiseTrainer:
-    """A new model through its stages, the supervised one first; the last stage's trainer.
+    """A model through its stages, the supervised one first; the last stage's trainer.
 
     Args:
         config: the run's configuration.
@@ -433,28 +471,16 @@ def _train_llmrec(
         clock: what measures the time.
         interruptions: signals to heed.
         point: where a resumed run goes on.
-        fingerprints: of the data; backbone and prompt are added.
-        parts: training, validation and test part.
+        fingerprints: of data, backbone and prompt.
+        model: as `_make_llmrec` makes it.
+        train: what it is trained on.
         quick_valid: what chooses the best epoch; None where it is chosen already, and validation
             rows are trained on too.
         stages: supervised fine-tuning, and preference training where there is such a stage.
     """
     settings = config.settings
     assert settings is not None
-    train = parts[0]
     with clock.stage("backbone"):
-        if config.stored_prompt is None:
-            config.stored_prompt = processes.from_first(
-                lambda: _stored_prompt(config, folder, point)
-            )
-        model: LLMRec = config.model_class(config, train)
-        fingerprints |= {BACKBONE: model.backbone.fingerprint, PROMPT: model.prompt.fingerprint}
-        _check_point(folder, point, fingerprints)
-        if config.stored_prompt is None:
-            processes.from_first(lambda: write_prompt(folder.path, model.prompt))
-        if quick_valid is None:
-            train = train_and_valid(list(parts))
-            model.fit_to(train)
         model = model.to(config["device"])
         _log_model(model)
     sft, *later = stages

@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +31,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import __version__ as transformers_version
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
@@ -135,10 +139,15 @@ def load_backbone(
     return Backbone(lm.eval(), tokenizer, name, fingerprint)
 
 
+def cache_root() -> Path:
+    """The user's folder for what is made once and used by many runs."""
+    default = Path.home() / ".cache" / "recbole_multdpo"
+    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
+
+
 def smollm2_folder() -> Path:
     """Where `python -m recbole_multdpo.backbones smollm2` puts its folder unless told otherwise."""
-    default = Path.home() / ".cache" / "recbole_multdpo"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser() / SMOLLM2
+    return cache_root() / SMOLLM2
 
 
 # ---------------------------------------------------------------------- LoRA and the reference
@@ -194,7 +203,7 @@ def add_lora(
     # transformers and PEFT both set this hook; setting it twice leaves one that nothing removes.
     lm.disable_input_require_grads()
     # PEFT draws on the CPU and moves the result, so the CPU generator is the only one to guard.
-    with torch.random.fork_rng(devices=[]), _old_names_allowed():
+    with torch.random.fork_rng(devices=[]), _old_names_allowed(), _adaptable(lm, target_modules):
         torch.default_generator.manual_seed(seed)
         model = get_peft_model(lm, config)
     lm.disable_input_require_grads()
@@ -322,7 +331,7 @@ def _load_pretrained(
     """Loads a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
     folder = _local_folder(name)
     if folder is not None:
-        _check_folder(name, folder)
+        _check_config(name, folder)
     source = name if folder is None else str(folder)
     where: dict[str, Any] = {
         "local_files_only": folder is not None,
@@ -331,6 +340,10 @@ def _load_pretrained(
     with _explained(name, folder):
         # read first and passed on: without a network the retries for a hub id are waited for once
         config = AutoConfig.from_pretrained(source, **where)
+    _check_kind(name, config)
+    if folder is not None:
+        _check_files(name, folder)
+    with _explained(name, folder, attn_implementation):
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -383,8 +396,8 @@ def _local_folder(name: str) -> Path | None:
     )
 
 
-def _check_folder(name: str, folder: Path) -> None:
-    """Says what an incomplete folder lacks, before a library says it less clearly."""
+def _check_config(name: str, folder: Path) -> None:
+    """Refuses a folder that says of no model what it is."""
     if (folder / "adapter_config.json").is_file():
         # transformers would go and fetch the base model that the adapter names
         raise ConfigError(f"backbone={name!r} is a PEFT adapter folder. {_MERGE_ADAPTER}")
@@ -393,6 +406,33 @@ def _check_folder(name: str, folder: Path) -> None:
             f"backbone={name!r}: the folder {folder} has no config.json. Give a folder written by "
             f"save_pretrained, or use --backbone={TINY}."
         )
+
+
+def _check_kind(name: str, config: PreTrainedConfig) -> None:
+    """Refuses models of another kind than causal language models, as their configuration says it.
+
+    What it does not say is found out by `recbole_multdpo.model.probe`.
+    """
+    kind = getattr(config, "model_type", "") or type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(f"backbone={name!r} is an encoder-decoder ({kind}). {_CAUSAL_NEEDED}")
+    # code that comes with the weights registers its classes itself
+    own_code = getattr(config, "auto_map", None)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
+        raise ConfigError(
+            f"backbone={name!r} is of type {kind}, of which transformers {transformers_version} "
+            f"has no causal language model. {_CAUSAL_NEEDED}"
+        )
+
+
+_CAUSAL_NEEDED = (
+    "A causal (decoder-only) language model is needed: use one such as Qwen3, Llama, SmolLM2 or "
+    "Mistral."
+)
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Says what an incomplete folder lacks, before a library says it less clearly."""
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"backbone={name!r}: the folder {folder} has no *.safetensors weights (other formats "
@@ -407,7 +447,9 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 @contextmanager
-def _explained(name: str, folder: Path | None) -> Iterator[None]:
+def _explained(
+    name: str, folder: Path | None, attn_implementation: str = "eager"
+) -> Iterator[None]:
     """Turns whatever the loading libraries raise into a ConfigError that names the remedy."""
     try:
         yield
@@ -416,6 +458,17 @@ def _explained(name: str, folder: Path | None) -> Iterator[None]:
             raise ConfigError(
                 f"backbone={name!r} brings its own Python code, which has not been run. Read it "
                 "and set --trust_remote_code=True, or use another model."
+            ) from error
+        if attn_implementation == "sdpa" and "scaled_dot_product_attention" in str(error):
+            raise ConfigError(
+                f"backbone={name!r}: transformers {transformers_version} has no "
+                "attn_implementation=sdpa for this architecture; set --attn_implementation=eager."
+            ) from error
+        if "does not recognize this architecture" in str(error):
+            raise ConfigError(
+                f"backbone={name!r} is of a type that transformers {transformers_version} does not "
+                "know: install a version that does (pip install --upgrade transformers), or use "
+                "another model."
             ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         if folder is not None:
@@ -523,6 +576,26 @@ def _checked_targets(lm: PreTrainedModel, target_modules: str | Sequence[str]) -
             f"that can be adapted; available: {', '.join([ALL_LINEAR, *available])}."
         )
     return targets
+
+
+@contextmanager
+def _adaptable(lm: PreTrainedModel, target_modules: str | Sequence[str]) -> Iterator[None]:
+    """Turns what PEFT raises on modules that it cannot wrap into a ConfigError."""
+    layers = {
+        layer.rpartition(".")[2]
+        for layer, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not lm.get_output_embeddings()
+    }
+    try:
+        yield
+    except Exception as error:  # PEFT has checks of many types, and stumbles over odd modules
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        others = sorted(layers - set(re.findall(r"\w+", reason)))
+        naming = f"Set --lora_target_modules='[{','.join(others)}]', or" if others else "Set"
+        raise ConfigError(
+            f"lora_target_modules={target_modules}: PEFT cannot adapt this backbone ({reason}). "
+            f"{naming} --finetune=full."
+        ) from error
 
 
 def _is_tied_head(lm: PreTrainedModel, module: nn.Module) -> bool:

@@ -167,6 +167,10 @@ class BIGRec(LLMRec):
         scores = grounded_scores(distance, weights, self.gamma)
         return nn.functional.pad(scores, (1, 0), value=-torch.inf)
 
+    def _ranker(self) -> dict[str, str]:
+        """Nothing: transformers generates the texts that items are compared with."""
+        return {}
+
     # ---- what is chosen on the validation part ----
 
     def tune_ranking(self, validate: Callable[[], float]) -> dict[str, Any]:

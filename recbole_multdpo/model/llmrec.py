@@ -39,8 +39,10 @@ from recbole_multdpo.model.backbone import (
     merge_lora,
     reference_context,
 )
+from recbole_multdpo.model.backbone_check import MAX_ITEM_TOKENS, Use, check_backbone, methods_of
 from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.parts import OwnHead, parts_of
+from recbole_multdpo.model.probe import Trial
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.catalogue import without_forced_ends
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
@@ -156,6 +158,8 @@ class LLMRec(GeneralRecommender):
         self.lm: nn.Module = self.backbone.lm
         if self.uses_lora:
             self.lm = self._with_adapter(self.seed)
+        self._probed_tokens = self._longest_prompt()
+        processes.from_first(lambda: check_backbone(self.lm, self._use(), config["device"]))
         self.reference: nn.Module | None = None
         self.reference_cache: ReferenceCache | None = None
         # ranking takes them into account once they are set; training never does
@@ -181,14 +185,11 @@ class LLMRec(GeneralRecommender):
         Raises:
             ConfigError: the longest prompt and the longest item exceed its positions.
         """
-        positions = getattr(self.backbone.lm.config, "max_position_embeddings", None)
+        positions = self._positions
         if positions is None:
             return
         settings = self.settings
-        most = None
-        if self.conversations is None:
-            most = max(settings.max_history, settings.ranking_history)
-        prompt, item = self.prompts.longest(most), int(self.items.lengths.max())
+        prompt, item = self._longest_prompt(), int(self.items.lengths.max())
         if prompt + item > positions:
             raise ConfigError(
                 f"max_prompt_tokens={settings.max_prompt_tokens}: prompts take up to {prompt} "
@@ -196,6 +197,61 @@ class LLMRec(GeneralRecommender):
                 f"{positions} in all. Set --max_prompt_tokens to at most {positions - item}"
                 f"{', or --max_item_tokens lower' if positions <= 2 * item else ''}."
             )
+
+    @property
+    def _positions(self) -> int | None:
+        """Tokens that the LM was made for, None where there is no such number."""
+        return getattr(self.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt in training and ranking, at most."""
+        most = None
+        if self.conversations is None:
+            most = max(self.settings.max_history, self.settings.ranking_history)
+        return self.prompts.longest(most)
+
+    def _use(self) -> Use:
+        """How the LM is used, for it to be probed at prompts of `_probed_tokens`."""
+        settings = self.settings
+        item_tokens = min(max(int(self.items.lengths.max()), 5), MAX_ITEM_TOKENS)
+        prompt_tokens = self._probed_tokens
+        if self._positions is not None:
+            prompt_tokens = max(min(prompt_tokens, self._positions - item_tokens), 1)
+        terminator = self.tokenizer.eos_token_id
+        tokens = set(self.items.ids[self._is_item_token()].tolist()) - {terminator}
+        used = {"scorer": settings.scorer, **self._ranker()}
+        if self.uses_lora:
+            targets = settings.lora_target_modules
+            used["lora_target_modules"] = targets if isinstance(targets, str) else list(targets)
+        return Use(
+            name=settings.backbone,
+            trial=Trial(
+                prompt_tokens=prompt_tokens,
+                item_tokens=item_tokens,
+                tokens=sorted(tokens) or [terminator],
+                terminator=terminator,
+                methods=methods_of(settings.scorer, used.get("ranker")),
+            ),
+            shortest_prompt=self.prompts.longest(1),
+            settings=used,
+            key={"fingerprint": self.backbone.fingerprint, "dtype": settings.dtype},
+        )
+
+    def _is_item_token(self) -> Tensor:
+        """Where the items' tokens stand in their table: bool [n_items, L]."""
+        return torch.arange(self.items.ids.shape[1]) < self.items.lengths.cpu()[:, None]
+
+    def _ranker(self) -> dict[str, str]:
+        """The setting `ranker`; {} for a model that does not rank by log-probabilities."""
+        return {"ranker": self.settings.ranker}
+
+    def _placed(self, prompts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Prompts on the model's device; the LM is probed before it sees longer ones than ever."""
+        prompt_ids, prompt_lengths = prompts
+        if prompt_ids.shape[1] > self._probed_tokens:
+            self._probed_tokens = prompt_ids.shape[1]
+            check_backbone(self.lm, self._use(), self.device)
+        return prompt_ids.to(self.device), prompt_lengths.to(self.device)
 
     def _prompt_builder(self, frame: PromptFrame) -> PromptBuilder:
         if self.conversations is None:
@@ -416,8 +472,7 @@ class LLMRec(GeneralRecommender):
         """
         if self.conversations is not None:
             said = [self.conversations.of(user) for user in user_ids.tolist()]
-            prompt_ids, prompt_lengths = self.prompts.build(said)
-            return prompt_ids.to(self.device), prompt_lengths.to(self.device)
+            return self._placed(self.prompts.build(said))
         return self.history_prompts(self.shown_histories(user_ids.cpu().numpy()))
 
     def shown_histories(self, users: np.ndarray) -> list[np.ndarray]:
@@ -433,8 +488,7 @@ class LLMRec(GeneralRecommender):
 
     def history_prompts(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Prompts that show these item ids, the latest last; as `user_prompts`."""
-        prompt_ids, prompt_lengths = self.prompts.build(histories, self.settings.ranking_history)
-        return prompt_ids.to(self.device), prompt_lengths.to(self.device)
+        return self._placed(self.prompts.build(histories, self.settings.ranking_history))
 
     def conversation_prompts(
         self, conversations: Sequence[Sequence[tuple[str, str]]]
@@ -445,8 +499,7 @@ class LLMRec(GeneralRecommender):
         numbers = np.split(
             np.arange(1, len(turns) + 1), np.cumsum([len(said) for said in conversations])[:-1]
         )
-        prompt_ids, prompt_lengths = builder.build(numbers)
-        return prompt_ids.to(self.device), prompt_lengths.to(self.device)
+        return self._placed(builder.build(numbers))
 
     @torch.no_grad()
     def score(

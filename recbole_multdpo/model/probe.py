@@ -1,0 +1,269 @@
+"""Whether a language model is scored right: tried out on its own weights, before it is trained.
+
+Scorers and rankers ask more of a model than its `forward` does: attention that follows masks and
+positions of ours, a cache that can be cut, a head that can be run by itself. Whether an
+architecture gives that cannot be told from its name or its configuration, so it is measured. A few
+random texts behind random prompts of the run's longest length are scored by the code that the run
+will use and, each in a row of its own without padding, by the model's own forward pass.
+
+That is done twice: with the weights as they are, and with every matrix made so large that each
+token counts in all that follow, as training may make it. An adapter that starts at zero, or weights
+fresh from an initialiser, would hide much.
+
+It is done in float32, because bfloat16 cannot tell right from wrong: a mixture of experts that is
+exact may be a nat off in it, and a fault of hundredths is a fault. What differs in float32 is tried
+in float64 once more, so that no rounding that sends a token to another expert is taken for a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.model.reduced import number_of_layers, reduced_copy
+from recbole_multdpo.scoring.beam import beam_topk
+from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.packed import packed_logps
+from recbole_multdpo.scoring.padded import padded_logps
+from recbole_multdpo.scoring.topk import TopK
+from recbole_multdpo.scoring.trie import ItemTrie
+from recbole_multdpo.scoring.trie_scores import trie_scores
+
+# In float32 exact scorers are 1e-5 nats off with random weights; what is further off is tried in
+# float64, where exact ones are below 1e-6: norms and softmax stay in float32 even there.
+NATS, RELATIVE = 2e-4, 2e-6
+# for a model that does not run in float64
+NATS_IN_FLOAT32 = 5e-3
+# below this size a copy of all layers costs less than a second
+SMALL = 20_000_000
+
+OWN_FORWARD = "forward"
+CAUSALITY = "causality"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is scored.
+
+    Attributes:
+        prompt_tokens: of the longest prompt; a second one is shorter, so that there is padding.
+        item_tokens: of the longest item, terminator included, at least 5.
+        tokens: ids of which prompts and items are made.
+        terminator: the id that closes an item.
+        methods: keys of `METHODS`.
+    """
+
+    prompt_tokens: int
+    item_tokens: int
+    tokens: Sequence[int]
+    terminator: int
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Prompts [2, P] with their lengths [2], items and their trie."""
+
+    prompt_ids: Tensor
+    prompt_lengths: Tensor
+    items: ItemTokens
+    trie: ItemTrie
+
+
+def faults(
+    lm: PreTrainedModel, trial: Trial, device: torch.device, *, attn: str | None = None
+) -> dict[str, float | str]:
+    """What is scored differently than by the model's own forward pass.
+
+    Args:
+        lm: the bare causal LM, with an adapter's layers in place if it has one; it is not changed.
+        trial: what is tried.
+        device: where it is tried.
+        attn: attention implementation to try instead of the model's own.
+
+    Returns:
+        The largest difference in nats by method, or what the method raised; {} if all agree.
+        `OWN_FORWARD` stands for a forward pass that fails, and `CAUSALITY` for one whose prediction
+        depends on tokens that come later.
+    """
+    whole = sum(p.numel() for p in lm.parameters()) <= SMALL or number_of_layers(lm) < 2
+
+    def tried(dtype: torch.dtype, whole: bool) -> dict[str, float | str]:
+        copied = reduced_copy(lm, dtype=dtype, device=device, whole=whole)
+        if attn is not None:
+            copied.set_attn_implementation(attn)
+        found = _differences(copied, trial)
+        if not found:
+            _strengthen(copied)
+            found = _differences(copied, trial)
+            # too large for some architecture: then nothing can be told
+            found = {} if OWN_FORWARD in found else found
+        return found
+
+    found = tried(torch.float32, whole)
+    if OWN_FORWARD in found and not whole:  # perhaps a layer needs one that the copy lacks
+        whole = True
+        found = tried(torch.float32, whole)
+    if not found or OWN_FORWARD in found:
+        return found
+    precisely = tried(torch.float64, whole)
+    if OWN_FORWARD in precisely:
+        return {k: v for k, v in found.items() if isinstance(v, str) or not v <= NATS_IN_FLOAT32}
+    return {method: precisely[method] for method in found if method in precisely}
+
+
+@torch.no_grad()
+def _strengthen(lm: PreTrainedModel) -> None:
+    """Make every matrix at least as large as keeps the size of what it is multiplied with."""
+    generator = torch.Generator(device=lm.device).manual_seed(0)
+    for parameter in lm.parameters():
+        if parameter.ndim < 2 or not parameter.is_floating_point():
+            continue
+        wanted = 1.1 * parameter.shape[-1] ** -0.5
+        found = float(parameter.std())
+        if found == 0:  # an adapter's second matrix
+            parameter.normal_(std=wanted / 4, generator=generator)
+        elif found < wanted:
+            parameter.mul_(wanted / found)
+
+
+@torch.no_grad()
+def _differences(lm: PreTrainedModel, trial: Trial) -> dict[str, float | str]:
+    inputs = _inputs(trial, lm.device)
+    try:
+        expected, before = _own_scores(lm, inputs)  # [2, n_items]
+    except Exception as error:  # a model is a program; it can fail in any way
+        return {OWN_FORWARD: _reason(error)}
+    if not expected.isfinite().all():
+        return {OWN_FORWARD: "its log-probabilities are not finite"}
+    found: dict[str, float | str] = {}
+    # what is predicted after the prompt is the same whatever item follows
+    if (change := _excess(before, before[:, :1].expand_as(before))) is not None:
+        found[CAUSALITY] = change
+    for method in trial.methods:
+        try:
+            scores = METHODS[method](lm, inputs).to(expected.dtype)
+        except Exception as error:
+            found[method] = _reason(error)
+            continue
+        if (difference := _excess(scores[:, 1:], expected[:, 1:])) is not None:
+            found[method] = difference
+    return found
+
+
+def _excess(values: Tensor, expected: Tensor) -> float | None:
+    """The largest difference if one is more than rounding; NaN never is equal."""
+    difference = (values - expected).abs()
+    if bool((difference <= NATS + RELATIVE * expected.abs()).all()):
+        return None
+    return float(difference.nan_to_num(torch.inf).max())
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _inputs(trial: Trial, device: torch.device) -> _Inputs:
+    """Random prompts and four items of 3 to `item_tokens` tokens, of which some begin alike."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> list[int]:
+        places = torch.randint(len(trial.tokens), (n,), generator=generator).tolist()
+        return [trial.tokens[place] for place in places]
+
+    longest = draw(max(trial.item_tokens, 5) - 1)
+    texts = [longest, longest[:2] + draw(1), longest[:1] + draw(2), draw(2)]
+    lengths = torch.tensor([trial.prompt_tokens, max(trial.prompt_tokens // 3, 1)])
+    prompt_ids = torch.zeros(2, trial.prompt_tokens, dtype=torch.long)
+    for row, length in enumerate(lengths.tolist()):
+        prompt_ids[row, :length] = torch.tensor(draw(length))
+    items = ItemTokens.from_lists([[], *([*text, trial.terminator] for text in texts)])
+    trie = ItemTrie.build(items).to(device)
+    return _Inputs(prompt_ids.to(device), lengths.to(device), items.to(device), trie)
+
+
+def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    """By the model's own forward pass, an unpadded row per item.
+
+    Returns:
+        log π of every item [2, n_items], and log-probabilities of the items' first tokens
+        [2, n_items - 1, n_items - 1] after the prompt, by the item that follows it; nats.
+    """
+    keeps = "logits_to_keep" in signature(lm.forward).parameters
+    lengths = inputs.items.lengths.tolist()
+    firsts = inputs.items.ids[1:, 0]
+    totals, before = [], []
+    for row, n_prompt in enumerate(inputs.prompt_lengths.tolist()):
+        prompt = inputs.prompt_ids[row, :n_prompt]
+        for item, length in enumerate(lengths[1:], start=1):
+            text = inputs.items.ids[item, :length]
+            # logits of a prompt are most of the work with a large vocabulary
+            keep = {"logits_to_keep": length + 1} if keeps else {}
+            ids = torch.cat([prompt, text])[None]
+            logits = lm(input_ids=ids, use_cache=False, **keep).logits[0, -length - 1 : -1]
+            logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            totals.append(logps[torch.arange(length), text].sum())
+            before.append(logps[0, firsts])
+    n_items = len(lengths)
+    scores = torch.stack(totals).view(2, n_items - 1)
+    padded = torch.nn.functional.pad(scores, (1, 0))
+    return padded, torch.stack(before).view(2, n_items - 1, n_items - 1)
+
+
+def _by_candidates(score: Callable[..., Tensor]) -> Callable[[PreTrainedModel, _Inputs], Tensor]:
+    def scores(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
+        n_items = len(inputs.items.lengths)
+        candidates = torch.arange(n_items, device=lm.device).expand(2, -1)
+        return score(lm, inputs.prompt_ids, inputs.prompt_lengths, candidates, inputs.items)
+
+    return scores
+
+
+def _by_trie(rank: Callable[..., TopK]) -> Callable[[PreTrainedModel, _Inputs], Tensor]:
+    def scores(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
+        n_items = inputs.trie.num_items
+        top = rank(lm, inputs.trie, inputs.prompt_ids, inputs.prompt_lengths, None, n_items - 1)
+        found = top.scores.new_zeros(2, n_items)
+        return found.scatter(1, top.items, top.scores)
+
+    return scores
+
+
+def _all_by_trie(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
+    return trie_scores(lm, inputs.trie, inputs.prompt_ids, inputs.prompt_lengths)
+
+
+# scores [2, n_items] of all items, whatever stands at item 0
+METHODS: dict[str, Callable[[PreTrainedModel, _Inputs], Tensor]] = {
+    "packed": _by_candidates(packed_logps),
+    "padded": _by_candidates(padded_logps),
+    "trie_scores": _all_by_trie,
+    # in several steps, as a search does
+    "best_first": _by_trie(
+        lambda *arguments: best_first_topk(*arguments, expand_per_step=2),
+    ),
+    # as wide as the trie, so that no item is dropped
+    "beam": _by_trie(lambda *arguments: beam_topk(*arguments, beam_size=arguments[-1] * 2)),
+}
+
+
+def longest_exact(
+    lm: PreTrainedModel, trial: Trial, device: torch.device, shortest: int
+) -> int | None:
+    """The longest prompts, at least of `shortest` tokens, at which nothing differs; or None."""
+    fits, fails = shortest, trial.prompt_tokens
+    if fits >= fails or faults(lm, replace(trial, prompt_tokens=fits), device):
+        return None
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if faults(lm, replace(trial, prompt_tokens=middle), device):
+            fails = middle
+        else:
+            fits = middle
+    return fits
