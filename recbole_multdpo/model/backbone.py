@@ -465,10 +465,11 @@ def _explained(
                 "attn_implementation=sdpa for this architecture; set --attn_implementation=eager."
             ) from error
         if "does not recognize this architecture" in str(error):
+            kind = re.search(r"model type `([^`]*)`", str(error))
             raise ConfigError(
-                f"backbone={name!r} is of a type that transformers {transformers_version} does not "
-                "know: install a version that does (pip install --upgrade transformers), or use "
-                "another model."
+                f"backbone={name!r} is of a type{f' ({kind[1]})' if kind else ''} that "
+                f"transformers {transformers_version} does not know: install a version that does "
+                "(pip install --upgrade transformers), or use another model."
             ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         if folder is not None:
