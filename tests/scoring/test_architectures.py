@@ -8,15 +8,19 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from recbole_multdpo.model import probe
 from recbole_multdpo.model.parts import Parts, parts_of
+from recbole_multdpo.model.probe import Trial, faults
 from recbole_multdpo.scoring import best_first as best_first_module
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring import trie_scores as trie_scores_module
 from recbole_multdpo.scoring.windows import LayerKinds
 from tests.scoring.architectures import (
     ARCHITECTURES,
+    EOS,
     IS_LOWEST,
     MIXED_LAYERS,
+    VOCABULARY,
     WINDOW,
     Architecture,
     gradient_errors,
@@ -53,6 +57,16 @@ def check_values(lm, row):
     assert bool(wrong) == bool(row.why_refused), wrong
 
 
+def check_verdict(lm, row):
+    """What the probe of a part of the model says before a run begins."""
+    trial = Trial(
+        24, 6, range(3, VOCABULARY), EOS, ("packed", "padded", "trie_scores", "best_first", "beam")
+    )
+    found = faults(lm, trial, torch.device("cpu"))
+    assert row.padded_too or "padded" not in found, found
+    assert bool(found) == bool(row.why_refused), found
+
+
 def check_gradients(lm):
     assert not too_large(gradient_errors(lm), OF_GRADIENT)
 
@@ -71,6 +85,14 @@ def test_values_and_all_gradients(row, attn):
     check_values(lm, row)
     if not row.why_refused:
         check_gradients(lm)
+
+
+@pytest.mark.parametrize(("row", "attn"), DEFAULT_ROWS)
+def test_the_probe_says_equal_or_refused(row, attn, monkeypatch):
+    if is_absent(row):
+        return
+    monkeypatch.setattr(probe, "SMALL", 0)  # as of a large model, of which a part is tried
+    check_verdict(row.build(attn), row)
 
 
 @pytest.mark.parametrize(("row", "attn"), DEFAULT_ROWS)
