@@ -23,6 +23,7 @@ from inspect import signature
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_multdpo.data.item_tokens import ItemTokens
@@ -42,6 +43,9 @@ NATS, RELATIVE = 2e-4, 2e-6
 NATS_IN_FLOAT32 = 5e-3
 # below this size a copy of all layers costs less than a second
 SMALL = 20_000_000
+
+# tokens at a prompt's end whose predictions must not depend on the item that follows
+WATCHED = 32
 
 OWN_FORWARD = "forward"
 CAUSALITY = "causality"
@@ -193,7 +197,8 @@ def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
     Returns:
         log π of every item [2, n_items], and log-probabilities of the items' first tokens
-        [2, n_items - 1, n_items - 1] after the prompt, by the item that follows it; nats.
+        [2, n_items - 1, R, n_items - 1] at the last R tokens of the prompt (0 before a shorter
+        one's first), by the item that follows the prompt; nats.
     """
     keeps = "logits_to_keep" in signature(lm.forward).parameters
     lengths = inputs.items.lengths.tolist()
@@ -203,17 +208,17 @@ def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
         prompt = inputs.prompt_ids[row, :n_prompt]
         for item, length in enumerate(lengths[1:], start=1):
             text = inputs.items.ids[item, :length]
-            # logits of a prompt are most of the work with a large vocabulary
-            keep = {"logits_to_keep": length + 1} if keeps else {}
+            # logits of a whole prompt are most of the work with a large vocabulary
+            keep = {"logits_to_keep": length + WATCHED} if keeps else {}
             ids = torch.cat([prompt, text])[None]
-            logits = lm(input_ids=ids, use_cache=False, **keep).logits[0, -length - 1 : -1]
+            logits = lm(input_ids=ids, use_cache=False, **keep).logits[0, -length - WATCHED : -1]
             logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            totals.append(logps[torch.arange(length), text].sum())
-            before.append(logps[0, firsts])
+            totals.append(logps[torch.arange(-length, 0), text].sum())
+            of_prompt = logps[:-length, firsts] if length < len(logps) else logps[:0, firsts]
+            before.append(F.pad(of_prompt, (0, 0, WATCHED - 1 - len(of_prompt), 0)))
     n_items = len(lengths)
-    scores = torch.stack(totals).view(2, n_items - 1)
-    padded = torch.nn.functional.pad(scores, (1, 0))
-    return padded, torch.stack(before).view(2, n_items - 1, n_items - 1)
+    scores = F.pad(torch.stack(totals).view(2, n_items - 1), (1, 0))
+    return scores, torch.stack(before).view(2, n_items - 1, WATCHED - 1, n_items - 1)
 
 
 def _by_candidates(score: Callable[..., Tensor]) -> Callable[[PreTrainedModel, _Inputs], Tensor]:
