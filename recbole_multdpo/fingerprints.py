@@ -74,6 +74,16 @@ def data_fingerprints(dataset: Dataset, parts: Sequence[Dataset]) -> dict[str, s
     return prints
 
 
+def pairs_fingerprint(part: Dataset) -> str:
+    """Of a part's pairs of user and item: equal where two runs are tested on the same."""
+    users, items = (
+        part.id2token(field, part.inter_feat[field].numpy())
+        for field in (part.uid_field, part.iid_field)
+    )
+    pairs = sorted({f"{user}\t{item}" for user, item in zip(users, items, strict=True)})
+    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()[:16]
+
+
 def changed(saved: Mapping[str, Any], present: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the fingerprints that differ, of those that both have."""
     return tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,7 +46,13 @@ from recbole_multdpo.data.prompt_file import (
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
-from recbole_multdpo.fingerprints import BACKBONE, PROMPT, check_resumed, data_fingerprints
+from recbole_multdpo.fingerprints import (
+    BACKBONE,
+    PROMPT,
+    check_resumed,
+    data_fingerprints,
+    pairs_fingerprint,
+)
 from recbole_multdpo.information import train_and_valid
 from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import LOSSES
@@ -55,7 +60,7 @@ from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.model.row_models import check_conversation_model
-from recbole_multdpo.model_files import MODEL_FOLDER, check_model, file_checksums, not_finite
+from recbole_multdpo.model_files import MODEL_FOLDER, file_checksums, not_finite
 from recbole_multdpo.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.resuming import (
     REFIT,
@@ -68,6 +73,7 @@ from recbole_multdpo.resuming import (
 )
 from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.settings import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.trained.unchanged import check_folder
 from recbole_multdpo.training.checkpoint import check_checkpoint
 from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key
 from recbole_multdpo.training.sft_cache import (
@@ -129,7 +135,7 @@ def _run(config: Config) -> dict[str, Any]:
         if config["resume"] and processes.from_first(folder.result_file.exists):
             getLogger().info(f"this run is finished: {folder.result_file}")
             result = read_result(folder.result_file)
-            processes.from_first(lambda: check_model(folder.path, result))
+            processes.from_first(lambda: check_folder(folder.path, result))
             return result
         clock = StageClock()
         try:
@@ -775,14 +781,4 @@ def _log_model(model: LLMRec) -> None:
 def test_description(part: Dataset) -> dict[str, Any]:
     """How many users a part of the split has, and the hash of its rows."""
     n_users = int(part.inter_feat[part.uid_field].unique().numel())
-    return {"num_users_evaluated": n_users, "test_set": _fingerprint(part)}
-
-
-def _fingerprint(part: Dataset) -> str:
-    """Hash of a part's pairs of user and item: equal where two runs are tested on the same."""
-    users, items = (
-        part.id2token(field, part.inter_feat[field].numpy())
-        for field in (part.uid_field, part.iid_field)
-    )
-    pairs = sorted({f"{user}\t{item}" for user, item in zip(users, items, strict=True)})
-    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()[:16]
+    return {"num_users_evaluated": n_users, "test_set": pairs_fingerprint(part)}

@@ -108,7 +108,7 @@ def test_another_models_weights_are_refused(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "tiny", mixed)
     shutil.rmtree(mixed / "checkpoints" / "sft")
     shutil.copytree(runs / "lora" / "checkpoints" / "sft", mixed / "checkpoints" / "sft")
-    with pytest.raises(CheckpointError, match="belongs to another model"):
+    with pytest.raises(CheckpointError, match="are of different runs"):
         Explainer.load(mixed)
 
 

@@ -485,6 +485,15 @@ def test_runs_of_before_load_with_a_note(copied, caplog, name) -> None:
     assert len(warned) == 1 and "kept no checksums and no fingerprints" in warned[0]
 
 
+def test_runs_of_before_notice_another_test_part(copied, changed_data) -> None:
+    data = str(changed_data("toy.inter", reversed_rows))
+    recommender = Recommender.load(without_checksums(copied("lm")), data_path=data)
+    with pytest.raises(DataError, match="split of the data is not that of the run"):
+        list(recommender.for_users(["u1"], k=2))
+    with pytest.raises(DataError, match="by their number in the data"):
+        load_run(without_checksums(copied("BPR")), data_path=data)
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "value"),
     [
@@ -575,6 +584,9 @@ def test_files_that_disagree_are_refused(copied, name, file, old, new, named) ->
     (folder / file).write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises((CheckpointError, ConfigError), match=named):
         load_run(folder)
+    if file == "result.json":
+        with pytest.raises(CheckpointError, match=named):
+            run([f"--resume={folder}"])
 
 
 def test_local_settings_of_a_finished_run_may_be_edited(copied) -> None:
