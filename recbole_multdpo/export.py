@@ -170,19 +170,22 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     from peft import PeftModel
 
     from recbole_multdpo.model.backbone import save_backbone
+    from recbole_multdpo.resuming import REFIT
     from recbole_multdpo.trained.run import run_config
     from recbole_multdpo.trained.sft_start import load_sft_start
     from recbole_multdpo.trained.unchanged import check_checkpoint
     from recbole_multdpo.training.checkpoint import load_checkpoint, load_trainable_tensors
 
     config = run_config(run.folder, {}, **options)
-    best = run.folder / "checkpoints" / "preference" / "best"
+    refit = run.result.get("refit_epochs", {})
+    stage = f"{REFIT if refit else ''}preference"
+    best = run.folder / "checkpoints" / stage / "best"
     if config.settings is None or config.settings.trains_all_weights or not best.is_dir():
         raise ConfigError(
             f"the run in {run.folder} has no LoRA adapter of a preference stage; export it without "
             "--adapter."
         )
-    model = load_sft_start(run.folder, run.result, config, run.parts[0])
+    model = load_sft_start(run.folder, run.result, config, run.parts, refit.get("sft"))
     model.start_preference_stage(config.settings.loss)
     tensors, state, _ = load_checkpoint(best)
     check_checkpoint(run.folder, run.result, config, state)
