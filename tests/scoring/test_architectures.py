@@ -104,6 +104,17 @@ def test_values_and_gradients_with_lora(row, attn):
     check_gradients(lm)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_gradients_of_windows_and_caps_that_are_computed_again():
+    options = {**MIXED_LAYERS, "final_logit_softcapping": 2.0}
+    lm = Architecture("", "gemma3_text", options).build("sdpa")
+    stored = gradient_errors(lm)
+    lm.gradient_checkpointing_enable({"use_reentrant": False})
+    lm.train()
+    again = gradient_errors(lm)
+    assert not too_large(stored, OF_GRADIENT) and not too_large(again, OF_GRADIENT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("row", "attn"), [p for p in ROWS if p.values[1] == "eager"])
 def test_eager_attention(row, attn):
