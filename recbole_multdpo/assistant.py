@@ -156,7 +156,7 @@ def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Pa
     row_of_user[users.numpy()] = np.arange(len(users))
     files = [folder / name for name in ("scores.npy", "test_scores.npy")]
     scores, test_scores = (
-        np.load(file if file.exists() else files[0], mmap_mode="r", allow_pickle=False)
+        _scores_in(file if file.exists() else files[0], (len(users), dataset.item_num))
         for file in files
     )
     return Assistant(
@@ -166,6 +166,23 @@ def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Pa
         row_of_user=row_of_user,
         valid_result=_valid_result(folder / "valid.json"),
     )
+
+
+def _scores_in(file: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The table that `_write_scores` wrote.
+
+    Raises:
+        CheckpointError: it is damaged, or of other users or items.
+    """
+    try:
+        scores: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        if scores.shape != shape or scores.dtype != np.float32:
+            raise ValueError(f"{scores.dtype} {scores.shape} instead of float32 {shape}")
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}). Remove its folder: the assistant is trained anew."
+        ) from error
+    return scores
 
 
 def _valid_result(file: Path) -> dict[str, float]:

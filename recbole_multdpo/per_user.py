@@ -71,8 +71,8 @@ def write_per_user(
 ) -> None:
     """Write one row per evaluated user: `user`, `n_train`, `n_test`, then the metrics.
 
-    A run whose metrics are no averages over users writes nothing. RecBole's sequential models are
-    tested on each event apart, so a user may have several rows. Where a metric needs the
+    A run whose metrics are no averages over users writes nothing. With `test_information=rolling`
+    each event is tested apart, so a user may have several rows. Where a metric needs the
     recommended items, `recall_head@k` and `recall_tail@k` are the shares of the user's popular and
     other test items that are found (`head_items`), empty for a user without such items.
 

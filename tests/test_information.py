@@ -23,6 +23,7 @@ from recbole_multdpo.information import NO_INPUT, READS_ROWS, train_and_valid
 from recbole_multdpo.model.user_rows import show_longer_rows
 from recbole_multdpo.quick_start import load_parts, run
 from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
 from tests.integration.toy import N_USERS, toy_arguments, toy_model, write_toy
 
@@ -326,6 +327,27 @@ def test_all_rows_of_a_user_have_the_same_input(
     assert {len(shown) for shown in inputs(parts[2]).values()} == {8, 9, 10}
 
 
+@pytest.mark.integration
+def test_the_rows_of_ml_100k_that_know_another_test_item(tmp_path: Path) -> None:
+    config = load_config(
+        ["--model=SASRec", "--dataset=ml-100k", "--eval_args={'order': 'TO'}", "--device=cpu"]
+    )
+    parts = load_parts(config)[1]
+
+    def n_knowing(test) -> int:  # type: ignore[no-untyped-def]
+        found = inputs(test)
+        items: dict[str, set[str]] = {}
+        for user, item in found:
+            items.setdefault(user, set()).add(item)
+        return sum(
+            bool((items[user] - {item}) & set(shown)) for (user, item), shown in found.items()
+        )
+
+    assert len(parts[2]) == 5073 and n_knowing(parts[2]) == 4131
+    assert n_knowing(with_one_input(parts, knows_validation=False)[2]) == 0
+    assert n_knowing(with_one_input(parts, knows_validation=True)[2]) == 0
+
+
 def test_inputs_are_the_latest_events_where_they_are_cut(
     data_path: Path, tmp_path: Path, sequence_of: Sequences
 ) -> None:
@@ -407,6 +429,8 @@ def test_a_language_model_is_refit_on_the_union(data_path: Path, tmp_path: Path)
     kept = [text for text in SMALL_RUN if "pochs" not in text and "eval_args" not in text]
     alone = run(toy_arguments(data_path, tmp_path / "union", *kept, *union))
     assert result["test_result"] == alone["test_result"]
+    explained = Explainer.load(folder)  # whose reference is refit as well
+    assert len(explained._reference.histories.items) == 10 * N_USERS
     (folder / "result.json").unlink()
     assert run([f"--resume={folder}"])["test_result"] == result["test_result"]
     loaded = load_run(folder).model

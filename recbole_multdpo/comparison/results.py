@@ -87,9 +87,22 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
 
 
 def information_note(runs: pd.DataFrame) -> list[str]:
-    """What the systems knew at test, as a sentence; nothing where runs of before do not say it."""
-    values = set(runs[KEY]) if KEY in runs else set()
-    return [KNOWN[value] for value in values if value in KNOWN] if len(values) == 1 else []
+    """What the systems knew at test, as a sentence; nothing where no run says it.
+
+    Runs of an earlier version, of which a comparison may be resumed, do not say it.
+    """
+    values = runs[KEY].fillna("not said") if KEY in runs else pd.Series(dtype=str)
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) < 2:
+        return [KNOWN[value] for value in distinct if value in KNOWN]
+    known = [
+        f"{value} for {', '.join(dict.fromkeys(runs['system'][values == value]))}"
+        for value in distinct
+    ]
+    return [
+        f"The systems did not know the same at test ({KEY}: {'; '.join(known)}): their figures are "
+        "not comparable."
+    ]
 
 
 def differing_tests(runs: pd.DataFrame) -> list[str]:
@@ -128,7 +141,7 @@ def user_means(users: pd.DataFrame, metric: str, seeds: Sequence[int] | None = N
         seeds: only these; None for all.
     """
     chosen = users if seeds is None else users[users["seed"].isin(seeds)]
-    # first over a sequential model's events, so that every seed weighs the same
+    # first over the events of a rolling test, so that every seed weighs the same
     of_seed = chosen.groupby(["system", "seed", "user"], sort=False)[metric].mean()
     return of_seed.groupby(["system", "user"], sort=False).mean()
 

@@ -72,7 +72,8 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, no_tensorboard():
         test = _test_language_model if base.settings is not None else _test_classical
-        found, part = test(folder, base, config, Path(scratch), options)
+        figures, part = test(folder, base, config, Path(scratch), options)
+    found = plain_json(figures)
     deciding = [key for key in EVALUATION_SETTINGS if key not in _SAME_FIGURES]
     own_test = all(config[key] == base[key] for key in deciding)
     if own_test:
@@ -213,14 +214,14 @@ def _check_reproduced(folder: Path, found: Mapping[str, Any], own: Mapping[str, 
         DataError: it names them.
     """
     different = [
-        f"{name} {own[name]} there, {float(found[name]):g} now"
+        f"{name} {own[name]} there, {found.get(name)} now"
         for name in own
-        if name not in found or float(found[name]) != own[name]
+        if found.get(name) != own[name]
     ]
     if different:
         raise DataError(
             f"the test of the run in {folder} does not give its figures again: "
-            f"{', '.join(different)}. Were its weights, its data or the packages replaced "
-            f"(result.json has its versions)? What follows from it would not be the run's: run its "
-            "command again."
+            f"{', '.join(different)}. Was it made by other packages or on another machine "
+            "(result.json names them), or before `evaluate` was there? Other figures of it would "
+            "not be the run's either: run its command again."
         )

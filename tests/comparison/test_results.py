@@ -1,5 +1,7 @@
 """Reading runs: groups of users, seeds that can be paired."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -7,6 +9,7 @@ from recbole_multdpo.comparison.results import (
     by_history,
     differing_tests,
     history_groups,
+    information_note,
     shared_seeds,
     user_means,
 )
@@ -53,6 +56,20 @@ def test_events_of_a_user_are_averaged_before_seeds():
     users = pd.DataFrame(rows, columns=["system", "seed", "user", "m"])
     assert user_means(users, "m")["S"]["u"] == pytest.approx(0.75)
     assert user_means(users, "m", [1])["S"]["u"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (["refit", "refit"], "fitted to the training and the validation part together"),
+        (["train", None], "did not know the same at test .*: train for A; not said for B"),
+    ],
+)
+def test_what_the_systems_knew_is_said(known: list[str | None], expected: str) -> None:
+    runs = pd.DataFrame({"system": ["A", "B"], "seed": 1, "test_information": known})
+    (note,) = information_note(runs)
+    assert re.search(expected, note)
+    assert information_note(runs.drop(columns="test_information")) == []
 
 
 def test_runs_with_another_test_part_are_named():

@@ -92,6 +92,19 @@ def test_an_assistant_that_is_gone_is_trained_again(data_path: Path, tmp_path: P
         assert not (tmp_path / "cache").exists()  # an evaluation leaves its file alone
 
 
+def test_a_damaged_assistant_is_refused(
+    data_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    make("LLMRec-EASE", data_path, folder)
+    file = folder / "checkpoints" / "assistant" / "scores.npy"
+    np.save(file, np.zeros((2, 3), dtype=np.float32))
+    assert main([str(folder)]) == 2
+    assert "scores.npy cannot be read (float32 (2, 3) instead of" in capsys.readouterr().err
+    shutil.rmtree(file.parent)  # the remedy
+    assert main([str(folder)]) == 0
+
+
 def test_conversations(tmp_path: Path) -> None:
     data_path = write_conversations(tmp_path / "data")
     for model in ("LLMRec", "EASE"):
