@@ -177,15 +177,14 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     from recbole_multdpo.training.checkpoint import load_checkpoint, load_trainable_tensors
 
     config = run_config(run.folder, {}, **options)
-    refit = run.result.get("refit_epochs", {})
-    stage = f"{REFIT if refit else ''}preference"
+    stage = f"{REFIT if 'refit_epochs' in run.result else ''}preference"
     best = run.folder / "checkpoints" / stage / "best"
     if config.settings is None or config.settings.trains_all_weights or not best.is_dir():
         raise ConfigError(
             f"the run in {run.folder} has no LoRA adapter of a preference stage; export it without "
             "--adapter."
         )
-    model = load_sft_start(run.folder, run.result, config, run.parts, refit.get("sft"))
+    model = load_sft_start(run.folder, run.result, config, run.parts)
     model.start_preference_stage(config.settings.loss)
     tensors, state, _ = load_checkpoint(best)
     check_checkpoint(run.folder, run.result, config, state)

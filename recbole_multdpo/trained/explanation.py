@@ -123,8 +123,7 @@ class Explainer:
             )
         run = load_run(folder, **options)
         config = run_config(run.folder, {}, **options)
-        n_epochs = run.result.get("refit_epochs", {}).get("sft")
-        return cls(run, load_sft_start(run.folder, result, config, run.parts, n_epochs))
+        return cls(run, load_sft_start(run.folder, result, config, run.parts))
 
     def for_user(self, user: str | int, k: int = 10, also: Sequence[str] = ()) -> Explanation:
         """A user of the data set, as `Recommender.for_users` ranks it.

@@ -16,11 +16,7 @@ from recbole_multdpo.training.sft_cache import sft_checkpoint
 
 
 def load_sft_start(
-    folder: Path,
-    result: Mapping[str, Any],
-    config: Config,
-    parts: list[LLMRecDataset],
-    refit_epochs: int | None = None,
+    folder: Path, result: Mapping[str, Any], config: Config, parts: list[LLMRecDataset]
 ) -> LLMRec:
     """The backbone with the weights of the run's supervised stage, in eval mode.
 
@@ -29,7 +25,6 @@ def load_sft_start(
         result: its `result.json`.
         config: the run's settings as they were, with the backbone that it started from.
         parts: training, validation and test part.
-        refit_epochs: epochs of the stage on validation rows too; None where there was none such.
 
     Raises:
         CheckpointError: the weights of the supervised stage are kept neither in the run's folder
@@ -41,6 +36,7 @@ def load_sft_start(
     model.fit_to(fitted_part(config[KEY], parts))
     assert config.settings is not None
     if config.settings.sft_epochs > 0:
+        refit_epochs = result.get("refit_epochs", {}).get("sft")
         checkpoint = sft_checkpoint(folder, config, model, refit_epochs)
         tensors, state, _ = load_checkpoint(checkpoint)
         if checkpoint.is_relative_to(folder):  # one of the cache was made by another run
