@@ -31,6 +31,7 @@ RUNS = {
     "texts": [TEXTS],
     "vocabulary": [TEXTS, "--normalize_over=vocabulary"],
     "lora": [TEXTS, "--finetune=lora", "--learning_rate=1e-2"],
+    "refit": [TEXTS, "--finetune=lora", "--learning_rate=1e-2", "--test_information=refit"],
 }
 LIKED = ["Red Night 0", "Green Moon 1", "Blue River 0"]
 
@@ -91,15 +92,16 @@ def test_wide_beam_search_is_the_exact_ranking(runs: Path, tmp_path: Path, name:
     assert decoded == sorted(decoded, key=lambda pair: -pair[1])
 
 
-def test_adapter_beside_its_base(runs: Path, tmp_path: Path) -> None:
-    export(runs / "lora", tmp_path / "out", adapter=True)
+@pytest.mark.parametrize("name", ["lora", "refit"])
+def test_adapter_beside_its_base(runs: Path, tmp_path: Path, name: str) -> None:
+    export(runs / name, tmp_path / "out", adapter=True)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "base")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "base")
     catalogue = Catalogue.read(tmp_path / "out")
     before = exported_scores(base.eval(), tokenizer, catalogue)
     model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
     found = exported_scores(model, tokenizer, catalogue)
-    assert found == pytest.approx(own_scores(runs / "lora"), abs=2e-4)
+    assert found == pytest.approx(own_scores(runs / name), abs=2e-4)
     assert before != pytest.approx(found, abs=1e-2)  # the base is the model before alignment
 
 
