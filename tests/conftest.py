@@ -20,6 +20,8 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from recbole_multdpo.model.backbone import CACHE_VARIABLE
+
 # on a machine shared with other work an example may take any time
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
@@ -43,6 +45,15 @@ CONFIGS = {
 def one_torch_thread():
     """Several threads spin on a shared machine and make tiny models many times slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test leaves anything in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        if CACHE_VARIABLE not in os.environ:
+            patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,10 @@ def methods_of(scorer: str, ranker: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*scorers, ranker, "trie_scores")))
 
 
+class InexactBackbone(ConfigError):
+    """The backbone is not scored as by its own forward pass."""
+
+
 @dataclass(frozen=True)
 class Use:
     """How a run scores with its backbone.
@@ -72,7 +76,7 @@ def check_backbone(model: nn.Module, use: Use, device: torch.device) -> None:
         device: where to probe.
 
     Raises:
-        ConfigError: something is not scored as by the model's own forward pass.
+        InexactBackbone: something is not scored as by the model's own forward pass.
     """
     lm = causal_lm(model)
     attention = lm.config._attn_implementation
@@ -84,7 +88,7 @@ def check_backbone(model: nn.Module, use: Use, device: torch.device) -> None:
     start = time.perf_counter()
     found = faults(lm, use.trial, device)
     if found:
-        raise ConfigError(_refusal(lm, use, device, found))
+        raise InexactBackbone(_refusal(lm, use, device, found))
     seconds = time.perf_counter() - start
     if seconds > 1:
         getLogger().info(f"the backbone's scores are exact (probed in {seconds:.0f} seconds)")

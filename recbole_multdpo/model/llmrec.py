@@ -39,7 +39,13 @@ from recbole_multdpo.model.backbone import (
     merge_lora,
     reference_context,
 )
-from recbole_multdpo.model.backbone_check import MAX_ITEM_TOKENS, Use, check_backbone, methods_of
+from recbole_multdpo.model.backbone_check import (
+    MAX_ITEM_TOKENS,
+    InexactBackbone,
+    Use,
+    check_backbone,
+    methods_of,
+)
 from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.parts import OwnHead, parts_of
 from recbole_multdpo.model.probe import Trial
@@ -250,7 +256,13 @@ class LLMRec(GeneralRecommender):
         prompt_ids, prompt_lengths = prompts
         if prompt_ids.shape[1] > self._probed_tokens:
             self._probed_tokens = prompt_ids.shape[1]
-            check_backbone(self.lm, self._use(), self.device)
+            try:
+                check_backbone(self.lm, self._use(), self.device)
+            except InexactBackbone as error:
+                raise ConfigError(
+                    f"a prompt of {prompt_ids.shape[1]} tokens is longer than any of the run, and "
+                    f"{error} Or give a shorter history or conversation."
+                ) from error
         return prompt_ids.to(self.device), prompt_lengths.to(self.device)
 
     def _prompt_builder(self, frame: PromptFrame) -> PromptBuilder:

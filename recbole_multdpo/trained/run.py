@@ -20,6 +20,7 @@ from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.information import KEY, fitted_part, train_and_valid
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
+from recbole_multdpo.model.backbone_check import InexactBackbone
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.model.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.quick_start import known_at_test, load_parts
@@ -130,7 +131,12 @@ def load_run(
     dataset, parts = load_parts(config)
     different = changed_data(folder, result, dataset, parts)
     if config.settings is not None:
-        model: Any = config.model_class(config, parts[0])
+        try:
+            model: Any = config.model_class(config, parts[0])
+        except InexactBackbone as error:
+            raise ConfigError(
+                f"{folder} cannot be used: {error} Such settings are a run's: train it anew."
+            ) from error
         check_prompt(folder, result, model)
         model.fit_to(fitted_part(config[KEY], parts))
         model.histories = known_at_test(config, parts)
