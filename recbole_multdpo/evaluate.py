@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings_text import parse_command_line
+from recbole_multdpo.shown_text import show
 from recbole_multdpo.trained.commands import (
     EVALUATION_SETTINGS,
     add_run_arguments,
@@ -67,8 +69,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     found = evaluate_run(folder, changes, **run_options(options))
     file = write_evaluation(found, folder, options.output)
-    print(as_text(found))
-    print(f"evaluation in {file}")
+    show(as_text(found))
+    show(f"evaluation in {file}")
 
 
 def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None) -> Path:
@@ -87,8 +89,12 @@ def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None
     while True:
         file = output or folder / f"evaluation-{number}.json"
         try:
-            with file.open("x", encoding="utf-8") as stream:
-                stream.write(text)
+            file.touch(exist_ok=False)  # takes the name
+            try:
+                write_atomically(file, text)
+            except BaseException:
+                file.unlink()
+                raise
             return file
         except FileExistsError:
             if output is not None:

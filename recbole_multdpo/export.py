@@ -29,7 +29,7 @@ from recbole_multdpo.trained.commands import (
     run_command,
     run_options,
 )
-from recbole_multdpo.trained.model_card import model_card
+from recbole_multdpo.trained.model_card import CARD_FIGURES, model_card
 
 if TYPE_CHECKING:
     from recbole_multdpo.trained.run import TrainedRun
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 HELPER = "rank_catalogue.py"
 LOCAL_SETTINGS = frozenset({"data_path", "sft_cache_dir", "device", "num_threads"})
 BASE, ADAPTER = "base", "adapter"
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights and tokenizers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +94,7 @@ def export(
     run_folder, output = Path(run_folder), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty. Name a new folder.")
-    result = result_of(run_folder)
+    result = result_of(run_folder, needed=CARD_FIGURES)
     if result["model"] != LLMREC:
         raise ConfigError(
             f"the run in {run_folder} is of {result['model']}; only LLMRec's are language models "
@@ -105,17 +106,11 @@ def export(
             if adapter:
                 _write_adapter(run, temporary, options)
             else:
-                # contents without modes: weights may be readable by their owner alone
-                shutil.copytree(
-                    run.folder / "model",
-                    temporary,
-                    copy_function=shutil.copyfile,
-                    dirs_exist_ok=True,
-                )
+                _copy_model(run, temporary)
             content = json.dumps(catalogue_content(run), ensure_ascii=False)
             (temporary / exported.FILE_NAME).write_text(content, encoding="utf-8")
             shutil.copyfile(exported.__file__, temporary / HELPER)
-            settings = public_settings(run.folder / "config.yaml")
+            settings = public_settings(run)
             (temporary / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
             card = model_card(settings, result, run.titles[1:3], adapter=adapter)
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -123,12 +118,26 @@ def export(
         raise MultDPOError(f"cannot write {output}: {error}. Free space.") from error
 
 
-def public_settings(file: Path) -> dict[str, Any]:
+def _copy_model(run: TrainedRun, folder: Path) -> None:
+    """The files of a model as transformers writes them, and nothing else that lies beside them.
+
+    Links are left out: one in a folder of somebody else may lead to any file of this machine. So is
+    code, unless it may run.
+    """
+    assert run.config.settings is not None
+    kinds = {*MODEL_FILES, *([".py"] if run.config.settings.trust_remote_code else [])}
+    for file in sorted((run.folder / "model").iterdir()):
+        if file.suffix in kinds and file.is_file() and not file.is_symlink():
+            # contents without modes: weights may be readable by their owner alone
+            shutil.copyfile(file, folder / file.name)
+
+
+def public_settings(run: TrainedRun) -> dict[str, Any]:
     """A run's settings without what is true on its machine only."""
-    settings = read_settings_file(file)
+    settings = {**run.config.to_dict(), **read_settings_file(run.folder / "config.yaml")}
     settings = {key: value for key, value in settings.items() if key not in LOCAL_SETTINGS}
-    if Path(settings["backbone"]).expanduser().is_absolute():
-        settings["backbone"] = Path(settings["backbone"]).name
+    backbone = Path(str(settings["backbone"]))
+    settings["backbone"] = backbone.name if backbone.is_absolute() else str(backbone)
     return settings
 
 

@@ -146,7 +146,7 @@ def fitted(kind: TypeAdapter[Any], value: Any) -> Any:
         ValueError: it has not; the message names the place.
     """
     try:
-        kind.validate_python(value)
+        kind.validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "it"

@@ -409,6 +409,8 @@ class _Result(TypedDict, total=False):
     versions: dict[str, str | None]
     grounding_by: Literal["base", "tuned"]
     grounding_gamma: float
+    assistant: dict[str, Any]
+    refit_epochs: dict[str, int]
 
 
 _RESULT: TypeAdapter[_Result] = TypeAdapter(_Result)

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from recbole_multdpo.errors import ConfigError
@@ -195,7 +195,7 @@ class _SavedSystem(TypedDict):
     model: str
     loss: str | None
     title: str | None
-    own: list[tuple[str, str]]
+    own: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
 class _SavedRequest(TypedDict):

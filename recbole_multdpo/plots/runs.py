@@ -114,6 +114,9 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             raise DataError(f"{folder} is no run's folder and holds none: there is no config.yaml.")
         paths.update(dict.fromkeys(found))
     settings = {path: read_settings_file(path / "config.yaml") for path in paths}
+    for path, saved in settings.items():
+        if not isinstance(saved.get("model"), str):
+            raise DataError(f"{path / 'config.yaml'} names no model: it is not that of a run.")
     named = {folder / name: title for folder in folders for name, title in _titles(folder).items()}
     return [Run(path, named.get(path) or _name(path, settings), settings[path]) for path in paths]
 
@@ -160,6 +163,6 @@ def _system(settings: Mapping[str, Any]) -> str:
     """`EASE`, or `LLMRec mult_dpo`; without any training `LLMRec zero-shot`."""
     if settings["model"] != "LLMRec":
         return str(settings["model"])
-    loss = settings["loss"]
+    loss = settings.get("loss")
     trained = settings.get("sft_epochs") or (loss != "sft" and settings.get("epochs"))
     return f"LLMRec {loss}" if trained and loss != ZERO_SHOT else "LLMRec zero-shot"

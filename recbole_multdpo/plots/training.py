@@ -39,7 +39,7 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
             f"no run has steps of the stage {stage!r} in its steps.csv. "
             f"The other stage: --stage={'sft' if stage == 'preference' else 'preference'}."
         )
-    metric = metric or str(next(iter(steps)).settings["valid_metric"]).lower()
+    metric = metric or str(next(iter(steps)).settings.get("valid_metric")).lower()
     validations = {run: _metric(run, stage, metric) for run in steps}
     panels = ["loss", "validation", "margin", "logps"]
     if not any(len(rows) for rows in validations.values()):
@@ -50,7 +50,7 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
     figure = new_figure(7.5, 2.7 * n_rows + 0.4)
     axes = dict(zip(panels, figure.subplots(n_rows, 2, squeeze=False).flat, strict=False))
     # losses of different kinds differ in scale: what they share is how far they fall
-    relative = len({run.settings["loss"] for run in steps}) > 1 and stage == "preference"
+    relative = len({str(run.settings.get("loss")) for run in steps}) > 1 and stage == "preference"
     for number, (run, rows) in enumerate(steps.items()):
         style = look(number)
         shown = rows.assign(loss=rows["loss"] / _first(rows["loss"])) if relative else rows

@@ -115,8 +115,9 @@ class Explainer:
             CheckpointError: the weights of the supervised stage are not kept.
         """
         result = result_of(Path(folder))
-        if result["model"] != LLMREC or result["loss"] in WITHOUT_PREFERENCES:
-            kind = result["loss"] or result["model"]
+        loss = result.get("loss")
+        if result["model"] != LLMREC or loss is None or loss in WITHOUT_PREFERENCES:
+            kind = loss or result["model"]
             raise ConfigError(
                 f"the run in {folder} ({kind}) has no preference stage: there is no policy beside "
                 "a reference. Use a run with --loss=mult_dpo or another preference loss."

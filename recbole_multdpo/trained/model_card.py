@@ -27,6 +27,9 @@ TRAINING = (
     "seed",
 )
 
+# of result.json, besides what every command needs
+CARD_FIGURES = ("valid_result", "num_items", "num_users_evaluated", "test_set", "versions")
+
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -127,13 +130,13 @@ def model_card(
         titles: some titles of the catalogue, for the example.
         adapter: whether base model and adapter lie apart.
     """
-    loss = result["loss"]
+    loss = str(result.get("loss"))
     on_conversations = settings["context"] == "conversation"
     return CARD.format(
         title=markdown(f"LLMRec {loss} on {result['dataset']}"),
         tag=yaml_scalar(loss),
         dataset=markdown(result["dataset"]),
-        version=markdown(result["versions"]["recbole_multdpo"]),
+        version=markdown(result["versions"].get("recbole_multdpo")),
         n_items=result["num_items"],
         positives=_positives(settings),
         split=markdown(settings["eval_args"]["split"]),

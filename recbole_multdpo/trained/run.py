@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -143,7 +143,7 @@ def load_run(
         model.restore_ranking(result)
         if config.assistant is not None and scratch is not None:
             model.assistant = _assistant(config, dataset, parts, folder, result, scratch)
-            model.assistant_weight = result["assistant"].get("weight", 0.0)
+            model.assistant_weight = float(result["assistant"].get("weight", 0.0))
         elif config.assistant is not None:
             getLogger().warning(
                 f"the run ranked together with {config.assistant['model']}, which is not loaded: "
@@ -178,17 +178,18 @@ def _assistant(
     cache_dir = cache_folder(settings, folder) if settings.sft_cache else None
     own = folder / "checkpoints" / "assistant"
     found = restored_assistant(config.assistant, dataset, parts, cache_dir, own, scratch)
-    if found.valid_result != result["assistant"]["valid_result"]:
+    tested = result.get("assistant", {}).get("valid_result")
+    if found.valid_result != tested:
         raise DataError(
             f"the assistant {found.name} is not the one that the run in {folder} ranked with: its "
             f"validation figures are {found.valid_result}, and were "
-            f"{result['assistant']['valid_result']}. Run the run's command again."
+            f"{tested}. Run the run's command again."
         )
     return found.at_test()
 
 
-def result_of(folder: Path) -> dict[str, Any]:
-    """The `result.json` of a run.
+def result_of(folder: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The `result.json` of a run, with model, data set, test metrics and what else is `needed`.
 
     Raises:
         ConfigError: the folder does not exist, is that of a comparison, or has no result.
@@ -196,7 +197,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     """
     file = folder / RESULT_FILE
     if file.is_file():
-        return read_result(file, needed=("model", "dataset", "test_result"))
+        return read_result(file, needed=("model", "dataset", "test_result", *needed))
     inside = sorted(path.parent.name for path in folder.glob(f"*/{RESULT_FILE}"))
     if inside:
         raise ConfigError(f"{folder} holds several runs. Name one of them: {', '.join(inside)}.")
