@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from recbole_multdpo import recbole_import
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, MultDPOError
 
 RECBOLE_VERSION = "1.2.1"
@@ -78,6 +79,7 @@ def apply() -> list[Patch]:
         InstallationError: RecBole is absent or not 1.2.1, or pandas is 3 or newer.
     """
     global _applied
+    recbole_import.forget()
     if _applied is None:
         _check_installation()
         _applied = [
@@ -93,6 +95,7 @@ def apply() -> list[Patch]:
             _checkpoint_loading(),
             _no_pickles(),
             _ray_import(),
+            _foreign_models(),
         ]
     return list(_applied)
 
@@ -512,49 +515,84 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _ray_import() -> Patch:
-    return Patch(
-        "ray",
-        False,
-        False,
-        "only recbole.quick_start imports ray, and nothing here imports recbole.quick_start; "
-        "recbole_multdpo.compat.import_quick_start() does so without ray",
-    )
-
-
-def import_quick_start() -> types.ModuleType:
-    """Import `recbole.quick_start`, whose first lines import ray.tune, without ray.
-
-    RecBole uses ray in its distributed parameter search alone (`objective_function`). A stand-in
-    takes ray's place during this import only: left in `sys.modules`, it would make every later
-    `importlib.util.find_spec("ray")` fail.
-
-    Returns:
-        The module `recbole.quick_start`.
-
-    Raises:
-        InstallationError: as `apply`; or a parameter search asks the stand-in for ray.tune.
-    """
-    apply()
+    """`recbole.quick_start` imports ray.tune in its first lines, for one call in one function."""
     stand_in: Any = types.ModuleType("ray")
-    stand_in.tune = _NoTune("ray.tune")
+    stand_in.tune = types.ModuleType("ray.tune")
+    stand_in.tune.report = _report
     before = sys.modules.get("ray")
-    sys.modules["ray"] = stand_in
+    sys.modules["ray"] = stand_in  # left there, it would make find_spec("ray") fail
     try:
-        return importlib.import_module("recbole.quick_start")
+        importlib.import_module("recbole.quick_start")
     finally:
         if before is None:
             del sys.modules["ray"]
         else:
             sys.modules["ray"] = before
+    return Patch(
+        "ray",
+        True,
+        True,
+        "recbole.quick_start imports ray, which has no release for Python 3.12 and newer and does "
+        "not start with numpy 2; its one use, a report to ray's parameter search, is passed on to "
+        "a ray that the program has imported, and is nothing otherwise",
+    )
 
 
-class _NoTune(types.ModuleType):
-    """Stand-in for ray.tune that explains itself when used."""
+def _report(*args: Any, **metrics: Any) -> None:
+    """`ray.tune.report`, where there is one to report to."""
+    tune = sys.modules.get("ray.tune")
+    if tune is not None:
+        tune.report(*args, **metrics)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise InstallationError(f"ray.tune.{name}: recbole.quick_start was imported without ray.")
+
+def _foreign_models() -> Patch:
+    """RecBole finds models in its own package, and ends in what it lacks for the last of them."""
+    from recbole.config import Config
+
+    original = Config._get_model_and_dataset
+
+    @wraps(original)
+    def _get_model_and_dataset(self: Any, model: Any, dataset: Any) -> Any:
+        """Say where our models are run; RecBole's own configuration has none of their settings."""
+        given = self.external_config_dict.get("model") if model is None else model
+        name = given if isinstance(given, str) else getattr(given, "__name__", "")
+        if type(self) is not Config:
+            return original(self, model, dataset)
+        from recbole_multdpo.language_models import LANGUAGE_MODELS
+
+        if name in LANGUAGE_MODELS:
+            raise ConfigError(
+                f"model={name} is a model of recbole_multdpo, with settings, data and training of "
+                f"its own, and RecBole's run_recbole and Config cannot run it. Use the command "
+                f"recbole-multdpo --model={name} --dataset=ml-100k, or in Python "
+                f"recbole_multdpo.quick_start.run(['--model={name}', '--dataset=ml-100k'])."
+            )
+        try:
+            return original(self, model, dataset)
+        except ModuleNotFoundError:
+            from recbole_multdpo.config import settings_of
+
+            settings_of(name)  # there is no such model, or a package is missing: says which
+            raise
+
+    Config._get_model_and_dataset = _get_model_and_dataset
+    return Patch(
+        "our models",
+        True,
+        True,
+        "RecBole's run_recbole and Config look for LLMRec among RecBole's models and end in \"No "
+        "module named 'lightgbm'\"; they say how it is run",
+    )
+
+
+def import_quick_start() -> types.ModuleType:
+    """`recbole.quick_start`, without ray.
+
+    Raises:
+        InstallationError: as `apply`.
+    """
+    apply()
+    return importlib.import_module("recbole.quick_start")
 
 
 def main(write: Callable[[str], Any] = print) -> int:

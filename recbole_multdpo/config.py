@@ -55,6 +55,10 @@ from recbole_multdpo.language_models import (  # noqa: E402
     language_model_class,
     owners,
 )
+from recbole_multdpo.optional_packages import (  # noqa: E402
+    missing_for_logging,
+    missing_packages,
+)
 from recbole_multdpo.reading import plain  # noqa: E402
 from recbole_multdpo.settings import (  # noqa: E402
     LLMRecSettings,
@@ -210,6 +214,7 @@ class Config(RecBoleConfig):
             if not layer.is_default
             for key in layer.settings
         }
+        self._load_what_the_model_reads(final, origins)
         self._check_types(final, origins)
         self._fill_gaps(final)
         self._check_combinations(final, origins)
@@ -366,6 +371,21 @@ class Config(RecBoleConfig):
                     "loading one can run any code."
                 )
 
+    def _load_what_the_model_reads(self, final: dict[str, Any], origins: Mapping[str, str]) -> None:
+        """Add what RecBole loads for this model to our property files' columns of a data set.
+
+        Those are what every model reads; knowledge graphs, users' ages or items' genres are for
+        some. What the user has set stays.
+        """
+        columns = final.get("load_col")
+        if "load_col" in origins or columns is None:
+            return
+        merged = {suffix: list(names) for suffix, names in columns.items()}
+        for suffix, names in (self.internal_config_dict["load_col"] or {}).items():
+            own = merged.setdefault(suffix, [])
+            own += [name for name in names if name not in own]
+        final["load_col"] = merged
+
     def _fill_gaps(self, final: dict[str, Any]) -> None:
         """Settle what has one workable value for the kind of model, unless the user set it."""
         if final.get("data_path") is None:
@@ -416,6 +436,9 @@ class Config(RecBoleConfig):
             problems += impossible_combinations(self.settings, final, asked_for)
             problems += _metric_problems(self.model, final)
         problems += information_problems(self.model, final, self.settings is not None)
+        problems += missing_for_logging(final)
+        if self.model not in LANGUAGE_MODELS:
+            problems += missing_packages(self.model, final)
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
             problems.append(
                 f"eval_args: {self.model} learns from the order of events and needs order TO. Add "
@@ -691,10 +714,8 @@ def _model_class(name: str) -> type:
         known = [*LANGUAGE_MODELS, *sorted(recbole_models())]
         hint = nearest(name, known) or f"; there are {', '.join(known)}"
         raise ConfigError(f"model: there is no model {name!r}{hint}")
-    try:
-        return get_model(name)
-    except ImportError as error:
-        raise ConfigError(f"model={name} needs a package that is not installed: {error}") from error
+    _raise_if_any(missing_packages(name, None))
+    return get_model(name)
 
 
 @cache

@@ -28,7 +28,9 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
-from recbole_multdpo import compat
+from recbole_multdpo import compat, recbole_import
+
+recbole_import.forget()  # first as published
 
 def numpy_aliases():
     from recbole.config import Config
@@ -141,7 +143,7 @@ def test_breaks_where_needed_and_works_after_apply(outcomes, name: str) -> None:
 def test_every_patch_is_probed_or_has_tests_of_its_own() -> None:
     """The others mend no exception in RecBole's functions (times: tests/data/test_times.py)."""
     names = [patch.name for patch in compat.apply()]
-    others = {"tail percentage", "popularity", "times", "two files", "ray", "pickles"}
+    others = {"tail percentage", "popularity", "times", "two files", "ray", "pickles", "our models"}
     assert [name for name in names if name not in others] == list(FAILURES)
     assert others <= set(names)
 
@@ -482,14 +484,63 @@ def test_only_warnings_from_recbole_are_hidden(monkeypatch) -> None:
 # --- recbole.quick_start without ray ------------------------------------------------------------
 
 
-def test_quick_start_imports_without_ray_and_leaves_no_stand_in() -> None:
+def test_quick_start_imports_without_ray_and_leaves_no_stand_in(monkeypatch) -> None:
     before = sys.modules.get("ray")
     quick_start = compat.import_quick_start()
     assert callable(quick_start.run_recbole)
     assert sys.modules.get("ray") is before
     importlib.util.find_spec("ray")  # raises ValueError where a stand-in was left
-    with pytest.raises(compat.InstallationError, match="ray.tune.report"):
-        quick_start.quick_start.tune.report(loss=0.0)
+    tune = quick_start.quick_start.tune
+    assert tune.report(loss=0.0) is None  # as RecBole's objective_function reports its result
+    reported: list[dict[str, float]] = []
+    search = SimpleNamespace(report=lambda **metrics: reported.append(metrics))
+    monkeypatch.setitem(sys.modules, "ray.tune", search)
+    tune.report(loss=1.0)
+    assert reported == [{"loss": 1.0}]
+
+
+@pytest.mark.parametrize("imported", ["recbole_multdpo", "recbole_multdpo.config"])
+def test_recbole_imported_after_this_package_is_mended(imported: str) -> None:
+    """Its quick start too, without ray; looking for it first changes nothing."""
+    done = run_python(
+        "-c",
+        f"import importlib.util, {imported}; importlib.util.find_spec('recbole');"
+        "from recbole.quick_start import run_recbole, objective_function; import recbole.data;"
+        "from recbole.config import Config; import recbole;"
+        "print(recbole.config.Config is Config, type(recbole.__spec__.loader).__name__,"
+        "recbole.data.__name__);"
+        "from recbole_multdpo import compat; print(compat._applied is not None)",
+    )
+    assert done.stdout.split() == ["True", "SourceFileLoader", "recbole.data", "True"], done.stderr
+
+
+# --- our models in RecBole's own configuration --------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["LLMRec", "BIGRec", "D3"])
+def test_recbole_says_where_our_models_are_run(monkeypatch, model: str) -> None:
+    """By name or by class, in its Config and its run_recbole; its own models run as before."""
+    quick_start = compat.import_quick_start()
+    from recbole.config import Config
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    message = rf"model={model} is a model of recbole_multdpo.*recbole-multdpo --model={model} "
+    for given in ({"model": model}, {"model": type(model, (), {})}):
+        with pytest.raises(ConfigError, match=message):
+            Config(dataset="ml-100k", **given)
+    with pytest.raises(ConfigError, match=message):
+        Config(config_dict={"model": model, "dataset": "ml-100k"})
+    with pytest.raises(ConfigError, match=message):
+        quick_start.run_recbole(model=model, dataset="ml-100k")
+    assert Config(model="BPR", dataset="ml-100k")["model"] == "BPR"
+
+
+def test_recbole_names_an_unknown_model_and_not_a_package(monkeypatch) -> None:
+    from recbole.config import Config
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(ConfigError, match="there is no model 'LightGBN'; did you mean.*LightGBM"):
+        Config(model="LightGBN", dataset="ml-100k")
 
 
 # --- versions that no patch mends ---------------------------------------------------------------

@@ -439,14 +439,6 @@ def test_a_data_set_is_a_name(dataset):
     assert "not a path" in error(dataset=dataset)
 
 
-def test_a_missing_package_of_a_model_is_named(monkeypatch):
-    def fail(name):
-        raise ImportError("No module named 'xgboost'")
-
-    monkeypatch.setattr(config_module, "get_model", fail)
-    assert "model=XGBoost needs a package" in error(model="XGBoost")
-
-
 def test_all_of_recboles_models_are_known():
     listed = {file.stem for file in (RECBOLE / "properties/model").glob("*.yaml")}
     names = {name.lower() for name in recbole_models()}

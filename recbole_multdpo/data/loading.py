@@ -29,7 +29,8 @@ from recbole_multdpo.data.atomic_file import open_atomic_file, read_table
 from recbole_multdpo.data.times import TimeColumn, what_needs_times
 
 # reasons that no setting asks for: any loss to them is a warning
-_UNASKED = ("no row in .user", "no row in .item", "empty value")
+_NO_ENTITY = "no entity in .link and .kg"  # what RecBole's knowledge models cannot do without
+_UNASKED = ("no row in .user", "no row in .item", "empty value", _NO_ENTITY)
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,10 @@ class CountedDataset(Dataset):
         with self._counting("user_inter_num_interval, item_inter_num_interval"):
             super()._filter_by_inter_num()
 
+    def _filter_link(self) -> None:  # of KnowledgeBasedDataset
+        with self._counting(_NO_ENTITY):
+            super()._filter_link()
+
     def _remap_ID_all(self) -> None:
         # said here, before RecBole adds rows of its own to the tables and fills them too
         for feat in (getattr(self, name) for name in self.feat_name_list):
@@ -236,4 +241,9 @@ def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
     """One of RecBole's classes of data sets, with `CountedDataset` before it."""
     if issubclass(dataset_class, CountedDataset):
         return dataset_class
-    return type(dataset_class.__name__, (CountedDataset, dataset_class), {})
+    name = f"Counted{dataset_class.__name__}"
+    made = type(name, (CountedDataset, dataset_class), {})
+    globals()[name] = (
+        made  # where pickle looks for it: RecBole's checkpoints hold some models' data
+    )
+    return made

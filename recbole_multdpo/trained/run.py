@@ -252,9 +252,9 @@ def _titles(config: Config, dataset: ContextDataset) -> list[str]:
     saved = config.to_dict()
     if saved["data_path"] is not None:
         wanted["data_path"] = saved["data_path"]
-    settings = load_config((), config_dict=wanted).settings
-    assert settings is not None
     try:
+        settings = load_config((), config_dict=wanted).settings
+        assert settings is not None
         return read_item_texts(dataset, settings.item_text_fields, settings.item_year_field)[0]
     except (ConfigError, DataError):
         return [str(token) for token in dataset.field2id_token[dataset.iid_field]]

@@ -1,0 +1,85 @@
+"""Packages that RecBole imports only for one model or one setting, and does not require.
+
+Which they are is read from RecBole's sources, where most of them are imported inside of functions:
+a run would find out in the middle.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import recbole
+
+_MODELS = Path(recbole.__file__).parent / "model"
+
+# by module: the name to install it by, where that is another
+_DISTRIBUTIONS = {
+    "community": "python-louvain",
+    "faiss": "faiss-cpu",
+    "kmeans_pytorch": "kmeans-pytorch",
+    "torch_scatter": "torch-scatter",
+}
+# modules that a model imports for one value of a setting only
+_ONLY_IF: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "community": lambda settings: settings["neigh_info_method"] == "louvain",
+    "networkx": lambda settings: settings["neigh_info_method"] == "louvain",
+    "kmeans_pytorch": lambda settings: settings["n_cate"] != 1,
+}
+
+
+def _modules(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+@cache
+def packages_of(model: str) -> frozenset[str]:
+    """Top-level names of what one of RecBole's models imports, anywhere in its file.
+
+    With what importing its neighbours needs, because RecBole imports all models of a kind at once.
+    """
+    (file,) = _MODELS.glob(f"*_recommender/{model.lower()}.py")
+    found = set(_modules(ast.walk(ast.parse(file.read_text(encoding="utf-8")))))
+    for neighbour in file.parent.glob("*.py"):
+        found |= {*_modules(iter(ast.parse(neighbour.read_text(encoding="utf-8")).body))}
+    top = {name.partition(".")[0] for name in found}
+    return frozenset(top - sys.stdlib_module_names - {"recbole"})
+
+
+def missing_packages(model: str, settings: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for what a model of RecBole needs and is not installed; [] where nothing is.
+
+    Args:
+        model: name of one of RecBole's models.
+        settings: of the run; None where they are not known yet: what only some need is left out.
+    """
+    needed = [
+        name
+        for name in sorted(packages_of(model))
+        if name not in _ONLY_IF or (settings is not None and _ONLY_IF[name](settings))
+    ]
+    return _sentence(f"model={model}", needed)
+
+
+def missing_for_logging(settings: Mapping[str, Any]) -> list[str]:
+    """As `missing_packages`, for the settings that every model has."""
+    return _sentence("log_wandb=True", ["wandb"]) if settings.get("log_wandb") else []
+
+
+def _sentence(what: str, needed: list[str]) -> list[str]:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return []
+    names = " and ".join(missing)
+    is_not = "which is not" if len(missing) == 1 else "which are not"
+    install = " ".join(_DISTRIBUTIONS.get(name, name) for name in missing)
+    return [f"{what} needs {names}, {is_not} installed. Run: pip install {install}"]

@@ -1,0 +1,58 @@
+"""Applies `compat` when a program that uses this package imports RecBole by itself.
+
+RecBole 1.2.1 does not even start with today's packages, and knows nothing of our models. Where it
+is imported before this package, nothing of this acts: call `recbole_multdpo.compat.apply`.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports RecBole's package, which holds next to nothing itself, and applies `compat`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "recbole":
+            return None
+        forget()
+        found = importlib.util.find_spec(fullname)
+        watch()  # to look for it is not to import it
+        if found is not None and found.loader is not None:
+            self._loader, found.loader = found.loader, self
+        return found
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        forget()
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        from recbole_multdpo import compat
+
+        compat.apply()
+
+
+_first_import = _FirstImport()
+
+
+def watch() -> None:
+    """Act at the next import of RecBole, unless it is there already."""
+    if "recbole" not in sys.modules and _first_import not in sys.meta_path:
+        sys.meta_path.insert(0, _first_import)
+
+
+def forget() -> None:
+    """Leave imports alone."""
+    if _first_import in sys.meta_path:
+        sys.meta_path.remove(_first_import)

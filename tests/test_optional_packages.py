@@ -1,0 +1,58 @@
+"""What RecBole imports for one model or setting only is named before anything runs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from recbole_multdpo.config import load_config, recbole_models
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.optional_packages import missing_packages, packages_of
+
+SETTINGS = {"neigh_info_method": "random", "n_cate": 1}
+
+
+@pytest.fixture(autouse=True)
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them is, whatever there is here."""
+    optional = {"wandb", "community", *EXPECTED.values()} | {"lightgbm", "xgboost"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, package=None: None if name in optional else find(name, package),
+    )
+
+
+EXPECTED = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NCL": "faiss"}
+
+
+def test_which_models_need_what() -> None:
+    trees = {"LightGBM", "XGBoost"}
+    missing = {model for model in recbole_models() if missing_packages(model, SETTINGS)}
+    assert missing == {*EXPECTED, *trees}
+    for model, package in EXPECTED.items():
+        assert package in packages_of(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "message"),
+    [
+        ("NCL", (), "model=NCL needs faiss, which is not installed. Run: pip install faiss-cpu"),
+        ("KGAT", (), "model=KGAT needs dgl, which is not installed. Run: pip install dgl"),
+        ("MCCLK", (), "torch_scatter, which is not installed. Run: pip install torch-scatter"),
+        ("XGBoost", (), "needs lightgbm and xgboost, which are not installed. Run: pip install"),
+        ("NNCF", ("--neigh_info_method=louvain",), "Run: pip install python-louvain"),
+        ("EASE", ("--log_wandb=True",), "log_wandb=True needs wandb, .*Run: pip install wandb"),
+        ("LLMRec", ("--log_wandb=True",), "log_wandb=True needs wandb, .*Run: pip install wandb"),
+    ],
+)
+def test_it_is_said_with_the_settings(model: str, extra: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config([f"--model={model}", "--dataset=ml-100k", *extra])
+
+
+@pytest.mark.parametrize("model", ["NNCF", "LDiffRec"])
+def test_what_only_some_settings_need_is_not_asked_for(model: str) -> None:
+    load_config([f"--model={model}", "--dataset=ml-100k"])
