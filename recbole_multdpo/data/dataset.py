@@ -151,7 +151,11 @@ class LLMRecDataset(ContextDataset):
         users, items, times = self._low_users, self._low_items, self._low_times
         if self.config["eval_args"]["order"] == "TO":
             own_times, last = self._times_of_rows(), np.full(self.user_num, -np.inf)
-            assert own_times is not None  # order TO is refused without them
+            if own_times is None:
+                raise DataError(
+                    f"low_ratings with eval_args order TO needs {self.time_field!r}: leave it out "
+                    "of unused_col"
+                )
             np.maximum.at(last, self.inter_feat[self.uid_field].numpy(), own_times)
             may_know = times <= last[users]
         else:
@@ -196,7 +200,7 @@ class LLMRecDataset(ContextDataset):
             if rating_field not in self.inter_feat:
                 raise DataError(
                     f"level_thresholds needs ratings, but column {rating_field!r} is not loaded; "
-                    "add it to load_col.inter"
+                    "add it to load_col.inter, and leave it out of unused_col"
                 )
             ratings = self.inter_feat[rating_field].numpy()
             # of the ratings' type: 4.1 as float32 is less than 4.1

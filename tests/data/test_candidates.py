@@ -76,7 +76,7 @@ def test_every_model_and_every_pass_has_the_same(data_path: Path) -> None:
     again = loaders(data_path, "EASE", MODES)
     for _ in range(2):
         assert [candidates(loader) for loader in again] == [valid, test]
-    for model in ("LLMRec", "BPR"):
+    for model in ("LLMRec", "BPR", "SASRec"):
         assert list(map(candidates, loaders(data_path, model, MODES))) == [valid, test]
     other = [*map(candidates, loaders(data_path, "EASE", MODES, "--seed=1"))]
     assert other[0].keys() == valid.keys() and other != [valid, test]

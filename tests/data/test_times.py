@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -185,6 +186,15 @@ def test_all_users_of_ml_100k_are_tested_on_their_latest_row(tmp_path: Path, mod
     expected = {(user, item) for user, (_, item) in latest.items()}
     assert len(pairs(parts[2])) == 942  # one of the 943 has no liked film
     assert pairs(parts[2]) == expected
+
+
+def test_the_random_split_of_ml_100k_is_as_published(tmp_path: Path) -> None:
+    """What times are kept as touches nothing where the order is random: README's test set."""
+    argv = ["--model=EASE", "--dataset=ml-100k", f"--run_dir={tmp_path / 'run'}", "--device=cpu"]
+    _, parts = load_parts(load_config(argv))
+    lines = sorted(f"{user}\t{item}" for user, item in pairs(parts[2]))
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert digest.startswith("d218be7e91f01093")
 
 
 def test_ties_follow_the_file(tmp_path: Path) -> None:
