@@ -62,7 +62,7 @@ def assistant_of(*users: dict[int, float], others: float = 0.0) -> Assistant:
     scores[:, 0] = 99
     for row, given in zip(scores, users, strict=True):
         row[list(given)] = list(given.values())
-    return Assistant("EASE", scores, np.array([-1, *range(len(users))]), {})
+    return Assistant("EASE", scores, scores, np.array([-1, *range(len(users))]), {})
 
 
 def test_nearest_titles_by_hand(make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
