@@ -287,8 +287,17 @@ class Recommender:
     @torch.no_grad()
     def _scores_of_users(self, users: list[int]) -> Tensor:
         """A model of RecBole on users of the data set, [B, n_items]."""
-        interaction = Interaction({self.run.dataset.uid_field: torch.tensor(users)})
-        scores = self.run.model.full_sort_predict(interaction.to(self.run.config["device"]))
+        dataset, model = self.run.dataset, self.run.model
+        interaction = Interaction({dataset.uid_field: torch.tensor(users)})
+        interaction = interaction.to(self.run.config["device"])
+        try:
+            scores = model.full_sort_predict(interaction)
+        except NotImplementedError:  # such as NeuMF, which scores pairs; one user's at a time
+            items = torch.arange(dataset.item_num, device=self.run.config["device"])
+            pairs = interaction.repeat_interleave(len(items))
+            pairs.update(Interaction({dataset.iid_field: items.repeat(len(users))}))
+            starts = range(0, len(pairs), len(items))
+            scores = torch.cat([model.predict(pairs[at : at + len(items)]) for at in starts])
         return scores.view(len(users), -1)
 
     def _scores_of_rows(self, histories: list[np.ndarray]) -> Tensor:

@@ -80,7 +80,7 @@ def arguments(data_path: Path, folder: Path, model: str, *extra: str) -> list[st
         "--num_threads=1",
         "--show_progress=False",
         "--epochs=1",
-        "--topk=[2, 5]",
+        "--topk=[5, 20]",
         "--valid_metric=NDCG@5",
         *extra,
     ]
@@ -104,7 +104,7 @@ SMALL = {  # defaults that ask for more than 30 items, or are slow
 }
 # their items' embeddings come from a file that no data set here has
 WITHOUT_DATA = {"KSR", "GRU4RecKG"}
-FAST = {"EASE", "CKE", "DeepFM", "DIN", "Pop", "SASRecF", "LightGCN"}  # one of each kind
+FAST = {"EASE", "CKE", "DeepFM", "DIN", "NeuMF", "Pop", "SASRecF"}  # some of each kind
 RANKED_BY_USER = ("general", "knowledge_aware")
 
 
@@ -128,7 +128,7 @@ def test_a_model_trains_and_is_loaded_again(data_path: Path, tmp_path: Path, mod
         pytest.skip(missing[0])
     result = run(given)
     assert all(0 <= value <= 1 for value in result["test_result"].values())
-    assert result["test_result"]["hit@5"] > 0
+    assert result["test_result"]["hit@20"] > 0
     if kind in RANKED_BY_USER:
         (answer,) = Recommender.load(tmp_path / "run").for_users(["u1"], k=5)
         assert len(answer.recommendations) == 5
