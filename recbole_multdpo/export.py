@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_multdpo.atomic import atomic_folder
+from safetensors import SafetensorError
+
+from recbole_multdpo.atomic import atomic_folder, is_no_room
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.interruption import Interruptions
 from recbole_multdpo.settings_text import dump_settings, read_settings_file
@@ -114,7 +116,9 @@ def export(
             (temporary / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
             card = model_card(settings, result, run.titles[1:3], adapter=adapter)
             (temporary / "README.md").write_text(card, encoding="utf-8")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if not is_no_room(error):
+            raise
         raise MultDPOError(f"cannot write {output}: {error}. Free space.") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,5 +90,8 @@ def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
         for file, suffix in zip(files, formats, strict=True):
             figure.savefig(file, metadata=dates.get(suffix))
     except OSError as error:
+        for file in files:  # half a figure helps nobody
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         raise MultDPOError(f"cannot write {error.filename}: {error.strerror}.") from error
     return files

@@ -6,10 +6,13 @@ no memory for what was never there.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
 import signal
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from recbole_multdpo import cli, evaluate, explain, export, recommend
 from recbole_multdpo.comparison.runs import run_comparison
@@ -377,6 +381,75 @@ def test_folders_that_may_not_be_searched(
     for name, command in SETTINGS["lm/config.yaml"].items():
         assert command(made) == 2, name
         assert "Permission denied" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("step", ["copyfile", "weights", "card"])
+def test_a_full_disk_leaves_no_export(
+    made: Path,
+    tmp_path: Path,
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        if step == "weights":  # as safetensors says it
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = {"card": (export, "model_card")}.get(step, (shutil, "copyfile"))
+    monkeypatch.setattr(*target, full)
+    assert export.main([str(made / "lm"), str(tmp_path / "out")]) == 2
+    assert "cannot write" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_evaluation(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MultDPOError, match="cannot write.*No space left"):
+        evaluate.write_evaluation({"test_result": {}}, made / "lm", tmp_path / "again.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_figure(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from matplotlib.figure import Figure
+
+    def full(self: Figure, file: Path, **kwargs: Any) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    assert plots.main(["bars", str(made / "lm"), "--metric=NDCG@5", "--formats=svg"]) == 2
+    assert "No space left" in capfd.readouterr().err
+    assert not (made / "lm" / "bars.svg").exists()
+
+
+def test_recommendations_on_an_ascii_terminal(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Titles of any script and with escape sequences are printed, as signs that ASCII has."""
+    data = tmp_path / "data"
+    shutil.copytree(made / "data", data)
+    item = data / "toy" / "toy.item"
+    text = item.read_text(encoding="utf-8").replace("Red Night", "Красная \x1b[2Jночь \u202e")
+    item.write_text(text, encoding="utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    given = [str(made / "lm"), "--user", "u0", "--k=20", f"--data_path={data}"]
+    for extra in ([], ["--json"]):
+        assert recommend.main([*given, *extra]) == 0
+    sys.stdout.flush()
+    *shown, as_json = raw.getvalue().decode("ascii").splitlines()
+    assert any(r"\u041a" in line for line in shown)
+    assert "\x1b" not in "".join(shown)
+    titles = [entry["title"] for entry in json.loads(as_json)["recommendations"]]
+    assert any("Красная" in title for title in titles)
 
 
 def test_settings_with_limits(tmp_path: Path) -> None:

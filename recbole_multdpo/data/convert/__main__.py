@@ -13,6 +13,7 @@ from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE
 from recbole_multdpo.data.convert.raw_files import reading_as
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.interruption import Interrupted, Interruptions
+from recbole_multdpo.shown_text import show
 
 FORMATS: dict[str, Any] = {
     "movielens": movielens,
@@ -64,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             report = FORMATS[options.format].convert(options, folder)
     except MultDPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", sys.stderr)
         return 2
     except Interrupted as interruption:
         print(f"{interruption}; nothing was written.", file=sys.stderr)
         return interruption.exit_status
-    print(summary(report, folder))
+    show(summary(report, folder))
     return 0
 
 
