@@ -230,7 +230,6 @@ LOCAL = {
     "rank_batch_users": "3",
     "expand_per_step": "2",
     "log_wandb": "False",
-    "wandb_project": "other",
 }
 
 
