@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model import backbone_check, probe, probe_cache
 from recbole_multdpo.model.backbone import CACHE_VARIABLE, add_lora, causal_lm
 from recbole_multdpo.model.backbone_check import Use, check_backbone, methods_of
 from recbole_multdpo.model.parts import Parts, parts_of
-from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults, longest_exact
+from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults
 from recbole_multdpo.model.reduced import reduced_copy
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring.windows import LayerKinds
@@ -262,17 +263,18 @@ def test_only_what_is_not_set_already_is_proposed():
     assert text.endswith("Set --ranker=exhaustive (slower).")
 
 
-def test_prompts_within_a_window_are_proposed_where_they_help():
-    """GPT-Neo's own window counts columns: right as long as all columns are within it."""
-    lm = built("gpt_neo")
-    text = refusal(lm)
-    longest = longest_exact(lm, TRIAL, CPU, 1)
-    assert longest is None or f"--max_prompt_tokens={longest}" in text
-    short = built("doge")
-    longest = longest_exact(short, TRIAL, CPU, 1)
-    assert longest is None or not faults(
-        short, Trial(longest, 6, TRIAL.tokens, EOS, TRIAL.methods), CPU
-    )
+def test_the_longest_prompts_that_are_exact_are_proposed(monkeypatch):
+    """As with a window that scoring does not know of."""
+    right = probe.METHODS["packed"]
+
+    def wrong_beyond_13(lm, inputs):
+        return right(lm, inputs) + (1.0 if inputs.prompt_ids.shape[1] > 13 else 0.0)
+
+    monkeypatch.setitem(probe.METHODS, "packed", wrong_beyond_13)
+    lm = built("qwen2")
+    assert "Set --max_prompt_tokens=13, or --scorer=padded" in refusal(lm)
+    # less than the template and one title take is no remedy
+    assert "--max_prompt_tokens" not in refusal(lm, shortest_prompt=14)
 
 
 def test_prompts_beyond_learned_positions_fail_in_words():
@@ -298,7 +300,9 @@ def test_lora_on_a_module_that_cannot_be_wrapped():
     check_backbone(add_lora(built("phimoe"), target_modules=names, **lora), use(lm), CPU)
 
 
-@pytest.mark.parametrize("name", ["mamba2", "falcon_h1", "nemotron_h"])
+@pytest.mark.parametrize(
+    "name", [name for name in ("mamba2", "falcon_h1", "nemotron_h") if name in CONFIG_MAPPING]
+)
 def test_lora_on_modules_that_peft_refuses(name):
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "seed": 0}
     with pytest.raises(ConfigError, match="PEFT cannot adapt.*--finetune=full") as caught:
