@@ -20,13 +20,18 @@ from recbole_multdpo.model.backbone import cache_root
 _LIBRARIES = ("torch", "transformers", "peft")
 # a probe that took less is not worth a file
 WORTH_KEEPING = 1.0
+# files of what has passed in this process, written or not
+_passed_here: set[Path] = set()
 
 
 def has_passed(of: Mapping[str, Any]) -> bool:
     """Whether a probe of this description has passed with these versions of everything."""
     description = _described(of)
+    file = _file(description)
+    if file in _passed_here:
+        return True
     try:
-        found = json.loads(_file(description).read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("passed") == description
@@ -34,10 +39,11 @@ def has_passed(of: Mapping[str, Any]) -> bool:
 
 def note_passed(of: Mapping[str, Any], seconds: float) -> None:
     """Remember a probe that has passed and took `seconds`."""
-    if seconds < WORTH_KEEPING:
-        return
     description = _described(of)
     file = _file(description)
+    _passed_here.add(file)
+    if seconds < WORTH_KEEPING:
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps({"passed": description, "seconds": round(seconds, 1)}))

@@ -6,7 +6,6 @@ import stat
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -348,6 +347,8 @@ def counted(monkeypatch):
     """How often a model was probed; every probe is worth keeping."""
     calls = []
     monkeypatch.setattr(probe_cache, "WORTH_KEEPING", 0.0)
+    forgetful = type("Forgetful", (set,), {"add": lambda self, file: None})
+    monkeypatch.setattr(probe_cache, "_passed_here", forgetful())  # as a new process
 
     def watched(*arguments, **options):
         calls.append(1)
@@ -424,8 +425,11 @@ def test_what_failed_is_not_kept(counted, cache):
     assert not cache.exists()
 
 
-def test_a_quick_probe_leaves_no_file(cache):
+def test_a_quick_probe_leaves_no_file_and_holds_for_the_process(cache, monkeypatch):
+    monkeypatch.setattr(probe_cache, "WORTH_KEEPING", 1e9)
+    monkeypatch.setattr(probe_cache, "_passed_here", set())
     lm = built("qwen2")
-    assert isinstance(lm, nn.Module)
     check_backbone(lm, use(lm), CPU)
     assert not cache.exists()
+    monkeypatch.setattr(backbone_check, "faults", None)
+    check_backbone(lm, use(lm), CPU)
