@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recbole_multdpo import config
 from recbole_multdpo.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.request import Request, System, request_text
@@ -17,6 +18,12 @@ from recbole_multdpo.settings_text import dump_settings
 from recbole_multdpo.trained.run import run_config
 
 BASE = ["--model=LLMRec", "--dataset=ml-100k", "--device=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def wandb_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is installed is not what is tested here."""
+    monkeypatch.setattr(config, "missing_for_logging", lambda settings: [])
 
 
 def run_with(folder: Path, **changes: object) -> Path:
@@ -46,17 +53,17 @@ def test_resume_takes_no_code_from_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trust_remote_code .*add --trust_remote_code=True"):
         load_config([f"--resume={run}"])
     for given in (True, False):
-        config = load_config([f"--resume={run}", f"--trust_remote_code={given}"])
-        assert settle_resume(config) == str(run)
-        assert config["trust_remote_code"] is given
+        resumed = load_config([f"--resume={run}", f"--trust_remote_code={given}"])
+        assert settle_resume(resumed) == str(run)
+        assert resumed["trust_remote_code"] is given
 
 
 def test_resume_sends_nothing_away_unless_asked_anew(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", log_wandb=True, wandb_project="theirs")
-    config = load_config([f"--resume={run}"])
-    assert settle_resume(config) == str(run)
-    assert config["log_wandb"] is False and config["wandb_project"] != "theirs"
-    assert "add --log_wandb=True --wandb_project=theirs" in " ".join(config.warnings)
+    resumed = load_config([f"--resume={run}"])
+    assert settle_resume(resumed) == str(run)
+    assert resumed["log_wandb"] is False and resumed["wandb_project"] != "theirs"
+    assert "add --log_wandb=True --wandb_project=theirs" in " ".join(resumed.warnings)
     again = load_config([f"--resume={run}", "--log_wandb=True", "--wandb_project=theirs"])
     assert again["log_wandb"] is True and again["wandb_project"] == "theirs"
     assert not again.warnings
@@ -140,8 +147,8 @@ def test_paths_of_pickles_are_refused_anywhere(tmp_path: Path, key: str) -> None
 
 @pytest.mark.parametrize("key", ["save_dataset", "save_dataloaders"])
 def test_no_pickle_is_written(tmp_path: Path, key: str) -> None:
-    config = load_config([*BASE, f"--{key}=True"])
-    assert config[key] is False
-    assert f"{key}=True is ignored" in " ".join(config.warnings)
+    ignored = load_config([*BASE, f"--{key}=True"])
+    assert ignored[key] is False
+    assert f"{key}=True is ignored" in " ".join(ignored.warnings)
     run = run_with(tmp_path / "run", **{key: True})  # of a run of before
     assert settle_resume(load_config([f"--resume={run}"])) == str(run)

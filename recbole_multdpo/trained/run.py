@@ -17,7 +17,7 @@ from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt
-from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.information import KEY, fitted_part, train_and_valid
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.backbone_check import InexactBackbone
@@ -119,7 +119,9 @@ def load_run(
     settings: dict[str, Any] = {}
     if result["model"] in LANGUAGE_MODELS:
         # the final weights are all in this folder: no hub, no adapter, no first stage is needed
-        settings = {"backbone": str(folder / "model"), "finetune": "full"}
+        if not (folder / "model").is_dir():  # `run/model` could be a name of the hub
+            raise CheckpointError(f"there is no {folder / 'model'}. Run the run's command again.")
+        settings = {"backbone": str((folder / "model").absolute()), "finetune": "full"}
     config = run_config(
         folder,
         settings,

@@ -338,6 +338,21 @@ def test_no_run_writes_through_links(made: Path, tmp_path: Path) -> None:
         assert outside.read_text(encoding="utf-8") == "mine\n"
 
 
+def test_a_run_without_its_model_asks_no_hub(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`somebody/model`, a relative path that is not there, is what a name of the hub looks like."""
+    shutil.copytree(made / "lm", tmp_path / "somebody")
+    shutil.rmtree(tmp_path / "somebody" / "model")
+    result = read_json(made / "lm" / "result.json")
+    del result["model_files"]
+    text = json.dumps(result)
+    (tmp_path / "somebody" / "result.json").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert recommend.main(["somebody", "--user", "u1"]) == 2
+    assert "there is no somebody/model" in capfd.readouterr().err
+
+
 def test_an_export_takes_nothing_along(made: Path, tmp_path: Path) -> None:
     """Neither a link to a secret nor foreign code goes into a folder that is made to be shared."""
     copy = tmp_path / "lm"
