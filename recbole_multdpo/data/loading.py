@@ -241,9 +241,8 @@ def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
     """One of RecBole's classes of data sets, with `CountedDataset` before it."""
     if issubclass(dataset_class, CountedDataset):
         return dataset_class
-    name = f"Counted{dataset_class.__name__}"
-    made = type(name, (CountedDataset, dataset_class), {})
-    globals()[name] = (
-        made  # where pickle looks for it: RecBole's checkpoints hold some models' data
-    )
+    made = type(dataset_class.__name__, (CountedDataset, dataset_class), {})
+    # where pickle looks: RecBole's checkpoints hold some models' data
+    made.__qualname__ = f"Counted{dataset_class.__name__}"
+    globals()[made.__qualname__] = made
     return made
