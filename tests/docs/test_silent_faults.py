@@ -20,6 +20,5 @@ def test_every_fault_has_a_test() -> None:
 def test_every_test_exists() -> None:
     for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT):
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, (
-            f"{path} has no {name}"
-        )
+        tests = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert name in tests, f"{path} has no {name}"
