@@ -57,7 +57,7 @@ def test_page_in_order(
         assert importlib.import_module(module).main(arguments) == 0, arguments
         assert capsys.readouterr().out
         ran.add(name)
-    assert ran == {"recommend", "explain", "export"}
+    assert ran == {"recommend", "explain", "evaluate", "export"}
     recommending, exporting = blocks("python")
     for program in (recommending, exporting):
         exec(compile(program, str(PAGE), "exec"), {})
