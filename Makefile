@@ -27,7 +27,7 @@ api:             ## API documentation into build/api/index.html
 	$(PYTHON) -m pdoc --docformat google --output-directory build/api recbole_multdpo
 
 test:            ## everything that runs in minutes
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope -m "not slow"
 
 slow:            ## also the tests that take long or need a real model
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q
