@@ -157,22 +157,32 @@ def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8")
     """
     with _opened(path, encoding) as file:
         first = next(file, "").rstrip("\r\n").removeprefix("\ufeff")
-    fields = [field.partition(":") for field in first.split(separator)]
+    fields = [field.partition(":") for field in _header(first, separator)]
     atomic = AtomicFile(
         path,
         [name for name, _, _ in fields],
         [kind for _, _, kind in fields],
         separator,
         encoding,
-        separator != "\t",
+        separator != "\t" and len(separator) == 1,
     )
     return AtomicFile(**{**vars(atomic), "quoted": True}) if _follows_csv(atomic) else atomic
 
 
+def _header(line: str, separator: str) -> list[str]:
+    """The fields of a first line, in which a name may be quoted."""
+    if '"' in line and len(separator) == 1:
+        try:
+            return next(csv.reader([line], delimiter=separator, strict=True))
+        except csv.Error:  # the names are then refused as they stand there
+            pass
+    return line.split(separator)
+
+
 def _follows_csv(file: AtomicFile) -> bool:
     """Whether fields begin with a quotation mark, and all of these are quoted as CSV wants it."""
-    if file.quoted:
-        return True
+    if file.quoted or len(file.separator) > 1:
+        return file.quoted
     begins_field = file.separator + '"'
     with _opened(file.path, file.encoding) as lines:
         if not any(line.startswith('"') or begins_field in line for line in lines):
@@ -277,7 +287,8 @@ def check_header(file: AtomicFile, id_fields: Sequence[str]) -> None:
             column = f"{field}:{kind}" if kind else field
             raise DataError(
                 f"{file.path}, line 1: {column!r} is no column. Write <name>:<type>, the type "
-                f"being one of {', '.join(TYPES)}, with {file.separator!r} between columns."
+                f"being one of {', '.join(TYPES)}, with {file.separator!r} between columns; "
+                "--field_separator sets another one."
             )
         if field in file.columns[:number]:
             raise DataError(f"{file.path}, line 1: two columns are called {field!r}. Rename one.")

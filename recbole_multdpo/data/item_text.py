@@ -95,7 +95,7 @@ def read_item_file(
         remedy="Set --item_text_fields and --item_year_field to columns of this file.",
     ):
         if item in rows:
-            raise DataError(f"{path}, line {number}: item {item!r} stands there twice")
+            raise DataError(f"{path}, line {number}: item {item!r} stands there twice. Keep one.")
         rows[item] = tuple(clean_text(value) for value in values)
     return rows
 

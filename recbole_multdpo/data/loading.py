@@ -7,7 +7,8 @@ Here every loss is counted by its reason, and what is kept and what is lost add 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,7 @@ from recbole.utils import FeatureSource, ModelType
 
 from recbole_multdpo.data.atomic_file import open_atomic_file, read_table
 from recbole_multdpo.data.times import TimeColumn, what_needs_times
+from recbole_multdpo.errors import DataError
 
 # reasons that no setting asks for: any loss to them is a warning
 _NO_ENTITY = "no entity in .link and .kg"  # what RecBole's knowledge models cannot do without
@@ -127,11 +129,19 @@ class CountedDataset(Dataset):
             names = [column.partition(":")[0] for column in usecols]
             id_fields = ids[source] if isinstance(source, FeatureSource) and source in ids else []
             if not of_interactions:
-                return read_table(file, names, id_fields)
+                table = read_table(file, names, id_fields)
+                _check_one_row_each(file.path, table, id_fields)
+                return table
             times = TimeColumn(self.time_field, what_needs_times(self.config))
             return read_table(file, names, id_fields, intervals, times)
 
-        with patch.object(recbole_dataset, "pd", SimpleNamespace(read_csv=read_csv)):
+        # RecBole splits the first line at every separator; it gets one without quotation marks
+        columns = zip(file.columns, file.types, strict=True)
+        header = file.separator.join(f"{name}:{kind}" for name, kind in columns) + "\n"
+        with (
+            patch.object(recbole_dataset, "pd", SimpleNamespace(read_csv=read_csv)),
+            patch.object(recbole_dataset, "open", lambda *_, **__: io.StringIO(header), create=True),
+        ):
             return super()._load_feat(filepath, source)
 
     def _load_user_or_item_feat(
@@ -218,6 +228,17 @@ class CountedDataset(Dataset):
                         f"mean in their place. Leave {name} out of --load_col to do without it."
                     )
         super()._remap_ID_all()
+
+
+def _check_one_row_each(path: Path, table: pd.DataFrame, id_fields: Sequence[str]) -> None:
+    """Refuse a second row of a user or item: RecBole looks up features by the number of the row."""
+    for name in id_fields:
+        repeated = table[name][table[name].duplicated()]
+        if len(repeated):
+            raise DataError(
+                f"{path}: {name} {repeated.iloc[0]!r} stands there twice, as do {len(repeated):,} "
+                "ids in all. Keep one row of each."
+            )
 
 
 def dataset_class(config: Config) -> type[CountedDataset]:

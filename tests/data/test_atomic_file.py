@@ -118,6 +118,20 @@ def test_a_tab_file_of_pandas_comes_back(tmp_path, quoting):
     assert read_table(file, file.columns, ["item_id"])["title"].tolist() == titles
 
 
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+def test_names_in_the_first_line_may_be_quoted(tmp_path, separator):
+    frame = pd.DataFrame({"item_id:token": ["1", "2"], "title:token": ["a;b", 'c,"d"']})
+    frame.to_csv(tmp_path / "toy.item", sep=separator, index=False, quoting=csv.QUOTE_ALL)
+    file = open_atomic_file(tmp_path / "toy.item", separator)
+    assert file.columns == ["item_id", "title"] and file.types == ["token", "token"]
+    assert read_table(file, file.columns, ["item_id"])["title"].tolist() == ["a;b", 'c,"d"']
+
+
+def test_a_separator_of_two_characters_is_no_csv(table):
+    content = HEADER.replace("\t", "::") + '\n1::"Crocodile" Dundee::2\n'
+    assert table(content, separator="::")["title"].tolist() == ['"Crocodile" Dundee']
+
+
 @pytest.mark.parametrize(
     "title",
     ['"Crocodile" Dundee', '"Crocodile', '"', 'Say "hi"', '12" vinyl', "'Til", "two\rlines"],

@@ -7,6 +7,7 @@ import pytest
 
 from recbole_multdpo.config import load_config
 from recbole_multdpo.data.loading import Amount, RowCounts, dataset_class
+from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import load_parts, run
 from tests.integration.toy import toy_arguments
 
@@ -34,8 +35,9 @@ def write(parent, inter, items, users=None):
 def counts(tmp_path):
     """Loads a data set for a model and returns the counts of its rows."""
 
-    def load(inter, items, *settings, users=None, model="EASE"):
+    def load(inter, items, *settings, users=None, model="EASE", change=lambda folder: None):
         data = write(tmp_path, inter, items, users)
+        change(data)
         given = {text.split("=")[0] for text in settings}
         if "--load_col" not in given:
             settings = (*settings, f"--load_col={COLUMNS}")
@@ -145,6 +147,31 @@ def test_empty_prices_get_the_mean_and_are_said(counts, caplog):
     with caplog.at_level(logging.WARNING):
         assert not counts(INTER, prices).lost
     assert "1 of 20 values of price are empty: RecBole puts the mean in their place" in caplog.text
+
+
+@MODELS
+def test_files_whose_every_field_is_quoted_are_read_alike(counts, model, tmp_path):
+    order = ["--eval_args={'order': 'TO'}"] if model == "SASRec" else []
+
+    def quoted(line):
+        return ";".join(f'"{field}"' for field in line.split("\t"))
+
+    def rewrite(folder):
+        for suffix in ("inter", "item"):
+            file = folder / "toy" / f"toy.{suffix}"
+            file.write_text("\n".join(map(quoted, file.read_text().splitlines())) + "\n")
+
+    found = counts(INTER, PRICES, "--field_separator=;", *order, model=model, change=rewrite)
+    assert found.kept == Amount(120, 12, 20) and not found.lost
+
+
+@pytest.mark.parametrize(("suffix", "again"), [("item", ("i1", 99)), ("user", ("u1", 99))])
+def test_a_second_row_of_an_item_or_user_is_refused(counts, suffix, again):
+    columns = COLUMNS[:-1] + ", 'user': ['user_id', 'age']}"
+    items = [*PRICES, *([again] if suffix == "item" else [])]
+    users = [*((f"u{u}", 30) for u in USERS), *([again] if suffix == "user" else [])]
+    with pytest.raises(DataError, match=f"toy.{suffix}: {suffix}_id '{again[0]}' stands .* twice"):
+        counts(INTER, items, f"--load_col={columns}", users=users)
 
 
 def test_counts_that_do_not_add_up_are_an_error():

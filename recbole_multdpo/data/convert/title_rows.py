@@ -5,6 +5,7 @@ A title in a prompt stands in quotation marks, and `", "` separates titles.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,22 @@ FORMS = """\
 {"messages": [{"role": "user", "content": "Read: \\"A\\", \\"B\\"."},
               {"role": "assistant", "content": "\\"C\\""}]}
 {"historyList": "A::B", "trueSelection": "C"}
-Each may name its reader: "user_id": "u1". A title in a prompt stands in quotation marks."""
+Each may name its reader: "user_id": "u1". A title in a prompt stands in quotation marks; an
+"instruction" is read where "input" has no title."""
 
 _TEXT_KEYS = (
     ("input", "output"),
+    ("instruction", "output"),
     ("prompt", "response"),
     ("prompt", "completion"),
     ("prompt", "chosen"),
 )
-_READER_KEYS = ("user_id", "userId", "user", "uid", "reader_id", "reviewerID", "reviewer_id")
+# names of the field with the reader, without case and punctuation: user_id, userID, raw_user_idx
+_READER_FIELD = re.compile(
+    r"uid|(raw|orig(inal)?|the)?"
+    r"(user|reader|reviewer|customer|client|member|account|visitor|person|session)"
+    r"(?P<kind>id|idx|index|key|name|no|number|num|hash|uuid)?"
+)
 _LONGEST_KEY = 64  # characters; longer texts under "user" are what somebody says
 
 Titles = tuple[list[str], list[str]]
@@ -58,13 +66,16 @@ class Row:
         return f"{self.file.split('.')[0]}-{self.line}"
 
 
-def title_rows(path: Path, known: set[str], reject: Reject) -> Iterator[Row]:
+def title_rows(
+    path: Path, known: set[str], reject: Reject, reader_key: str | None = None
+) -> Iterator[Row]:
     """The rows of a file that have titles.
 
     Args:
         path: JSON lines, or one JSON list.
         known: cleaned titles; see `split_titles`.
         reject: gets the others.
+        reader_key: field with the reader; None for one with a usual name, such as `user_id`.
     """
     for line, raw in json_rows(path, reject):
         titles = next(filter(None, (form(raw, known) for form in _FORMS)), None)
@@ -73,7 +84,7 @@ def title_rows(path: Path, known: set[str], reject: Reject) -> Iterator[Row]:
         elif not titles[1] or not all(map(title_text, titles[0] + titles[1])):
             reject(path.name, line, "empty title or no target", raw)
         else:
-            yield Row(path.name, line, *titles, _reader(raw))
+            yield Row(path.name, line, *titles, _reader(raw, reader_key))
 
 
 def split_titles(text: str, known: set[str]) -> list[str]:
@@ -114,7 +125,10 @@ def _quoted(raw: dict[str, Any], known: set[str]) -> Titles | None:
     for prompt_key, answer_key in _TEXT_KEYS:
         prompt, answer = _said(raw.get(prompt_key)), _said(raw.get(answer_key))
         if prompt is not None and answer is not None:
-            return split_titles(prompt, known), split_titles(answer, known)
+            history = split_titles(prompt, known)
+            if not history and isinstance(raw.get("instruction"), str):
+                history = split_titles(raw["instruction"], known)
+            return history, split_titles(answer, known)
     return None
 
 
@@ -151,12 +165,34 @@ def _said(value: Any) -> str | None:
     return "\n".join(texts) if texts and _is_texts(texts) else None
 
 
-def _reader(raw: dict[str, Any]) -> str | None:
+def _reader(raw: dict[str, Any], field: str | None) -> str | None:
     """The key of the row's reader; None if it has none."""
-    for key in _READER_KEYS:
-        value = raw.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, str) and 0 < len(value) <= _LONGEST_KEY and not value.count(" "):
-            return value
+    if field is not None:
+        return _as_key(raw.get(field), spaces=True)
+    found: dict[bool, str] = {}
+    for name, value in _fields(raw):
+        match = _READER_FIELD.fullmatch(re.sub(r"[\W_]", "", name).lower())
+        key = _as_key(value, spaces=match["kind"] is not None) if match else None
+        if match and key is not None:
+            is_id = match["kind"] != "name"  # a name only where nothing else is there
+            found.setdefault(is_id, key)
+    return found.get(True, found.get(False))
+
+
+def _fields(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of a row, then those of objects in it, such as `extra_info`."""
+    yield from raw.items()
+    for value in raw.values():
+        if isinstance(value, dict):
+            yield from value.items()
+
+
+def _as_key(value: Any, *, spaces: bool) -> str | None:
+    """A number or a short text, without spaces unless they are allowed."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # of a table with gaps
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and 0 < len(value) <= _LONGEST_KEY and (spaces or " " not in value):
+        return value
     return None

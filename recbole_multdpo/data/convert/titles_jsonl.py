@@ -107,6 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a reader of its own (default: %(default)s)",
     )
     parser.add_argument(
+        "--reader-key",
+        metavar="FIELD",
+        help="field of a row with its reader; by default one with a usual name, such as user_id",
+    )
+    parser.add_argument(
         "--prompt-template",
         default="items",
         choices=["items", "books", "movies"],
@@ -125,12 +130,17 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     files = split_files(options.input, ["json", "jsonl"])
     _check_parts(files, options)
     known = set(catalogue.id_of)
-    rows = [row for path in files.values() for row in title_rows(path, known, folder.reject)]
+    rows = [
+        row
+        for path in files.values()
+        for row in title_rows(path, known, folder.reject, options.reader_key)
+    ]
     if not rows:
         raise DataError(
             f"{options.input} has no row with titles. {folder.rejects_text()}\n"
             f"A row should be one of these:\n{FORMS}"
         )
+    _check_histories(rows, folder)
     items = [[catalogue.find(title) for title in row.history + row.targets] for row in rows]
     numbers = {item: number for number, item in enumerate(catalogue.id_of.values())}
     readers = find_readers(
@@ -172,6 +182,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
                 "resplit": options.resplit,
                 "seed": options.seed if options.resplit else None,
                 "link": options.link,
+                "reader_key": options.reader_key,
             },
         },
     )
@@ -205,6 +216,23 @@ def _check_parts(files: Mapping[str, Path], options: argparse.Namespace) -> None
         raise DataError(
             f"{options.input} has no {' and no '.join(missing)} file. Put it there, or split all "
             "readers anew: --resplit 0.8 0.1 0.1"
+        )
+
+
+def _check_histories(rows: Sequence[Row], folder: DatasetFolder) -> None:
+    """Count rows with no title before their targets; where that is all of them, none was found."""
+    without = [row for row in rows if not row.history]
+    folder.counts["rows_without_history"] = len(without)
+    if len(without) == len(rows):
+        raise DataError(
+            f"{rows[0].file}: no row has a title before its targets. Put those of a prompt into "
+            f'quotation marks, separated by ", ", or write lists. A row should be one of these:\n'
+            f"{FORMS}"
+        )
+    if without:
+        folder.notes.append(
+            f"{len(without):,} of {len(rows):,} rows have no title before their targets, the first "
+            f"of them {without[0].file}, line {without[0].line}"
         )
 
 
@@ -344,6 +372,12 @@ def _report_readers(
             for level in links.levels
         ],
     }
+    n_named = sum(row.reader is not None for row in rows)
+    folder.counts["rows_of_one_reader"]["rows_that_name_their_reader"] = n_named
+    if not n_named:
+        folder.notes.append(
+            "no row names its reader in a field such as user_id; --reader-key says which one does"
+        )
     if link == "none":
         folder.notes.append("--link=none: every row is a reader of its own, whether rows overlap")
     elif not several:

@@ -243,6 +243,58 @@ def test_a_user_key_makes_one_list_and_names_the_user(convert):
     ]
 
 
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda user: {"userID": user},
+        lambda user: {"customer_id": f"Jane {user}"},
+        lambda user: {"raw_user_idx": float(user)},
+        lambda user: {"User-Name": f"u{user}"},
+        lambda user: {"extra_info": {"UserId": user}},
+        lambda user: {"user": "the same words", "session_id": user},
+    ],
+    ids=["case", "spaces", "float", "name", "nested", "beside"],
+)
+def test_keys_of_readers_have_many_names(convert, reader):
+    rows = [
+        {**reader(user), "history": [f"A{user}{row}"], "targets": [f"B{user}{row}"]}
+        for row in range(3)
+        for user in range(4)
+    ]
+    made = convert("titles-jsonl", {"train.jsonl": rows})
+    assert len(lists_of(made, "inter")) == 4
+    assert made.report["counts"]["rows_of_one_reader"]["rows_that_name_their_reader"] == 12
+
+
+def test_a_key_of_another_name_is_named(convert, capsys):
+    rows = [{"whose": f"w{n % 2}", "history": [f"A{n}"], "targets": [f"B{n}"]} for n in range(6)]
+    assert len(lists_of(convert("titles-jsonl", {"train.jsonl": rows}, name="a"), "inter")) == 6
+    assert "--reader-key says which one does" in capsys.readouterr().out
+    files = {"train.jsonl": rows}
+    made = convert("titles-jsonl", files, "--reader-key", "whose", name="b")
+    assert {*lists_of(made, "inter")} == {"w0", "w1"}
+
+
+def test_titles_in_an_instruction_are_read_where_the_input_has_none(convert):
+    rows = [
+        {"instruction": 'She read "A", "B". Next?', "input": text, "output": '"C"'}
+        for text in ("", "Answer shortly.")
+    ]
+    made = convert("titles-jsonl", {"train.json": rows}, name="a")
+    assert lists_of(made, "inter") == {"train-1": ["A", "B", "C"], "train-2": ["A", "B", "C"]}
+    inputs = [{**row, "instruction": 'Answer as "this"', "input": 'Read "A"'} for row in rows]
+    made = convert("titles-jsonl", {"train.json": inputs}, name="b")
+    assert lists_of(made, "inter") == {"train-1": ["A", "C"], "train-2": ["A", "C"]}
+
+
+def test_prompts_that_name_their_titles_in_another_way_are_refused(convert, conversion_error):
+    rows = [{"input": "She read: A; B.", "output": f'"C{n}"'} for n in range(3)]
+    error = conversion_error("titles-jsonl", {"train.jsonl": rows})
+    assert "no row has a title before its targets. Put those of a prompt into quotation" in error
+    quoted = [{**row, "input": 'She read: "A", "B".'} for row in rows]
+    assert convert("titles-jsonl", {"train.jsonl": quoted}).rows("inter")
+
+
 def test_rows_of_one_history_are_one_reader_with_several_answers(convert):
     history = ["A", "B", "C", "D", "E"]
     rows = [{"history": history, "targets": [target]} for target in ("F", "G")]
