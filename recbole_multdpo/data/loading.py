@@ -140,7 +140,9 @@ class CountedDataset(Dataset):
         header = file.separator.join(f"{name}:{kind}" for name, kind in columns) + "\n"
         with (
             patch.object(recbole_dataset, "pd", SimpleNamespace(read_csv=read_csv)),
-            patch.object(recbole_dataset, "open", lambda *_, **__: io.StringIO(header), create=True),
+            patch.object(
+                recbole_dataset, "open", lambda *_, **__: io.StringIO(header), create=True
+            ),
         ):
             return super()._load_feat(filepath, source)
 
