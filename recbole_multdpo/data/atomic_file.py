@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from recbole_multdpo.data.times import TimeColumn, check_time_column, what_needs_times
+from recbole_multdpo.data.times import EXACT_DIGITS, TimeColumn, check_time_column, what_needs_times
 from recbole_multdpo.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -387,7 +387,7 @@ def _times(
     """The values as float64, dates in seconds; an empty one is NaN where that is allowed."""
     try:
         found = np.array(list(map(float, values)))
-        if np.isfinite(found).all():
+        if np.isfinite(found).all() and max(map(len, values)) <= EXACT_DIGITS:
             times.number(f"{file.path}, line {numbers[0]}", values[0])
             return found
     except ValueError:

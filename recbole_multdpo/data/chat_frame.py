@@ -28,13 +28,14 @@ _OFF = "set --use_chat_template=False"
 
 # words of tags around a thought: <think>, [THINK], <|START_THINKING|>, <seed:think>, and the like
 _THOUGHTS = frozenset(
-    "think thinking thought thoughts reason reasoning analysis reflection scratchpad cot monologue"
-    " deliberation rationale".split()
+    "think thinking thought thoughts reason reasoning analysis reflect reflection reflections"
+    " scratchpad scratch cot monologue deliberate deliberation rationale plan planning".split()
 )
 _ENDS = {"start": "end", "begin": "end", "open": "close"}
-_OFF_WORDS = frozenset("no not off disabled without".split())
+_OFF_WORDS = frozenset("no non not off disabled without".split())
 # with attributes, and with DeepSeek's wide bars and underscores
-_TAG = re.compile(r"<(/?[\w:]+)(?: [^<>]*)?>|\[(/?[\w:]+)\]|◁(/?[\w:]+)▷|<[|｜](/?[\w:▁]+)[|｜]>")
+_NAME = r"(/?[\w:.▁-]+)"
+_TAG = re.compile(rf"<{_NAME}(?: [^<>]*)?>|\[{_NAME}\]|◁{_NAME}▷|<[|｜]{_NAME}[|｜]>")
 _TAGS_ONLY = re.compile(r"\s*[<\[◁].*[>\]▷]\s*", re.DOTALL)  # and no quotation mark or space
 # where thoughts are a channel of their own: what opens it, and what leads from there to the answer
 _CHANNELS = (
@@ -179,7 +180,7 @@ def open_thought(text: str) -> str | None:
     opened = None
     for match in _TAG.finditer(text):
         name = next(filter(None, match.groups())).lower()
-        words = set(re.split("[_:/▁]", name))
+        words = set(re.split("[_:/▁.-]", name))
         if not words & _THOUGHTS or words & _OFF_WORDS:
             continue
         closes = name.startswith("/") or words & {*_ENDS.values()}

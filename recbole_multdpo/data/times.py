@@ -1,7 +1,8 @@
 """Times of interactions: numbers, or dates as text, which are read as seconds since 1970 in UTC.
 
 Whatever is sorted by time is sorted as read, in float64. What cannot be read without guessing, such
-as 03/04/2020, is refused rather than put into some order.
+as 03/04/2020, is refused rather than put into some order; so are times that float64 cannot tell
+apart, such as nanoseconds since 1970 that are 100 apart.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 from recbole_multdpo.errors import DataError
@@ -19,6 +21,9 @@ _ZONE = r"\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
 _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}{_ZONE}", re.IGNORECASE)
 # with dots a date is written day first everywhere; with strokes it depends on the country
 _DAY_FIRST = re.compile(rf"(\d{{1,2}})(\.)(\d{{1,2}})\.(\d{{4}}){_CLOCK}{_ZONE}", re.IGNORECASE)
+
+# any two decimal numbers of no more digits are two numbers in float64
+EXACT_DIGITS = 15
 
 NUMBER, DATE, ZONED_DATE = "a number", "a date without a time zone", "a date with a time zone"
 _REMEDY = (
@@ -38,15 +43,20 @@ def seconds_of(text: str) -> tuple[float, str] | None:
         The number, for dates seconds since 1970 in UTC; and NUMBER, DATE or ZONED_DATE. None where
         the text is none of them or has more than one meaning.
     """
-    text = text.strip()
+    found = _exactly(text.strip())
+    return None if found is None else (float(found[0]), found[1])
+
+
+def _exactly(text: str) -> tuple[Decimal, str] | None:
+    """`seconds_of`, before rounding."""
     try:
         number = float(text)
     except ValueError:
         return _seconds_of_date(text)
-    return (number, NUMBER) if math.isfinite(number) else None
+    return (Decimal(text), NUMBER) if math.isfinite(number) else None
 
 
-def _seconds_of_date(text: str) -> tuple[float, str] | None:
+def _seconds_of_date(text: str) -> tuple[Decimal, str] | None:
     if match := _YEAR_FIRST.fullmatch(text):
         year, _, month, day, *rest = match.groups()
     elif match := _DAY_FIRST.fullmatch(text):
@@ -61,7 +71,7 @@ def _seconds_of_date(text: str) -> tuple[float, str] | None:
         moment = moment.replace(tzinfo=timezone(_offset(zone)))
     except ValueError:  # a 30th of February
         return None
-    seconds = moment.timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+    seconds = Decimal(int(moment.timestamp())) + Decimal(f"0.{fraction or 0}")
     return seconds, ZONED_DATE if zone else DATE
 
 
@@ -130,6 +140,7 @@ class TimeColumn:
         self.needed_by = needed_by
         self._kind: str | None = None
         self._where = ""
+        self._exact: dict[float, Decimal] = {}  # of times of more than `EXACT_DIGITS`
 
     def number(self, where: str, value: str) -> float:
         """The next value as a number; see `seconds_of`.
@@ -139,15 +150,16 @@ class TimeColumn:
             value: as it stands there.
 
         Raises:
-            DataError: it is no time, or of another kind than those before.
+            DataError: it is no time, of another kind than those before, or so near to one of them
+                that float64 takes them for one time.
         """
-        found = seconds_of(value)
+        found = _exactly(value.strip())
         if found is None:
             raise DataError(
                 f"{where}: {self.field} is {value[:40]!r} and no time of one meaning. {_REMEDY}; "
                 f"or remove the row, or leave {self.field} out of --load_col."
             )
-        number, kind = found
+        exact, kind = found
         if self._kind is None:
             self._kind, self._where = kind, where
         elif kind != self._kind:
@@ -155,4 +167,13 @@ class TimeColumn:
                 f"{where}: {self.field} is {kind}, and {self._kind} in {self._where}. Write all "
                 "times in one way, or they cannot be put in order."
             )
+        number = float(exact)
+        if len(exact.as_tuple().digits) > EXACT_DIGITS:
+            other = self._exact.setdefault(number, exact)
+            if other != exact:
+                raise DataError(
+                    f"{where}: {self.field} is {value[:40]!r}, and another row's time is so near "
+                    "that both are one number in float64, which has 15 digits. Write times in a "
+                    "larger unit, such as whole microseconds, or counted from a later day."
+                )
         return number

@@ -110,6 +110,9 @@ def test_thinking_is_off_unless_asked_for(make_tokenizer):
         ("◁think▷", "◁think▷◁/think▷\n\n"),  # Kimi
         ('<think budget="0">', '<think budget="0"></think>\n\n'),
         ("<reasoning>\n", "<reasoning>\n\n</reasoning>\n\n"),
+        ("<chain-of-thought>\n", "<chain-of-thought>\n\n</chain-of-thought>\n\n"),
+        ("<scratch_pad>", "<scratch_pad></scratch_pad>\n\n"),
+        ("<planning>\n", "<planning>\n\n</planning>\n\n"),
         ("<think>\nOkay,", "<think>\nOkay,</think>\n\n"),
         (
             "<|channel|>analysis<|message|>",
@@ -122,6 +125,7 @@ def test_thinking_is_off_unless_asked_for(make_tokenizer):
         ("<|START_THINKING|><|END_THINKING|>", "<|START_THINKING|><|END_THINKING|>"),
         ("<answer>", "<answer>"),
         ("<no_think>", "<no_think>"),
+        ("<non-thinking>", "<non-thinking>"),
     ],
 )
 def test_an_opened_thought_is_closed(make_tokenizer, opened, closed):

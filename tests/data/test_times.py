@@ -72,6 +72,38 @@ def test_a_column_is_of_one_kind() -> None:
             column.number("line 4", second)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("1700000000000000100", "1700000000000000099"),  # nanoseconds: 256 are one number
+        ("9007199254740993", "9007199254740992"),
+        ("2024-05-31T13:45:00.000000100Z", "2024-05-31T13:45:00.000000099Z"),
+    ],
+)
+def test_times_that_are_one_number_in_float64_are_refused(first: str, second: str) -> None:
+    assert seconds_of(first) == seconds_of(second)
+    column = TimeColumn("timestamp")
+    column.number("line 2", first)
+    column.number("line 3", first)
+    with pytest.raises(DataError, match=r"line 4: .* one number in float64"):
+        column.number("line 4", second)
+
+
+def test_long_times_that_differ_in_float64_are_read(tmp_path: Path) -> None:
+    micro = [f"2024-05-31T13:45:00.{time:06}" for time in range(20)]
+    nano = [str(1700000000000000000 + 1000 * time) for time in range(20)]
+    for texts in (micro, nano):
+        column = TimeColumn("timestamp")
+        numbers = [column.number("line 2", text) for text in texts]
+        assert numbers == sorted(set(numbers))
+    rows = shuffled_rows(lambda time: str(1700000000000000000 + 100 * time))
+    with pytest.raises(DataError, match="one number in float64"):
+        pairs_of_parts(write(tmp_path, rows), "EASE", LEAVE_ONE_OUT)
+    rows = shuffled_rows(lambda time: str(1700000000000000 + 100 * time))  # the remedy
+    truth = pairs_of_parts(write(tmp_path / "plain", shuffled_rows()), "EASE", LEAVE_ONE_OUT)
+    assert pairs_of_parts(write(tmp_path, rows), "EASE", LEAVE_ONE_OUT) == truth
+
+
 # -------------------------------------------------------------------------------------------------
 # splits
 
