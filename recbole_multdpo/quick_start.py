@@ -224,11 +224,28 @@ def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
     else:
         make_dataset = dataset_class(config)
     dataset = _load(config, make_dataset)
+    check_labels(config, dataset)
     links = linked_users(config, dataset)
     parts = _prepare(config, dataset)
     _check_parts(config, dataset, parts)
     check_linked_users(config, dataset, parts, links)
     return dataset, parts
+
+
+def check_labels(config: Config, dataset: Dataset) -> None:
+    """Refuse to measure by labels that the data set lacks.
+
+    Raises:
+        ConfigError: it says how to get them.
+    """
+    label = config["LABEL_FIELD"]
+    if "labeled" in config["eval_args"]["mode"].values() and label not in dataset.inter_feat:
+        raise ConfigError(
+            f"eval_args: mode labeled needs a label of every row. Add a column {label}:float of 0 "
+            "and 1 to the .inter file and to load_col; a model that learns from labelled rows, "
+            "such as NeuMF or FM, also takes --train_neg_sample_args=~ with "
+            f"--threshold=\"{{'{config['RATING_FIELD']}': 4}}\"."
+        )
 
 
 def known_at_test(config: Config, parts: Sequence[LLMRecDataset]) -> UserItems:

@@ -320,6 +320,11 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
             "eval_args: mode full ranks items, which the chosen metrics do not measure. "
             "Use mode labeled or uniN, or metrics such as NDCG."
         )
+    if ranking and "labeled" in args["mode"].values():
+        problems.append(
+            "eval_args: mode labeled compares scores with the labels of rows and ranks nothing. "
+            "Use mode full, or --metrics=[AUC] --valid_metric=AUC."
+        )
     return problems + (_cutoff_problems(settings) if ranking else [])
 
 

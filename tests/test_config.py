@@ -212,6 +212,7 @@ def test_parts_of_eval_args_from_several_places_add_up():
         ("{'ordr': 'TO'}", "has no key 'ordr'; did you mean order?"),
         ("{'mode': 5}", "mode must be a mapping with the keys valid, test, got 5"),
         ("{'mode': {'train': 'full'}}", "has no key 'train'"),
+        ("{'mode': 'labeled'}", "mode labeled compares scores with the labels of rows"),
         ("{'mode': 'unix'}", "mode.valid must be text such as full or labeled or uni100"),
         ("{'mode': 'uni0'}", "mode.valid must be text"),
         ("{'split': {'RS': [8, 2]}}", "split.RS must be a list of 3 entries"),

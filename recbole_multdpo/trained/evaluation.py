@@ -33,6 +33,7 @@ from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.per_user import PerUserEvaluator
 from recbole_multdpo.quick_start import (
     check_cutoffs,
+    check_labels,
     known_at_test,
     load_parts,
     pairs_of,
@@ -147,6 +148,7 @@ def _test_classical(
     _check_data(folder, changed_data(folder, result_of(folder), dataset, parts))
     parts = _with_test_of(base, config, parts)
     check_cutoffs(config, dataset)
+    check_labels(config, dataset)
     config["checkpoint_dir"] = str(scratch)
     if config[KEY] == "refit" and len(parts[1]):
         parts = refit_parts(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -304,6 +305,30 @@ def test_repeated_pairs_are_counted_and_the_setting_that_the_warning_names_remov
         once = run(toy_run(folder, tmp_path / f"{model}-once", model, "--rm_dup_inter=first", *own))
         assert once["test_answers_in_training"] == 0
         assert once["rows"]["lost"]["rm_dup_inter=first"]["rows"] == len(again)
+
+
+@pytest.mark.parametrize("remedy", ["column", "threshold"])
+def test_labels_that_are_missing_can_be_had(tmp_path: Path, remedy: str) -> None:
+    folder = write_toy(tmp_path)
+    by_label = ["--metrics=[AUC]", "--valid_metric=AUC", "--eval_args={'mode': 'labeled'}"]
+    model = "BPR" if remedy == "column" else "NeuMF"
+
+    def go(name: str, *extra: str) -> dict[str, Any]:
+        own = {text.split("=")[0] for text in (*by_label, *extra)}
+        arguments = toy_run(folder, tmp_path / name, model, "--epochs=1")
+        return run([a for a in arguments if a.split("=")[0] not in own] + [*by_label, *extra])
+
+    with pytest.raises(MultDPOError, match="mode labeled needs a label of every row"):
+        go("wrong")
+    if remedy == "column":
+        file = folder / "toy" / "toy.inter"
+        header, *rows = file.read_text().splitlines()
+        rows = [f"{row}\t{int(row.split()[2] == '5')}" for row in rows]
+        file.write_text("\n".join([f"{header}\tlabel:float", *rows]) + "\n")
+        result = go("right", "--load_col={'inter': ['user_id', 'item_id', 'label']}")
+    else:
+        result = go("right", "--threshold={'rating': 5}", "--train_neg_sample_args=~")
+    assert 0 < result["test_result"]["auc"] < 1
 
 
 def toy_run(folder: Path, run_dir: Path, model: str, *extra: str) -> list[str]:
