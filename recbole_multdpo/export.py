@@ -117,9 +117,11 @@ def export(
             card = model_card(settings, result, run.titles[1:3], adapter=adapter)
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        if not is_no_room(error):
+        if not isinstance(error, OSError) and not is_no_room(error):
             raise
-        raise MultDPOError(f"cannot write {output}: {error}. Free space.") from error
+        raise MultDPOError(
+            f"cannot write {output}: {error}. Free space, or name a folder that can be written."
+        ) from error
 
 
 def _copy_model(run: TrainedRun, folder: Path) -> None:
