@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from logging import getLogger
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from recbole.config import Config
@@ -19,9 +23,13 @@ from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import never_rank
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
+from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.information import KEY, train_and_valid
 from recbole_multdpo.model.row_models import conversation_model
 from recbole_multdpo.model.user_rows import Question, noted_questions, show_longer_rows
+
+# settings that name columns of the data, or what is made of them
+_COLUMN_SETTINGS = ("selected_features", "item_attribute", "numerical_features", "transform")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,35 @@ class ClassicalRun:
         return ("refit",) if sequential else ("refit", "train_valid")
 
 
+@contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Within it, what RecBole's code stumbles over is an error in words.
+
+    RecBole has no checks of its own that a model's columns are loaded, that its negatives are
+    drawn, or that what it reads is known of a candidate too.
+
+    Raises:
+        ConfigError: RecBole raised a KeyError, a ValueError or a NotImplementedError.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, NotImplementedError) as error:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            raise  # a bug of ours
+        negatives = isinstance(error, KeyError) and config["NEG_PREFIX"] in str(error)
+        remedy = "Set --train_neg_sample_args=\"{'distribution': 'uniform', 'sample_num': 1}\""
+        if not negatives:
+            named = ["load_col", *(key for key in _COLUMN_SETTINGS if config[key])]
+            remedy = (
+                "A column that it names must be loaded, and be of users or items; see "
+                f"{', '.join(f'--{key}' for key in named)}"
+            )
+        raise ConfigError(
+            f"RecBole's {config['model']} fails with these data and settings: {error!r}. {remedy}."
+        ) from error
+
+
 def refit_parts(parts: list[Dataset]) -> list[Dataset]:
     """Training and validation rows as the training part, no validation part, the test part."""
     return [train_and_valid(parts), parts[1].copy(parts[1].inter_feat[:0]), parts[2]]
@@ -121,6 +158,8 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
         model = untrained(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    # RecBole's trainer of models without epochs would never reach a later one, and keep no weights
+    trainer.eval_step = min(trainer.eval_step, trainer.epochs)
     return ClassicalRun(
         config, dataset, parts, model, questions, trainer, train_data, valid_data, test_data
     )

@@ -127,7 +127,7 @@ def _values(part: Dataset) -> np.ndarray:
     names = [
         field
         for field in sorted(feat.interaction)
-        if part.field2type[field] == FeatureType.FLOAT and feat[field].dim() == 1
+        if part.field2type.get(field) == FeatureType.FLOAT and feat[field].dim() == 1
     ]
     columns = [feat[field].numpy().astype(np.float64) for field in names]
     return np.stack(columns) if columns else np.empty((0, len(feat)))

@@ -74,6 +74,16 @@ def information_problems(
         ]
     if value == "refit" and kind == ModelType.DECISIONTREE:
         return [f"{KEY}=refit: {model} is no model of epochs. Use --{KEY}=train."]
+    # of RecBole's models with stages of training; pretraining keeps no best epoch
+    stage = settings.get("train_stage") or ""
+    if stage.endswith("pretrain") and (
+        value == "refit" or (value == "train_valid" and kind != ModelType.SEQUENTIAL)
+    ):
+        return [
+            f"{KEY}={value}: with train_stage={stage} {model} is pretrained alone, and no best "
+            f"epoch is chosen by validation. Use --{KEY}=train, for the models it is compared with "
+            "too, or --train_stage=finetune."
+        ]
     if kind == ModelType.SEQUENTIAL and settings.get("benchmark_filename") is not None:
         if value != "rolling":
             return [

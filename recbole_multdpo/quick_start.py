@@ -28,7 +28,7 @@ from recbole_multdpo.assistant import (
     write_curve,
 )
 from recbole_multdpo.atomic import is_no_room
-from recbole_multdpo.classical import prepare_classical
+from recbole_multdpo.classical import explained, prepare_classical
 from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
@@ -325,12 +325,12 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         dataset, parts = load_parts(config)
         fingerprints = data_fingerprints(dataset, parts)
     show_progress = config["show_progress"]
-    with clock.stage("train"):
+    with clock.stage("train"), explained(config):
         classical = prepare_classical(config, dataset, parts)
         valid_result = classical.fit(show_progress)
     with clock.stage("refit" if config["test_information"] == "refit" else "test"):
         classical = classical.for_test(show_progress)
-    with clock.stage("test"):
+    with clock.stage("test"), explained(config):
         trainer = classical.trainer
         trainer.evaluator = PerUserEvaluator(config)
         init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates

@@ -164,6 +164,12 @@ def test_the_former_name_is_taken_with_a_sentence(data_path: Path, tmp_path: Pat
             ["--benchmark_filename=['early', 'valid', 'late']", "--eval_args={'order': 'TO'}"],
             "stand in the files of benchmark_filename.* Use --test_information=rolling",
         ),
+        ("RaCT", [LEAVE_ONE_OUT], "train_stage=actor_pretrain .* Use --test_information=train,"),
+        (
+            "S3Rec",
+            ["--test_information=refit", LEAVE_ONE_OUT, "--train_neg_sample_args=~"],
+            "train_stage=pretrain S3Rec is pretrained alone",
+        ),
         ("EASE", ["--test_information=all"], "test_information .* must be one of auto, train"),
     ],
 )
@@ -179,6 +185,14 @@ def test_the_remedies_of_the_refusal_work(data_path: Path, tmp_path: Path, value
     extra = [LEAVE_ONE_OUT, f"--test_information={value}"]
     result = run(arguments("BPR", data_path, tmp_path / "run", *extra))
     assert result["test_information"] == value and result["test_result"]["ndcg@5"] > 0
+
+
+def test_a_pretrained_model_is_tested_on_what_it_was_trained_on(
+    data_path: Path, tmp_path: Path
+) -> None:
+    extra = [LEAVE_ONE_OUT, "--test_information=train", "--pretrain_epochs=2", "--save_step=1"]
+    result = run(arguments("RaCT", data_path, tmp_path / "run", *extra))
+    assert result["test_result"]["ndcg@5"] > 0
 
 
 # --------------------------------------------------------------------------------------------------

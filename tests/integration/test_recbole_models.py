@@ -104,7 +104,7 @@ SMALL = {  # defaults that ask for more than 30 items, or are slow
 }
 # their items' embeddings come from a file that no data set here has
 WITHOUT_DATA = {"KSR", "GRU4RecKG"}
-FAST = {"EASE", "CKE", "DeepFM", "DIN", "NeuMF", "Pop", "SASRecF"}  # some of each kind
+FAST = {"EASE", "CKE", "DeepFM", "DIEN", "NeuMF", "Pop", "SASRecF"}  # some of each kind
 RANKED_BY_USER = ("general", "knowledge_aware")
 
 
@@ -132,6 +132,65 @@ def test_a_model_trains_and_is_loaded_again(data_path: Path, tmp_path: Path, mod
     if kind in RANKED_BY_USER:
         (answer,) = Recommender.load(tmp_path / "run").for_users(["u1"], k=5)
         assert len(answer.recommendations) == 5
+
+
+COLUMNS_OF_ROWS = f"--load_col={{'inter': {COLUMNS['inter']}}}"
+NEGATIVES = "--train_neg_sample_args={'distribution': 'uniform', 'sample_num': 1}"
+WITH_CLASSES = (
+    "--load_col={'inter': ['user_id', 'item_id', 'timestamp'], 'item': ['item_id', 'class']}"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong", "expected", "remedy"),
+    [
+        (
+            "SASRecF",
+            ["--eval_args={'order': 'TO'}", "--selected_features=[age]", WITH_CLASSES],
+            "'age'.* --load_col, --selected_features",
+            ["--selected_features=[class]"],
+        ),
+        (
+            "BPR",
+            ["--train_neg_sample_args=~"],
+            r"neg_item_id.* Set --train_neg_sample_args=\"{'dis",
+            [NEGATIVES],
+        ),
+        (
+            "FM",  # what a user will rate is not known
+            ["--numerical_features=[rating]"],
+            "'rating'.* be of users or items; see --load_col, --numerical_features",
+            ["--numerical_features=[]"],
+        ),
+        (
+            "SASRec",
+            ["--eval_args={'order': 'TO'}", "--transform=nope"],
+            "no transform named 'nope'.*--transform",
+            ["--transform=~"],
+        ),
+    ],
+)
+def test_what_recbole_stumbles_over_is_named_and_the_remedy_works(
+    data_path: Path,
+    tmp_path: Path,
+    model: str,
+    wrong: list[str],
+    expected: str,
+    remedy: list[str],
+) -> None:
+    def given(folder: str, *more: str) -> list[str]:
+        texts = [*arguments(data_path, tmp_path / folder, model), COLUMNS_OF_ROWS, *wrong, *more]
+        return list({text.split("=", 1)[0]: text for text in texts}.values())
+
+    with pytest.raises(ConfigError, match=f"RecBole's {model} fails with .*{expected}"):
+        run(given("refused"))
+    run(given("run", *remedy))
+
+
+def test_a_model_without_epochs_may_be_validated_seldom(data_path: Path, tmp_path: Path) -> None:
+    given = arguments(data_path, tmp_path / "run", "EASE", COLUMNS_OF_ROWS)
+    seldom = arguments(data_path, tmp_path / "b", "EASE", COLUMNS_OF_ROWS, "--eval_step=3")
+    assert run(seldom)["test_result"] == run(given)["test_result"]
 
 
 def test_ml_100k_has_what_each_model_reads() -> None:
