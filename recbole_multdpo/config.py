@@ -648,9 +648,11 @@ def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
     layer = _file_layer(file, is_default=True)
     foreign = {key for key in layer.settings if key.rpartition(".")[2] in _NOT_FOR_DATA_FOLDERS}
     if foreign:
+        asked = any(key.rpartition(".")[2] in ASKED_FOR for key in foreign)
+        where = "" if asked else " or in a file of --config_files"
         raise ConfigError(
-            f"{file}: a data set's own file may not set {', '.join(sorted(foreign))}. Set it on "
-            "the command line or in a file of --config_files."
+            f"{file}: a data set's own file may not set {', '.join(sorted(foreign))}. Remove it "
+            f"there, and set it on the command line{where} where it is wanted."
         )
     return [layer]
 

@@ -17,6 +17,7 @@ from recbole.utils import InputType, ModelType
 
 from recbole_multdpo import config as config_module
 from recbole_multdpo import recbole_settings as shared
+from recbole_multdpo.asked_for import ASKED_FOR
 from recbole_multdpo.config import Config, load_config, properties_folder, recbole_models
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings import LLMRecSettings
@@ -715,8 +716,13 @@ def test_a_data_sets_own_file_is_checked(tmp_path):
 )
 def test_a_data_sets_own_file_chooses_no_code_and_no_place(tmp_path, line):
     own = _data_folder(tmp_path, "mine", f"{line}\ntopk: [3]\n")
-    with pytest.raises(ConfigError, match=rf"mine\.yaml: .* may not set {line.split(':')[0]}\."):
+    with pytest.raises(
+        ConfigError, match=rf"mine\.yaml: .* may not set {line.split(':')[0]}\."
+    ) as refused:
         load_config(["--model=LLMRec", *own])
+    # whose files may not set these either
+    asked_for = line.split(":")[0] in ASKED_FOR
+    assert ("--config_files" in str(refused.value)) != asked_for
 
 
 @pytest.mark.parametrize(
