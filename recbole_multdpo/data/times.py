@@ -22,6 +22,8 @@ _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}}){_CLOCK}{_ZO
 # with dots a date is written day first everywhere; with strokes it depends on the country
 _DAY_FIRST = re.compile(rf"(\d{{1,2}})(\.)(\d{{1,2}})\.(\d{{4}}){_CLOCK}{_ZONE}", re.IGNORECASE)
 
+# a year and a month, in which October would be 0.1 and come before February
+_YEAR_MONTH = re.compile(r"(?:19|20)\d{2}\.(?:0?[1-9]|1[0-2])")
 # any two decimal numbers of no more digits are two numbers in float64
 EXACT_DIGITS = 15
 
@@ -53,7 +55,9 @@ def _exactly(text: str) -> tuple[Decimal, str] | None:
         number = float(text)
     except ValueError:
         return _seconds_of_date(text)
-    return (Decimal(text), NUMBER) if math.isfinite(number) else None
+    if not math.isfinite(number) or _YEAR_MONTH.fullmatch(text):
+        return None
+    return Decimal(text), NUMBER
 
 
 def _seconds_of_date(text: str) -> tuple[Decimal, str] | None:

@@ -27,6 +27,8 @@ Rows = list[tuple[str, str, str]]
     [
         ("1717113600", MAY_31, NUMBER),
         ("-3.5", -3.5, NUMBER),
+        ("2024.0", 2024.0, NUMBER),
+        ("1717113600.10", MAY_31 + 0.1, NUMBER),
         ("2024-05-31", MAY_31, DATE),
         ("2024/5/31", MAY_31, DATE),
         ("2024.05.31", MAY_31, DATE),
@@ -57,6 +59,8 @@ def test_a_time_is_a_number_or_a_date_of_one_meaning(text: str, seconds: float, 
         "nan",
         "inf",
         "2024-5",
+        "2024.10",
+        "2024.02",
     ],
 )
 def test_what_has_several_meanings_or_none_is_no_time(text: str) -> None:
