@@ -86,6 +86,7 @@ def apply() -> list[Patch]:
             _quiet_warnings(),
             _numpy_aliases(),
             _scipy_dok_update(),
+            _anomaly_detection(),
             _collector_numbers(),
             _tail_percentage(),
             _pop_counts(),
@@ -431,6 +432,23 @@ class _TrainerTorch(types.ModuleType):
                 "running process are loaded. Train the model again in this run."
             )
         return self._torch.load(f, *args, weights_only=False, **kwargs)
+
+
+def _anomaly_detection() -> Patch:
+    """RecBole's module of SINE turns on torch's search for NaN in whoever imports it."""
+    import torch
+
+    sine = "recbole.model.sequential_recommender.sine"
+    asked_for = torch.is_anomaly_enabled() and sine not in sys.modules
+    importlib.import_module(sine)
+    torch.autograd.set_detect_anomaly(asked_for)
+    return Patch(
+        "anomaly detection",
+        True,
+        True,
+        "recbole.model.sequential_recommender.sine calls torch.autograd.set_detect_anomaly(True), "
+        "which slows down every backward pass of every model, and hides which loss is not finite",
+    )
 
 
 def _no_pickles() -> Patch:

@@ -315,6 +315,12 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
             "context=conversation: a split by user would put the answers of one conversation into "
             "all parts. Name the parts' files in benchmark_filename (docs/datasets.md)."
         )
+    unused = set((settings.get("unused_col") or {}).get("inter", ()))
+    problems += [
+        f"unused_col: {field} is what a split consists of. Leave it out of the inter list."
+        for field in (settings.get("USER_ID_FIELD"), settings.get("ITEM_ID_FIELD"))
+        if field in unused
+    ]
     if not ranking and "full" in args["mode"].values():
         problems.append(
             "eval_args: mode full ranks items, which the chosen metrics do not measure. "

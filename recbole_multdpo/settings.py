@@ -420,6 +420,13 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             f"history_split=temporal needs times: add {shared['TIME_FIELD']} to load_col's inter "
             "list, or use history_split=random."
         )
+    if settings.history_split == "temporal" and shared["TIME_FIELD"] in (
+        (shared.get("unused_col") or {}).get("inter", ())
+    ):
+        problems.append(
+            f"history_split=temporal needs times, which unused_col drops after the split: leave "
+            f"{shared['TIME_FIELD']} out of its inter list, or use history_split=random."
+        )
     levels, name = settings.levels, "level_thresholds"
     if settings.level_thresholds == "auto":
         name = "rating_levels"

@@ -144,6 +144,7 @@ def test_every_patch_is_probed_or_has_tests_of_its_own() -> None:
     """The others mend no exception in RecBole's functions (times: tests/data/test_times.py)."""
     names = [patch.name for patch in compat.apply()]
     others = {"tail percentage", "popularity", "times", "two files", "ray", "pickles", "our models"}
+    others.add("anomaly detection")
     assert [name for name in names if name not in others] == list(FAILURES)
     assert others <= set(names)
 
@@ -479,6 +480,20 @@ def test_only_warnings_from_recbole_are_hidden(monkeypatch) -> None:
                 warnings.warn_explicit("changes", FutureWarning, "x.py", 1, module=module)
             warnings.warn_explicit("odd", UserWarning, "x.py", 2, module="recbole.data.utils")
     assert [str(warning.message) for warning in caught] == ["changes", "odd"]
+
+
+# --- torch's anomaly detection ------------------------------------------------------------------
+
+
+def test_no_backward_pass_is_watched_unless_somebody_wants_it() -> None:
+    code = (
+        "import torch; {before}from recbole_multdpo import quick_start; "
+        "import recbole.model.sequential_recommender; print(torch.is_anomaly_enabled())"
+    )
+    for before, expected in (("", "False"), ("torch.autograd.set_detect_anomaly(True); ", "True")):
+        command = [sys.executable, "-c", code.format(before=before)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected]
 
 
 # --- recbole.quick_start without ray ------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 
 import pytest
 
@@ -60,8 +61,12 @@ def counts(tmp_path):
 
 SHARED = {"--dataset", "--device", "--topk", "--valid_metric", "--data_path", "--run_dir"}
 USERS, ITEMS = range(12), range(20)
-# every user has ten items; ratings 5 and 3 in turn
-INTER = [(f"u{u}", f"i{(u + k) % 20}", 5 - 2 * (k % 2), 100 * k) for u in USERS for k in range(10)]
+# every user has ten items, in an order of his own, half of them rated 5, half 3
+INTER = [
+    (f"u{u}", f"i{(u + k) % 20}", 5 - 2 * (k % 2), 100 * place)
+    for u in USERS
+    for place, k in enumerate(random.Random(u).sample(range(10), 10))
+]
 PRICES = [(f"i{item}", item) for item in ITEMS]
 MODELS = pytest.mark.parametrize("model", ["EASE", "SASRec", "LLMRec"])
 

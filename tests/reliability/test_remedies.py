@@ -92,6 +92,16 @@ SETTINGS: list[tuple[list[str], str, list[str]]] = [
         ["--model=BIGRec", "--dataset=ml-100k", "--grounding_gamma=1", *BESIDE],
     ),
     (["--model=SASRec", "--dataset=ml-100k"], "needs order TO", ["--model=SASRec", TEMPORAL]),
+    (
+        [*LLMREC, "--unused_col={'inter': ['item_id']}"],
+        "Leave it out of the inter list",
+        [*LLMREC, "--unused_col={'inter': ['rating']}"],
+    ),
+    (
+        [*LLMREC, "--unused_col={'inter': ['timestamp']}", "--history_split=temporal"],
+        "or use history_split=random",
+        [*LLMREC, "--unused_col={'inter': ['timestamp']}", "--history_split=random"],
+    ),
     ([*LLMREC, "--valid_metric=NDCG@7"], "or add to metrics or topk", [*LLMREC, "--topk=[7,10]"]),
     ([*LLMREC, "--topk"], "write --topk=", [*LLMREC, "--topk=10"]),
     ([*LLMREC, "--beta=1", "--beta=2"], "Keep one of them", [*LLMREC, "--beta=2"]),
