@@ -7,6 +7,7 @@ separator those rules hold. What cannot be read is an error that names file, lin
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,6 +269,12 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
                 )
 
 
+def _with_mark(encoding: str) -> str:
+    """The name of an encoding for files that begin with a byte-order mark."""
+    family = codecs.lookup(encoding).name[:6]
+    return family if family in ("utf-16", "utf-32") else "utf-8-sig"
+
+
 def check_header(file: AtomicFile, id_fields: Sequence[str]) -> None:
     """Refuse a first line that RecBole does not understand; see `check_atomic_files`."""
     if not any(file.columns):
@@ -280,7 +287,7 @@ def check_header(file: AtomicFile, id_fields: Sequence[str]) -> None:
             raise DataError(
                 f"{file.path}, line 1: begins with a byte-order mark, which RecBole takes for a "
                 "part of the first column's name. Save the file without it, or set "
-                "--encoding=utf-8-sig."
+                f"--encoding={_with_mark(file.encoding)}."
             )
     for number, (field, kind) in enumerate(zip(file.columns, file.types, strict=True)):
         if kind not in TYPES or not field:

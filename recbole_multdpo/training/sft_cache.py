@@ -137,8 +137,8 @@ def sft_checkpoint(
     if not cached.is_dir():
         raise CheckpointError(
             f"the weights of the supervised stage, the reference, are not kept: neither {own} nor "
-            f"{cached} exists. Run the command again with --sft_cache=False, "
-            "which keeps them in the run's folder."
+            f"{cached} exists. Run the command again with --sft_cache=False and a new --run_dir, "
+            "which then keeps them."
         )
     return cached
 

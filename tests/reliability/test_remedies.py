@@ -14,6 +14,7 @@ import pytest
 
 from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.explain import main as explain
 from recbole_multdpo.quick_start import run
 from tests.integration.toy import toy_arguments, write_toy
 
@@ -160,6 +161,12 @@ def without_item_rows(folder: Path) -> None:
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:6]))
 
 
+def marked_utf_16(folder: Path) -> None:
+    """As Windows writes them."""
+    for file in (folder / "toy").iterdir():
+        file.write_text("\ufeff" + file.read_text(encoding="utf-8"), encoding="utf-16-le")
+
+
 def moved(folder: Path) -> None:
     shutil.move(folder / "toy", folder / "elsewhere" / "toy")
 
@@ -180,6 +187,12 @@ DATA: dict[str, tuple[Change, list[str], str, Change | list[str]]] = {
         [],
         "set --encoding=utf-8-sig",
         ["--encoding=utf-8-sig"],
+    ),
+    "byte-order mark of utf-16": (
+        marked_utf_16,
+        ["--encoding=utf-16-le"],
+        r"set --encoding=utf-16\.",
+        ["--encoding=utf-16"],
     ),
     "id columns": (
         edit("inter", "user_id", "uid"),
@@ -339,6 +352,19 @@ def test_labels_that_are_missing_can_be_had(tmp_path: Path, remedy: str) -> None
     else:
         result = go("right", "--threshold={'rating': 5}", "--train_neg_sample_args=~")
     assert 0 < result["test_result"]["auc"] < 1
+
+
+def test_an_explanation_without_its_reference_can_be_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_toy(tmp_path)
+    run(toy_arguments(folder, tmp_path / "first"))
+    shutil.rmtree(tmp_path / "first" / "checkpoints")
+    shutil.rmtree(tmp_path / "cache")
+    assert explain([str(tmp_path / "first"), "--user=u1"]) == 2
+    assert "--sft_cache=False and a new --run_dir" in capsys.readouterr().err
+    run(toy_arguments(folder, tmp_path / "second", "--sft_cache=False"))
+    assert explain([str(tmp_path / "second"), "--user=u1"]) == 0
 
 
 def toy_run(folder: Path, run_dir: Path, model: str, *extra: str) -> list[str]:
