@@ -71,8 +71,10 @@ def test_a_sequential_model_reads_sequences(data_path: Path, tmp_path: Path) -> 
         load_config(argv)
     assert "add it to load_col's inter list" in str(found.value)
     assert "--alias_of_item_id=[item_id_list]" in str(found.value)
+    assert "Use --test_information=rolling" in str(found.value)
     columns = "--load_col={'inter': ['user_id', 'item_id', 'item_id_list']}"
-    result = run([*argv, columns, "--alias_of_item_id=[item_id_list]"])
+    remedies = [columns, "--alias_of_item_id=[item_id_list]", "--test_information=rolling"]
+    result = run([*argv, *remedies])
     assert result["valid_result"] == {} and result["num_users_evaluated"] == 20
 
 
