@@ -189,7 +189,8 @@ def _with_test_of(base: Config, config: Config, parts: list[Dataset]) -> list[Da
     """The run's parts, with the test part of another split.
 
     Raises:
-        ConfigError: that has rows which the run learned from or was chosen by.
+        ConfigError: that has rows which the run learned from or was chosen by, or the parts are
+            files.
     """
     own, other = (
         {key: value for key, value in each["eval_args"].items() if key != "mode"}
@@ -197,6 +198,11 @@ def _with_test_of(base: Config, config: Config, parts: list[Dataset]) -> list[Da
     )
     if own == other:
         return parts
+    if base["benchmark_filename"]:
+        raise ConfigError(
+            f"eval_args={other}: no effect with benchmark_filename, whose files are the parts. "
+            "Change the mode alone."
+        )
     test = load_parts(config)[1][2]
     known = pairs_of(parts[2])
     foreign = ~np.isin(pairs_of(test), known)

@@ -105,7 +105,7 @@ def test_a_damaged_assistant_is_refused(
     assert main([str(folder)]) == 0
 
 
-def test_conversations(tmp_path: Path) -> None:
+def test_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_path = write_conversations(tmp_path / "data")
     for model in ("LLMRec", "EASE"):
         folder = tmp_path / model
@@ -115,6 +115,9 @@ def test_conversations(tmp_path: Path) -> None:
             given = classical_arguments(model, data_path, folder, *DATA)
             result = run([text for text in given if "timestamp" not in text])
         assert evaluated(folder)["test_result"] == result["test_result"]
+        assert main([str(folder), "--eval_args={'order': 'TO'}"]) == 2
+        assert "no effect with benchmark_filename" in capsys.readouterr().err
+        assert evaluated(folder, "--eval_args={'mode': 'uni5'}")["test_result"]
 
 
 # --------------------------------------------------------------------------------------------------
