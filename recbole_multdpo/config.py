@@ -10,6 +10,7 @@ literal, and a mistake is reported before anything is loaded.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -431,6 +432,7 @@ class Config(RecBoleConfig):
             asked_for,
             is_language_model=self.settings is not None,
             is_ranked=_is_ranked(final),
+            reads_labels=self.settings is None and _reads_labels(self.model_class),
         )
         if self.settings is not None:
             problems += impossible_combinations(self.settings, final, asked_for)
@@ -759,6 +761,15 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
         )
     hint = nearest(key, valid)
     return f"there is no such setting{hint or ' and none with a similar name'}"
+
+
+def _reads_labels(kind: Any) -> bool:
+    """Whether a model of RecBole is trained on labels: a method reads the column that has them."""
+    methods = dict(inspect.getmembers(kind, inspect.isfunction))
+    methods.pop("__init__")  # which knows the column's name in models that never read it
+    names = {name for method in methods.values() for name in method.__code__.co_names}
+    # the trainer of decision trees does
+    return kind.type == ModelType.DECISIONTREE or not names.isdisjoint({"LABEL", "LABEL_FIELD"})
 
 
 def _metrics(kind: Any) -> set[str]:

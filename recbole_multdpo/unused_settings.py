@@ -55,6 +55,7 @@ def unused_problems(
     *,
     is_language_model: bool,
     is_ranked: bool,
+    reads_labels: bool,
 ) -> list[str]:
     """What is set and would not be used, one sentence each.
 
@@ -63,11 +64,12 @@ def unused_problems(
         asked_for: those of the command line.
         is_language_model: whether the model is one of this package.
         is_ranked: whether the metrics are of rankings, not of single scores.
+        reads_labels: whether the model is trained on labels of rows.
     """
     model, model_type = final["model"], final["MODEL_TYPE"]
     idle = without_effect(model, model_type, is_language_model) & asked_for.keys()
     return [
-        *_lost_labels(final, is_ranked),
+        *_lost_labels(final, is_ranked, reads_labels),
         *_lost_filters(final),
         *_lost_split(final, asked_for.get("eval_args")),
         *_lost_by_kind(final, model_type, is_language_model),
@@ -89,18 +91,22 @@ def _instead(key: str, is_language_model: bool) -> str:
     return "Leave it out."
 
 
-def _lost_labels(final: Mapping[str, Any], is_ranked: bool) -> list[str]:
+def _lost_labels(final: Mapping[str, Any], is_ranked: bool, reads_labels: bool) -> list[str]:
     """Labels by `threshold` are read where labelled rows are trained on and tested."""
     threshold = final.get("threshold")
     sampled = final.get("train_neg_sample_args") or {"distribution": "none"}
     labelled = set(final["eval_args"]["mode"].values()) == {"labeled"}
-    if not threshold or (not is_ranked and labelled and sampled.get("distribution") == "none"):
+    drawn = sampled.get("distribution") != "none"
+    if not threshold or (reads_labels and not is_ranked and labelled and not drawn):
         return []
     field, value = next(iter(threshold.items()))
+    why, which = "as a ranking has no labels", "a model of RecBole"
+    if not reads_labels:
+        why, which = f"as {final['model']} is not trained on labels", "one such as NeuMF or DeepFM"
     return [
-        f"threshold={threshold}: rows below it would still be positives, as a ranking has no "
-        f"labels. Keep the others only, by --val_interval=\"{{'{field}': '[{value},inf)'}}\"; "
-        "labels count where a model of RecBole is trained and tested on labelled rows, with "
+        f"threshold={threshold}: rows below it would still be positives, {why}. "
+        f"Keep the others only, by --val_interval=\"{{'{field}': '[{value},inf)'}}\"; "
+        f"labels count where {which} is trained and tested on labelled rows, with "
         "--metrics=[AUC] --valid_metric=AUC --train_neg_sample_args=~ and "
         "--eval_args=\"{'mode': 'labeled'}\"."
     ]

@@ -53,8 +53,11 @@ REFUSED: list[tuple[str, str, Sequence[str], str]] = [
     ("EASE", "threshold", ["--threshold={'rating': 4}"], "--val_interval"),
     ("FM", "threshold", ["--threshold={'rating': 4}"], "--val_interval"),
     ("NeuMF", "threshold", ["--threshold={'rating': 4}", *LABELLED[:3]], "train_neg_sample_args"),
+    # not trained on labels: rows below would be trained on as positives
+    ("EASE", "threshold", ["--threshold={'rating': 4}", *LABELLED], "--val_interval.*NeuMF"),
+    ("MultiVAE", "threshold", ["--threshold={'rating': 4}", *LABELLED], "--val_interval.*NeuMF"),
     ("LLMRec", "shuffle", ["--shuffle=False"], "--seed"),
-    ("KGAT", "shuffle", ["--shuffle=False"], "--seed"),
+    ("CKE", "shuffle", ["--shuffle=False"], "--seed"),
     ("LLMRec", "transform", ["--transform=mask_itemseq"], "--model=SASRec"),
     ("BPR", "transform", ["--transform=mask_itemseq"], "--model=SASRec"),
     ("LLMRec", "require_pow", ["--require_pow=True"], "LightGCN and SimpleX"),
@@ -170,6 +173,7 @@ def test_what_would_not_be_used_is_refused(
     [
         ("FM", ["--threshold={'rating': 4}", *LABELLED]),
         ("NeuMF", ["--threshold={'rating': 4}", *LABELLED]),
+        ("MKR", ["--threshold={'rating': 4}", *LABELLED]),
         ("BPR", ["--shuffle=False"]),
         ("SASRec", ["--transform=mask_itemseq", "--mask_ratio=0.2", IN_TIME]),
         ("LightGCN", ["--require_pow=True"]),
@@ -177,7 +181,7 @@ def test_what_would_not_be_used_is_refused(
         ("SASRec", ["--MAX_ITEM_LIST_LENGTH=9", IN_TIME]),
         ("FM", ["--numerical_features=[timestamp]"]),
         ("LLMRec", ["--eval_batch_size=64", "--eval_args={'mode': 'uni50'}"]),
-        ("KGAT", ["--kg_reverse_r=True"]),
+        ("CKE", ["--kg_reverse_r=True"]),
     ],
 )
 def test_where_it_is_used_it_is_allowed(tmp_path: Path, model: str, argv: list[str]) -> None:
