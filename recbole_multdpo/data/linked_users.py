@@ -22,7 +22,7 @@ from recbole_multdpo.data.linked_lists import Links, find_links
 from recbole_multdpo.errors import DataError
 
 SHORTEST_RUN = 3  # items; where nobody knows how the files were made, two prove too little
-_FEW = 5  # fewer leaked answers are said, not refused
+_FEW = 20  # fewer leaked answers are said, not refused
 _SHARE = 0.01  # of the test answers
 
 

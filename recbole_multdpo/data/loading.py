@@ -26,7 +26,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.dataset import dataset as recbole_dataset
 from recbole.utils import FeatureSource, ModelType
 
-from recbole_multdpo.data.atomic_file import open_atomic_file, read_table
+from recbole_multdpo.data.atomic_file import AtomicFile, open_atomic_file, read_table
 from recbole_multdpo.data.times import TimeColumn, what_needs_times
 from recbole_multdpo.errors import DataError
 
@@ -130,6 +130,7 @@ class CountedDataset(Dataset):
             id_fields = ids[source] if isinstance(source, FeatureSource) and source in ids else []
             if not of_interactions:
                 table = read_table(file, names, id_fields)
+                _check_number_lists(file, table, self.config["seq_separator"])
                 _check_one_row_each(file.path, table, id_fields)
                 return table
             times = TimeColumn(self.time_field, what_needs_times(self.config))
@@ -232,14 +233,31 @@ class CountedDataset(Dataset):
         super()._remap_ID_all()
 
 
+def _check_number_lists(file: AtomicFile, table: pd.DataFrame, separator: str) -> None:
+    """Refuse a list of numbers that RecBole could not read, or would read as NaN."""
+    kinds = dict(zip(file.columns, file.types, strict=True))
+    for name in [name for name, kind in kinds.items() if kind == "float_seq" and name in table]:
+        for value in table[name]:
+            try:
+                numbers = [float(part) for part in value.split(separator) if part]
+            except ValueError:
+                numbers = [np.nan]
+            if not np.isfinite(numbers).all():
+                raise DataError(
+                    f"{file.path}: {name} is {value[:40]!r} and no list of finite numbers with "
+                    f"{separator!r} between them. Mend the row, set --seq_separator, or leave "
+                    f"{name} out of --load_col."
+                )
+
+
 def _check_one_row_each(path: Path, table: pd.DataFrame, id_fields: Sequence[str]) -> None:
     """Refuse a second row of a user or item: RecBole looks up features by the number of the row."""
     for name in id_fields:
         repeated = table[name][table[name].duplicated()]
         if len(repeated):
             raise DataError(
-                f"{path}: {name} {repeated.iloc[0]!r} stands there twice, as do {len(repeated):,} "
-                "ids in all. Keep one row of each."
+                f"{path}: {path.suffix[1:]} {repeated.iloc[0]!r} stands there twice (rows that "
+                f"repeat a {name}: {len(repeated):,}). Keep one row of each."
             )
 
 

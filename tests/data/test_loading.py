@@ -175,8 +175,22 @@ def test_a_second_row_of_an_item_or_user_is_refused(counts, suffix, again):
     columns = COLUMNS[:-1] + ", 'user': ['user_id', 'age']}"
     items = [*PRICES, *([again] if suffix == "item" else [])]
     users = [*((f"u{u}", 30) for u in USERS), *([again] if suffix == "user" else [])]
-    with pytest.raises(DataError, match=f"toy.{suffix}: {suffix}_id '{again[0]}' stands .* twice"):
+    with pytest.raises(DataError, match=f"toy.{suffix}: {suffix} '{again[0]}' stands there twice"):
         counts(INTER, items, f"--load_col={columns}", users=users)
+
+
+@pytest.mark.parametrize("value", ["1 2", "", "1 a", "1 nan", "1,2"])
+def test_lists_of_numbers_hold_numbers(counts, value):
+    def as_lists(folder):
+        file = folder / "toy" / "toy.item"
+        file.write_text(file.read_text().replace("price:float", "price:float_seq"))
+
+    items = [("i0", value), *((item, "1 2") for item, _ in PRICES[1:])]
+    if value in ("1 2", ""):
+        assert not counts(INTER, items, change=as_lists).lost
+        return
+    with pytest.raises(DataError, match=rf"price is '{value}' and no list of finite numbers"):
+        counts(INTER, items, change=as_lists)
 
 
 def test_counts_that_do_not_add_up_are_an_error():

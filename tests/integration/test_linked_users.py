@@ -74,12 +74,6 @@ def test_the_setting_that_is_named_keeps_them_with_a_warning(tmp_path, caplog):
         start(tmp_path, "--linked_users=no")
 
 
-def test_few_users_are_refused_too(tmp_path):
-    write(tmp_path / "books", windows(people(3, length=12), step=1))
-    with pytest.raises(DataError, match=r"21 of 21 users look like pieces .* 1\d of 21 test"):
-        start(tmp_path, LAST)
-
-
 @pytest.mark.parametrize("by_person", [False, True])
 def test_windows_in_ready_parts(tmp_path, by_person):
     lists = people()
