@@ -1,7 +1,7 @@
 # The few commands that people need. PYTHON=... picks another interpreter.
 PYTHON ?= python
 
-.PHONY: help install lint format types docs api test slow bench audit wheel check
+.PHONY: help install lint format types docs api quick test slow bench audit wheel check
 
 help:            ## this list
 	@sed -nE 's/^([a-z]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +25,12 @@ docs:            ## documents that are made from code, e.g. after a change of pr
 
 api:             ## API documentation into build/api/index.html
 	$(PYTHON) -m pdoc --docformat google --output-directory build/api recbole_multdpo
+
+quick:           ## a minute: losses, data, settings and trie; no runs, no sweep of backbones
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope -m "not slow and not integration" \
+		tests/losses/test_sets.py tests/losses/test_pairwise.py tests/losses/test_listwise.py \
+		tests/losses/test_unpaired.py tests/data tests/scoring/test_trie.py tests/scoring/test_windows.py \
+		tests/test_settings.py tests/test_settings_text.py tests/test_shown_text.py tests/test_atomic.py
 
 test:            ## everything that runs in minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope -m "not slow"
