@@ -273,8 +273,10 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
         remedy = "give more data, or name a file of each part by --benchmark_filename"
     if not len(parts[1]) and config.settings is not None and config.settings.ranks_by_validation:
         what = "an assistant" if config.settings.assistant else "grounding_gamma=auto"
+        # D3 is a model with an assistant
+        instead = "Use --model=LLMRec" if config["model"] == "D3" else "Leave it out"
         raise DataError(
-            f"the validation part of the split is empty, and {what} needs one. Leave it out, or "
+            f"the validation part of the split is empty, and {what} needs one. {instead}, or "
             f"{remedy}."
         )
     for name, part in zip(("training", "test"), (parts[0], parts[2]), strict=True):

@@ -270,6 +270,12 @@ DATA: dict[str, tuple[Change, list[str], str, Change | list[str]]] = {
         "Leave it out",
         ["--eval_args={'split': {'RS': [0.9, 0, 0.1]}}"],
     ),
+    "D3 without validation": (
+        nothing,
+        ["--model=D3", "--eval_args={'split': {'RS': [0.9, 0, 0.1]}}"],
+        "an assistant needs one. Use --model=LLMRec",
+        ["--model=LLMRec", "--eval_args={'split': {'RS': [0.9, 0, 0.1]}}"],
+    ),
     "moved data": (moved, [], "set --data_path to the folder that holds toy/", ["--data_path"]),
     "no data": (moved, [], "Put RecBole's atomic files there", write_toy),
 }
