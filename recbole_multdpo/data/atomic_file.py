@@ -12,7 +12,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -167,7 +167,7 @@ def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8")
         encoding,
         separator != "\t" and len(separator) == 1,
     )
-    return AtomicFile(**{**vars(atomic), "quoted": True}) if _follows_csv(atomic) else atomic
+    return replace(atomic, quoted=True) if _follows_csv(atomic) else atomic
 
 
 def _header(line: str, separator: str) -> list[str]:
@@ -189,7 +189,7 @@ def _follows_csv(file: AtomicFile) -> bool:
         if not any(line.startswith('"') or begins_field in line for line in lines):
             return False
     try:
-        for _ in AtomicFile(**{**vars(file), "quoted": True}).blocks():
+        for _ in replace(file, quoted=True).blocks():
             pass
     except DataError:
         return False
