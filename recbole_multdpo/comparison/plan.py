@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.comparison.command import check_owner
-from recbole_multdpo.comparison.report import BEYOND_ACCURACY
 from recbole_multdpo.comparison.request import (
     Member,
     Request,
     System,
+    edge_settings,
     owners,
     varied,
 )
-from recbole_multdpo.comparison.tuning import edge_settings
+from recbole_multdpo.comparison.results import BEYOND_ACCURACY
 from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.comparison.results import (
+    BEYOND_ACCURACY,
     Results,
     accuracy_metrics,
     by_history,
@@ -31,8 +32,6 @@ from recbole_multdpo.comparison.tables import (
 from recbole_multdpo.run_folder import plain_json
 from recbole_multdpo.shown_text import csv_cell, html, markdown
 
-# RecBole's metrics beyond accuracy; the runs add them to those of the settings
-BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")
 LEGEND = (
     "Mean ± standard deviation over seeds. * differs from {reference} with p < 0.05 in both the "
     "paired t-test and Wilcoxon's signed-rank test over users, after Holm's correction."

@@ -185,6 +185,13 @@ def is_range(values: Any) -> bool:
     return numbers and isinstance(log, bool) and low < high and (low > 0 or not log)
 
 
+def edge_settings(space: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Settings that together try every value, and both ends of every range, once."""
+    for key, values in space.items():
+        tried = [values["low"], values["high"]] if is_range(values) else values
+        yield from ({key: value_text(value)} for value in tried)
+
+
 def request_text(request: Request) -> str:
     """The request as the JSON text of `comparison.json`."""
     data = {**asdict(request), "run_dir": None}  # the folder is where the file lies

@@ -21,6 +21,8 @@ from recbole_multdpo.per_user import (
 from recbole_multdpo.run_folder import RESULT_FILE, read_result
 
 HISTORY_GROUPS = 4
+# RecBole's metrics beyond accuracy; the runs add them to those of the settings
+BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from recbole_multdpo.atomic import write_atomically
+from recbole_multdpo.comparison.plan import Plan
 from recbole_multdpo.comparison.request import System, is_range, value_text
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.reading import fitted, read_json
@@ -29,9 +30,6 @@ from recbole_multdpo.settings_text import dump_settings, parse_setting
 from recbole_multdpo.shown_text import csv_cell
 from recbole_multdpo.training.csv_log import read_rows
 from recbole_multdpo.training.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
-
-if TYPE_CHECKING:
-    from recbole_multdpo.comparison.plan import Plan
 
 FOLDER = "tuning"
 TRIALS_FILE = "trials.json"
@@ -106,13 +104,6 @@ class Tuned:
             f"{self.system.name}: {chosen} chosen among {len(self.trials)} by {self.metric} on "
             f"validation ({self.best.score:.4f}){hint}."
         )
-
-
-def edge_settings(space: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Settings that together try every value, and both ends of every range, once."""
-    for key, values in space.items():
-        tried = [values["low"], values["high"]] if is_range(values) else values
-        yield from ({key: value_text(value)} for value in tried)
 
 
 def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_once: int) -> Tuned:
