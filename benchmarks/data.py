@@ -39,7 +39,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--full", action="store_true", help="71,567 users, 10 M ratings")
     parser.add_argument("--titles", type=Path, help="MovieLens movies.csv, may be gzipped")
-    parser.add_argument("--negatives", type=int, default=32, help="per context")
+    parser.add_argument("--negatives", type=int, default=32, help="per example")
     options = parser.parse_args()
     titles = (
         generated.real_titles(options.titles)
@@ -217,7 +217,7 @@ def _samplers(model, loader, parts, rate: float, options) -> list[Row]:  # type:
             goal=SAMPLER_GOAL,
         ),
         row(f"negatives by batches of {BATCH}", per_second["ours by batch"]),
-        row("whole contexts with prompts", rate),
+        row("whole examples with prompts", rate),
     ]
 
 

@@ -5,9 +5,9 @@
 Error: positives' and negatives' log-ratios uniform on ±spread, 50 negatives, against the same
 integral in float64 with 512 nodes, which tests/losses/test_plackett_luce.py compares with exact
 arithmetic. Values relative to max(1, |log P|), gradients to max(1, largest entry), the worst of all
-contexts.
+examples.
 
-Share: one training step of the tiny backbone (1 million parameters, 8 contexts, prompts of 128
+Share: one training step of the tiny backbone (1 million parameters, 8 examples, prompts of 128
 tokens, candidates of 6) with Mult-DPO and with PL-DPO in turn, and both losses alone, forward and
 backward; medians.
 """
@@ -39,16 +39,16 @@ SIZES = (2, 5, 20, 50, 100, 200)
 SPREADS = (3.0, 80.0)
 NODES = (16, 24, 32, 48, 64, 96)
 STEP_SIZES = (5, 20, 100)
-N_CONTEXTS, PROMPT_TOKENS, ITEM_TOKENS, VOCABULARY = 8, 128, 6, 4000
+N_EXAMPLES, PROMPT_TOKENS, ITEM_TOKENS, VOCABULARY = 8, 128, 6, 4000
 
 
-def error_rows(n_contexts: int) -> list[dict[str, Any]]:
+def error_rows(n_examples: int) -> list[dict[str, Any]]:
     """Worst error of value and gradient by N, spread, K and dtype."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for n in SIZES:
         for spread in SPREADS:
-            s = (2 * torch.rand(n_contexts, n + N_NEGATIVES, generator=generator) - 1) * spread
+            s = (2 * torch.rand(n_examples, n + N_NEGATIVES, generator=generator) - 1) * spread
             exact, exact_gradient = logp_and_gradient(s.double(), n, 512)
             for dtype in (torch.float32, torch.float64):
                 for nodes in NODES:
@@ -93,10 +93,10 @@ def step_row(lm: nn.Module, vocabulary: int, n: int, repeats: int) -> dict[str, 
     n_candidates = n + N_NEGATIVES
     ids = torch.randint(3, vocabulary, (n_candidates + 1, ITEM_TOKENS)).tolist()
     items = ItemTokens.from_lists([[], *ids[1:]])
-    prompts = torch.randint(3, vocabulary, (N_CONTEXTS, PROMPT_TOKENS))
-    lengths = torch.full((N_CONTEXTS,), PROMPT_TOKENS)
-    candidates = torch.arange(1, n_candidates + 1).expand(N_CONTEXTS, -1)
-    levels = (torch.arange(n_candidates) < n).long().expand(N_CONTEXTS, -1)
+    prompts = torch.randint(3, vocabulary, (N_EXAMPLES, PROMPT_TOKENS))
+    lengths = torch.full((N_EXAMPLES,), PROMPT_TOKENS)
+    candidates = torch.arange(1, n_candidates + 1).expand(N_EXAMPLES, -1)
+    levels = (torch.arange(n_candidates) < n).long().expand(N_EXAMPLES, -1)
     with torch.no_grad():
         reference = packed_logps(lm, prompts, lengths, candidates, items)
     leaf = reference.clone().requires_grad_()
@@ -164,7 +164,7 @@ def main() -> None:
     """Measure, print, and write the rows where asked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="file for the rows and the hardware")
-    parser.add_argument("--contexts", type=int, default=100, help="contexts per error")
+    parser.add_argument("--contexts", type=int, default=100, help="examples per error")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds per time")
     arguments = parser.parse_args()
     errors = error_rows(arguments.contexts)

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import generated
 from benchmarks.common import DTYPES, Row, Timer, arguments, report
-from benchmarks.training_step import MODELS, Contexts, logps_of, loss_of, make_lm
+from benchmarks.training_step import MODELS, Examples, logps_of, loss_of, make_lm
 from recbole_multdpo import compat
 from recbole_multdpo.scoring.packed import packed_logps
 
@@ -41,25 +41,25 @@ def main() -> None:
 
 
 def steps(shapes: list[tuple[int, int]], timer: Timer, options: argparse.Namespace) -> list[Row]:
-    """Forward and backward of one packed context of each shape (P, C)."""
+    """Forward and backward of one packed example of each shape (P, C)."""
     hidden, _, vocabulary = MODELS["slim"]
     lm = make_lm("slim", options.device, DTYPES[options.dtype])
-    contexts = [Contexts.draw(*shape, 1, vocabulary).to(options.device) for shape in shapes]
+    examples = [Examples.draw(*shape, 1, vocabulary).to(options.device) for shape in shapes]
 
-    def step(context: Contexts) -> None:
+    def step(example: Examples) -> None:
         lm.zero_grad()
-        loss_of(logps_of(packed_logps, lm, context)).backward()
+        loss_of(logps_of(packed_logps, lm, example)).backward()
 
     layers = [p for name, p in lm.named_parameters() if ".layers." in name and "lora" not in name]
     body, head = float(sum(p.numel() for p in layers)), float(hidden * vocabulary)
     costs = []
-    for context in contexts:
-        fed = float((context.items.lengths[context.candidates] - 1).sum())
-        costs.append((context.prompt_ids.shape[1] + fed) * body + (1 + fed) * head)
+    for example in examples:
+        fed = float((example.items.lengths[example.candidates] - 1).sum())
+        costs.append((example.prompt_ids.shape[1] + fed) * body + (1 + fed) * head)
     names = [f"train step, P {p} C {c}" for p, c in shapes]
     functions = {
-        name: (lambda context=context: step(context))
-        for name, context in zip(names, contexts, strict=True)
+        name: (lambda example=example: step(example))
+        for name, example in zip(names, examples, strict=True)
     }
     return grown(timer.alternate(functions, options.repeats), dict(zip(names, costs, strict=True)))
 

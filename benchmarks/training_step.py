@@ -2,7 +2,7 @@
 
 `python -m benchmarks.training_step` (two minutes on two cores), or with
 `--device=cuda --dtype=bf16 --model=0.5b --shapes=256x32x4,512x64x2` on a GPU. All sides score the
-same contexts with the same weights; log-probabilities and gradients are asserted to be equal.
+same examples with the same weights; log-probabilities and gradients are asserted to be equal.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ GOALS = {  # on one CPU shape and one GPU shape, see docs/performance.md
 
 
 @dataclass(frozen=True)
-class Contexts:
-    """B contexts with prompts of P tokens and C candidates, all tokens at random.
+class Examples:
+    """B examples with prompts of P tokens and C candidates, all tokens at random.
 
     Candidates are as long as ML-10M's titles with their years are under Qwen's tokenizer: 8 to 32
     tokens, 12 on average, terminator included.
@@ -55,24 +55,24 @@ class Contexts:
     items: ItemTokens
 
     @classmethod
-    def draw(cls, n_prompt: int, n_candidates: int, n_contexts: int, vocabulary: int) -> Contexts:
-        """The same contexts for the same arguments."""
+    def draw(cls, n_prompt: int, n_candidates: int, n_examples: int, vocabulary: int) -> Examples:
+        """The same examples for the same arguments."""
         generator = torch.Generator().manual_seed(0)
-        n_items = n_contexts * n_candidates
+        n_items = n_examples * n_candidates
         above_least = torch.empty(n_items).exponential_(1 / 4, generator=generator)
         lengths = (8 + above_least.long()).clamp(max=32)
         tokens = torch.randint(0, vocabulary, (n_items, 32), generator=generator)
         texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
         return cls(
-            torch.randint(0, vocabulary, (n_contexts, n_prompt), generator=generator),
-            torch.full((n_contexts,), n_prompt),
-            1 + torch.arange(n_items).view(n_contexts, n_candidates),
+            torch.randint(0, vocabulary, (n_examples, n_prompt), generator=generator),
+            torch.full((n_examples,), n_prompt),
+            1 + torch.arange(n_items).view(n_examples, n_candidates),
             ItemTokens.from_lists([[], *texts]),
         )
 
-    def to(self, device: str) -> Contexts:
-        """The same contexts on `device`."""
-        return Contexts(
+    def to(self, device: str) -> Examples:
+        """The same examples on `device`."""
+        return Examples(
             self.prompt_ids.to(device),
             self.prompt_lengths.to(device),
             self.candidates.to(device),
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--shapes",
         default="128x16x1,128x16x2,256x8x1",
-        help="PxCxB, separated by commas: prompt tokens, candidates, contexts",
+        help="PxCxB, separated by commas: prompt tokens, candidates, examples",
     )
     options = parser.parse_args()
     timer = Timer(options.device, options.threads)
@@ -138,11 +138,11 @@ def main() -> None:
     lm = make_lm(options.model, options.device, dtype)
     rows = []
     for shape in options.shapes.split(","):
-        n_prompt, n_candidates, n_contexts = map(int, shape.split("x"))
+        n_prompt, n_candidates, n_examples = map(int, shape.split("x"))
         vocabulary = MODELS[options.model][2]
-        contexts = Contexts.draw(n_prompt, n_candidates, n_contexts, vocabulary).to(options.device)
-        rows += compare(lm, contexts, timer, options)
-    longest = Contexts.draw(128, 64, 1, MODELS[options.model][2]).to(options.device)
+        examples = Examples.draw(n_prompt, n_candidates, n_examples, vocabulary).to(options.device)
+        rows += compare(lm, examples, timer, options)
+    longest = Examples.draw(128, 64, 1, MODELS[options.model][2]).to(options.device)
     rows += compare_references(lm, longest, timer, options)
     rows += compare_parts(lm, longest, timer, options)
     del lm
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def compare(
-    lm: nn.Module, contexts: Contexts, timer: Timer, options: argparse.Namespace
+    lm: nn.Module, examples: Examples, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
     """Rows of one shape: forward, forward and backward, and the latter's peak memory."""
     scorers: dict[str, Callable[..., Tensor]] = {
@@ -160,22 +160,22 @@ def compare(
         "naive, candidate logits": partial(naive_logps, logits_everywhere=False),
         "kv": kv_logps,
     }
-    sizes = (contexts.prompt_ids.shape[1], *contexts.candidates.shape[::-1])
+    sizes = (examples.prompt_ids.shape[1], *examples.candidates.shape[::-1])
     size = "P {} C {}".format(*sizes[:2])
-    assert_equal(lm, contexts, scorers, TOLERANCE[options.dtype])
+    assert_equal(lm, examples, scorers, TOLERANCE[options.dtype])
 
     def forward(score: Callable[..., Tensor]) -> None:
         with torch.no_grad():
-            logps_of(score, lm, contexts)
+            logps_of(score, lm, examples)
 
     def step(score: Callable[..., Tensor]) -> None:
         lm.zero_grad()
-        loss_of(logps_of(score, lm, contexts)).backward()
+        loss_of(logps_of(score, lm, examples)).backward()
 
     hidden, _, vocabulary = MODELS[options.model]
     layers = [p for name, p in lm.named_parameters() if ".layers." in name and "lora" not in name]
     body = 2.0 * sum(p.numel() for p in layers)
-    floors = contexts.floor_ratios(body, 2.0 * hidden * vocabulary)
+    floors = examples.floor_ratios(body, 2.0 * hidden * vocabulary)
     goals = GOALS[options.device].get(size, {})
     others = list(scorers)[1:]
     rows = []
@@ -206,18 +206,18 @@ def compare(
 
 
 def compare_references(
-    lm: nn.Module, contexts: Contexts, timer: Timer, options: argparse.Namespace
+    lm: nn.Module, examples: Examples, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
     """A step whose reference log-probabilities are at hand against one that computes them."""
-    reference = contexts.candidates * 0.0
+    reference = examples.candidates * 0.0
 
     def step(computed: bool) -> None:
         lm.zero_grad()
         known = reference
         if computed:
             with torch.no_grad(), reference_context(lm):
-                known = logps_of(packed_logps, lm, contexts)
-        loss_of(logps_of(packed_logps, lm, contexts) - known).backward()
+                known = logps_of(packed_logps, lm, examples)
+        loss_of(logps_of(packed_logps, lm, examples) - known).backward()
 
     seconds = timer.alternate(
         {"cached": partial(step, False), "computed": partial(step, True)}, options.repeats
@@ -227,20 +227,20 @@ def compare_references(
 
 
 def compare_parts(
-    lm: nn.Module, contexts: Contexts, timer: Timer, options: argparse.Namespace
+    lm: nn.Module, examples: Examples, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
-    """One long context in parts of its candidates against the same at once: time and memory."""
-    width = packed_lengths(contexts.prompt_lengths, contexts.candidates, contexts.items)
+    """One long example in parts of its candidates against the same at once: time and memory."""
+    width = packed_lengths(examples.prompt_lengths, examples.candidates, examples.items)
     budget = int(width.max()) // 2
-    parts = split_candidates(contexts.prompt_lengths, contexts.candidates, contexts.items, budget)
+    parts = split_candidates(examples.prompt_lengths, examples.candidates, examples.items, budget)
 
     def whole() -> Tensor:
-        return logps_of(packed_logps, lm, contexts)
+        return logps_of(packed_logps, lm, examples)
 
     def in_parts() -> Tensor:
-        prompts = contexts.prompt_ids, contexts.prompt_lengths
+        prompts = examples.prompt_ids, examples.prompt_lengths
         scored = [
-            checkpoint(packed_logps, lm, *prompts, part, contexts.items, use_reentrant=False)
+            checkpoint(packed_logps, lm, *prompts, part, examples.items, use_reentrant=False)
             for part in parts
         ]
         return torch.cat(scored, 1)
@@ -275,10 +275,10 @@ def less_memory(name: str, ours: float, other: float) -> Row:
     return Row(name, ours, other, "MiB", other / ours)
 
 
-def logps_of(score: Callable[..., Tensor], lm: nn.Module, contexts: Contexts) -> Tensor:
+def logps_of(score: Callable[..., Tensor], lm: nn.Module, examples: Examples) -> Tensor:
     """Log-probabilities [B, C] by one scorer."""
     return score(
-        lm, contexts.prompt_ids, contexts.prompt_lengths, contexts.candidates, contexts.items
+        lm, examples.prompt_ids, examples.prompt_lengths, examples.candidates, examples.items
     )
 
 
@@ -296,7 +296,7 @@ def loss_of(logps: Tensor) -> Tensor:
 
 def assert_equal(
     lm: nn.Module,
-    contexts: Contexts,
+    examples: Examples,
     scorers: dict[str, Callable[..., Tensor]],
     tolerance: float,
 ) -> None:
@@ -304,7 +304,7 @@ def assert_equal(
     trained = [p for p in lm.parameters() if p.requires_grad]
     expected: list[Tensor] = []
     for name, score in scorers.items():
-        logps = logps_of(score, lm, contexts)
+        logps = logps_of(score, lm, examples)
         found = [logps.detach(), *torch.autograd.grad(loss_of(logps), trained)]
         expected = expected or found
         for ours, other in zip(expected, found, strict=True):

@@ -46,13 +46,13 @@ def compare(n_rejected: int, timer: Timer, options: Any) -> list[Row]:
         inputs = next(iter(trainer.get_train_dataloader()))
         inputs = {key: value.to(options.device) for key, value in inputs.items()}
         lm = trainer.model.train()
-        contexts = packed_inputs(trainer.train_dataset, options.prompts, n_rejected, options.device)
+        examples = packed_inputs(trainer.train_dataset, options.prompts, n_rejected, options.device)
         trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
 
         def ours() -> Tensor:
             with reference_context(lm):
-                reference_logps = packed_logps(lm, *contexts)
-            rewards = BETA * (packed_logps(lm, *contexts) - reference_logps)
+                reference_logps = packed_logps(lm, *examples)
+            rewards = BETA * (packed_logps(lm, *examples) - reference_logps)
             return -F.logsigmoid(rewards[:, :1] - rewards[:, 1:]).mean()
 
         def theirs() -> Tensor:
@@ -73,7 +73,7 @@ def compare(n_rejected: int, timer: Timer, options: Any) -> list[Row]:
         seconds = timer.alternate(steps, options.repeats)
         ours_held, trl_held = (peak_mebibytes(step, options.device) for step in steps.values())
     n_pairs = options.prompts * n_rejected
-    name = f"DPO, {options.prompts} prompts of {int(contexts[1].max())} tokens, {n_pairs} pairs"
+    name = f"DPO, {options.prompts} prompts of {int(examples[1].max())} tokens, {n_pairs} pairs"
     row = faster(f"{name}: packed vs TRL", seconds["ours"], seconds["trl"])
     n_tokens = int(inputs["attention_mask"].sum())
     return [

@@ -1,1 +1,1 @@
-"""From RecBole data sets to batches: item texts, prompts, tokens, contexts, set-wise sampler."""
+"""From RecBole data sets to batches: item texts, prompts, tokens, examples, set-wise sampler."""

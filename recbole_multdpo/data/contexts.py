@@ -1,4 +1,4 @@
-"""Users as contexts: their items in time order, and their split into history and targets."""
+"""Users as examples: their items in time order, and their split into history and targets."""
 
 from __future__ import annotations
 
@@ -123,14 +123,14 @@ class UserItems:
 
 
 @dataclass(frozen=True)
-class ContextSplit:
+class HistorySplit:
     """One draw for a batch of users.
 
     Attributes:
-        histories: per context the item ids that the prompt may show; 'temporal': oldest first,
+        histories: per example the item ids that the prompt may show; 'temporal': oldest first,
             'random': in random order. Empty for a user of one item.
-        targets: per context the held-out item ids, at least one.
-        target_levels: per context the targets' preference levels.
+        targets: per example the held-out item ids, at least one.
+        target_levels: per example the targets' preference levels.
     """
 
     histories: list[np.ndarray]
@@ -139,7 +139,7 @@ class ContextSplit:
 
 
 def n_targets(counts: np.ndarray, target_share: float, max_targets: int) -> np.ndarray:
-    """Targets per context, int64 as `counts`: a share of the user's items, half rounded up.
+    """Targets per example, int64 as `counts`: a share of the user's items, half rounded up.
 
     At least one and at most `max_targets`; of two or more items one is left for the history.
     """
@@ -166,7 +166,7 @@ def ranking_histories(
     return histories
 
 
-def split_contexts(
+def split_history(
     train_items: UserItems,
     users: np.ndarray,
     *,
@@ -176,7 +176,7 @@ def split_contexts(
     target_share: float,
     max_targets: int,
     max_history: int,
-) -> ContextSplit:
+) -> HistorySplit:
     """Draw history and targets of every user anew for an epoch.
 
     The draw is a function of (seed, epoch, user): neither the batch nor the number of processes
@@ -190,7 +190,7 @@ def split_contexts(
         mode: 'random' holds out random items and shows the rest in random order; 'temporal' cuts
             the user's time line at a random place, holds out the items that follow and shows those
             before; every cut that leaves a full window of targets is equally likely. 'all' makes
-            every item a target, in random order, and shows none: the context is a conversation.
+            every item a target, in random order, and shows none: the example is a conversation.
         target_share: share of a user's items that is held out ('temporal': length of the window).
         max_targets: cap on targets.
         max_history: cap on the history ('temporal': the latest items before the cut).
@@ -220,7 +220,7 @@ def split_contexts(
             target_levels.append(train_items.levels[chosen])
             shown = entry[first + held_out : min(stop, first + held_out + max_history)]
             histories.append(train_items.items[shown])
-        return ContextSplit(histories, targets, target_levels)
+        return HistorySplit(histories, targets, target_levels)
     # temporal: the cut leaves at least one item before it where the user has two or more
     uniform = random_uniforms(seed, epoch, SPLIT_STREAM, users, 0)
     earliest = np.minimum(counts - 1, 1)
@@ -233,4 +233,4 @@ def split_contexts(
         histories.append(
             train_items.items[entry[max(first, first + at - max_history) : first + at]]
         )
-    return ContextSplit(histories, targets, target_levels)
+    return HistorySplit(histories, targets, target_levels)

@@ -1,4 +1,4 @@
-"""Conversations as contexts: what was said and which items were mentioned, per RecBole user.
+"""Conversations as examples: what was said and which items were mentioned, per RecBole user.
 
 The "user" of `.inter` is then a conversation, and its items are the recommendations that followed.
 The `.user` file, as `recbole_multdpo.data.convert` writes it, holds the conversations. Nothing here

@@ -1,4 +1,4 @@
-"""Negatives drawn by weights that the model gives, for every context at the start of an epoch."""
+"""Negatives drawn by weights that the model gives, for every example at the start of an epoch."""
 
 from __future__ import annotations
 

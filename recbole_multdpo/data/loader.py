@@ -1,4 +1,4 @@
-"""Loaders: contexts for training, users for ranking; RecBole's loaders with the smallest change."""
+"""Loaders: examples for training, users for ranking; RecBole's loaders with the smallest change."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from recbole_multdpo.data.random_keys import random_keys
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import DataError
 
-SHUFFLE_STREAM = 4  # keeps the order of contexts apart from the sampler's draws
-FILLER = 0  # RecBole's padding user, as which a context goes that must weigh nothing
+SHUFFLE_STREAM = 4  # keeps the order of examples apart from the sampler's draws
+FILLER = 0  # RecBole's padding user, as which an example goes that must weigh nothing
 
 
 class _Batches:
@@ -59,10 +59,10 @@ class SetwiseDataLoader(AbstractDataLoader):
             config: the run's configuration (seed, worker).
             dataset: the training part.
             sampler: makes the batches.
-            batch_size: contexts per batch, of all processes together.
+            batch_size: examples per batch, of all processes together.
 
         Raises:
-            DataError: there is no context to train on.
+            DataError: there is no example to train on.
         """
         trainable = sampler.train_items.counts > 0
         if sampler.n_negatives:  # who knows the whole catalogue has nothing to rank below it
@@ -75,14 +75,14 @@ class SetwiseDataLoader(AbstractDataLoader):
                 "--negative_distribution=uniform, which also draws items that nobody has chosen."
             )
         self.sample_size = len(self.users)
-        self.contexts_per_batch = batch_size
+        self.examples_per_batch = batch_size
         self.epoch = 0
         self.first_batch = 0
         super().__init__(config, dataset, sampler, shuffle=True)
 
     def _init_batch_size_and_step(self) -> None:
-        self.step = self.contexts_per_batch
-        self.set_batch_size(self.contexts_per_batch)
+        self.step = self.examples_per_batch
+        self.set_batch_size(self.examples_per_batch)
 
     @property
     def setwise_sampler(self) -> SetwiseSampler:
@@ -115,7 +115,7 @@ class SetwiseDataLoader(AbstractDataLoader):
     def _share(self, index: Sequence[int]) -> tuple[np.ndarray, int]:
         """This process's users of a batch, and how many of them, at the end, only fill it up.
 
-        Users are dealt out by the number of their items, so that all processes get contexts of
+        Users are dealt out by the number of their items, so that all processes get examples of
         about the same length, and equally many: gradients are exchanged in step.
         """
         users, n_processes = self.users[np.asarray(index)], processes.count()

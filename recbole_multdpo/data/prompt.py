@@ -2,7 +2,7 @@
 
 A prompt is `head + pieces + tail`; the pieces are the titles of a history or the turns of a
 conversation. Every piece is tokenised once, with what stands before it, when the builder is made; a
-context's prompt is then a concatenation of ready token lists. Nothing is ever tokenised across a
+example's prompt is then a concatenation of ready token lists. Nothing is ever tokenised across a
 joint, so prompt and item tokens cannot merge (see `recbole_multdpo.data.item_tokens`). Titles and
 turns never pass through a chat template, and special tokens are recognised in the frame only. A
 conversation is quoted in the user's message, one line per turn: a chat template that demands turns
@@ -218,10 +218,10 @@ class PromptBuilder:
     def build(
         self, histories: Sequence[np.ndarray], max_history: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Prompts of several contexts.
+        """Prompts of several examples.
 
         Args:
-            histories: per context the pieces (item ids, or indices of turns), oldest first; each
+            histories: per example the pieces (item ids, or indices of turns), oldest first; each
                 may be empty.
             max_history: pieces kept at most; by default the builder's own limit.
 

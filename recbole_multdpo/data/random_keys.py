@@ -1,6 +1,6 @@
 """Counter-based random numbers: a key depends on its coordinates, not on what was drawn before.
 
-Every draw of the training data is addressed by (seed, epoch, stream, context, index). The numbers
+Every draw of the training data is addressed by (seed, epoch, stream, example, index). The numbers
 are therefore the same in any batch, in any order and on any number of processes, and they come
 vectorised, which NumPy's own generators (one stream per object) do not offer. The mixing function
 is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), applied to each coordinate and

@@ -1,4 +1,4 @@
-"""The set-wise sampler: per context all targets as positives with their level, and M negatives."""
+"""The set-wise sampler: per example all targets as positives with their level, and M negatives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recbole_multdpo.data.batch import (
     POSITIVE_LEVEL,
     SetwiseBatch,
 )
-from recbole_multdpo.data.contexts import ContextSplit, UserItems, split_contexts
+from recbole_multdpo.data.contexts import HistorySplit, UserItems, split_history
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
@@ -23,7 +23,7 @@ from recbole_multdpo.errors import ConfigError
 # streams keep these draws apart from the history/target split and from each other
 REJECTION_STREAM, SORTING_STREAM, LOW_STREAM = 2, 3, 8
 REJECTION_ROUNDS = 8
-ROWS_AT_ONCE = 1024  # contexts drawn for together: their arrays stay in the processor's cache
+ROWS_AT_ONCE = 1024  # examples drawn for together: their arrays stay in the processor's cache
 FILTER_BITS = 2**12  # places of a user's filter of known items, a power of two
 
 
@@ -34,8 +34,8 @@ class NegativeSampler:
     the other in proportion to the weights that are left. Items of weight 0 are never drawn.
 
     Attributes:
-        n_available: int64 [n_users], items that can be drawn for each user; where it is 0 a context
-            has no negative at all.
+        n_available: int64 [n_users], items that can be drawn for each user; 0: the user's
+            examples have no negative at all.
     """
 
     def __init__(self, known: UserItems, n_items: int, weights: np.ndarray | None = None) -> None:
@@ -289,15 +289,15 @@ class SetwiseSampler:
             prompts: builds the prompts; its `max_history` caps the history.
             negative_sampler: draws negatives.
             seed: the run's seed.
-            history_split: 'random' or 'temporal', see `split_contexts`.
+            history_split: 'random' or 'temporal', see `split_history`.
             target_share: share of a user's items held out as targets.
             max_targets: cap on targets.
-            n_negatives: negatives per context; 0 for supervised fine-tuning.
+            n_negatives: negatives per example; 0 for supervised fine-tuning.
             one_positive: keep one target only (DPO, S-DPO): a random one, or with 'temporal' the
                 item right after the cut. The history stays that of the many-positive draw.
             history_as_targets: the items of the history, or those that the conversation mentions,
                 are positives too, of the lowest positive level, as in a denoising autoencoder.
-            low_rated: items that are negatives of every context of their user, at most
+            low_rated: items that are negatives of every example of their user, at most
                 `max_targets` of them, and that `negative_sampler` avoids; None for none.
             low_above_unrated: whether these stand above the negatives drawn, or below.
             conversations: what the prompts show instead of histories; all items of a user are then
@@ -318,9 +318,9 @@ class SetwiseSampler:
         self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
         self.conversations = conversations
 
-    def split(self, users: np.ndarray, epoch: int) -> ContextSplit:
+    def split(self, users: np.ndarray, epoch: int) -> HistorySplit:
         """Histories and targets of users int64 [B] in an epoch."""
-        return split_contexts(
+        return split_history(
             self.train_items,
             users,
             seed=self.seed,
@@ -331,7 +331,7 @@ class SetwiseSampler:
             max_history=self.prompts.max_history or 0,
         )
 
-    def build_prompts(self, users: np.ndarray, split: ContextSplit) -> tuple[Tensor, Tensor]:
+    def build_prompts(self, users: np.ndarray, split: HistorySplit) -> tuple[Tensor, Tensor]:
         """Prompts of users int64 [B] that show the split's histories, or their conversations.
 
         Returns:
@@ -341,8 +341,8 @@ class SetwiseSampler:
             return self.prompts.build(split.histories)
         return self.prompts.build([self.conversations.of(user) for user in users.tolist()])
 
-    def shown_items(self, users: np.ndarray, split: ContextSplit) -> list[np.ndarray]:
-        """Per context the items of its history, or those that its conversation mentions."""
+    def shown_items(self, users: np.ndarray, split: HistorySplit) -> list[np.ndarray]:
+        """Per example the items of its history, or those that its conversation mentions."""
         if self.conversations is None:
             return split.histories
         return [self.conversations.mentioned.history(user) for user in users.tolist()]
@@ -355,7 +355,7 @@ class SetwiseSampler:
             epoch: number of the epoch within its training stage.
 
         Returns:
-            B contexts; candidates are [positives | low-rated items | negatives drawn], each part
+            B examples; candidates are [positives | low-rated items | negatives drawn], each part
             padded on its own.
         """
         users = np.asarray(users, dtype=np.int64)
@@ -393,7 +393,7 @@ class SetwiseSampler:
         )
 
     def _low_rated(self, user: int, epoch: int) -> np.ndarray:
-        """The low-rated items of a user's context: all, or a choice that changes every epoch."""
+        """The low-rated items of a user's example: all, or a choice that changes every epoch."""
         if self.low_rated is None:
             return np.zeros(0, dtype=np.int64)
         items = self.low_rated.history(user)

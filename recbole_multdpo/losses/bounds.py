@@ -18,7 +18,7 @@ NODES = 96  # of the exact loss: an error of 1e-12 in float64
 
 @dataclass(frozen=True)
 class Bounds:
-    """Both losses of each context and the bounds of their gap; float64 [B], nats, no gradient.
+    """Both losses of each example and the bounds of their gap; float64 [B], nats, no gradient.
 
     0 <= sorted_lower <= gap <= sorted_upper <= corollary.
 
@@ -31,7 +31,7 @@ class Bounds:
         corollary: (N − 1) log(1 + W⁺/W⁻) of Corollary 1 (18); with levels Corollary 2 (26), the
             sum of that over the boundaries.
         log_positive_mass: log W⁺ of the positives, whatever their level, up to the constant that
-            the log-ratios of a context leave open.
+            the log-ratios of an example leave open.
         log_negative_mass: log W⁻ of the negatives, likewise.
         n_positives: N, of integer type.
     """
@@ -55,7 +55,7 @@ def bounds(
     *,
     use_levels: bool = False,
 ) -> Bounds:
-    """Losses and bounds of contexts that hold at least one positive and one negative.
+    """Losses and bounds of examples that hold at least one positive and one negative.
 
     Args:
         policy_logps: [B, C] log π_θ(y|x), nats.

@@ -9,7 +9,7 @@ a_i = s_i − LSE_Q(s),
 
 f is concave and its exponential entire, so the trapezoid rule with K nodes over the window where f
 is within T of its maximum converges exponentially: the error is about e^{−T}, T = π√K − 1.75. The
-cost is O(N K) per context.
+cost is O(N K) per example.
 
 The gradient comes out of the same pass. With p_k the share of node k in the sum,
 

@@ -1,6 +1,6 @@
 """Preference losses: the table of what each needs, and the one way to call them.
 
-Equation numbers are those of the Mult-DPO paper. A context has candidates C = P ∪ Q, positives P
+Equation numbers are those of the Mult-DPO paper. An example has candidates C = P ∪ Q, positives P
 with N = |P| and negatives Q with M = |Q|, and the log-ratio of a candidate is
 
     logratio_y = log π_θ(y|x) − log π_ref(y|x),    s_y = β · logratio_y,    w_y = exp(s_y)      (13)
@@ -10,7 +10,7 @@ nats).
 
 A loss function takes `(logratios [B, C], levels [B, C], beta, **options)` and returns [B]. It may
 rely on what `preference_loss` has checked and prepared: log-ratios are float32 or float64 and zero
-at padding, every context holds the positives and negatives that the loss's entry in `LOSSES` asks
+at padding, every example holds the positives and negatives that the loss's entry in `LOSSES` asks
 for. Losses without a reference receive log π_θ in place of the log-ratio. Keyword-only parameters
 are the loss's options, each a setting of the same name, except `lengths` and `kl`, which are data.
 """
@@ -41,8 +41,8 @@ class Loss:
 
     Attributes:
         function: `(logratios [B, C], levels [B, C], beta, **options) -> [B]`, nats.
-        positives: 'one' or 'many' (one or more) per context.
-        negatives: 'none' (those present are ignored), 'one', or 'many' (one or more) per context.
+        positives: 'one' or 'many' (one or more) per example.
+        negatives: 'none' (those present are ignored), 'one', or 'many' (one or more) per example.
         needs_reference: whether log-ratios are taken against a reference model.
         uses_levels: whether levels above 1 mean more than "positive".
         needs_lengths: whether it averages over the items' tokens.
@@ -112,7 +112,7 @@ def preference_loss(
     kl: Tensor | float | None = None,
     **options: object,
 ) -> Tensor:
-    """Loss of each context, constants included.
+    """Loss of each example, constants included.
 
     Args:
         name: a key of `LOSSES`.
@@ -137,7 +137,7 @@ def preference_loss(
         TypeError: an option that the loss does not have.
         ValueError: shapes differ, an item has no token, or the reference, the lengths or the KL
             estimate is missing.
-        DataError: a context has too few or too many positives or negatives for this loss.
+        DataError: an example has too few or too many positives or negatives for this loss.
     """
     loss = _find(name)
     if not (math.isfinite(beta) and beta > 0):
@@ -197,26 +197,26 @@ def _check_shapes(
         shapes["lengths"] = lengths.shape
     if levels.ndim != 2 or len(set(shapes.values())) > 1:
         found = ", ".join(f"{key} {list(shape)}" for key, shape in shapes.items())
-        raise ValueError(f"expected equal shapes [contexts, candidates], got {found}.")
+        raise ValueError(f"expected equal shapes [examples, candidates], got {found}.")
     if lengths is not None and ((lengths < 1) & (levels != PADDING_LEVEL)).any():
         raise ValueError("lengths must be at least 1 where levels is not -1 (padding).")
 
 
 def _check_sets(name: str, loss: Loss, levels: Tensor) -> None:
-    """Raise where a context's numbers of positives or negatives do not fit the loss."""
+    """Raise where an example's numbers of positives or negatives do not fit the loss."""
     positives, negatives = (mask.sum(-1) for mask in set_masks(levels))  # [B] each
     bad = ~_fits(positives, loss.positives) | ~_fits(negatives, loss.negatives)
     bad |= (levels < LOWER_NEGATIVE_LEVEL).any(-1)
     if not bad.any():
         return
-    context = int(bad.nonzero()[0])
+    example = int(bad.nonzero()[0])
     amount = {"none": "any number of", "one": "exactly one", "many": "at least one"}
     raise DataError(
-        f"context {context}: loss {name!r} needs {amount[loss.positives]} positive (level >= 1) "
+        f"example {example}: loss {name!r} needs {amount[loss.positives]} positive (level >= 1) "
         f"and {amount[loss.negatives]} negative (level 0 or -2), found "
-        f"{int(positives[context])} and {int(negatives[context])} in levels "
-        f"{levels[context].tolist()} (-1 is padding; levels below -2 are not allowed). Sample "
-        "contexts that fit the loss, or choose mult_dpo, which takes sets of any size."
+        f"{int(positives[example])} and {int(negatives[example])} in levels "
+        f"{levels[example].tolist()} (-1 is padding; levels below -2 are not allowed). Sample "
+        "examples that fit the loss, or choose mult_dpo, which takes sets of any size."
     )
 
 

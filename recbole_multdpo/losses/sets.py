@@ -1,4 +1,4 @@
-"""What levels say about a context: its two sets, its boundaries between levels, its order.
+"""What levels say about an example: its two sets, its boundaries between levels, its order.
 
 `levels` is integer [B, C] throughout: higher is better, 1 and more positive, 0 negative, −2
 negatives to be ranked below those, −1 padding, which is no level.
@@ -20,9 +20,9 @@ def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of values [B, C] over each context's positives and over its negatives: two [B].
+    """Mean of values [B, C] over each example's positives and over its negatives: two [B].
 
-    A context without positives (negatives) has NaN there. Applied to `rewards`, the difference of
+    An example without positives (negatives) has NaN there. Applied to `rewards`, the difference of
     the two is the margin that training should widen.
     """
     positives, negatives = (
@@ -34,7 +34,7 @@ def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 def boundaries(levels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Masks (group, all lower groups), two [B, C], for every level but the lowest in the batch.
 
-    Either may be empty in a context that lacks the level or has nothing below it; such a context
+    Either may be empty in an example that lacks the level or has nothing below it; such an example
     has no boundary there.
     """
     present = levels[levels != PADDING_LEVEL].unique().tolist()  # ascending

@@ -46,7 +46,7 @@ def mult_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
 def mult2_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Mult2-DPO (24): Mult-DPO of every level against all lower ones, summed over the boundaries.
 
-    With two levels it is `mult_dpo`. A level that a context lacks vanishes.
+    With two levels it is `mult_dpo`. A level that an example lacks vanishes.
     """
     s = beta * logratios
     terms = [multinomial_logp(s, group, lower) for group, lower in boundaries(levels)]

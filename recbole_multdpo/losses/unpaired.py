@@ -38,7 +38,7 @@ def kl_estimate(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
     """KTO's estimate of KL(π_θ ‖ π_ref): the mean log-ratio of mismatched pairs, at least 0.
 
     Args:
-        policy_logps: [B], log π_θ(y'|x) of an item y' that belongs to another context, nats.
+        policy_logps: [B], log π_θ(y'|x) of an item y' that belongs to another example, nats.
         reference_logps: [B], log π_ref(y'|x).
 
     Returns:

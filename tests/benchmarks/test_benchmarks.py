@@ -11,7 +11,7 @@ import torch
 from benchmarks import generated
 from benchmarks.common import Row, Timer, faster, peak_mebibytes, report
 from benchmarks.others import kv_logps, kv_scores, naive_logps
-from benchmarks.training_step import Contexts
+from benchmarks.training_step import Examples
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.scoring.packed import packed_logps
 from recbole_multdpo.scoring.padded import padded_logps
@@ -51,14 +51,14 @@ def test_prompt_cache_scores_the_catalogue_in_any_chunks(make_lm):
 
 def test_operations_by_hand():
     """One prompt of 10, items of 3 and 5 tokens; body 2 and head 1 operations per position."""
-    contexts = Contexts(
+    examples = Examples(
         torch.zeros(1, 10, dtype=torch.long),
         torch.tensor([10]),
         torch.tensor([[1, 2]]),
         ItemTokens.from_lists([[], [1, 1, 1], [1, 1, 1, 1, 1]]),
     )
     packed = (10 + 2 + 4) * 2 + 1 + 2 + 4
-    assert contexts.floor_ratios(2, 1) == pytest.approx(
+    assert examples.floor_ratios(2, 1) == pytest.approx(
         {
             "naive": (13 + 15) * 3 / packed,
             "naive, candidate logits": ((13 + 15) * 2 + 8) / packed,

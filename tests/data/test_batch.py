@@ -1,4 +1,4 @@
-"""Grouping contexts by length."""
+"""Grouping examples by length."""
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_multdpo.data.contexts import UserItems, n_targets, ranking_histories, split_contexts
+from recbole_multdpo.data.contexts import UserItems, n_targets, ranking_histories, split_history
 
 
 def user_items(*lists):
@@ -29,7 +29,7 @@ def split(items, users, **changes):
         "max_targets": 8,
         "max_history": 24,
     }
-    return split_contexts(items, np.asarray(users), **{**options, **changes})
+    return split_history(items, np.asarray(users), **{**options, **changes})
 
 
 # -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""LLMRecDataset: texts by inner id, exact times, levels; and who is a training context."""
+"""LLMRecDataset: texts by inner id, exact times, levels; and who is a training example."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_rating_reaches_a_threshold_that_float32_cannot_hold(
     assert set(parts[0].user_items((5, 4.1)).levels.tolist()) == {1, 2}
 
 
-def test_a_user_who_knows_everything_is_no_preference_context(
+def test_a_user_who_knows_everything_is_no_preference_example(
     data_path: Path, tmp_path: Path
 ) -> None:
     file = data_path / "toy" / "toy.inter"
@@ -189,7 +189,7 @@ def test_low_ratings_are_a_level_of_their_own(
             assert len(by_level[drawn]) == 4 and not set(by_level[drawn]) & known[user]
             assert not set(by_level[drawn]) & set(model.histories.history(user).tolist())
             assert all((item == 0) == (of == -1) for item, of in zip(items, levels, strict=True))
-    assert {1, 2} <= sizes  # contexts of unequal numbers in one batch, so with padding
+    assert {1, 2} <= sizes  # examples of unequal numbers in one batch, so with padding
 
 
 def test_the_first_stage_knows_no_low_ratings(data_path: Path, tmp_path: Path) -> None:

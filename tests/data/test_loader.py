@@ -1,4 +1,4 @@
-"""Loaders: who is ranked and in which order; which contexts each of several processes trains."""
+"""Loaders: who is ranked and in which order; which examples each of several processes trains."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def test_processes_share_the_batches_of_one(
         return list(loader)
 
     def drawn(batch, row: int):  # type: ignore[no-untyped-def]
-        """A context without its padding."""
+        """An example without its padding."""
         prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]].tolist()
         levels = batch.levels[row][batch.candidates[row] > 0].tolist()
         return prompt, batch.candidates[row][batch.candidates[row] > 0].tolist(), levels
@@ -78,10 +78,10 @@ def test_processes_share_the_batches_of_one(
         ]
         n_each = -(-len(batch) // n_processes)
         assert [len(share[number]) for share in shares] == [n_each] * n_processes
-        counted = [(user, context) for user, context in found if user != FILLER]
+        counted = [(user, example) for user, example in found if user != FILLER]
         assert len(counted) == len(batch) and dict(counted) == expected
-        for _, context in found:  # fillers are contexts of the batch, seen a second time
-            assert context in expected.values()
+        for _, example in found:  # fillers are examples of the batch, seen a second time
+            assert example in expected.values()
 
 
 def test_shares_are_of_about_the_same_length(
@@ -127,7 +127,7 @@ def test_a_worker_process_makes_the_same_batches(tmp_path: Path) -> None:
     assert str(found[0]) == str(found[1]) and str(found[0][0]) != str(found[0][1])
 
 
-def test_no_context_to_train_on_is_explained(tmp_path: Path) -> None:
+def test_no_example_to_train_on_is_explained(tmp_path: Path) -> None:
     """Drawn by popularity, a negative must be somebody else's item, and there is nobody."""
     data_path = write_toy(tmp_path)
     file = data_path / "toy" / "toy.inter"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_multdpo.data import sampler as sampler_module
-from recbole_multdpo.data.contexts import UserItems, split_contexts
+from recbole_multdpo.data.contexts import UserItems, split_history
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame
 from recbole_multdpo.data.random_keys import random_uniforms
@@ -390,7 +390,7 @@ def titles(tokenizer, batch, row):
 def test_a_batch_holds_the_split_and_the_negatives(make_sampler, tokenizer, mode):
     users = np.array([2, 0, 1])
     batch = make_sampler(history_split=mode).sample(users, epoch=6)
-    split = split_contexts(
+    split = split_history(
         ITEMS,
         users,
         seed=4,
@@ -447,7 +447,7 @@ def test_the_one_positive_is_any_target(make_sampler):
 
 @settings(max_examples=25)
 @given(st.permutations([0, 1, 2]), st.integers(0, 50), st.sampled_from(["random", "temporal"]))
-def test_contexts_do_not_depend_on_the_batch(tokenizer, order, epoch, mode):
+def test_examples_do_not_depend_on_the_batch(tokenizer, order, epoch, mode):
     prompts = PromptBuilder(
         tokenizer,
         ["[PAD]", *(f"title {i}" for i in range(1, N_ITEMS))],
@@ -516,7 +516,7 @@ class NoPrompts:
 
 
 def positives(sampler, users, epoch=0):
-    """Per context its candidates, as a sorted list; there are no negatives."""
+    """Per example its candidates, as a sorted list; there are no negatives."""
     batch = sampler.sample(np.array(users), epoch)
     assert torch.equal(batch.levels > 0, batch.candidates > 0)
     return [sorted(items[items > 0].tolist()) for items in batch.candidates]

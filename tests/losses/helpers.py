@@ -1,4 +1,4 @@
-"""What the tests of the losses share: one context per loss, and contexts by hypothesis."""
+"""What the tests of the losses share: one example per loss, and examples by hypothesis."""
 
 import math
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from recbole_multdpo.losses import LOSSES, preference_loss
 
-# one context that each loss accepts, with padding at the end
+# one example that each loss accepts, with padding at the end
 LEVELS = {
     "sft": [1, 1, 0, -1],
     "dpo": [1, 0, -1, -1],
@@ -25,25 +25,25 @@ LEVELS = {
     "pl_dpo": [1, 1, 0, -1],
     "pl2_dpo": [2, 1, 0, -1],
 }
-LENGTHS = [2, 3, 4, 0]  # tokens of the items of such a context
+LENGTHS = [2, 3, 4, 0]  # tokens of the items of such an example
 
 
 def double(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def data_of(name, n_contexts=1, columns=slice(None)):
-    """The lengths and KL estimate that a loss needs, for contexts of `LEVELS`."""
+def data_of(name, n_examples=1, columns=slice(None)):
+    """The lengths and KL estimate that a loss needs, for examples of `LEVELS`."""
     data = {}
     if LOSSES[name].needs_lengths:
-        data["lengths"] = torch.tensor([LENGTHS] * n_contexts)[:, columns]
+        data["lengths"] = torch.tensor([LENGTHS] * n_examples)[:, columns]
     if LOSSES[name].needs_kl:
         data["kl"] = 0.25
     return data
 
 
 def loss_of(name, logratios, levels, beta=1.0, **options):
-    """Loss of one context given its log-ratios, through a reference of all zeros."""
+    """Loss of one example given its log-ratios, through a reference of all zeros."""
     policy = double([logratios])
     reference = torch.zeros_like(policy)
     return preference_loss(name, policy, reference, torch.tensor([levels]), beta, **options)
@@ -65,8 +65,8 @@ def masses(s, levels):
 
 
 @st.composite
-def contexts(draw, max_positives=5, max_negatives=4, max_level=1):
-    """(log-ratios, levels, beta) of one context with at least one positive and one negative."""
+def examples(draw, max_positives=5, max_negatives=4, max_level=1):
+    """(log-ratios, levels, beta) of one example with at least one positive and one negative."""
     n, m, padding = draw(
         st.tuples(st.integers(1, max_positives), st.integers(1, max_negatives), st.integers(0, 2))
     )

@@ -1,4 +1,4 @@
-"""The measured gap and its bounds: by hand, in order for every context, and summed over levels."""
+"""The measured gap and its bounds: by hand, in order for every example, and summed over levels."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 
 from recbole_multdpo.losses import bounds
 from recbole_multdpo.losses.bounds import NODES
-from tests.losses.helpers import contexts, double, loss_of, masses
+from tests.losses.helpers import double, examples, loss_of, masses
 from tests.losses.plackett_luce_twins import by_permutations
 
 
@@ -40,9 +40,9 @@ def test_values():
 
 
 @pytest.mark.parametrize("use_levels", [False, True])
-@given(context=contexts(max_level=3))
-def test_bounds_are_ordered(use_levels, context):
-    found = bounds_of(*context, use_levels=use_levels)
+@given(example=examples(max_level=3))
+def test_bounds_are_ordered(use_levels, example):
+    found = bounds_of(*example, use_levels=use_levels)
     chain = [
         torch.zeros(1, dtype=torch.float64),
         found.sorted_lower,
@@ -54,9 +54,9 @@ def test_bounds_are_ordered(use_levels, context):
         assert (below <= above + 1e-10).all()
 
 
-@given(contexts(max_level=3))
-def test_losses_are_those_that_are_trained(context):
-    logratios, levels, beta = context
+@given(examples(max_level=3))
+def test_losses_are_those_that_are_trained(example):
+    logratios, levels, beta = example
     for use_levels, names in ((False, ("mult_dpo", "pl_dpo")), (True, ("mult2_dpo", "pl2_dpo"))):
         found = bounds_of(logratios, levels, beta, use_levels=use_levels)
         multinomial, exact = (loss_of(name, logratios, levels, beta) for name in names)
@@ -67,9 +67,9 @@ def test_losses_are_those_that_are_trained(context):
         torch.testing.assert_close(found.exact, exact, rtol=1e-7, atol=5e-8)
 
 
-@given(contexts(max_positives=4))
-def test_gap_by_enumeration_and_masses(context):
-    logratios, levels, beta = context
+@given(examples(max_positives=4))
+def test_gap_by_enumeration_and_masses(example):
+    logratios, levels, beta = example
     s = [beta * value for value in logratios]
     found, mass, n = bounds_of(logratios, levels, beta), masses(s, levels), levels.count(1)
     exact = -math.log(by_permutations(s, levels))

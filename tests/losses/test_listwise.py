@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from recbole_multdpo.losses import preference_loss
-from tests.losses.helpers import contexts, double, loss_of
+from tests.losses.helpers import double, examples, loss_of
 from tests.losses.plackett_luce_twins import by_permutations
 
 LOG = {n: math.log(n) for n in (2, 3)}
@@ -35,10 +35,10 @@ def test_order_as_sampled_is_that_of_the_columns():
     torch.testing.assert_close(loss_of("kpo", logratios, levels), double([math.log(3)]))
 
 
-@given(contexts(max_positives=4))
-def test_the_likelihoods_of_all_orders_sum_to_the_marginal(context):
+@given(examples(max_positives=4))
+def test_the_likelihoods_of_all_orders_sum_to_the_marginal(example):
     """Equation (8): every order of the positives, as sampled, has its KPO likelihood."""
-    logratios, levels, beta = context
+    logratios, levels, beta = example
     positives = [i for i, level in enumerate(levels) if level == 1]
     rest = [i for i, level in enumerate(levels) if level != 1]
     total = 0.0
@@ -56,9 +56,9 @@ def test_the_likelihoods_of_all_orders_sum_to_the_marginal(context):
     assert math.isclose(total, expected, rel_tol=1e-9)
 
 
-@given(contexts(max_positives=1))
-def test_one_positive_makes_kpo_s_dpo(context):
-    logratios, levels, beta = context
+@given(examples(max_positives=1))
+def test_one_positive_makes_kpo_s_dpo(example):
+    logratios, levels, beta = example
     torch.testing.assert_close(
         loss_of("kpo", logratios, levels, beta), loss_of("s_dpo", logratios, levels, beta)
     )
@@ -81,9 +81,9 @@ def test_pro_value():
         torch.testing.assert_close(loss, double([expected]))
 
 
-@given(contexts())
-def test_pro_without_its_supervised_term_is_kpo_of_token_means(context):
-    logratios, levels, beta = context
+@given(examples())
+def test_pro_without_its_supervised_term_is_kpo_of_token_means(example):
+    logratios, levels, beta = example
     lengths = torch.arange(1, len(levels) + 1)[None]
     means = [value / n for n, value in enumerate(logratios, 1)]
     pro = loss_of("pro", logratios, levels, beta, lengths=lengths, pro_sft_weight=0.0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_multdpo.losses import preference_loss
-from tests.losses.helpers import contexts, double, loss_of, value_and_gradient
+from tests.losses.helpers import double, examples, loss_of, value_and_gradient
 
 LOG3 = math.log(3)
 
@@ -59,9 +59,9 @@ def test_dmpo_value():
     torch.testing.assert_close(loss, double([math.log(4 / 3)]))
 
 
-@given(contexts(max_positives=1, max_negatives=1))
-def test_one_negative_makes_dmpo_and_both_lipo_bt_dpo(context):
-    logratios, levels, beta = context
+@given(examples(max_positives=1, max_negatives=1))
+def test_one_negative_makes_dmpo_and_both_lipo_bt_dpo(example):
+    logratios, levels, beta = example
     dpo = loss_of("dpo", logratios, levels, beta)
     torch.testing.assert_close(loss_of("dmpo", logratios, levels, beta), dpo)
     for pairs in ("sum", "mean"):
@@ -70,10 +70,10 @@ def test_one_negative_makes_dmpo_and_both_lipo_bt_dpo(context):
         )
 
 
-@given(contexts(max_negatives=4, max_positives=1))
-def test_dmpo_is_at_most_the_mean_of_its_pairs(context):
+@given(examples(max_negatives=4, max_positives=1))
+def test_dmpo_is_at_most_the_mean_of_its_pairs(example):
     """Jensen: −log σ is convex, so of the mean difference it is at most the mean."""
-    logratios, levels, beta = context
+    logratios, levels, beta = example
     mean = loss_of("lipo_bt", logratios, levels, beta, lipo_pairs="mean")
     assert loss_of("dmpo", logratios, levels, beta) <= mean + 1e-12
 
@@ -102,9 +102,9 @@ def test_lipo_lambda_value():
     torch.testing.assert_close(loss, double([expected]))
 
 
-@given(contexts(max_level=3))
-def test_lipo_by_double_loops(context):
-    logratios, levels, beta = context
+@given(examples(max_level=3))
+def test_lipo_by_double_loops(example):
+    logratios, levels, beta = example
     s = [beta * value for value in logratios]
     valid = [i for i, level in enumerate(levels) if level >= 0]
     ranked = sorted(valid, key=lambda i: (-s[i], levels[i], i))

@@ -14,9 +14,9 @@ from recbole_multdpo.settings import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings_text import read_settings_file
 from tests.losses.helpers import (
     LEVELS,
-    contexts,
     data_of,
     double,
+    examples,
     loss_of,
     value_and_gradient,
 )
@@ -26,7 +26,7 @@ MANY_POSITIVES = [name for name, loss in LOSSES.items() if loss.positives == "ma
 SHIFT_MATTERS = {"sft", "kto", "ipo", "simpo", "pro"}
 
 
-def test_every_loss_is_a_setting_and_has_a_context_here():
+def test_every_loss_is_a_setting_and_has_an_example_here():
     names = LLMRecSettings.model_json_schema()["properties"]["loss"]["enum"]
     assert names == [ZERO_SHOT, *LOSSES]
     assert set(LEVELS) == set(LOSSES)
@@ -59,7 +59,7 @@ def test_padding_has_no_influence_on_value_or_gradient(name, garbage):
     valid = levels >= 0
     n_valid = int(valid.sum())
     policy, reference = double([[-3.0, -1.5, -2.0, -4.0]]), double([[-2.0, -2.5, -1.0, -3.0]])
-    # the same context without its padding
+    # the same example without its padding
     expected, expected_gradient = value_and_gradient(
         name,
         policy[:, :n_valid],
@@ -113,7 +113,7 @@ def test_gradients_match_finite_differences(name):
     generator = torch.Generator().manual_seed(0)
     policy = torch.randn(2, 4, generator=generator, dtype=torch.float64).requires_grad_()
     reference = torch.randn(2, 4, generator=generator, dtype=torch.float64)
-    data = data_of(name, n_contexts=2)
+    data = data_of(name, n_examples=2)
     # the exact loss is differentiated before, not after, its rounding by the quadrature
     options = {"pl_nodes": 96} if "pl_nodes" in LOSSES[name].options else {}
     assert torch.autograd.gradcheck(
@@ -146,7 +146,7 @@ def test_computes_in_float32_or_better(name, given_dtype, computed):
 
 
 @pytest.mark.parametrize("name", MANY_POSITIVES)
-def test_contexts_of_a_batch_are_independent(name):
+def test_examples_of_a_batch_are_independent(name):
     generator = torch.Generator().manual_seed(1)
     policy = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     reference = torch.randn(3, 4, generator=generator, dtype=torch.float64)
@@ -185,7 +185,7 @@ MANY_NEGATIVES = [name for name, loss in LOSSES.items() if loss.negatives == "ma
 BY_BOUNDARIES = ["mult2_dpo", "pl2_dpo", "lipo_bt"]
 
 
-def two_level_context(name):
+def two_level_example(name):
     """(log-ratios, positive levels, data without lengths) for two negatives of each level."""
     positives = [1] if LOSSES[name].positives == "one" else [2, 1]
     logratios = [0.3, -0.4][: len(positives)] + [0.9, -1.1, 0.2, 0.6]
@@ -195,7 +195,7 @@ def two_level_context(name):
 
 @pytest.mark.parametrize("name", MANY_NEGATIVES)
 def test_lower_negatives_are_negatives_of_losses_without_levels(name):
-    logratios, positives, data = two_level_context(name)
+    logratios, positives, data = two_level_example(name)
     lower = loss_of(name, logratios, [*positives, 0, 0, -2, -2], **data)
     alike = loss_of(name, logratios, [*positives, 0, 0, 0, 0], **data)
     only_lower = loss_of(name, logratios, [*positives, -2, -2, -2, -2], **data)
@@ -208,13 +208,13 @@ def test_lower_negatives_are_negatives_of_losses_without_levels(name):
 @pytest.mark.parametrize("name", BY_BOUNDARIES)
 def test_lower_negatives_are_one_more_boundary(name):
     """These losses know the order of levels only, so every level may be raised by one."""
-    logratios, _, _ = two_level_context(name)
+    logratios, _, _ = two_level_example(name)
     found = loss_of(name, logratios, [2, 1, 0, 0, -2, -2])
     torch.testing.assert_close(found, loss_of(name, logratios, [3, 2, 1, 1, 0, 0]))
 
 
 @pytest.mark.parametrize("name", BY_BOUNDARIES)
-def test_a_context_without_one_of_the_levels_of_negatives_is_as_if_alone(name):
+def test_an_example_without_one_of_the_levels_of_negatives_is_as_if_alone(name):
     rows = double([[0.3, -0.4, 0.9, -1.1], [0.5, 1.2, -0.2, 0.0], [0.1, -0.6, 0.8, 0.4]])
     levels = torch.tensor([[2, 1, 0, -2], [1, 0, 0, -1], [1, -2, -2, -1]])
     together = preference_loss(name, rows, torch.zeros_like(rows), levels, 1.0)
@@ -225,7 +225,7 @@ def test_a_context_without_one_of_the_levels_of_negatives_is_as_if_alone(name):
 
 @pytest.mark.parametrize("name", MANY_NEGATIVES)
 def test_padding_beside_lower_negatives_has_no_influence(name):
-    logratios, positives, data = two_level_context(name)
+    logratios, positives, data = two_level_example(name)
     levels = [*positives, 0, -2, -2, 0]
     plain = loss_of(name, logratios, levels, **data)
     data["lengths"] = torch.cat([torch.tensor([[0]]), data["lengths"], torch.tensor([[0]])], 1)
@@ -257,10 +257,10 @@ def test_padding_beside_lower_negatives_has_no_influence(name):
         ("mult_dpo", [1, 0, -3]),
     ],
 )
-def test_context_that_does_not_fit_the_loss_is_named(name, levels):
+def test_example_that_does_not_fit_the_loss_is_named(name, levels):
     fitting = LEVELS[name][:3]
     values, data = torch.zeros(2, 3), {"lengths": torch.ones(2, 3), "kl": 0.0}
-    with pytest.raises(ValueError, match=rf"context 1: loss '{name}'"):
+    with pytest.raises(ValueError, match=rf"example 1: loss '{name}'"):
         preference_loss(name, values, values, torch.tensor([fitting, levels]), 1.0, **data)
 
 
@@ -322,9 +322,9 @@ def test_rewards():
     torch.testing.assert_close(values, double([[0.5, -1.0, 2.0, 0.0]]))
 
 
-@given(contexts(max_level=3))
-def test_one_context_of_any_kind_is_accepted_by_the_losses_of_many(context):
-    logratios, levels, beta = context
+@given(examples(max_level=3))
+def test_one_example_of_any_kind_is_accepted_by_the_losses_of_many(example):
+    logratios, levels, beta = example
     data = {"lengths": torch.ones(1, len(levels)), "kl": 0.0}
     for name in MANY_POSITIVES:
         assert loss_of(name, logratios, levels, beta, **data).isfinite().all()

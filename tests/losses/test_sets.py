@@ -24,7 +24,7 @@ def test_set_means_of_an_empty_set_are_nan():
     assert negatives.isnan().all()
 
 
-def test_boundaries_pass_over_levels_that_no_context_has():
+def test_boundaries_pass_over_levels_that_no_example_has():
     levels = torch.tensor([[5, 2, 0, -1], [0, 2, 0, 2]])
     found = [(group.tolist(), lower.tolist()) for group, lower in boundaries(levels)]
     no, yes = False, True

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_multdpo.losses import preference_loss
-from tests.losses.helpers import contexts, double, loss_of, masses, value_and_gradient
+from tests.losses.helpers import double, examples, loss_of, masses, value_and_gradient
 from tests.losses.plackett_luce_twins import by_permutations
 
 LOG = {n: math.log(n) for n in (2, 3)}
@@ -52,9 +52,9 @@ def test_values_of_three_levels():
 
 
 @pytest.mark.parametrize(("plain", "graded"), [("mult_dpo", "mult2_dpo"), ("pl_dpo", "pl2_dpo")])
-@given(context=contexts(max_level=3))
-def test_two_levels_are_two_sets_and_two_sets_ignore_levels(plain, graded, context):
-    logratios, levels, beta = context
+@given(example=examples(max_level=3))
+def test_two_levels_are_two_sets_and_two_sets_ignore_levels(plain, graded, example):
+    logratios, levels, beta = example
     merged = [min(level, 1) for level in levels]
     loss = loss_of(plain, logratios, levels, beta)
     torch.testing.assert_close(loss_of(plain, logratios, merged, beta), loss)
@@ -62,10 +62,10 @@ def test_two_levels_are_two_sets_and_two_sets_ignore_levels(plain, graded, conte
 
 
 @pytest.mark.parametrize(("plain", "graded"), [("mult_dpo", "mult2_dpo"), ("pl_dpo", "pl2_dpo")])
-@given(context=contexts(max_level=3))
-def test_levels_are_the_sum_over_boundaries(plain, graded, context):
-    """Each level against all lower ones as a context of its own."""
-    logratios, levels, beta = context
+@given(example=examples(max_level=3))
+def test_levels_are_the_sum_over_boundaries(plain, graded, example):
+    """Each level against all lower ones as an example of its own."""
+    logratios, levels, beta = example
     expected = 0.0
     for level in sorted(set(levels) - {-1, 0}):
         cut = [1 if other == level else 0 if 0 <= other < level else -1 for other in levels]
@@ -75,9 +75,9 @@ def test_levels_are_the_sum_over_boundaries(plain, graded, context):
     )
 
 
-@given(contexts(max_positives=1))
-def test_one_positive_makes_all_of_them_softmax_cross_entropy(context):
-    logratios, levels, beta = context
+@given(examples(max_positives=1))
+def test_one_positive_makes_all_of_them_softmax_cross_entropy(example):
+    logratios, levels, beta = example
     valid = [beta * s for s, level in zip(logratios, levels, strict=True) if level >= 0]
     target = [level for level in levels if level >= 0].index(1)
     entropy = torch.nn.functional.cross_entropy(double([valid]), torch.tensor([target]))
@@ -88,17 +88,17 @@ def test_one_positive_makes_all_of_them_softmax_cross_entropy(context):
         torch.testing.assert_close(exact, entropy, rtol=1e-12, atol=1e-12)
 
 
-@given(contexts(max_positives=1, max_negatives=1))
-def test_one_negative_makes_s_dpo_dpo(context):
-    logratios, levels, beta = context
+@given(examples(max_positives=1, max_negatives=1))
+def test_one_negative_makes_s_dpo_dpo(example):
+    logratios, levels, beta = example
     s_dpo = loss_of("s_dpo", logratios, levels, beta)
     torch.testing.assert_close(s_dpo, loss_of("dpo", logratios, levels, beta))
 
 
-@given(contexts())
-def test_mult_dpo_is_minus_log_of_the_multinomial(context):
+@given(examples())
+def test_mult_dpo_is_minus_log_of_the_multinomial(example):
     """−log(N! Π_P p_y), computed weight by weight."""
-    logratios, levels, beta = context
+    logratios, levels, beta = example
     weights = [math.exp(beta * s) for s in logratios]
     total = sum(w for w, level in zip(weights, levels, strict=True) if level >= 0)
     shares = [w / total for w, level in zip(weights, levels, strict=True) if level >= 1]
@@ -107,10 +107,10 @@ def test_mult_dpo_is_minus_log_of_the_multinomial(context):
 
 
 @settings(max_examples=60)
-@given(contexts())
-def test_mult_dpo_lies_between_the_exact_loss_and_its_bound(context):
+@given(examples())
+def test_mult_dpo_lies_between_the_exact_loss_and_its_bound(example):
     """Theorems 1 and 2: L_PL <= L_MN <= L_PL + (N − 1) log(1 + W⁺/W⁻), L_PL by enumeration too."""
-    logratios, levels, beta = context
+    logratios, levels, beta = example
     s = [beta * value for value in logratios]
     exact = float(loss_of("pl_dpo", logratios, levels, beta))
     assert math.isclose(exact, -math.log(by_permutations(s, levels)), rel_tol=1e-8, abs_tol=1e-8)
@@ -119,9 +119,9 @@ def test_mult_dpo_lies_between_the_exact_loss_and_its_bound(context):
     assert -1e-8 <= gap <= (levels.count(1) - 1) * math.log1p(mass[1] / mass[0]) + 1e-8
 
 
-@given(contexts(max_negatives=3), st.floats(-8, 8))
-def test_another_negative_raises_the_exact_loss(context, value):
-    logratios, levels, beta = context
+@given(examples(max_negatives=3), st.floats(-8, 8))
+def test_another_negative_raises_the_exact_loss(example, value):
+    logratios, levels, beta = example
     fewer = loss_of("pl_dpo", logratios, levels, beta)
     assert loss_of("pl_dpo", [*logratios, value], [*levels, 0], beta) >= fewer - 1e-9
 
