@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from tabulate import tabulate
 
 from recbole_multdpo.shown_text import latex, markdown, terminal
 
@@ -101,44 +102,43 @@ def _mark(rank: float) -> int:
 
 def as_text(table: Table) -> str:
     """Aligned columns for a terminal; `^` marks the best, `'` the second, `*` significance."""
-    marks = {0: " ", BEST: "^", SECOND: "'"}
-    lines = [["", *(f"{terminal(name)}  " for name in table.columns)]]
-    for name, cells in zip(table.rows, table.cells, strict=True):
-        figures = [
-            f"{cell.figure}{'*' if cell.differs else ' '}{marks[cell.rank]}" for cell in cells
-        ]
-        lines.append([terminal(name), *figures])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    )
+    marks = {0: "", BEST: " ^", SECOND: " '"}
+    return _tabulated(table, "plain", terminal, lambda cell: cell.text + marks[cell.rank])
 
 
 def as_markdown(table: Table) -> str:
     """A table of Markdown; the best is bold, the second underlined, `*` significance."""
     wraps = {0: "{}", BEST: "**{}**", SECOND: "<u>{}</u>"}
-    lines = [["", *map(markdown, table.columns)], ["---"] * (len(table.columns) + 1)]
-    for name, cells in zip(table.rows, table.cells, strict=True):
-        lines.append([markdown(name), *(wraps[cell.rank].format(cell.text) for cell in cells)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _tabulated(table, "github", markdown, lambda cell: wraps[cell.rank].format(cell.text))
 
 
 def as_latex(table: Table) -> str:
     r"""A `tabular` for the package booktabs; the best is bold, the second underlined."""
     wraps = {0: "{}", BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
-    lines = [
-        rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
-        r"\toprule",
-        f" & {' & '.join(map(latex, table.columns))} \\\\",
-        r"\midrule",
+
+    def shown(cell: Cell) -> str:
+        figure = wraps[cell.rank].format(cell.text)
+        return figure.replace("±", r"$\pm$").replace("*", "$^{*}$")
+
+    text = _tabulated(table, "latex_raw", latex, shown, align="center")
+    # tabulate's own booktabs format escapes the commands inside cells as well
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        text = text.replace(r"\hline", rule, 1)
+    return text
+
+
+def _tabulated(
+    table: Table,
+    form: str,
+    escape: Callable[[str], str],
+    shown: Callable[[Cell], str],
+    align: str = "left",
+) -> str:
+    """The table in one of tabulate's formats, its names escaped for it."""
+    rows = [
+        [escape(name), *map(shown, cells)]
+        for name, cells in zip(table.rows, table.cells, strict=True)
     ]
-    for name, cells in zip(table.rows, table.cells, strict=True):
-        figures = [wraps[cell.rank].format(_latex_figure(cell)) for cell in cells]
-        lines.append(f"{latex(name)} & {' & '.join(figures)} \\\\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _latex_figure(cell: Cell) -> str:
-    figure = cell.figure.replace("±", r"$\pm$")
-    return figure + ("$^{*}$" if cell.differs else "")
+    head = ["", *map(escape, table.columns)]
+    aligns = ["left", *[align] * len(table.columns)]
+    return tabulate(rows, head, tablefmt=form, colalign=aligns, disable_numparse=True)
