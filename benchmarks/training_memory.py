@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from recbole_multdpo import processes
 from recbole_multdpo.model.llmrec import StepOutput
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.training.distributed import Engine, PlainEngine, ZeroEngine
 
 GB = 2**30

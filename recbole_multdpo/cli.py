@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: MultDPOError) -> None:
     """Print an error, once where all processes of the run have the same one."""
-    from recbole_multdpo import processes
+    from recbole_multdpo.runtime import processes
 
     rank = os.environ.get("RANK", "0")
     if rank == "0":

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from recbole_multdpo import compat, processes
+from recbole_multdpo import compat
+from recbole_multdpo.runtime import processes
 
 compat.apply()  # before RecBole is imported: it names what is missing
 

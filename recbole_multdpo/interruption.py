@@ -57,7 +57,7 @@ class Interruptions:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._is_deferred:
             raise Interrupted(number)
-        from recbole_multdpo import processes  # with torch, which converters do without
+        from recbole_multdpo.runtime import processes  # with torch, which converters do without
 
         is_impatient = self.requested is not None and number == signal.SIGINT
         if is_impatient and processes.count() == 1:

@@ -20,7 +20,6 @@ from recbole.utils import init_seed
 from safetensors import SafetensorError
 from torch import nn
 
-from recbole_multdpo import processes
 from recbole_multdpo.assistant import (
     CURVE_FILE,
     choose_weight,
@@ -72,6 +71,7 @@ from recbole_multdpo.resuming import (
     settle_resume,
 )
 from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.trained.unchanged import check_folder
 from recbole_multdpo.training.checkpoint import check_checkpoint

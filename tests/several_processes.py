@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recbole_multdpo import processes
+from recbole_multdpo.runtime import processes
 
 
 def free_port() -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recbole_multdpo import processes
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.sampler import NegativeSampler, first_to_ring
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.runtime import processes
 
 DYNAMIC_STREAM = 6  # keeps this draw apart from the uniform one, which may have chosen the pool
 

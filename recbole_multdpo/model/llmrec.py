@@ -22,7 +22,6 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from recbole_multdpo import processes
 from recbole_multdpo.data.batch import POSITIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.data.contexts import ranking_histories
 from recbole_multdpo.data.dataset import LLMRecDataset
@@ -49,6 +48,7 @@ from recbole_multdpo.model.backbone_check import (
 from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.parts import OwnHead, parts_of
 from recbole_multdpo.model.probe import Trial
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.catalogue import without_forced_ends
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk

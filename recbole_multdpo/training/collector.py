@@ -7,8 +7,8 @@ from recbole.config import Config
 from recbole.evaluator import Collector
 from torch import Tensor
 
-from recbole_multdpo import processes
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.topk import TopK
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recbole_multdpo import processes
+from recbole_multdpo.runtime import processes
 
 MASTER = "master"  # the entry of a checkpoint's optimizer state with the float32 weights
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_multdpo import processes
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.runtime import processes
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_multdpo import processes
 from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader, SetwiseDataLoader
@@ -32,6 +31,7 @@ from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.resuming import REFIT, settings_hash
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.checkpoint import (

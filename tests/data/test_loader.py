@@ -8,10 +8,10 @@ import pytest
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.utils import create_samplers
 
-from recbole_multdpo import processes
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import _train_loader
+from recbole_multdpo.runtime import processes
 from tests.integration.toy import toy_model, write_toy
 
 

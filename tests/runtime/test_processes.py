@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_multdpo import processes
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.runtime import processes
 from tests.several_processes import run_processes
 
 

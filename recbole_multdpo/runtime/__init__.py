@@ -1,0 +1,1 @@
+"""What any program needs: processes, signals, files and output; nothing of recommenders."""
