@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from recbole_multdpo.atomic import atomic_folder, is_no_room
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.interruption import Interruptions
+from recbole_multdpo.runtime.interruption import Interruptions
 from recbole_multdpo.settings_text import dump_settings, read_settings_file
 from recbole_multdpo.shown_text import show
 from recbole_multdpo.trained import exported

@@ -53,7 +53,6 @@ from recbole_multdpo.fingerprints import (
     pairs_fingerprint,
 )
 from recbole_multdpo.information import train_and_valid
-from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
@@ -72,6 +71,7 @@ from recbole_multdpo.resuming import (
 )
 from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.settings import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.trained.unchanged import check_folder
 from recbole_multdpo.training.checkpoint import check_checkpoint

@@ -27,11 +27,11 @@ from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader, SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.fingerprints import check_resumed
-from recbole_multdpo.interruption import Interrupted, Interruptions
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.resuming import REFIT, settings_hash
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.checkpoint import (

@@ -20,8 +20,8 @@ import numpy as np
 import psutil
 import torch
 
-from recbole_multdpo.interruption import Interrupted
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runtime.interruption import Interrupted
 from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 from tests.integration.toy import toy_arguments, write_toy
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError, TrainingError
-from recbole_multdpo.interruption import Interrupted
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runtime.interruption import Interrupted
 from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, write_toy

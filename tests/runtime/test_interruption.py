@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from recbole_multdpo.interruption import Interrupted, Interruptions
+from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 
 
 def send(number: int) -> None:
