@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.settings_text import parse_command_line
 from recbole_multdpo.shown_text import show
 from recbole_multdpo.trained.commands import (

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from recbole_multdpo.atomic import atomic_folder, is_no_room
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.runtime.durable_files import atomic_folder, is_no_room
 from recbole_multdpo.runtime.interruption import Interruptions
 from recbole_multdpo.settings_text import dump_settings, read_settings_file
 from recbole_multdpo.shown_text import show

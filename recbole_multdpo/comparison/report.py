@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.comparison.results import (
     BEYOND_ACCURACY,
     Results,
@@ -30,6 +29,7 @@ from recbole_multdpo.comparison.tables import (
     make_table,
 )
 from recbole_multdpo.run_folder import plain_json
+from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.shown_text import csv_cell, html, markdown
 
 LEGEND = (

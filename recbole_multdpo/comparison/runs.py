@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from recbole_multdpo.asked_for import ASKED_FOR
-from recbole_multdpo.atomic import atomic_folder, restore_interrupted, write_atomically
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, make_plan
 from recbole_multdpo.comparison.report import write_report
@@ -32,6 +31,11 @@ from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.reading import read_bytes
 from recbole_multdpo.run_folder import RESULT_FILE, lock_folder
+from recbole_multdpo.runtime.durable_files import (
+    atomic_folder,
+    restore_interrupted,
+    write_atomically,
+)
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.shown_text import show
 

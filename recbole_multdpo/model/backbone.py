@@ -40,11 +40,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.modes import modes_kept
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.model_files import not_finite
+from recbole_multdpo.runtime.durable_files import atomic_folder
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.atomic import write_atomically
 from recbole_multdpo.model.backbone import cache_root
+from recbole_multdpo.runtime.durable_files import write_atomically
 
 _LIBRARIES = ("torch", "transformers", "peft")
 # a probe that took less is not worth a file

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_multdpo.atomic import atomic_folder
 from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.runtime.durable_files import atomic_folder
 
 FILE_NAME = "logps.npz"
 DIGEST_BYTES = 16

@@ -13,11 +13,11 @@ import numpy as np
 from filelock import FileLock
 from recbole.config import Config
 
-from recbole_multdpo.atomic import atomic_folder, restore_interrupted
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.resuming import REFIT
+from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
 from recbole_multdpo.settings import LLMRecSettings
 from recbole_multdpo.training.checkpoint import (
     check_checkpoint,

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from recbole_multdpo.atomic import temporary_sibling
 from recbole_multdpo.data.atomic_file import PANDAS_MISSING
 from recbole_multdpo.data.item_text import (
     clean_text,
@@ -34,6 +33,7 @@ from recbole_multdpo.data.item_text import (
     read_item_file,
 )
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.runtime.durable_files import temporary_sibling
 
 REJECTED_FILE = "rejected.jsonl"
 REPORT_FILE = "conversion.json"

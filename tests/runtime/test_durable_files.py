@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_multdpo.atomic import (
+from recbole_multdpo.runtime.durable_files import (
     atomic_folder,
     restore_all_interrupted,
     restore_interrupted,
