@@ -61,7 +61,7 @@ from recbole_multdpo.optional_packages import (  # noqa: E402
     missing_for_logging,
     missing_packages,
 )
-from recbole_multdpo.reading import plain  # noqa: E402
+from recbole_multdpo.runtime.reading import plain  # noqa: E402
 from recbole_multdpo.settings import (  # noqa: E402
     LLMRecSettings,
     cautions,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_multdpo.reading import MB, check_regular
+from recbole_multdpo.runtime.reading import MB, check_regular
 
 TABLE_LIMIT = 4096 * MB  # a row per user or step
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.reading import MB, plain, read_bytes
+from recbole_multdpo.runtime.reading import MB, plain, read_bytes
 
 # Settings whose value is text whatever it looks like: "--dataset=100" names the data set "100", and
 # RecBole wants an interval such as "[0,5]" as text, though it reads like a list.

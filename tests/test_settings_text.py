@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.reading import plain
+from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings_text import (
     SettingsLoader,
     dump_settings,

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.reading import fitted, read_json
+from recbole_multdpo.runtime.reading import fitted, read_json
 
 REQUEST_FILE = "comparison.json"
 

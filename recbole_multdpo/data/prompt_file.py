@@ -18,8 +18,8 @@ from typing_extensions import TypedDict
 
 from recbole_multdpo.data.prompt import PromptFrame
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.reading import fitted, read_json
 from recbole_multdpo.runtime.durable_files import write_atomically
+from recbole_multdpo.runtime.reading import fitted, read_json
 
 PROMPT_FILE = "prompt.json"
 FORMAT = 1

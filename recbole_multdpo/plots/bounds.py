@@ -11,7 +11,7 @@ import pandas as pd
 from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.style import new_figure
-from recbole_multdpo.reading import is_file
+from recbole_multdpo.runtime.reading import is_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,8 +26,8 @@ from typing_extensions import TypedDict
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.model_files import not_finite
-from recbole_multdpo.reading import check_regular, fitted, read_json
 from recbole_multdpo.runtime.durable_files import atomic_folder
+from recbole_multdpo.runtime.reading import check_regular, fitted, read_json
 
 FORMAT = 2
 MAX_TENSORS = 2**50  # bytes; a limit that only what is no file exceeds
