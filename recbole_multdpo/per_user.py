@@ -16,8 +16,8 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.evaluator import Evaluator
 
-from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file
 from recbole_multdpo.shown_text import csv_cell, csv_text
 

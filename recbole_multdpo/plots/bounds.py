@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.style import new_figure
+from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from recbole_multdpo.comparison.request import Member, System
-from recbole_multdpo.csv_table import read_table
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.run_folder import read_result
+from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import fitted, is_file, read_json
 from recbole_multdpo.settings import ZERO_SHOT
 from recbole_multdpo.settings_text import read_settings_file
