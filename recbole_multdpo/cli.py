@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from recbole_multdpo import __version__
 from recbole_multdpo.errors import MultDPOError, system_error
-from recbole_multdpo.shown_text import show
+from recbole_multdpo.runtime.shown_text import show
 
 USAGE = """\
 usage: python run_recbole_multdpo.py --model=NAME --dataset=NAME [--key=value ...]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_multdpo.errors import MultDPOError
-from recbole_multdpo.shown_text import html, show
+from recbole_multdpo.runtime.shown_text import html, show
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
     parse_turns,

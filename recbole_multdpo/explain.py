@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from recbole_multdpo.shown_text import show, show_json, terminal
+from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
     add_run_folder,

@@ -19,7 +19,7 @@ from recbole.evaluator import Evaluator
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file
-from recbole_multdpo.shown_text import csv_cell, csv_text
+from recbole_multdpo.runtime.shown_text import csv_cell, csv_text
 
 FILE_NAME = "per_user.csv"
 ID_COLUMNS = ("user", "n_train", "n_test")

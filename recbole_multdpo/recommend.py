@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.shown_text import show, show_json, terminal
+from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
     add_run_folder,

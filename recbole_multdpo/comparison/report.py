@@ -30,7 +30,7 @@ from recbole_multdpo.comparison.tables import (
 )
 from recbole_multdpo.run_folder import plain_json
 from recbole_multdpo.runtime.durable_files import write_atomically
-from recbole_multdpo.shown_text import csv_cell, html, markdown
+from recbole_multdpo.runtime.shown_text import csv_cell, html, markdown
 
 LEGEND = (
     "Mean ± standard deviation over seeds. * differs from {reference} with p < 0.05 in both the "

@@ -37,7 +37,7 @@ from recbole_multdpo.runtime.durable_files import (
 )
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.runtime.reading import read_bytes
-from recbole_multdpo.shown_text import show
+from recbole_multdpo.runtime.shown_text import show
 
 INTERRUPTED = (130, 143, -2, -15)  # exit statuses after Ctrl-C and SIGTERM
 POLL_SECONDS = 1.0

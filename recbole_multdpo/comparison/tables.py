@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from recbole_multdpo.shown_text import latex, markdown, terminal
+from recbole_multdpo.runtime.shown_text import latex, markdown, terminal
 
 DIGITS = 4
 BEST, SECOND = 1, 2

@@ -11,7 +11,7 @@ from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.plots import bounds, results, training, tuning
 from recbole_multdpo.plots.runs import find_runs
 from recbole_multdpo.plots.style import save
-from recbole_multdpo.shown_text import show
+from recbole_multdpo.runtime.shown_text import show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

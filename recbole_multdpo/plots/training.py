@@ -10,7 +10,7 @@ import pandas as pd
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import Look, look, new_figure
-from recbole_multdpo.shown_text import mathtext
+from recbole_multdpo.runtime.shown_text import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from recbole_multdpo.plots.results import shown
 from recbole_multdpo.plots.style import look, new_figure
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file
-from recbole_multdpo.shown_text import csv_text, mathtext
+from recbole_multdpo.runtime.shown_text import csv_text, mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

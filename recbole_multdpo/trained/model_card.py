@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_multdpo.information import KEY, KNOWN
+from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
 from recbole_multdpo.settings import WITHOUT_PREFERENCES, ZERO_SHOT
-from recbole_multdpo.shown_text import code, markdown, terminal, yaml_scalar
 
 TRAINING = (
     "backbone",

@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime.reading import MB, is_file, read_bytes
-from recbole_multdpo.shown_text import csv_cell
+from recbole_multdpo.runtime.shown_text import csv_cell
 
 LIMIT = 256 * MB
 

@@ -13,7 +13,7 @@ from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE
 from recbole_multdpo.data.convert.raw_files import reading_as
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
-from recbole_multdpo.shown_text import show
+from recbole_multdpo.runtime.shown_text import show
 
 FORMATS: dict[str, Any] = {
     "movielens": movielens,

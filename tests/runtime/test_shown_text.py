@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_multdpo.shown_text import (
+from recbole_multdpo.runtime.shown_text import (
     code,
     csv_cell,
     csv_text,
