@@ -33,6 +33,7 @@ from recbole_multdpo.resuming import REFIT, settings_hash
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
+from recbole_multdpo.runtime.random_state import random_state, restore_random_state
 from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.checkpoint import (
@@ -47,7 +48,6 @@ from recbole_multdpo.training.checkpoint import (
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives
-from recbole_multdpo.training.random_state import random_state, restore_random_state
 from recbole_multdpo.training.run_logs import log_sizes
 from recbole_multdpo.training.step_log import StepLog
 
