@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recbole_multdpo.data.batch import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL
+from recbole_multdpo.losses.batch import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL
 from recbole_multdpo.losses.pairwise import per_token
 from recbole_multdpo.losses.sets import set_masks, sorted_by
 

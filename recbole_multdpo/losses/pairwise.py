@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_multdpo.data.batch import PADDING_LEVEL
+from recbole_multdpo.losses.batch import PADDING_LEVEL
 from recbole_multdpo.losses.sets import set_masks, sorted_by
 
 

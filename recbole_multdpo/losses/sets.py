@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recbole_multdpo.data.batch import PADDING_LEVEL, POSITIVE_LEVEL
+from recbole_multdpo.losses.batch import PADDING_LEVEL, POSITIVE_LEVEL
 
 
 def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:

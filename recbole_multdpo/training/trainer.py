@@ -22,12 +22,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader, SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.fingerprints import check_resumed
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
+from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.resuming import REFIT, settings_hash
 from recbole_multdpo.runtime import processes

@@ -12,10 +12,10 @@ from recbole.data.interaction import Interaction
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recbole_multdpo.config import load_config
-from recbole_multdpo.data.batch import NEGATIVE_LEVEL
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.sampler import NegativeSampler
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.losses.batch import NEGATIVE_LEVEL
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import _train_loader, load_parts

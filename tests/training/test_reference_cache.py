@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.quick_start import _train_loader, run
 from recbole_multdpo.training.reference_cache import FILE_NAME, ReferenceCache, reference_key
 from recbole_multdpo.training.trainer import SetwiseTrainer

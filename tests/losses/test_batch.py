@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_multdpo.data.batch import length_buckets
+from recbole_multdpo.losses.batch import length_buckets
 
 
 @pytest.mark.parametrize(
