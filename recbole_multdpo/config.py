@@ -62,7 +62,7 @@ from recbole_multdpo.optional_packages import (  # noqa: E402
     missing_packages,
 )
 from recbole_multdpo.runtime.reading import plain  # noqa: E402
-from recbole_multdpo.settings import (  # noqa: E402
+from recbole_multdpo.settings.llmrec import (  # noqa: E402
     LLMRecSettings,
     cautions,
     impossible_combinations,

@@ -9,7 +9,7 @@ A baseline differs in how it ranks. It has three things, named after it as RecBo
 
 from importlib import import_module
 
-from recbole_multdpo.settings import BIGRecSettings, D3Settings, LLMRecSettings
+from recbole_multdpo.settings.llmrec import BIGRecSettings, D3Settings, LLMRecSettings
 
 LLMREC = "LLMRec"
 LANGUAGE_MODELS: dict[str, type[LLMRecSettings]] = {

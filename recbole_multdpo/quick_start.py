@@ -72,7 +72,7 @@ from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import is_no_room
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
-from recbole_multdpo.settings import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.trained.unchanged import check_folder
 from recbole_multdpo.training.checkpoint import check_checkpoint
 from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key

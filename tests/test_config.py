@@ -20,7 +20,7 @@ from recbole_multdpo import recbole_settings as shared
 from recbole_multdpo.asked_for import ASKED_FOR
 from recbole_multdpo.config import Config, load_config, properties_folder, recbole_models
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.settings import LLMRecSettings
+from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings_text import dump_settings
 
 RECBOLE = Path(recbole.__file__).parent

@@ -22,7 +22,7 @@ from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings import LIST_METRICS, ZERO_SHOT, unused_by
+from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT, unused_by
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
 # what must be the same for figures to stand side by side

@@ -20,7 +20,7 @@ from torch import Tensor
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
 from recbole_multdpo.scoring.topk import TopK
-from recbole_multdpo.settings import D3Settings
+from recbole_multdpo.settings.llmrec import D3Settings
 
 
 class D3(LLMRec):

@@ -40,7 +40,7 @@ from recbole_multdpo.quick_start import (
     test_description,
 )
 from recbole_multdpo.run_folder import command, hardware, no_tensorboard, plain_json, versions
-from recbole_multdpo.settings import nearest
+from recbole_multdpo.settings.llmrec import nearest
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
 from recbole_multdpo.trained.unchanged import changed_data, check_folder

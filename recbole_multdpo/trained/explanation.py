@@ -22,7 +22,7 @@ from recbole_multdpo.language_models import LLMREC
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.packed import packed_token_logps
 from recbole_multdpo.scoring.padded import padded_token_logps
-from recbole_multdpo.settings import WITHOUT_PREFERENCES
+from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES
 from recbole_multdpo.trained.recommender import Context, Item, Recommender
 from recbole_multdpo.trained.run import TrainedRun, load_run, result_of, run_config
 from recbole_multdpo.trained.sft_start import load_sft_start

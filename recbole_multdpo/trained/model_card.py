@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_multdpo.information import KEY, KNOWN
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
-from recbole_multdpo.settings import WITHOUT_PREFERENCES, ZERO_SHOT
+from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT
 
 TRAINING = (
     "backbone",

@@ -9,7 +9,7 @@ import numpy as np
 
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings import ZERO_SHOT, unused_by
+from recbole_multdpo.settings.llmrec import ZERO_SHOT, unused_by
 
 N_USERS, N_ITEMS = 24, 30
 WORDS = ("Night", "River", "Moon", "Stone", "Winter")

@@ -12,7 +12,7 @@ from recbole_multdpo.config import properties_folder
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.backbone import DTYPES
 from recbole_multdpo.recbole_settings import RecBoleSettings
-from recbole_multdpo.settings import (
+from recbole_multdpo.settings.llmrec import (
     LLMRecSettings,
     cautions,
     impossible_combinations,
