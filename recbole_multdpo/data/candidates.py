@@ -22,7 +22,7 @@ from recbole.data.interaction import Interaction, cat_interactions
 
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.recbole_settings import total_candidates
+from recbole_multdpo.settings.recbole import total_candidates
 
 CANDIDATE_STREAM, CANDIDATE_SORTING_STREAM = 9, 10  # apart from all draws of the training
 _PHASES = ("valid", "test")

@@ -11,7 +11,6 @@ from transformers import get_scheduler
 from recbole_multdpo.config import properties_folder
 from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.backbone import DTYPES
-from recbole_multdpo.recbole_settings import RecBoleSettings
 from recbole_multdpo.settings.llmrec import (
     LLMRecSettings,
     cautions,
@@ -20,6 +19,7 @@ from recbole_multdpo.settings.llmrec import (
     nearest,
     type_problems,
 )
+from recbole_multdpo.settings.recbole import RecBoleSettings
 from recbole_multdpo.settings_text import read_settings_file
 
 ADAPTER = TypeAdapter(LLMRecSettings)
