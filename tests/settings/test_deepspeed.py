@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from recbole_multdpo.config import properties_folder
-from recbole_multdpo.deepspeed_settings import deepspeed_settings
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.deepspeed import deepspeed_settings
 
 FOLDER = properties_folder() / "deepspeed"
 RUN = {"learner": "adamw", "clip_grad_norm": {"max_norm": 1.5}, "dtype": "bfloat16"}
