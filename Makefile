@@ -30,7 +30,7 @@ quick:           ## a minute: losses, data, settings and trie; no runs, no sweep
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope -m "not slow and not integration" \
 		tests/losses/test_sets.py tests/losses/test_pairwise.py tests/losses/test_listwise.py \
 		tests/losses/test_unpaired.py tests/data tests/scoring/test_trie.py tests/scoring/test_windows.py \
-		tests/settings/test_llmrec.py tests/test_settings_text.py tests/runtime/test_shown_text.py tests/runtime/test_durable_files.py
+		tests/settings/test_llmrec.py tests/settings/test_text.py tests/runtime/test_shown_text.py tests/runtime/test_durable_files.py
 
 test:            ## everything that runs in minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope -m "not slow"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings_text import parse_literal
+from recbole_multdpo.settings.text import parse_literal
 
 # setting to what it does
 ASKED_FOR = {

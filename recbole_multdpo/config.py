@@ -70,7 +70,7 @@ from recbole_multdpo.settings.llmrec import (  # noqa: E402
     nearest,
     type_problems,
 )
-from recbole_multdpo.settings_text import (  # noqa: E402
+from recbole_multdpo.settings.text import (  # noqa: E402
     SettingsLoader,
     parse_command_line,
     parse_literal,

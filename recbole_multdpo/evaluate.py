@@ -20,7 +20,7 @@ from typing import Any
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.runtime.shown_text import show
-from recbole_multdpo.settings_text import parse_command_line
+from recbole_multdpo.settings.text import parse_command_line
 from recbole_multdpo.trained.commands import (
     EVALUATION_SETTINGS,
     add_run_arguments,

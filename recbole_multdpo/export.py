@@ -23,7 +23,7 @@ from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runtime.durable_files import atomic_folder, is_no_room
 from recbole_multdpo.runtime.interruption import Interruptions
 from recbole_multdpo.runtime.shown_text import show
-from recbole_multdpo.settings_text import dump_settings, read_settings_file
+from recbole_multdpo.settings.text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
 from recbole_multdpo.trained.commands import (
     add_run_arguments,

@@ -38,7 +38,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json
 from recbole_multdpo.runtime.shown_text import terminal
-from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.training.run_logs import LOGS, rewind_logs
 
 _FORMAT = "%(asctime)s %(levelname)s  %(message)s"

@@ -14,7 +14,7 @@ from recbole_multdpo.comparison.request import Request, System, request_text
 from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.resuming import settle_resume
-from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.trained.run import run_config
 
 BASE = ["--model=LLMRec", "--dataset=ml-100k", "--device=cpu"]

@@ -21,7 +21,7 @@ from recbole_multdpo.config import Config, load_config, properties_folder, recbo
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.llmrec import LLMRecSettings
-from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.settings.text import dump_settings
 
 RECBOLE = Path(recbole.__file__).parent
 

@@ -22,7 +22,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.information import NO_INPUT, READS_ROWS, train_and_valid
 from recbole_multdpo.model.user_rows import show_longer_rows
 from recbole_multdpo.quick_start import load_parts, run
-from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
 from tests.integration.toy import N_USERS, toy_arguments, toy_model, write_toy

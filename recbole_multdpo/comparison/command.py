@@ -22,7 +22,7 @@ from recbole_multdpo.comparison.request import (
     value_text,
 )
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings_text import parse_command_line, parse_literal, read_settings_file
+from recbole_multdpo.settings.text import parse_command_line, parse_literal, read_settings_file
 
 LLMREC = "LLMRec"
 MOST_SEEDS = 100  # more are rather a seed written as a number of seeds

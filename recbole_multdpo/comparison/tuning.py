@@ -27,7 +27,7 @@ from recbole_multdpo.run_folder import RESULT_FILE, read_result
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json
 from recbole_multdpo.runtime.shown_text import csv_cell
-from recbole_multdpo.settings_text import dump_settings, parse_setting
+from recbole_multdpo.settings.text import dump_settings, parse_setting
 from recbole_multdpo.training.csv_log import read_rows
 from recbole_multdpo.training.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
 

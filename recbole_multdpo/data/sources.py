@@ -16,7 +16,7 @@ import recbole
 from recbole.config import Config
 
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.settings.text import read_settings_file
 
 _CONVERT = "python -m recbole_multdpo.data.convert"
 _MOVIELENS = (

@@ -15,7 +15,7 @@ from typing import Any
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime.reading import read_json
 from recbole_multdpo.settings.llmrec import LLMRecSettings
-from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.settings.text import read_settings_file
 
 AUTO = "auto"
 INSTALL = "pip install 'recbole-multdpo[deepspeed]'"

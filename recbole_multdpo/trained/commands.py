@@ -12,7 +12,7 @@ from typing import Any
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
-from recbole_multdpo.settings_text import parse_literal
+from recbole_multdpo.settings.text import parse_literal
 
 # what an evaluation may change: how a run is tested, and how much is computed at once
 EVALUATION_SETTINGS = (

@@ -25,7 +25,7 @@ from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.model.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
-from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.settings.text import read_settings_file
 from recbole_multdpo.trained.unchanged import (
     changed_data,
     check_folder,

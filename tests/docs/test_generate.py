@@ -13,7 +13,7 @@ from docs.generate.data_flow import ARROWS, BOX_HEIGHT, BOX_WIDTH, BOXES, data_f
 from docs.generate.settings import PROPERTIES, read_sections, settings_markdown
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.recbole import ADDED_KEYS
-from recbole_multdpo.settings_text import parse_literal, read_settings_file
+from recbole_multdpo.settings.text import parse_literal, read_settings_file
 
 FILES = sorted(PROPERTIES.rglob("*.yaml"))
 

@@ -15,7 +15,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.quick_start import load_parts, run
 from recbole_multdpo.settings.llmrec import D3Settings, LLMRecSettings
-from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.settings.text import read_settings_file
 from tests.integration.toy import toy_arguments, write_toy
 
 # titles of several tokens, some of the same text, so that the beam has something to drop

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recbole_multdpo.settings_text import dump_settings
+from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.training.step_log import StepLog
 
 MakeRun = Callable[..., Path]

@@ -31,7 +31,7 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.resuming import find_resume_point
 from recbole_multdpo.run_folder import read_result
 from recbole_multdpo.runtime.reading import read_json
-from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.settings.text import read_settings_file
 from recbole_multdpo.training.checkpoint import check_checkpoint
 from tests.integration.toy import toy_arguments, write_toy
 from tests.reliability.test_planted_code import CLASSICAL, unfinished

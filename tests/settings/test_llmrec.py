@@ -20,7 +20,7 @@ from recbole_multdpo.settings.llmrec import (
     type_problems,
 )
 from recbole_multdpo.settings.recbole import RecBoleSettings
-from recbole_multdpo.settings_text import read_settings_file
+from recbole_multdpo.settings.text import read_settings_file
 
 ADAPTER = TypeAdapter(LLMRecSettings)
 FILE = properties_folder() / "model/LLMRec.yaml"

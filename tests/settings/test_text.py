@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime.reading import plain
-from recbole_multdpo.settings_text import (
+from recbole_multdpo.settings.text import (
     SettingsLoader,
     dump_settings,
     parse_command_line,
