@@ -576,7 +576,7 @@ def _foreign_models() -> Patch:
         name = given if isinstance(given, str) else getattr(given, "__name__", "")
         if type(self) is not Config:
             return original(self, model, dataset)
-        from recbole_multdpo.language_models import LANGUAGE_MODELS
+        from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
         if name in LANGUAGE_MODELS:
             raise ConfigError(

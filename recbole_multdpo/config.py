@@ -49,12 +49,6 @@ from recbole_multdpo.information import (  # noqa: E402
     information_problems,
     with_known_names,
 )
-from recbole_multdpo.language_models import (  # noqa: E402
-    LANGUAGE_MODELS,
-    LLMREC,
-    language_model_class,
-    owners,
-)
 from recbole_multdpo.optional_packages import (  # noqa: E402
     missing_for_logging,
     missing_packages,
@@ -62,6 +56,12 @@ from recbole_multdpo.optional_packages import (  # noqa: E402
 from recbole_multdpo.runtime.reading import plain  # noqa: E402
 from recbole_multdpo.settings import recbole as shared  # noqa: E402
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems  # noqa: E402
+from recbole_multdpo.settings.language_models import (  # noqa: E402
+    LANGUAGE_MODELS,
+    LLMREC,
+    language_model_class,
+    owners,
+)
 from recbole_multdpo.settings.llmrec import (  # noqa: E402
     LLMRecSettings,
     cautions,

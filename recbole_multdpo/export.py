@@ -90,7 +90,7 @@ def export(
         CheckpointError: the weights of the first stage, which `adapter` needs, are not kept.
         MultDPOError: the folder cannot be written.
     """
-    from recbole_multdpo.language_models import LLMREC
+    from recbole_multdpo.settings.language_models import LLMREC
     from recbole_multdpo.trained.run import load_run, result_of
 
     run_folder, output = Path(run_folder), Path(output)

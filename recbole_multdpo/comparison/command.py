@@ -110,7 +110,7 @@ def _continued(folder: Path, values: Mapping[str, Any]) -> Request:
 
 
 def _may_be_an_assistants(key: str, systems: Sequence[System]) -> bool:
-    from recbole_multdpo.language_models import LANGUAGE_MODELS
+    from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
     owner, dot, rest = key.rpartition(".")
     assisted = any(system.model in LANGUAGE_MODELS for system in systems)

@@ -20,8 +20,8 @@ from recbole_multdpo.comparison.request import (
 from recbole_multdpo.comparison.results import BEYOND_ACCURACY
 from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT, unused_by
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing

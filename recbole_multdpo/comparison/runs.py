@@ -28,7 +28,6 @@ from recbole_multdpo.comparison.request import (
 from recbole_multdpo.comparison.results import read_results
 from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tuning
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.run_folder import RESULT_FILE, lock_folder
 from recbole_multdpo.runtime.durable_files import (
     atomic_folder,
@@ -38,6 +37,7 @@ from recbole_multdpo.runtime.durable_files import (
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.runtime.reading import read_bytes
 from recbole_multdpo.runtime.shown_text import show
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
 INTERRUPTED = (130, 143, -2, -15)  # exit statuses after Ctrl-C and SIGTERM
 POLL_SECONDS = 1.0

@@ -10,10 +10,10 @@ import pandas as pd
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.information import KEY
-from recbole_multdpo.language_models import LANGUAGE_MODELS
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import look, new_figure
 from recbole_multdpo.runtime.shown_text import mathtext
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

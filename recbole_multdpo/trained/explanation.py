@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import CheckpointError, ConfigError
-from recbole_multdpo.language_models import LLMREC
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.packed import packed_token_logps
 from recbole_multdpo.scoring.padded import padded_token_logps
+from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES
 from recbole_multdpo.trained.recommender import Context, Item, Recommender
 from recbole_multdpo.trained.run import TrainedRun, load_run, result_of, run_config

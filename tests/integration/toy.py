@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, unused_by
 
 N_USERS, N_ITEMS = 24, 30

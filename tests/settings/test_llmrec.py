@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import get_scheduler
 
 from recbole_multdpo.config import properties_folder
-from recbole_multdpo.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.model.backbone import DTYPES
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.llmrec import (
     LLMRecSettings,
     cautions,
