@@ -77,7 +77,7 @@ from recbole_multdpo.settings.text import (  # noqa: E402
     parse_setting,
     read_settings_file,
 )
-from recbole_multdpo.unused_settings import unused_problems, without_effect  # noqa: E402
+from recbole_multdpo.settings.unused import unused_problems, without_effect  # noqa: E402
 
 if TYPE_CHECKING:
     from recbole_multdpo.data.prompt_file import StoredPrompt

@@ -3,7 +3,7 @@
 RecBole's property files hold every setting for every kind of model, and nothing says which of them
 a run reads. A setting whose effect RecBole documents and a run would lose is refused wherever it
 was set; one that has no effect on a kind of model, where the command line asks for it.
-`tests/test_unused_settings.py` has the list of all settings with what becomes of each.
+`tests/settings/test_unused.py` has the list of all settings with what becomes of each.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import load_parts, run
 from recbole_multdpo.settings.recbole import RecBoleSettings
 from recbole_multdpo.settings.text import read_settings_file
-from recbole_multdpo.unused_settings import FEATURE_KEYS, KNOWLEDGE_KEYS, SEQUENCE_KEYS
+from recbole_multdpo.settings.unused import FEATURE_KEYS, KNOWLEDGE_KEYS, SEQUENCE_KEYS
 from tests.data.test_times import arguments, pairs, shuffled_rows, write
 from tests.integration.toy import toy_arguments, write_toy
 
