@@ -38,7 +38,6 @@ from recbole.utils.argument_list import (  # noqa: E402
     general_arguments,
 )
 
-from recbole_multdpo.asked_for import ASKED_FOR, check_asked  # noqa: E402
 from recbole_multdpo.errors import ConfigError  # noqa: E402
 from recbole_multdpo.information import AUTO as AUTO_INFORMATION  # noqa: E402
 from recbole_multdpo.information import (  # noqa: E402
@@ -55,6 +54,7 @@ from recbole_multdpo.optional_packages import (  # noqa: E402
 )
 from recbole_multdpo.runtime.reading import plain  # noqa: E402
 from recbole_multdpo.settings import recbole as shared  # noqa: E402
+from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked  # noqa: E402
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems  # noqa: E402
 from recbole_multdpo.settings.language_models import (  # noqa: E402
     LANGUAGE_MODELS,

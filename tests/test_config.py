@@ -16,10 +16,10 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 
 from recbole_multdpo import config as config_module
-from recbole_multdpo.asked_for import ASKED_FOR
 from recbole_multdpo.config import Config, load_config, properties_folder, recbole_models
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.settings import recbole as shared
+from recbole_multdpo.settings.asked_for import ASKED_FOR
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.text import dump_settings
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.comparison.request import (
     REQUEST_FILE,
     Request,
@@ -22,6 +21,7 @@ from recbole_multdpo.comparison.request import (
     value_text,
 )
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.settings.text import parse_command_line, parse_literal, read_settings_file
 
 LLMREC = "LLMRec"

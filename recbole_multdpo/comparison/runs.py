@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from recbole_multdpo.asked_for import ASKED_FOR
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, make_plan
 from recbole_multdpo.comparison.report import write_report
@@ -37,6 +36,7 @@ from recbole_multdpo.runtime.durable_files import (
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.runtime.reading import read_bytes
 from recbole_multdpo.runtime.shown_text import show
+from recbole_multdpo.settings.asked_for import ASKED_FOR
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
 INTERRUPTED = (130, 143, -2, -15)  # exit statuses after Ctrl-C and SIGTERM
