@@ -39,15 +39,6 @@ from recbole.utils.argument_list import (  # noqa: E402
 )
 
 from recbole_multdpo.errors import ConfigError  # noqa: E402
-from recbole_multdpo.information import AUTO as AUTO_INFORMATION  # noqa: E402
-from recbole_multdpo.information import (  # noqa: E402
-    FORMER_KEY,
-    KEY,
-    as_tested_before,
-    default_information,
-    information_problems,
-    with_known_names,
-)
 from recbole_multdpo.optional_packages import (  # noqa: E402
     missing_for_logging,
     missing_packages,
@@ -69,6 +60,15 @@ from recbole_multdpo.settings.llmrec import (  # noqa: E402
     listed,
     nearest,
     type_problems,
+)
+from recbole_multdpo.settings.test_information import AUTO as AUTO_INFORMATION  # noqa: E402
+from recbole_multdpo.settings.test_information import (  # noqa: E402
+    FORMER_KEY,
+    KEY,
+    as_tested_before,
+    default_information,
+    information_problems,
+    with_known_names,
 )
 from recbole_multdpo.settings.text import (  # noqa: E402
     SettingsLoader,

@@ -51,7 +51,6 @@ from recbole_multdpo.fingerprints import (
     data_fingerprints,
     pairs_fingerprint,
 )
-from recbole_multdpo.information import train_and_valid
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
@@ -73,6 +72,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import is_no_room
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.settings.test_information import train_and_valid
 from recbole_multdpo.trained.unchanged import check_folder
 from recbole_multdpo.training.checkpoint import check_checkpoint
 from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.comparison.request import Member
-from recbole_multdpo.information import KEY, KNOWN
 from recbole_multdpo.per_user import (
     FILE_NAME,
     ID_COLUMNS,
@@ -19,6 +18,7 @@ from recbole_multdpo.per_user import (
     read_per_user,
 )
 from recbole_multdpo.run_folder import RESULT_FILE, read_result
+from recbole_multdpo.settings.test_information import KEY, KNOWN
 
 HISTORY_GROUPS = 4
 # RecBole's metrics beyond accuracy; the runs add them to those of the settings

@@ -28,7 +28,6 @@ from recbole_multdpo.config import Config
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.fingerprints import described
-from recbole_multdpo.information import KEY, fitted_part
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.per_user import PerUserEvaluator
 from recbole_multdpo.quick_start import (
@@ -41,6 +40,7 @@ from recbole_multdpo.quick_start import (
 )
 from recbole_multdpo.run_folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.settings.llmrec import nearest
+from recbole_multdpo.settings.test_information import KEY, fitted_part
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
 from recbole_multdpo.trained.unchanged import changed_data, check_folder

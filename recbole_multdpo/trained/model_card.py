@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_multdpo.information import KEY, KNOWN
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT
+from recbole_multdpo.settings.test_information import KEY, KNOWN
 
 TRAINING = (
     "backbone",
