@@ -39,10 +39,6 @@ from recbole.utils.argument_list import (  # noqa: E402
 )
 
 from recbole_multdpo.errors import ConfigError  # noqa: E402
-from recbole_multdpo.optional_packages import (  # noqa: E402
-    missing_for_logging,
-    missing_packages,
-)
 from recbole_multdpo.runtime.reading import plain  # noqa: E402
 from recbole_multdpo.settings import recbole as shared  # noqa: E402
 from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked  # noqa: E402
@@ -60,6 +56,10 @@ from recbole_multdpo.settings.llmrec import (  # noqa: E402
     listed,
     nearest,
     type_problems,
+)
+from recbole_multdpo.settings.optional_packages import (  # noqa: E402
+    missing_for_logging,
+    missing_packages,
 )
 from recbole_multdpo.settings.test_information import AUTO as AUTO_INFORMATION  # noqa: E402
 from recbole_multdpo.settings.test_information import (  # noqa: E402
