@@ -89,7 +89,7 @@ def _in_process(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
 
 
 def _config(folder: str, negatives: int) -> Any:
-    from recbole_multdpo.config import load_config
+    from recbole_multdpo.settings.config import load_config
 
     return load_config(
         [

@@ -67,7 +67,6 @@ def steps(shapes: list[tuple[int, int]], timer: Timer, options: argparse.Namespa
 def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
     """Best-first and along the trie over the first titles of the file, seconds per user."""
     compat.apply()
-    from recbole_multdpo.config import load_config
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.data.item_tokens import encode_items
     from recbole_multdpo.model.llmrec import LLMRec
@@ -75,6 +74,7 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
     from recbole_multdpo.scoring.best_first import best_first_topk
     from recbole_multdpo.scoring.trie import ItemTrie
     from recbole_multdpo.scoring.trie_scores import trie_scores
+    from recbole_multdpo.settings.config import load_config
 
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(

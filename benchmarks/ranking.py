@@ -73,10 +73,10 @@ def compare(
     dataset: str, settings: list[str], folder: Path, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
     """Rows of one data set: an untrained model, then a trained one."""
-    from recbole_multdpo.config import load_config
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.model.llmrec import LLMRec
     from recbole_multdpo.quick_start import _fit, _load, _prepare, _train_loader
+    from recbole_multdpo.settings.config import load_config
     from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 
     if options.run and dataset == "ml-100k":

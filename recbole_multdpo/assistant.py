@@ -28,12 +28,12 @@ from recbole.utils import init_seed
 from torch import Tensor
 
 from recbole_multdpo.classical import prepare_classical
-from recbole_multdpo.config import Config
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json
+from recbole_multdpo.settings.config import Config
 
 CURVE_FILE = "assistant_weights.csv"
 USERS_AT_ONCE = 256

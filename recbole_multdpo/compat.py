@@ -588,7 +588,7 @@ def _foreign_models() -> Patch:
         try:
             return original(self, model, dataset)
         except ModuleNotFoundError:
-            from recbole_multdpo.config import settings_of
+            from recbole_multdpo.settings.config import settings_of
 
             settings_of(name)  # there is no such model, or a package is missing: says which
             raise

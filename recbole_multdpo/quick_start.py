@@ -27,7 +27,6 @@ from recbole_multdpo.assistant import (
     write_curve,
 )
 from recbole_multdpo.classical import explained, prepare_classical
-from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
@@ -71,6 +70,7 @@ from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import is_no_room
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
+from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings.test_information import train_and_valid
 from recbole_multdpo.trained.unchanged import check_folder

@@ -31,13 +31,13 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from recbole_multdpo import __version__
-from recbole_multdpo.config import Config
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.per_user import FILE_NAME as PER_USER_FILE
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json
 from recbole_multdpo.runtime.shown_text import terminal
+from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.training.run_logs import LOGS, rewind_logs
 

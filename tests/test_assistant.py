@@ -193,7 +193,7 @@ def test_scores_are_cached_and_never_with_other_settings(data_path: Path, tmp_pa
 def test_mistakes_are_found_at_the_start(
     data_path: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    from recbole_multdpo.config import load_config
+    from recbole_multdpo.settings.config import load_config
 
     if "--context=conversation" in options:
         options = [*options, "--benchmark_filename=[train, valid, test]"]

@@ -514,7 +514,7 @@ def test_quick_start_imports_without_ray_and_leaves_no_stand_in(monkeypatch) -> 
     assert reported == [{"loss": 1.0}]
 
 
-@pytest.mark.parametrize("imported", ["recbole_multdpo", "recbole_multdpo.config"])
+@pytest.mark.parametrize("imported", ["recbole_multdpo", "recbole_multdpo.settings.config"])
 def test_recbole_imported_after_this_package_is_mended(imported: str) -> None:
     """Its quick start too, without ray; looking for it first changes nothing."""
     done = run_python(

@@ -20,9 +20,9 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, get_tensorboard, get_trainer, set_color
 
 from recbole_multdpo import __version__, run_folder
-from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.run_folder import create_run_folder
+from recbole_multdpo.settings.config import load_config
 
 RESULT = {
     "valid_result": {"ndcg@10": np.float64(0.25)},

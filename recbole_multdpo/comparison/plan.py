@@ -18,9 +18,9 @@ from recbole_multdpo.comparison.request import (
     varied,
 )
 from recbole_multdpo.comparison.results import BEYOND_ACCURACY
-from recbole_multdpo.config import Config, load_config, settings_of
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.settings.config import Config, load_config, settings_of
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT, unused_by
 

@@ -99,7 +99,7 @@ class LLMRec(GeneralRecommender):
         """Load the backbone and tokenise catalogue and prompts.
 
         Args:
-            config: a `recbole_multdpo.config.Config` whose `settings` describe the model.
+            config: a `recbole_multdpo.settings.config.Config` whose `settings` describe the model.
             dataset: the training part; its items are the histories that prompts show, unless it
                 has conversations to show.
         """

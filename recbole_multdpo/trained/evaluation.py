@@ -24,7 +24,6 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, init_seed
 
 from recbole_multdpo.classical import prepare_classical, refit_parts
-from recbole_multdpo.config import Config
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.fingerprints import described
@@ -39,6 +38,7 @@ from recbole_multdpo.quick_start import (
     test_description,
 )
 from recbole_multdpo.run_folder import command, hardware, no_tensorboard, plain_json, versions
+from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import nearest
 from recbole_multdpo.settings.test_information import KEY, fitted_part
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS

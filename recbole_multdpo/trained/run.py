@@ -13,7 +13,6 @@ import torch
 
 from recbole_multdpo.assistant import Assistant, restored_assistant
 from recbole_multdpo.classical import untrained
-from recbole_multdpo.config import Config, load_config
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt
@@ -23,6 +22,7 @@ from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.model.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
+from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.test_information import KEY, fitted_part, train_and_valid
 from recbole_multdpo.settings.text import read_settings_file

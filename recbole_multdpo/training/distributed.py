@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from recbole_multdpo.config import Config
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.settings.config import Config
 from recbole_multdpo.training.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,

@@ -15,8 +15,8 @@ from recbole_multdpo.comparison.plan import Plan, make_plan
 from recbole_multdpo.comparison.request import edge_settings
 from recbole_multdpo.comparison.runs import Runner, run_comparison, run_in_process_of_its_own
 from recbole_multdpo.comparison.tuning import TRIALS_FILE, tune, write_tuning
-from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments, write_toy
 
 

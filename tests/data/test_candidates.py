@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from recbole_multdpo.classical import prepare_classical
-from recbole_multdpo.config import load_config
 from recbole_multdpo.data.candidates import CandidateDraw, TotalCandidatesLoader
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.settings.config import load_config
 from tests.data.test_times import arguments, shuffled_rows, write
 
 MODES = "--eval_args={'order': 'TO', 'mode': {'valid': 'total9', 'test': 'total12'}}"

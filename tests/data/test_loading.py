@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from recbole_multdpo.config import load_config
 from recbole_multdpo.data.loading import Amount, RowCounts, dataset_class
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments
 
 COLUMNS = "{'inter': ['user_id', 'item_id', 'rating', 'timestamp'], 'item': ['item_id', 'price']}"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from recbole_multdpo.config import load_config, properties_folder
 from recbole_multdpo.data import sources
 from recbole_multdpo.data.sources import HOW_TO_GET, hosted_by_recbole, present
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import _load
+from recbole_multdpo.settings.config import load_config, properties_folder
 from tests.integration.toy import write_toy
 
 

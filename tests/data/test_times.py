@@ -11,10 +11,10 @@ import pytest
 import recbole
 from recbole.data.dataset import Dataset
 
-from recbole_multdpo.config import load_config
 from recbole_multdpo.data.times import DATE, NUMBER, ZONED_DATE, TimeColumn, seconds_of
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments
 
 MAY_31 = 1717113600.0  # 2024-05-31 in UTC

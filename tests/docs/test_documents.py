@@ -12,7 +12,7 @@ import yaml
 
 from recbole_multdpo.comparison.command import _OWN_KEYS, is_comparison, read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.config import load_config, settings_of
+from recbole_multdpo.settings.config import load_config, settings_of
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from tests.docs.markdown import DOCUMENTS, ROOT, anchors, blocks, commands, links, name_of, prose
 

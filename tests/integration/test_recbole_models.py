@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import recbole
 
-from recbole_multdpo.config import load_config, recbole_models
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.recommend import main as recommend
+from recbole_multdpo.settings.config import load_config, recbole_models
 from recbole_multdpo.settings.optional_packages import missing_packages
 from recbole_multdpo.trained.recommender import Recommender
 

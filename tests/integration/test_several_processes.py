@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
-from recbole_multdpo.config import load_config
 from recbole_multdpo.data.prompt import PromptFrame
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model import llmrec
@@ -29,6 +28,7 @@ from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted
+from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.distributed import PlainEngine, ZeroEngine
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import chat_template_utils
 
 from recbole_multdpo import Recommender, quick_start
-from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, TrainingError
 from recbole_multdpo.export import export
 from recbole_multdpo.model import llmrec
@@ -23,6 +22,7 @@ from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.resuming import CHANGEABLE, settle_resume
+from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
 from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_multdpo.config import properties_folder
 from recbole_multdpo.losses import LOSSES, Loss, preference_loss, rewards
+from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings.text import read_settings_file
 from tests.losses.helpers import (

@@ -10,9 +10,9 @@ import torch
 from recbole_multdpo.assistant import make_assistant
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.config import load_config, properties_folder
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.settings.config import load_config, properties_folder
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.llmrec import D3Settings, LLMRecSettings
 from recbole_multdpo.settings.text import read_settings_file

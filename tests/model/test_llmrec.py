@@ -11,7 +11,6 @@ import torch
 from recbole.data.interaction import Interaction
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_multdpo.config import load_config
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.sampler import NegativeSampler
 from recbole_multdpo.errors import ConfigError
@@ -20,6 +19,7 @@ from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import _train_loader, load_parts
 from recbole_multdpo.scoring import packed
+from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import N_ITEMS, toy_arguments, toy_model, write_toy
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from recbole_multdpo.config import load_config
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.explain import main as explain
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments, write_toy
 
 # -------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from recbole_multdpo.config import properties_folder
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.deepspeed import deepspeed_settings
 
 FOLDER = properties_folder() / "deepspeed"

@@ -8,8 +8,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import get_scheduler
 
-from recbole_multdpo.config import properties_folder
 from recbole_multdpo.model.backbone import DTYPES
+from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.llmrec import (
     LLMRecSettings,

@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from recbole_multdpo.config import load_config, recbole_models
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.config import load_config, recbole_models
 from recbole_multdpo.settings.optional_packages import missing_packages, packages_of
 
 SETTINGS = {"neigh_info_method": "random", "n_cate": 1}

@@ -15,11 +15,11 @@ import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 
-from recbole_multdpo import config as config_module
-from recbole_multdpo.config import Config, load_config, properties_folder, recbole_models
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.settings import config as config_module
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import ASKED_FOR
+from recbole_multdpo.settings.config import Config, load_config, properties_folder, recbole_models
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.text import dump_settings
 
@@ -629,7 +629,7 @@ def test_config_is_recboles():
 def test_settings_are_read_without_the_language_model():
     """A classical model must not wait for transformers."""
     code = (
-        "from recbole_multdpo.config import load_config\n"
+        "from recbole_multdpo.settings.config import load_config\n"
         "load_config(['--model=EASE', '--dataset=ml-100k'])\n"
         "import sys\n"
         "assert 'transformers' not in sys.modules and 'recbole_multdpo.model' not in sys.modules\n"
