@@ -17,7 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler ta
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from recbole_multdpo.run_folder import hardware, versions
+from recbole_multdpo.runs.folder import hardware, versions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

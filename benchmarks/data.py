@@ -25,7 +25,7 @@ from benchmarks.common import Row, Timer, arguments, faster, report
 from recbole_multdpo import compat
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.sampler import ROWS_AT_ONCE
-from recbole_multdpo.run_folder import peak_memory_mb
+from recbole_multdpo.runs.folder import peak_memory_mb
 
 N_USERS, N_RATINGS, N_ITEMS = 71_567, 10_000_000, 9_742
 MEMORY_LIMIT = 6 * 1024  # MiB beyond what RecBole itself needs to load and split the data

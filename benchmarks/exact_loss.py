@@ -30,7 +30,7 @@ from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
 from recbole_multdpo.losses.plackett_luce import set_preference_logp
 from recbole_multdpo.model.tiny import make_tiny_backbone
-from recbole_multdpo.run_folder import hardware
+from recbole_multdpo.runs.folder import hardware
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.scoring.packed import packed_logps
 

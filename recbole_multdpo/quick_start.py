@@ -66,7 +66,7 @@ from recbole_multdpo.resuming import (
     settings_hash,
     settle_resume,
 )
-from recbole_multdpo.run_folder import RunFolder, create_run_folder, read_result
+from recbole_multdpo.runs.folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import is_no_room
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions

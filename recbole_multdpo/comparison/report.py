@@ -28,7 +28,7 @@ from recbole_multdpo.comparison.tables import (
     as_text,
     make_table,
 )
-from recbole_multdpo.run_folder import plain_json
+from recbole_multdpo.runs.folder import plain_json
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.runtime.shown_text import csv_cell, html, markdown
 

@@ -17,7 +17,7 @@ from recbole_multdpo.per_user import (
     RECALL_TAIL,
     read_per_user,
 )
-from recbole_multdpo.run_folder import RESULT_FILE, read_result
+from recbole_multdpo.runs.folder import RESULT_FILE, read_result
 from recbole_multdpo.settings.test_information import KEY, KNOWN
 
 HISTORY_GROUPS = 4

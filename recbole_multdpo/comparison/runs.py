@@ -27,7 +27,7 @@ from recbole_multdpo.comparison.request import (
 from recbole_multdpo.comparison.results import read_results
 from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tuning
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.run_folder import RESULT_FILE, lock_folder
+from recbole_multdpo.runs.folder import RESULT_FILE, lock_folder
 from recbole_multdpo.runtime.durable_files import (
     atomic_folder,
     restore_interrupted,

@@ -37,7 +37,7 @@ from recbole_multdpo.quick_start import (
     pairs_of,
     test_description,
 )
-from recbole_multdpo.run_folder import command, hardware, no_tensorboard, plain_json, versions
+from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import nearest
 from recbole_multdpo.settings.test_information import KEY, fitted_part

@@ -21,7 +21,7 @@ from recbole_multdpo.model.backbone_check import InexactBackbone
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.model.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.quick_start import known_at_test, load_parts
-from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE, read_result
+from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.test_information import KEY, fitted_part, train_and_valid

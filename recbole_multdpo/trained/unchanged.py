@@ -25,7 +25,7 @@ from recbole_multdpo.fingerprints import (
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.model_files import check_model
 from recbole_multdpo.resuming import BACKBONE_SETTING, changed_settings, settings_hash
-from recbole_multdpo.run_folder import CONFIG_FILE, RESULT_FILE
+from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.text import read_settings_file
 

@@ -11,7 +11,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.quick_start import run
-from recbole_multdpo.run_folder import RESULT_FILE
+from recbole_multdpo.runs.folder import RESULT_FILE
 from recbole_multdpo.trained.run import load_run
 from tests.integration.toy import WORDS, toy_arguments, toy_model, write_toy
 from tests.scoring.architectures import ARCHITECTURES, Architecture

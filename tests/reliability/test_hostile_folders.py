@@ -29,7 +29,7 @@ from recbole_multdpo.model_files import file_checksums
 from recbole_multdpo.plots import __main__ as plots
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.resuming import find_resume_point
-from recbole_multdpo.run_folder import read_result
+from recbole_multdpo.runs.folder import read_result
 from recbole_multdpo.runtime.reading import read_json
 from recbole_multdpo.settings.text import read_settings_file
 from recbole_multdpo.training.checkpoint import check_checkpoint

@@ -19,9 +19,10 @@ from recbole.data import create_dataset, data_preparation
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, get_tensorboard, get_trainer, set_color
 
-from recbole_multdpo import __version__, run_folder
+from recbole_multdpo import __version__
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.run_folder import create_run_folder
+from recbole_multdpo.runs import folder as run_folder
+from recbole_multdpo.runs.folder import create_run_folder
 from recbole_multdpo.settings.config import load_config
 
 RESULT = {

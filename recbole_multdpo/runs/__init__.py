@@ -1,0 +1,1 @@
+"""What a run reads and keeps: its folder, data, checkpoints, logs and fingerprints."""
