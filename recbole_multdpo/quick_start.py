@@ -43,13 +43,6 @@ from recbole_multdpo.data.prompt_file import (
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
-from recbole_multdpo.fingerprints import (
-    BACKBONE,
-    PROMPT,
-    check_resumed,
-    data_fingerprints,
-    pairs_fingerprint,
-)
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
@@ -65,6 +58,13 @@ from recbole_multdpo.resuming import (
     find_resume_point,
     settings_hash,
     settle_resume,
+)
+from recbole_multdpo.runs.fingerprints import (
+    BACKBONE,
+    PROMPT,
+    check_resumed,
+    data_fingerprints,
+    pairs_fingerprint,
 )
 from recbole_multdpo.runs.folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runtime import processes

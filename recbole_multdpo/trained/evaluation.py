@@ -26,7 +26,6 @@ from recbole.utils import EvaluatorType, init_seed
 from recbole_multdpo.classical import prepare_classical, refit_parts
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.fingerprints import described
 from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.per_user import PerUserEvaluator
 from recbole_multdpo.quick_start import (
@@ -37,6 +36,7 @@ from recbole_multdpo.quick_start import (
     pairs_of,
     test_description,
 )
+from recbole_multdpo.runs.fingerprints import described
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import nearest
