@@ -43,7 +43,7 @@ from transformers.utils import cached_file
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.modes import modes_kept
 from recbole_multdpo.model.tiny import make_tiny_backbone
-from recbole_multdpo.model_files import not_finite
+from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
 
 TINY = "tiny"

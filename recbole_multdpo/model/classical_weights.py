@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_multdpo.errors import CheckpointError, MultDPOError, TrainingError
-from recbole_multdpo.model_files import not_finite
+from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import check_regular
 from recbole_multdpo.training.checkpoint import MAX_TENSORS

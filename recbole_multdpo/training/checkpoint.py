@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.model_files import not_finite
+from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import check_regular, fitted, read_json
 

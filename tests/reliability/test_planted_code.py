@@ -19,8 +19,8 @@ import torch
 
 from recbole_multdpo import cli, evaluate, explain, export, recommend
 from recbole_multdpo.comparison.runs import run_comparison
-from recbole_multdpo.model_files import file_checksums
 from recbole_multdpo.plots import __main__ as plots
+from recbole_multdpo.runs.model_files import file_checksums
 from tests.integration.toy import toy_arguments, write_toy
 
 ROOT = Path(__file__).parents[2]

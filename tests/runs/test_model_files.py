@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.model_files import check_files, check_model, file_checksums, not_finite
+from recbole_multdpo.runs.model_files import check_files, check_model, file_checksums, not_finite
 
 TYPES = [
     torch.float64,
