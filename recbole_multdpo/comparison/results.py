@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.comparison.request import Member
-from recbole_multdpo.per_user import (
+from recbole_multdpo.runs.folder import RESULT_FILE, read_result
+from recbole_multdpo.runs.per_user import (
     FILE_NAME,
     ID_COLUMNS,
     RECALL_HEAD,
     RECALL_TAIL,
     read_per_user,
 )
-from recbole_multdpo.runs.folder import RESULT_FILE, read_result
 from recbole_multdpo.settings.test_information import KEY, KNOWN
 
 HISTORY_GROUPS = 4

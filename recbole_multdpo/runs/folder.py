@@ -32,7 +32,7 @@ from typing_extensions import TypedDict
 
 from recbole_multdpo import __version__
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.per_user import FILE_NAME as PER_USER_FILE
+from recbole_multdpo.runs.per_user import FILE_NAME as PER_USER_FILE
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json

@@ -27,7 +27,6 @@ from recbole_multdpo.classical import prepare_classical, refit_parts
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.model.classical_weights import load_weights
-from recbole_multdpo.per_user import PerUserEvaluator
 from recbole_multdpo.quick_start import (
     check_cutoffs,
     check_labels,
@@ -38,6 +37,7 @@ from recbole_multdpo.quick_start import (
 )
 from recbole_multdpo.runs.fingerprints import described
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
+from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import nearest
 from recbole_multdpo.settings.test_information import KEY, fitted_part

@@ -12,9 +12,9 @@ import torch
 
 from recbole_multdpo import Recommender
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
-from recbole_multdpo.per_user import FILE_NAME, read_per_user
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.recommend import main
+from recbole_multdpo.runs.per_user import FILE_NAME, read_per_user
 from recbole_multdpo.trained.commands import parse_turns
 from recbole_multdpo.trained.run import load_run
 from tests.integration.test_conversations import DATA, write_conversations

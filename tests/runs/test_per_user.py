@@ -10,7 +10,7 @@ import pytest
 import torch
 from recbole.evaluator.metrics import TailPercentage
 
-from recbole_multdpo.per_user import head_items, read_per_user, write_per_user
+from recbole_multdpo.runs.per_user import head_items, read_per_user, write_per_user
 
 COUNTS = np.array([0, 5, 1, 9, 0, 2, 2])  # training rows of items 0 ([PAD]) to 6
 
