@@ -185,7 +185,7 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     from peft import PeftModel
 
     from recbole_multdpo.model.backbone import save_backbone
-    from recbole_multdpo.resuming import REFIT
+    from recbole_multdpo.runs.resume import REFIT
     from recbole_multdpo.trained.run import run_config
     from recbole_multdpo.trained.sft_start import load_sft_start
     from recbole_multdpo.trained.unchanged import check_checkpoint

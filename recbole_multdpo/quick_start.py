@@ -48,15 +48,6 @@ from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.model.row_models import check_conversation_model
-from recbole_multdpo.resuming import (
-    REFIT,
-    STAGES,
-    ResumePoint,
-    check_unchanged,
-    find_resume_point,
-    settings_hash,
-    settle_resume,
-)
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
     PROMPT,
@@ -67,6 +58,15 @@ from recbole_multdpo.runs.fingerprints import (
 from recbole_multdpo.runs.folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runs.model_files import MODEL_FOLDER, file_checksums, not_finite
 from recbole_multdpo.runs.per_user import FILE_NAME, PerUserEvaluator, write_per_user
+from recbole_multdpo.runs.resume import (
+    REFIT,
+    STAGES,
+    ResumePoint,
+    check_unchanged,
+    find_resume_point,
+    settings_hash,
+    settle_resume,
+)
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import is_no_room
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions

@@ -12,7 +12,6 @@ from recbole.data.dataset import Dataset
 from recbole_multdpo.data.prompt_file import PROMPT_FILE
 from recbole_multdpo.errors import CheckpointError, DataError
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.resuming import BACKBONE_SETTING, changed_settings, settings_hash
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
     NAMES,
@@ -26,6 +25,7 @@ from recbole_multdpo.runs.fingerprints import (
 )
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE
 from recbole_multdpo.runs.model_files import check_model
+from recbole_multdpo.runs.resume import BACKBONE_SETTING, changed_settings, settings_hash
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.text import read_settings_file
 

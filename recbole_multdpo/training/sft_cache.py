@@ -16,7 +16,7 @@ from recbole.config import Config
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.resuming import REFIT
+from recbole_multdpo.runs.resume import REFIT
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.checkpoint import (

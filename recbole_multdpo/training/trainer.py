@@ -28,8 +28,8 @@ from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
-from recbole_multdpo.resuming import REFIT, settings_hash
 from recbole_multdpo.runs.fingerprints import check_resumed
+from recbole_multdpo.runs.resume import REFIT, settings_hash
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory

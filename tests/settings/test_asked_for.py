@@ -10,7 +10,7 @@ import pytest
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.request import Request, System, request_text
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.resuming import settle_resume
+from recbole_multdpo.runs.resume import settle_resume
 from recbole_multdpo.settings import config
 from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.settings.config import load_config
