@@ -48,6 +48,7 @@ from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.model.row_models import check_conversation_model
+from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
     PROMPT,
@@ -74,7 +75,6 @@ from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings.test_information import train_and_valid
 from recbole_multdpo.trained.unchanged import check_folder
-from recbole_multdpo.training.checkpoint import check_checkpoint
 from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key
 from recbole_multdpo.training.sft_cache import (
     cache_folder,

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_multdpo.errors import CheckpointError, MultDPOError, TrainingError
+from recbole_multdpo.runs.checkpoint import MAX_TENSORS
 from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import check_regular
-from recbole_multdpo.training.checkpoint import MAX_TENSORS
 
 FILE_NAME = "weights.safetensors"
 OTHER = "other_parameter."  # RecBole's name for what is trained and no parameter, as in Pop

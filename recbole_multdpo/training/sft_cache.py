@@ -16,14 +16,14 @@ from recbole.config import Config
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.runs.resume import REFIT
-from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
-from recbole_multdpo.settings.llmrec import LLMRecSettings
-from recbole_multdpo.training.checkpoint import (
+from recbole_multdpo.runs.checkpoint import (
     check_checkpoint,
     load_checkpoint,
     load_trainable_tensors,
 )
+from recbole_multdpo.runs.resume import REFIT
+from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
+from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.step_log import STEPS_FILE, VALIDATIONS_FILE
 
 # Settings that act only after the supervised stage. Everything else is part of the key, so that a

@@ -28,15 +28,7 @@ from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
 from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
-from recbole_multdpo.runs.fingerprints import check_resumed
-from recbole_multdpo.runs.resume import REFIT, settings_hash
-from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
-from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
-from recbole_multdpo.runtime.random_state import random_state, restore_random_state
-from recbole_multdpo.scoring.packed import packed_lengths
-from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
-from recbole_multdpo.training.checkpoint import (
+from recbole_multdpo.runs.checkpoint import (
     load_checkpoint,
     load_trainable_tensors,
     optimizer_state,
@@ -45,6 +37,14 @@ from recbole_multdpo.training.checkpoint import (
     step_folder,
     step_folders,
 )
+from recbole_multdpo.runs.fingerprints import check_resumed
+from recbole_multdpo.runs.resume import REFIT, settings_hash
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
+from recbole_multdpo.runtime.random_state import random_state, restore_random_state
+from recbole_multdpo.scoring.packed import packed_lengths
+from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives

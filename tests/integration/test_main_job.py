@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
-from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
+from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
 

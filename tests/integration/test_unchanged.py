@@ -21,11 +21,11 @@ from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runs.resume import CHANGEABLE, settle_resume
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
-from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.data.test_chat_frame import LLAMA
 from tests.integration.toy import toy_arguments, write_toy

@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs import checkpoint
 from recbole_multdpo.runtime import durable_files as atomic
-from recbole_multdpo.training import checkpoint
 from tests.integration.toy import toy_arguments, write_toy
 
 SHORT = ["--sft_epochs=2", "--epochs=2", "--save_steps=1", "--sft_cache=False"]

@@ -21,8 +21,8 @@ import psutil
 import torch
 
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runtime.interruption import Interrupted
-from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 from tests.integration.toy import toy_arguments, write_toy
 
 EVERY = 2.0  # seconds between two measurements

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from recbole_multdpo.comparison.command import is_comparison, read_request
 from recbole_multdpo.data.convert.__main__ import main as convert
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError
+from recbole_multdpo.runs.checkpoint import load_checkpoint, save_checkpoint
 from recbole_multdpo.settings.config import load_config, settings_of
 from recbole_multdpo.settings.text import parse_command_line, read_settings_file
-from recbole_multdpo.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.reliability import FUZZ_TIMES
 
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -27,12 +27,12 @@ from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError
 from recbole_multdpo.plots import __main__ as plots
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.folder import read_result
 from recbole_multdpo.runs.model_files import file_checksums
 from recbole_multdpo.runs.resume import find_resume_point
 from recbole_multdpo.runtime.reading import read_json
 from recbole_multdpo.settings.text import read_settings_file
-from recbole_multdpo.training.checkpoint import check_checkpoint
 from tests.integration.toy import toy_arguments, write_toy
 from tests.reliability.test_planted_code import CLASSICAL, unfinished
 

@@ -18,8 +18,8 @@ import torch
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runtime.interruption import Interrupted
-from recbole_multdpo.training.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, write_toy
 from tests.reliability.kills import differences, what_is_left

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.training import checkpoint as checkpoint_module
-from recbole_multdpo.training.checkpoint import (
+from recbole_multdpo.runs import checkpoint as checkpoint_module
+from recbole_multdpo.runs.checkpoint import (
     load_checkpoint,
     load_optimizer_tensors,
     load_trainable_tensors,
