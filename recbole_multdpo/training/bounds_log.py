@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from recbole_multdpo.losses import Bounds
-from recbole_multdpo.training.csv_log import CsvLog
+from recbole_multdpo.runs.csv_log import CsvLog
 
 COLUMNS = ("step", "user", "preference", *(field.name for field in fields(Bounds)))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.training.csv_log import CsvLog, read_rows
+from recbole_multdpo.runs.csv_log import CsvLog, read_rows
 
 STEPS_FILE, VALIDATIONS_FILE = "steps.csv", "validations.csv"
 METRICS = ("loss", "positive_logp", "negative_logp", "margin", "grad_norm", "learning_rate")
