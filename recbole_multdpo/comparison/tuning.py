@@ -25,11 +25,11 @@ from recbole_multdpo.comparison.request import System, is_range, value_text
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.runs.csv_log import read_rows
 from recbole_multdpo.runs.folder import RESULT_FILE, read_result
+from recbole_multdpo.runs.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json
 from recbole_multdpo.runtime.shown_text import csv_cell
 from recbole_multdpo.settings.text import dump_settings, parse_setting
-from recbole_multdpo.training.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
 
 FOLDER = "tuning"
 TRIALS_FILE = "trials.json"

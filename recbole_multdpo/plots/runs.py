@@ -14,11 +14,11 @@ from typing_extensions import TypedDict
 from recbole_multdpo.comparison.request import Member, System
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runs.folder import read_result
+from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import fitted, is_file, read_json
 from recbole_multdpo.settings.llmrec import ZERO_SHOT
 from recbole_multdpo.settings.text import read_settings_file
-from recbole_multdpo.training.step_log import STEPS_FILE, VALIDATIONS_FILE
 
 STEP_NUMBERS = {
     "stage": str,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 
-from recbole_multdpo.training.step_log import STEPS_FILE, VALIDATIONS_FILE
+from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
 
 LOGS = ("tensorboard", "bounds.csv", STEPS_FILE, VALIDATIONS_FILE)
 

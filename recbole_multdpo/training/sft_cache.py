@@ -22,9 +22,9 @@ from recbole_multdpo.runs.checkpoint import (
     load_trainable_tensors,
 )
 from recbole_multdpo.runs.resume import REFIT
+from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
 from recbole_multdpo.settings.llmrec import LLMRecSettings
-from recbole_multdpo.training.step_log import STEPS_FILE, VALIDATIONS_FILE
 
 # Settings that act only after the supervised stage. Everything else is part of the key, so that a
 # setting added later separates caches until it is listed here.

@@ -39,6 +39,7 @@ from recbole_multdpo.runs.checkpoint import (
 )
 from recbole_multdpo.runs.fingerprints import check_resumed
 from recbole_multdpo.runs.resume import REFIT, settings_hash
+from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
@@ -49,7 +50,6 @@ from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives
 from recbole_multdpo.training.run_logs import log_sizes
-from recbole_multdpo.training.step_log import StepLog
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
 DIVERGED = 2.0  # an epoch's mean loss over that of the stage's first epoch, for a warning

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.settings.text import dump_settings
-from recbole_multdpo.training.step_log import StepLog
 
 MakeRun = Callable[..., Path]
 
