@@ -32,6 +32,7 @@ from typing_extensions import TypedDict
 
 from recbole_multdpo import __version__
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.runs.logs import LOGS, rewind_logs
 from recbole_multdpo.runs.per_user import FILE_NAME as PER_USER_FILE
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
@@ -39,7 +40,6 @@ from recbole_multdpo.runtime.reading import fitted, read_json
 from recbole_multdpo.runtime.shown_text import terminal
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.text import dump_settings
-from recbole_multdpo.training.run_logs import LOGS, rewind_logs
 
 _FORMAT = "%(asctime)s %(levelname)s  %(message)s"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

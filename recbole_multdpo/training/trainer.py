@@ -38,6 +38,7 @@ from recbole_multdpo.runs.checkpoint import (
     step_folders,
 )
 from recbole_multdpo.runs.fingerprints import check_resumed
+from recbole_multdpo.runs.logs import log_sizes
 from recbole_multdpo.runs.resume import REFIT, settings_hash
 from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.runtime import processes
@@ -49,7 +50,6 @@ from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives
-from recbole_multdpo.training.run_logs import log_sizes
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
 DIVERGED = 2.0  # an epoch's mean loss over that of the stage's first epoch, for a warning

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from recbole_multdpo.runs.logs import log_sizes, rewind_logs
 from recbole_multdpo.runs.step_log import STEP_COLUMNS, StepLog
-from recbole_multdpo.training.run_logs import log_sizes, rewind_logs
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
