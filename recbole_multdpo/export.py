@@ -187,9 +187,9 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     from recbole_multdpo.model.backbone import save_backbone
     from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors
     from recbole_multdpo.runs.resume import REFIT
+    from recbole_multdpo.runs.unchanged import check_checkpoint
     from recbole_multdpo.trained.run import run_config
     from recbole_multdpo.trained.sft_start import load_sft_start
-    from recbole_multdpo.trained.unchanged import check_checkpoint
 
     config = run_config(run.folder, {}, **options)
     stage = f"{REFIT if 'refit_epochs' in run.result else ''}preference"

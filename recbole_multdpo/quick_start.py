@@ -68,13 +68,13 @@ from recbole_multdpo.runs.resume import (
     settings_hash,
     settle_resume,
 )
+from recbole_multdpo.runs.unchanged import check_folder
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import is_no_room
 from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings.test_information import train_and_valid
-from recbole_multdpo.trained.unchanged import check_folder
 from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key
 from recbole_multdpo.training.sft_cache import (
     cache_folder,

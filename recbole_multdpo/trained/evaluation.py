@@ -38,12 +38,12 @@ from recbole_multdpo.quick_start import (
 from recbole_multdpo.runs.fingerprints import described
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.runs.per_user import PerUserEvaluator
+from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import nearest
 from recbole_multdpo.settings.test_information import KEY, fitted_part
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
-from recbole_multdpo.trained.unchanged import changed_data, check_folder
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 
 # of what may differ from the run those that leave the figures of the test as they are

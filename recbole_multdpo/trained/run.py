@@ -22,16 +22,16 @@ from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.model.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
-from recbole_multdpo.settings.config import Config, load_config
-from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.test_information import KEY, fitted_part, train_and_valid
-from recbole_multdpo.settings.text import read_settings_file
-from recbole_multdpo.trained.unchanged import (
+from recbole_multdpo.runs.unchanged import (
     changed_data,
     check_folder,
     check_numbering,
     check_prompt,
 )
+from recbole_multdpo.settings.config import Config, load_config
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
+from recbole_multdpo.settings.test_information import KEY, fitted_part, train_and_valid
+from recbole_multdpo.settings.text import read_settings_file
 from recbole_multdpo.training.sft_cache import cache_folder
 
 
