@@ -27,7 +27,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_multdpo.classical import prepare_classical
+from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes

@@ -26,7 +26,7 @@ from recbole_multdpo.assistant import (
     make_assistant,
     write_curve,
 )
-from recbole_multdpo.classical import explained, prepare_classical
+from recbole_multdpo.classical.run import explained, prepare_classical
 from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset

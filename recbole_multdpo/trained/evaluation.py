@@ -23,7 +23,7 @@ from recbole.evaluator import metric_types
 from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, init_seed
 
-from recbole_multdpo.classical import prepare_classical, refit_parts
+from recbole_multdpo.classical.run import prepare_classical, refit_parts
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.model.classical_weights import load_weights

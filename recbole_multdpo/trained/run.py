@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recbole_multdpo.assistant import Assistant, restored_assistant
-from recbole_multdpo.classical import untrained
+from recbole_multdpo.classical.run import untrained
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt

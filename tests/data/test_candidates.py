@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_multdpo.classical import prepare_classical
+from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.candidates import CandidateDraw, TotalCandidatesLoader
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_multdpo.assistant import make_assistant
-from recbole_multdpo.classical import ClassicalRun, prepare_classical
+from recbole_multdpo.classical.run import ClassicalRun, prepare_classical
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.data.sequences import with_one_input

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import recbole
 
-from recbole_multdpo.classical import prepare_classical
+from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError
