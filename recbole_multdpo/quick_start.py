@@ -20,7 +20,7 @@ from recbole.utils import init_seed
 from safetensors import SafetensorError
 from torch import nn
 
-from recbole_multdpo.assistant import (
+from recbole_multdpo.classical.assistant import (
     CURVE_FILE,
     choose_weight,
     make_assistant,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_multdpo.assistant import Assistant, restored_assistant
+from recbole_multdpo.classical.assistant import Assistant, restored_assistant
 from recbole_multdpo.classical.run import untrained
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts

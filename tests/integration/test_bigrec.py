@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recbole_multdpo import cli
-from recbole_multdpo.assistant import CURVE_FILE
+from recbole_multdpo.classical.assistant import CURVE_FILE
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.comparison.runs import run_comparison

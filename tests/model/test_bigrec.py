@@ -9,7 +9,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_multdpo.assistant import Assistant
+from recbole_multdpo.classical.assistant import Assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
 from recbole_multdpo.scoring.grounding import min_max

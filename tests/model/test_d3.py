@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_multdpo.assistant import make_assistant
+from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError

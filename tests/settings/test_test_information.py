@@ -12,7 +12,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_multdpo.assistant import make_assistant
+from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import ClassicalRun, prepare_classical
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan

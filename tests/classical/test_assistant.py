@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_multdpo.assistant import CURVE_FILE, Assistant, choose_weight, make_assistant
+from recbole_multdpo.classical.assistant import CURVE_FILE, Assistant, choose_weight, make_assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from tests.integration.toy import toy_arguments, toy_model, write_toy
