@@ -26,6 +26,7 @@ from recbole_multdpo.classical.assistant import (
     make_assistant,
     write_curve,
 )
+from recbole_multdpo.classical.conversations import check_conversation_model
 from recbole_multdpo.classical.run import explained, prepare_classical
 from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
@@ -47,7 +48,6 @@ from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.model.row_models import check_conversation_model
 from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,

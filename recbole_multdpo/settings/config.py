@@ -565,7 +565,7 @@ def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Confi
     Raises:
         ConfigError: it is no model that can assist, or its settings are wrong.
     """
-    from recbole_multdpo.model.row_models import check_conversation_model
+    from recbole_multdpo.classical.conversations import check_conversation_model
 
     name = str(settings.assistant)
     if name not in recbole_models():

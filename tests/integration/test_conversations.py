@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_multdpo.classical.conversations import conversation_model
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.model.row_models import conversation_model
 from recbole_multdpo.quick_start import _load, _prepare, _train_loader, run
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.sft_cache import sft_key
