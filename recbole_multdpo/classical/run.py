@@ -20,12 +20,12 @@ from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_multdpo.classical.conversations import conversation_model
+from recbole_multdpo.classical.user_rows import Question, noted_questions, show_longer_rows
 from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import never_rank
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.model.user_rows import Question, noted_questions, show_longer_rows
 from recbole_multdpo.settings.test_information import KEY, train_and_valid
 
 # settings that name columns of the data, or what is made of them
