@@ -28,6 +28,7 @@ from recbole_multdpo.classical.assistant import (
 )
 from recbole_multdpo.classical.conversations import check_conversation_model
 from recbole_multdpo.classical.run import explained, prepare_classical
+from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.atomic_file import check_atomic_files
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
@@ -46,7 +47,6 @@ from recbole_multdpo.data.sources import present
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
-from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.fingerprints import (

@@ -24,9 +24,9 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, init_seed
 
 from recbole_multdpo.classical.run import prepare_classical, refit_parts
+from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.model.classical_weights import load_weights
 from recbole_multdpo.quick_start import (
     check_cutoffs,
     check_labels,

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import chat_template_utils
 
 from recbole_multdpo import Recommender, quick_start
+from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, TrainingError
 from recbole_multdpo.export import export
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.backbone import save_backbone
-from recbole_multdpo.model.classical_weights import save_weights
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runs.resume import CHANGEABLE, settle_resume
