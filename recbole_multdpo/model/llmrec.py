@@ -46,7 +46,6 @@ from recbole_multdpo.model.backbone_check import (
     methods_of,
 )
 from recbole_multdpo.model.modes import train_without_dropout
-from recbole_multdpo.model.parts import OwnHead, parts_of
 from recbole_multdpo.model.probe import Trial
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.best_first import best_first_topk
@@ -58,6 +57,7 @@ from recbole_multdpo.scoring.packed import (
     split_candidates,
 )
 from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logps_with_prompt
+from recbole_multdpo.scoring.parts import OwnHead, parts_of
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import trie_scores

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from recbole_multdpo.model.parts import OwnHead
+from recbole_multdpo.scoring.parts import OwnHead
 
 Head = nn.Module | OwnHead
 

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from recbole_multdpo.model import probe
-from recbole_multdpo.model.parts import Parts, parts_of
 from recbole_multdpo.model.probe import Trial, faults
 from recbole_multdpo.scoring import best_first as best_first_module
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring import trie_scores as trie_scores_module
+from recbole_multdpo.scoring.parts import Parts, parts_of
 from recbole_multdpo.scoring.windows import LayerKinds
 from tests.scoring.architectures import (
     ARCHITECTURES,

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
 from recbole_multdpo.model.backbone import add_lora, causal_lm
-from recbole_multdpo.model.parts import parts_of
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring.packed import (
     PADDING_SEGMENT,
@@ -20,6 +19,7 @@ from recbole_multdpo.scoring.packed import (
     split_candidates,
 )
 from recbole_multdpo.scoring.padded import padded_logps
+from recbole_multdpo.scoring.parts import parts_of
 
 EOS = 2
 # items 2 and 4 share a prefix, 3 is its terminator alone, 5 and 6 are the same text

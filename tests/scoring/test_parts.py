@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.backbone import add_lora, causal_lm
-from recbole_multdpo.model.parts import OwnHead, parts_of
+from recbole_multdpo.scoring.parts import OwnHead, parts_of
 
 SIZES = {
     "vocab_size": 60,
