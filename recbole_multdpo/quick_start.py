@@ -48,6 +48,7 @@ from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, Trainin
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.model.reference_cache import ReferenceCache, reference_key
 from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
@@ -75,7 +76,6 @@ from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings.test_information import train_and_valid
-from recbole_multdpo.training.reference_cache import ReferenceCache, reference_key
 from recbole_multdpo.training.sft_cache import (
     cache_folder,
     load_cached_sft,

@@ -65,7 +65,7 @@ from recbole_multdpo.scoring.windows import LayerKinds
 
 if TYPE_CHECKING:
     from recbole_multdpo.classical.assistant import Assistant
-    from recbole_multdpo.training.reference_cache import ReferenceCache
+    from recbole_multdpo.model.reference_cache import ReferenceCache
 
 PREFERENCE_ADAPTER_SEED = 1  # added to the run's seed: the second adapter must not repeat the first
 

@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.model.reference_cache import reference_key
 from recbole_multdpo.runs.checkpoint import save_checkpoint, trainable_tensors
-from recbole_multdpo.training.reference_cache import reference_key
 from recbole_multdpo.training.sft_cache import load_cached_sft, sft_key, store_sft
 from tests.integration.toy import toy_model, write_toy
 

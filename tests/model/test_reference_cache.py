@@ -11,8 +11,8 @@ import torch
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
+from recbole_multdpo.model.reference_cache import FILE_NAME, ReferenceCache, reference_key
 from recbole_multdpo.quick_start import _train_loader, run
-from recbole_multdpo.training.reference_cache import FILE_NAME, ReferenceCache, reference_key
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 
