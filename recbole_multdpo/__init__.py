@@ -14,10 +14,10 @@ if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
     if sys.path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
         del sys.path[0]
 
-from recbole_multdpo import recbole_import  # noqa: E402
+from recbole_multdpo.compat import apply, import_hook  # noqa: E402
 
 __version__ = "0.1.0"
-recbole_import.watch()
+import_hook.watch(apply)
 
 
 def __getattr__(name: str) -> object:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_multdpo import compat
+from recbole_multdpo.compat import patches as compat
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 
 # Runs every piece of RecBole that breaks, in a fresh interpreter: as published, then after apply().
@@ -28,9 +28,10 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
-from recbole_multdpo import compat, recbole_import
+from recbole_multdpo.compat import patches as compat
+from recbole_multdpo.compat import import_hook
 
-recbole_import.forget()  # first as published
+import_hook.forget()  # first as published
 
 def numpy_aliases():
     from recbole.config import Config
@@ -176,7 +177,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = "{'recbole', 'torch', 'numpy', 'pandas', 'transformers'}"
     done = run_python(
         "-c",
-        "import sys, recbole_multdpo, recbole_multdpo.compat;"
+        "import sys, recbole_multdpo, recbole_multdpo.compat.patches;"
         f"print({heavy} & set(sys.modules), recbole_multdpo.__version__)",
     )
     assert done.stdout.split() == ["set()", "0.1.0"], done.stderr
@@ -524,7 +525,7 @@ def test_recbole_imported_after_this_package_is_mended(imported: str) -> None:
         "from recbole.config import Config; import recbole;"
         "print(recbole.config.Config is Config, type(recbole.__spec__.loader).__name__,"
         "recbole.data.__name__);"
-        "from recbole_multdpo import compat; print(compat._applied is not None)",
+        "from recbole_multdpo.compat import patches; print(patches._applied is not None)",
     )
     assert done.stdout.split() == ["True", "SourceFileLoader", "recbole.data", "True"], done.stderr
 

@@ -20,36 +20,31 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import recbole
+import torch
 from pydantic import TypeAdapter
-
-from recbole_multdpo import compat
-from recbole_multdpo.runtime import processes
-
-compat.apply()  # before RecBole is imported: it names what is missing
-
-import recbole  # noqa: E402
-import torch  # noqa: E402
-from recbole.config import Config as RecBoleConfig  # noqa: E402
-from recbole.evaluator import metric_types  # noqa: E402
-from recbole.utils import EvaluatorType, ModelType, get_model  # noqa: E402
-from recbole.utils.argument_list import (  # noqa: E402
+from recbole.config import Config as RecBoleConfig
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType, get_model
+from recbole.utils.argument_list import (
     dataset_arguments,
     evaluation_arguments,
     general_arguments,
 )
 
-from recbole_multdpo.errors import ConfigError  # noqa: E402
-from recbole_multdpo.runtime.reading import plain  # noqa: E402
-from recbole_multdpo.settings import recbole as shared  # noqa: E402
-from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked  # noqa: E402
-from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems  # noqa: E402
-from recbole_multdpo.settings.language_models import (  # noqa: E402
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.reading import plain
+from recbole_multdpo.settings import recbole as shared
+from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
+from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
+from recbole_multdpo.settings.language_models import (
     LANGUAGE_MODELS,
     LLMREC,
     language_model_class,
     owners,
 )
-from recbole_multdpo.settings.llmrec import (  # noqa: E402
+from recbole_multdpo.settings.llmrec import (
     LLMRecSettings,
     cautions,
     impossible_combinations,
@@ -57,12 +52,12 @@ from recbole_multdpo.settings.llmrec import (  # noqa: E402
     nearest,
     type_problems,
 )
-from recbole_multdpo.settings.optional_packages import (  # noqa: E402
+from recbole_multdpo.settings.optional_packages import (
     missing_for_logging,
     missing_packages,
 )
-from recbole_multdpo.settings.test_information import AUTO as AUTO_INFORMATION  # noqa: E402
-from recbole_multdpo.settings.test_information import (  # noqa: E402
+from recbole_multdpo.settings.test_information import AUTO as AUTO_INFORMATION
+from recbole_multdpo.settings.test_information import (
     FORMER_KEY,
     KEY,
     as_tested_before,
@@ -70,14 +65,14 @@ from recbole_multdpo.settings.test_information import (  # noqa: E402
     information_problems,
     with_known_names,
 )
-from recbole_multdpo.settings.text import (  # noqa: E402
+from recbole_multdpo.settings.text import (
     SettingsLoader,
     parse_command_line,
     parse_literal,
     parse_setting,
     read_settings_file,
 )
-from recbole_multdpo.settings.unused import unused_problems, without_effect  # noqa: E402
+from recbole_multdpo.settings.unused import unused_problems, without_effect
 
 if TYPE_CHECKING:
     from recbole_multdpo.data.prompt_file import StoredPrompt

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from recbole_multdpo import recbole_import
+from recbole_multdpo.compat import import_hook
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, MultDPOError
 
 RECBOLE_VERSION = "1.2.1"
@@ -79,7 +79,7 @@ def apply() -> list[Patch]:
         InstallationError: RecBole is absent or not 1.2.1, or pandas is 3 or newer.
     """
     global _applied
-    recbole_import.forget()
+    import_hook.forget()
     if _applied is None:
         _check_installation()
         _applied = [
@@ -629,7 +629,3 @@ def main(write: Callable[[str], Any] = print) -> int:
         needed, applied = ("yes" if flag else "no" for flag in (record.needed, record.applied))
         write(f"{record.name:<18}  {needed:<6}  {applied:<7}  {record.why}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Applies `compat` when a program that uses this package imports RecBole by itself.
 
 RecBole 1.2.1 does not even start with today's packages, and knows nothing of our models. Where it
-is imported before this package, nothing of this acts: call `recbole_multdpo.compat.apply`.
+is imported before this package, the patches are applied at once.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 
 class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports RecBole's package, which holds next to nothing itself, and applies `compat`."""
+
+    apply: Callable[[], object]
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -24,7 +26,7 @@ class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         forget()
         found = importlib.util.find_spec(fullname)
-        watch()  # to look for it is not to import it
+        watch(self.apply)  # to look for it is not to import it
         if found is not None and found.loader is not None:
             self._loader, found.loader = found.loader, self
         return found
@@ -38,17 +40,18 @@ class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        from recbole_multdpo import compat
-
-        compat.apply()
+        self.apply()
 
 
 _first_import = _FirstImport()
 
 
-def watch() -> None:
-    """Act at the next import of RecBole, unless it is there already."""
-    if "recbole" not in sys.modules and _first_import not in sys.meta_path:
+def watch(apply: Callable[[], object]) -> None:
+    """Call `apply` when RecBole is first imported; now, where it is imported already."""
+    _first_import.apply = apply
+    if "recbole" in sys.modules:
+        apply()
+    elif _first_import not in sys.meta_path:
         sys.meta_path.insert(0, _first_import)
 
 
