@@ -193,7 +193,7 @@ def _measured(method: str, rank: int, count: int, port: int, results: Any) -> No
     os.environ.update({name: str(value) for name, value in launcher.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
-    with processes.joined(torch.device("cpu")):
+    with processes.process_group(torch.device("cpu")):
         if method != "plain":
             import deepspeed  # noqa: F401  # its own memory is not what is measured
         before = _tensor_bytes()

@@ -122,7 +122,7 @@ def _report(error: MultDPOError) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         show(f"error: {error}\n(--help shows how settings are written.)", sys.stderr)
-    elif processes.found_each_other():  # until then all of them do the same, settings above all
+    elif processes.was_distributed():  # until then all of them do the same, settings above all
         show(f"error in process {rank}: {error}", sys.stderr)
 
 

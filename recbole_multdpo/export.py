@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.runtime.durable_files import atomic_folder, is_no_room
-from recbole_multdpo.runtime.interruption import Interruptions
+from recbole_multdpo.runtime.durable_files import atomic_folder, is_write_failure
+from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--adapter", action="store_true", help="runs with LoRA: model and adapter apart"
     )
     add_run_arguments(command)
-    with Interruptions():  # SIGTERM too leaves nothing behind
+    with SignalHandler():  # SIGTERM too leaves nothing behind
         return run_command(_export, command.parse_args(argv))
 
 
@@ -117,7 +117,7 @@ def export(
             card = model_card(settings, result, run.titles[1:3], adapter=adapter)
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        if not isinstance(error, OSError) and not is_no_room(error):
+        if not isinstance(error, OSError) and not is_write_failure(error):
             raise
         raise MultDPOError(
             f"cannot write {output}: {error}. Free space, or name a folder that can be written."

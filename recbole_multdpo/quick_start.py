@@ -71,8 +71,8 @@ from recbole_multdpo.runs.resume import (
 )
 from recbole_multdpo.runs.unchanged import check_folder
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.durable_files import is_no_room
-from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
+from recbole_multdpo.runtime.durable_files import is_write_failure
+from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.settings.test_information import train_and_valid
@@ -115,27 +115,27 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
     config = load_config(argv)
-    if config.settings is None and processes.launched_count() > 1:
+    if config.settings is None and processes.launched_world_size() > 1:
         raise ConfigError(
             f"model={config['model']}: RecBole's own models run in one process, and "
-            f"{processes.launched_count()} were started. Start it without torchrun or deepspeed."
+            f"{processes.launched_world_size()} were started. Start it without torchrun or deepspeed."
         )
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
-    with processes.joined(config["device"], also_alone=config.deepspeed is not None):
-        config["resume"] = processes.from_first(lambda: settle_resume(config))
-        if not processes.is_first():
+    with processes.process_group(config["device"], single=config.deepspeed is not None):
+        config["resume"] = processes.broadcast_from_main(lambda: settle_resume(config))
+        if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
         return _run(config)
 
 
 def _run(config: Config) -> dict[str, Any]:
     """Run one model in a folder of its own, together with the other processes if there are any."""
-    with create_run_folder(config) as folder, Interruptions() as interruptions:
-        if config["resume"] and processes.from_first(folder.result_file.exists):
+    with create_run_folder(config) as folder, SignalHandler() as signals:
+        if config["resume"] and processes.broadcast_from_main(folder.result_file.exists):
             getLogger().info(f"this run is finished: {folder.result_file}")
             result = read_result(folder.result_file)
-            processes.from_first(lambda: check_folder(folder.path, result))
+            processes.broadcast_from_main(lambda: check_folder(folder.path, result))
             return result
         clock = StageClock()
         try:
@@ -143,12 +143,12 @@ def _run(config: Config) -> dict[str, Any]:
                 folder.rewind({})  # RecBole's own models begin anew
                 result = _run_classical(config, folder, clock)
             else:
-                result = _run_llmrec(config, config.settings, folder, clock, interruptions)
+                result = _run_llmrec(config, config.settings, folder, clock, signals)
         except Interrupted as interruption:
             interruption.args = (f"{interruption}; go on with --resume={folder.path}",)
             raise
         except (OSError, SafetensorError) as error:
-            if not is_no_room(error):
+            if not is_write_failure(error):
                 raise
             raise MultDPOError(
                 f"cannot write ({error}). Free disk space, or make {folder.path} writable; then go "
@@ -170,8 +170,8 @@ def _table(result: Mapping[str, Any]) -> str:
 def _load(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
     """Load and filter the data set; RecBole's complaint of an empty one gets a remedy."""
     # what is missing is downloaded, by one process of each machine
-    missing = processes.largest(int(not Path(config["data_path"]).exists()))
-    in_turn = processes.first_of_machine_first() if missing else nullcontext()
+    missing = processes.all_reduce_max(int(not Path(config["data_path"]).exists()))
+    in_turn = processes.local_main_process_first() if missing else nullcontext()
     try:
         with in_turn, present(config):
             check_atomic_files(config)
@@ -361,13 +361,13 @@ def _run_llmrec(
     settings: LLMRecSettings,
     folder: RunFolder,
     clock: StageClock,
-    interruptions: Interruptions,
+    signals: SignalHandler,
 ) -> dict[str, Any]:
     """Supervised fine-tuning, preference training, exact ranking."""
-    point = processes.from_first(lambda: _resume_point(config, folder))
+    point = processes.broadcast_from_main(lambda: _resume_point(config, folder))
     with clock.stage("data"):
         dataset, parts = load_parts(config)
-        fingerprints = processes.from_first(lambda: data_fingerprints(dataset, parts))
+        fingerprints = processes.broadcast_from_main(lambda: data_fingerprints(dataset, parts))
         _check_point(folder, point, fingerprints)
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
     make = partial(_make_llmrec, config, folder, clock, point, fingerprints, parts[0])
@@ -384,7 +384,7 @@ def _run_llmrec(
     stages = [sft]
     if settings.has_preference_stage and preference.epochs > 0:
         stages.append(preference)
-    train = partial(_train_llmrec, config, folder, clock, interruptions, point, fingerprints)
+    train = partial(_train_llmrec, config, folder, clock, signals, point, fingerprints)
     trainer = train(model, parts[0], quick_valid, stages)
 
     init_seed(config["seed"], config["reproducibility"])  # whether stages were resumed or not
@@ -419,10 +419,14 @@ def _run_llmrec(
             test, load_best_model=False, show_progress=config["show_progress"]
         )
         per_user = folder.path / FILE_NAME
-        processes.from_first(lambda: write_per_user(per_user, trainer.evaluator, test, parts[0]))
+        processes.broadcast_from_main(
+            lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
+        )
     lm = merge_lora(model.lm) if model.uses_lora and model.ranks_by_base else model.lm
     _check_finite(lm)
-    processes.from_first(lambda: save_backbone(lm, model.tokenizer, folder.path / MODEL_FOLDER))
+    processes.broadcast_from_main(
+        lambda: save_backbone(lm, model.tokenizer, folder.path / MODEL_FOLDER)
+    )
     return {
         **_made_from(config, folder, fingerprints),
         "loss": settings.loss,
@@ -463,14 +467,14 @@ def _make_llmrec(
     """
     with clock.stage("backbone"):
         if config.stored_prompt is None:
-            config.stored_prompt = processes.from_first(
+            config.stored_prompt = processes.broadcast_from_main(
                 lambda: _stored_prompt(config, folder, point)
             )
         model: LLMRec = config.model_class(config, part)
         fingerprints |= {BACKBONE: model.backbone.fingerprint, PROMPT: model.prompt.fingerprint}
         _check_point(folder, point, fingerprints)
         if config.stored_prompt is None:
-            processes.from_first(lambda: write_prompt(folder.path, model.prompt))
+            processes.broadcast_from_main(lambda: write_prompt(folder.path, model.prompt))
         if train is not part:
             model.fit_to(train)
     return model
@@ -480,7 +484,7 @@ def _train_llmrec(
     config: Config,
     folder: RunFolder,
     clock: StageClock,
-    interruptions: Interruptions,
+    signals: SignalHandler,
     point: ResumePoint | None,
     fingerprints: dict[str, str],
     model: LLMRec,
@@ -494,7 +498,7 @@ def _train_llmrec(
         config: the run's configuration.
         folder: where it writes.
         clock: what measures the time.
-        interruptions: signals to heed.
+        signals: handler of Ctrl-C and SIGTERM.
         point: where a resumed run goes on.
         fingerprints: of data, backbone and prompt.
         model: as `_make_llmrec` makes it.
@@ -510,7 +514,7 @@ def _train_llmrec(
         _log_model(model)
     sft, *later = stages
     with clock.stage(sft.name):
-        trainer = SetwiseTrainer(config, model, sft, folder.path, interruptions, fingerprints)
+        trainer = SetwiseTrainer(config, model, sft, folder.path, signals, fingerprints)
         _train_sft(trainer, train, quick_valid, point)
     for stage in later:
         with clock.stage(stage.name):
@@ -520,7 +524,7 @@ def _train_llmrec(
                 model.reference_cache = ReferenceCache(
                     cache_dir / f"reference-{reference_key(model)}"
                 )
-            trainer = SetwiseTrainer(config, model, stage, folder.path, interruptions, fingerprints)
+            trainer = SetwiseTrainer(config, model, stage, folder.path, signals, fingerprints)
             batch_size = config["train_batch_size"]
             train_data = _train_loader(config, model, train, settings.loss, batch_size)
             _fit(trainer, train_data, quick_valid, point)
@@ -583,7 +587,7 @@ def _validate(
         config["valid_metric_bigger"],
     )
     model.assistant_weight = weight
-    processes.from_first(lambda: write_curve(trainer.run_folder / CURVE_FILE, curve))
+    processes.broadcast_from_main(lambda: write_curve(trainer.run_folder / CURVE_FILE, curve))
     chosen = next(point for point in curve if point["weight"] == weight)
     fusion = {"assistant": {**described, "weight": weight, "curve": curve}}
     return {k: v for k, v in chosen.items() if k != "weight"}, fusion
@@ -682,7 +686,9 @@ def _made_from(
     return {
         "fingerprints": dict(fingerprints),
         "settings_hash": settings_hash(config.to_dict()),
-        "model_files": processes.from_first(lambda: file_checksums(folder.path / MODEL_FOLDER)),
+        "model_files": processes.broadcast_from_main(
+            lambda: file_checksums(folder.path / MODEL_FOLDER)
+        ),
     }
 
 
@@ -703,14 +709,14 @@ def _train_sft(
     is_under_way = point is not None and point.stage == trainer.stage.name
     if settings.sft_cache and not is_under_way:
         load = partial(load_cached_sft, cache_dir, key, model, trainer.run_folder)
-        if processes.from_first(load):  # which has copied the logs
-            if not processes.is_first():
+        if processes.broadcast_from_main(load):  # which has copied the logs
+            if not processes.is_main_process():
                 load()
             return
     train_data = _train_loader(config, model, train, "sft", settings.sft_batch_size)
     _fit(trainer, train_data, valid, point)
     if settings.sft_cache:
-        processes.from_first(
+        processes.broadcast_from_main(
             lambda: store_sft(cache_dir, key, trainer.best_folder, trainer.run_folder)
         )
 

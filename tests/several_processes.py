@@ -44,7 +44,7 @@ def run_processes(count: int, function: Callable[..., Any], *args: Any) -> list[
         os.environ.update(launcher_environment(rank, count, port))
         torch.set_num_threads(1)
         try:
-            with processes.joined(torch.device("cpu")):
+            with processes.process_group(torch.device("cpu")):
                 results.put((rank, True, function(*args)))
         except BaseException:
             results.put((rank, False, traceback.format_exc()))

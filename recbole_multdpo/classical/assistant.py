@@ -140,7 +140,7 @@ def make_assistant(
             config["checkpoint_dir"] = str(own.parent)
             _train(config, dataset, parts, users, temporary)
 
-    processes.from_first(train)  # the others read what it has written
+    processes.broadcast_from_main(train)  # the others read what it has written
     return _read(config, dataset, parts, folder)
 
 

@@ -33,7 +33,7 @@ from recbole_multdpo.runtime.durable_files import (
     restore_interrupted,
     write_atomically,
 )
-from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
+from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.reading import read_bytes
 from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.asked_for import ASKED_FOR
@@ -113,7 +113,7 @@ def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int
     """Tune, run and report; the exit status."""
     runner = Runner(run_member, request.jobs)
     try:
-        with Interruptions():
+        with SignalHandler():
             tuned = _tune(plan, request, runner)
             failures = _run_members(plan, tuned, runner)
     except Interrupted as interruption:

@@ -76,8 +76,10 @@ class DynamicNegatives(NegativeSampler):
     def exchange(self) -> None:
         """Give all processes what each of them has drawn, every user by one of them."""
         own = np.where(self._is_drawn[:, None], self._drawn, 0)
-        self._drawn = processes.total(torch.from_numpy(own)).numpy()
-        self._is_drawn = processes.total(torch.from_numpy(self._is_drawn.astype(int))).numpy() > 0
+        self._drawn = processes.all_reduce_sum(torch.from_numpy(own)).numpy()
+        self._is_drawn = (
+            processes.all_reduce_sum(torch.from_numpy(self._is_drawn.astype(int))).numpy() > 0
+        )
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was drawn for the present epoch: the policy that drew it is gone a step later."""

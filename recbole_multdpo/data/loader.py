@@ -118,7 +118,7 @@ class SetwiseDataLoader(AbstractDataLoader):
         Users are dealt out by the number of their items, so that all processes get examples of
         about the same length, and equally many: gradients are exchanged in step.
         """
-        users, n_processes = self.users[np.asarray(index)], processes.count()
+        users, n_processes = self.users[np.asarray(index)], processes.world_size()
         if n_processes == 1:
             return users, 0
         # stable: equal on all processes
@@ -160,12 +160,12 @@ class RankingDataLoader(FullSortEvalDataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """RecBole's batches, those of this process."""
-        return super().__iter__() if processes.count() == 1 else self._claimed()
+        return super().__iter__() if processes.world_size() == 1 else self._claimed()
 
     def _claimed(self) -> Iterator[Any]:
         users = range(self.sample_size)
         batches = [users[start : start + self.step] for start in users[:: self.step]]
-        for number in processes.claims(len(batches)):
+        for number in processes.work_queue(len(batches)):
             yield self.collate_fn(batches[-1 - number])
 
 

@@ -134,7 +134,7 @@ class LLMRec(GeneralRecommender):
         self.tokenizer = self.backbone.tokenizer
         if frame is None:
             # once for all: what a template makes need not be the same in every process
-            frame = processes.from_first(
+            frame = processes.broadcast_from_main(
                 lambda: prompt_frame(
                     settings.prompt_template,
                     self.tokenizer,
@@ -165,7 +165,9 @@ class LLMRec(GeneralRecommender):
         if self.uses_lora:
             self.lm = self._with_adapter(self.seed)
         self._probed_tokens = self._longest_prompt()
-        processes.from_first(lambda: check_backbone(self.lm, self._use(), config["device"]))
+        processes.broadcast_from_main(
+            lambda: check_backbone(self.lm, self._use(), config["device"])
+        )
         self.reference: nn.Module | None = None
         self.reference_cache: ReferenceCache | None = None
         # ranking takes them into account once they are set; training never does
@@ -425,7 +427,7 @@ class LLMRec(GeneralRecommender):
             values.cpu()[counted.cpu()]
             for values in (self._logps(self.lm, mismatched), self.reference_logps(mismatched))
         ]
-        policy, reference = zip(*processes.gathered(logps), strict=True)
+        policy, reference = zip(*processes.all_gather(logps), strict=True)
         return kl_estimate(torch.cat(policy), torch.cat(reference)).to(self.device)
 
     def step(self, batch: SetwiseBatch, kl: Tensor | None = None) -> StepOutput:
@@ -712,7 +714,7 @@ def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:
         processes together have one context.
     """
     own = [ids[counted].cpu() for ids in (batch.user_ids, batch.candidates[:, 0])]
-    shares = processes.gathered(own)
+    shares = processes.all_gather(own)
     users, items = (torch.cat(parts) for parts in zip(*shares, strict=True))
     if len(users) == 1:
         return None

@@ -83,10 +83,10 @@ class RunFolder:
         self._tensorboard_before = recbole_trainer.get_tensorboard
         self._root_level = logging.getLogger().level
         try:
-            processes.from_first(self._fill)
+            processes.broadcast_from_main(self._fill)
         except OSError as error:
             raise MultDPOError(_cannot_write(self.path, error)) from error
-        if not processes.is_first():
+        if not processes.is_main_process():
             self._handlers = [logging.NullHandler()]
             logging.getLogger().addHandler(self._handlers[0])
             logging.getLogger().setLevel(logging.CRITICAL)
@@ -158,7 +158,7 @@ class RunFolder:
 
     def tensorboard(self, logger: Any = None) -> Any:
         """The run's SummaryWriter, always the same; RecBole passes its logger, which is unused."""
-        if not processes.is_first():
+        if not processes.is_main_process():
             return _NoTensorBoard()
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -189,7 +189,7 @@ class RunFolder:
             "loss": settings.loss if settings else None,
             "seed": self._config["seed"],
             **result,
-            "processes": processes.count(),
+            "processes": processes.world_size(),
             "peak_memory_mb": peak_memory_mb(),
             "versions": versions(),
             "hardware": hardware(),
@@ -198,7 +198,7 @@ class RunFolder:
         written: dict[str, Any] = plain_json(complete)
         text = json.dumps(written, indent=2, allow_nan=False) + "\n"
         try:
-            processes.from_first(lambda: write_atomically(self.result_file, text))
+            processes.broadcast_from_main(lambda: write_atomically(self.result_file, text))
         except OSError as error:
             raise MultDPOError(_cannot_write(self.result_file, error)) from error
         return written
@@ -282,7 +282,7 @@ def create_run_folder(config: Config) -> RunFolder:
         return path
 
     try:
-        folder = RunFolder(processes.from_first(make), config, *locks)
+        folder = RunFolder(processes.broadcast_from_main(make), config, *locks)
     except BaseException:
         for lock in locks:
             lock.release()
@@ -468,8 +468,8 @@ def command(argv: list[str]) -> str:
         argv: the run's arguments. Where the process has others, for example when a Python program
             called the run, the command that has the same effect; so also for several processes.
     """
-    if processes.count() > 1:
-        per_node = os.environ.get("LOCAL_WORLD_SIZE") or str(processes.count())
+    if processes.world_size() > 1:
+        per_node = os.environ.get("LOCAL_WORLD_SIZE") or str(processes.world_size())
         launcher = ["torchrun", "--nproc_per_node", per_node]
         return shlex.join([*launcher, "run_recbole_multdpo.py", *argv])
     if argv == sys.argv[1:]:

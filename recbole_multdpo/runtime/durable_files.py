@@ -146,7 +146,7 @@ def restore_all_interrupted(parent: Path) -> None:
         restore_interrupted(parent / name)
 
 
-def is_no_room(error: Exception) -> bool:
+def is_write_failure(error: Exception) -> bool:
     """Whether a file could not be written because the disk is full, read-only or not ours.
 
     safetensors reports what the system said as text.

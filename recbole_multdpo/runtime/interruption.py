@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
-class Interruptions:
+class SignalHandler:
     """Turns signals into `Interrupted`: at once, or inside `deferred` when the work says so.
 
     A Ctrl-C while a signal waits is raised at once; another SIGTERM is not, as a scheduler and a
@@ -43,7 +43,7 @@ class Interruptions:
         self._is_deferred = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Interruptions:
+    def __enter__(self) -> SignalHandler:
         """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -60,7 +60,7 @@ class Interruptions:
         from recbole_multdpo.runtime import processes  # with torch, which converters do without
 
         is_impatient = self.requested is not None and number == signal.SIGINT
-        if is_impatient and processes.count() == 1:
+        if is_impatient and processes.world_size() == 1:
             raise Interrupted(number)
         self.requested = self.requested or number
 

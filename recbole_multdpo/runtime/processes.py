@@ -1,9 +1,8 @@
-"""The processes of one run: who they are, what they agree on, and how they share work.
+"""Ranks, collectives and shared work of the processes of one run.
 
 A launcher (torchrun, deepspeed, accelerate) starts the same command several times and sets RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Here nothing is started: the processes find
-each other. All functions also work in a run of one process, where nothing is communicated; in a run
-of several, all processes must call the same ones in the same order.
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. All functions also work in a run of one process,
+without communication; in a run of several, all processes must call the same ones in the same order.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # ends the others at once, long before this.
 _TIMEOUT = timedelta(hours=2)
 
-# What torch.distributed keeps to itself, and its group for tensors on the CPU; set by `joined`.
+# The store behind the group, and the group for tensors on the CPU; set by `process_group`.
 _store: Any = None
 _cpu_group: Any = None
-_found_each_other = False
+_was_distributed = False
 _rounds = itertools.count()
 
 
 def launched_rank() -> int:
-    """This process's number as its launcher says, before the processes have found each other."""
+    """RANK as the launcher set it, before `process_group`; 0 without a launcher."""
     return _number("RANK", 0)
 
 
-def launched_count() -> int:
-    """How many processes the launcher has started, on all machines together; 1 without one.
+def launched_world_size() -> int:
+    """WORLD_SIZE as the launcher set it, before `process_group`; 1 without a launcher.
 
     Raises:
         ConfigError: a variable of the launcher is missing or is no number.
@@ -57,7 +56,7 @@ def launched_count() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """Rank of this process on its machine."""
     return _number("LOCAL_RANK", 0)
 
 
@@ -69,39 +68,39 @@ def _number(variable: str, default: int) -> int:
 
 
 def rank() -> int:
-    """This process's number, from 0 on, among all processes of the run."""
+    """Rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
-    """Number of processes of the run."""
+def world_size() -> int:
+    """Number of processes of the run, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def found_each_other() -> bool:
-    """Whether this process has been one of several in a group, which may have been left since."""
-    return _found_each_other
+def was_distributed() -> bool:
+    """True if this process is or was one of several in a process group."""
+    return _was_distributed
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+def is_main_process() -> bool:
+    """True for rank 0, the only process that writes and logs."""
     return rank() == 0
 
 
 @contextmanager
-def joined(device: torch.device, *, also_alone: bool = False) -> Iterator[None]:
-    """Find the launcher's other processes, and leave them at the end.
+def process_group(device: torch.device, *, single: bool = False) -> Iterator[None]:
+    """Initialise torch.distributed, and destroy the process group at the end.
 
     Args:
         device: what this process computes on; with CUDA the processes talk through NCCL.
-        also_alone: make a group of one process too, which DeepSpeed needs.
+        single: make a group of one process too, which DeepSpeed needs.
 
     Raises:
         ConfigError: the launcher's variables are incomplete.
     """
-    global _store, _cpu_group, _found_each_other
-    several = launched_count() > 1
-    if dist.is_initialized() or not (several or also_alone):
+    global _store, _cpu_group, _was_distributed
+    several = launched_world_size() > 1
+    if dist.is_initialized() or not (several or single):
         yield
         return
     if device.type == "cuda":
@@ -119,7 +118,7 @@ def joined(device: torch.device, *, also_alone: bool = False) -> Iterator[None]:
         timeout=_TIMEOUT,
     )
     _cpu_group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
-    _found_each_other = several
+    _was_distributed = several
     try:
         yield
     finally:
@@ -127,33 +126,33 @@ def joined(device: torch.device, *, also_alone: bool = False) -> Iterator[None]:
         _store = _cpu_group = None
 
 
-def wait() -> None:
-    """Go on when all processes have come here."""
-    if count() > 1:
+def barrier() -> None:
+    """Wait until all processes have reached this call."""
+    if world_size() > 1:
         dist.barrier(group=_cpu_group)
 
 
 @contextmanager
-def first_of_machine_first() -> Iterator[None]:
-    """Let one process of every machine through alone: it may download what the others then find."""
+def local_main_process_first() -> Iterator[None]:
+    """Let local rank 0 of every machine run the block before the others: it may download files."""
     if local_rank() != 0:
-        wait()
+        barrier()
     yield
     if local_rank() == 0:
-        wait()
+        barrier()
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them; the others do not call it.
+def broadcast_from_main(make: Callable[[], T]) -> T:
+    """Call `make` on the main process only and broadcast its result, or its failure.
 
     Raises:
-        SystemExit: in the others, where `make` raised in the first, which reports it.
+        SystemExit: on the other ranks, where `make` raised on the main process, which reports it.
     """
-    if count() == 1:
+    if world_size() == 1:
         return make()
     made: list[Any] = [False, None]
     try:
-        if is_first():
+        if is_main_process():
             made = [True, make()]
     finally:
         dist.broadcast_object_list(made, src=0, group=_cpu_group)
@@ -162,42 +161,42 @@ def from_first(make: Callable[[], T]) -> T:
     return made[1]
 
 
-def total(tensor: Tensor) -> Tensor:
-    """The sum of the processes' tensors of one shape, on the tensor's device."""
-    if count() == 1:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of all ranks' tensors, which have one shape, on the tensor's device."""
+    if world_size() == 1:
         return tensor
     tensor = tensor.clone()
     dist.all_reduce(tensor, group=None if tensor.is_cuda else _cpu_group)
     return tensor
 
 
-def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
-    if count() == 1:
+def all_reduce_max(number: int) -> int:
+    """Maximum of all ranks' numbers."""
+    if world_size() == 1:
         return number
     tensor = torch.tensor(number)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_cpu_group)
     return int(tensor)
 
 
-def gathered(value: T) -> list[T]:
-    """The processes' values, by rank."""
-    if count() == 1:
+def all_gather(value: T) -> list[T]:
+    """Values of all ranks, in order of rank."""
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_cpu_group)
     return values
 
 
-def claims(n_tasks: int) -> Iterator[int]:
-    """The tasks of 0 ... `n_tasks` - 1 that this process should do, one at a time.
+def work_queue(n_tasks: int) -> Iterator[int]:
+    """Indices of the tasks that this process takes from a queue of `n_tasks`, one at a time.
 
     A process gets the next task when it asks for one, so that those with cheap tasks do more of
     them; every task goes to exactly one process. All processes must iterate to the end.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield from range(n_tasks)
         return
-    counter = f"claims {next(_rounds)}"
+    counter = f"work queue {next(_rounds)}"
     while (task := _store.add(counter, 1) - 1) < n_tasks:
         yield task

@@ -314,7 +314,7 @@ class Config(RecBoleConfig):
 
     def _check_processes(self) -> None:
         """Refuse more processes than there is work for in a step."""
-        n_processes = processes.launched_count()
+        n_processes = processes.launched_world_size()
         if n_processes == 1 or self.settings is None:
             return
         final = self.final_config_dict
@@ -447,10 +447,10 @@ class Config(RecBoleConfig):
         _raise_if_any(problems)
         if self.settings is not None and self.settings.deepspeed is not None:
             run = {key: final[key] for key in ("learner", "clip_grad_norm", "dtype")}
-            folder, n_processes = properties_folder() / "deepspeed", processes.launched_count()
+            folder, n_processes = properties_folder() / "deepspeed", processes.launched_world_size()
             self.deepspeed = deepspeed_settings(self.settings.deepspeed, run, n_processes, folder)
         if self.settings is not None:
-            several = self.deepspeed is not None or processes.launched_count() > 1
+            several = self.deepspeed is not None or processes.launched_world_size() > 1
             _raise_if_any(process_problems(self.settings, self.deepspeed, several))
 
     def _resolve(self) -> dict[str, Any]:

@@ -93,11 +93,11 @@ class TopKCollector(Collector):
         row_of[users] = torch.arange(len(users))
         times = torch.zeros(len(users), dtype=torch.long)
         times.index_add_(0, row_of[own], torch.ones_like(own))
-        if not (processes.total(times) == 1).all():
+        if not (processes.all_reduce_sum(times) == 1).all():
             raise RuntimeError("the processes did not rank every user exactly once")
         for key, width in (("rec.items", max(self.topk)), ("rec.topk", max(self.topk) + 1)):
             if self.register.need(key):
                 rows = torch.zeros(len(users), width, dtype=torch.long)
                 if len(own):  # else nothing was collected
                     rows[row_of[own]] = self.data_struct.get(key).long()
-                self.data_struct.set(key, processes.total(rows))
+                self.data_struct.set(key, processes.all_reduce_sum(rows))

@@ -87,7 +87,7 @@ class PlainEngine:
         self.clipping = clipping or {"max_norm": math.inf}
         self.module: nn.Module = StepModule(model)
         self.masters = MasterWeights(optimizer)
-        if processes.count() > 1 and not self.masters:
+        if processes.world_size() > 1 and not self.masters:
             self.module = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
 
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
@@ -108,7 +108,7 @@ class PlainEngine:
         ddp = isinstance(self.module, DistributedDataParallel)
         with nullcontext() if is_last or not ddp else self.module.no_sync():  # type: ignore[operator]
             output = StepOutput(*self.module(part, kl, False))
-            n_averaged = processes.count() if ddp else 1
+            n_averaged = processes.world_size() if ddp else 1
             (output.losses * weights).sum().mul(n_averaged).backward()
         return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
 
@@ -119,7 +119,7 @@ class PlainEngine:
 
     def step(self) -> float:
         """Clip the gradient and make the step, none if it is not finite; the norm before."""
-        if self.masters and processes.count() > 1:
+        if self.masters and processes.world_size() > 1:
             self.masters.add_up_over_processes()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(clip_grad_norm_(trained, **self.clipping))
@@ -181,7 +181,7 @@ class ZeroEngine:
         """
         self.model, self.optimizer = model, optimizer
         self.stage = settings.get("zero_optimization", {}).get("stage", 0)
-        self.lockstep = self.stage == 3 and processes.count() > 1
+        self.lockstep = self.stage == 3 and processes.world_size() > 1
         self.trained = {n: p for n, p in model.lm.named_parameters() if p.requires_grad}
         for module in self._modules().values():
             parts_of(causal_lm(module))  # runs a new model, which must still be whole
@@ -207,7 +207,7 @@ class ZeroEngine:
         """See `PlainEngine.add_gradient`."""
         self.engine.set_gradient_accumulation_boundary(is_last)
         output = StepOutput(*self.engine(part, kl, False))
-        self.engine.backward((output.losses * weights).sum() * processes.count())
+        self.engine.backward((output.losses * weights).sum() * processes.world_size())
         return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
 
     def discard_gradient(self) -> None:
@@ -223,7 +223,7 @@ class ZeroEngine:
         tensors = {}
         for name, parameter in self.trained.items():
             with self._gathered(parameter):
-                if processes.is_first():
+                if processes.is_main_process():
                     # a copy: DeepSpeed lays all weights out in one block of memory
                     tensors[name] = parameter.detach().cpu().clone()
         return tensors
@@ -237,7 +237,7 @@ class ZeroEngine:
         tensors: dict[str, Tensor] = {}
 
         def put(name: str, value: Tensor) -> None:
-            if processes.is_first():
+            if processes.is_main_process():
                 tensors[name] = value.detach().cpu().clone()
 
         entries, step = self._entries()
@@ -314,7 +314,7 @@ class ZeroEngine:
             setter = utils.safe_set_local_optimizer_state
         # its function for full values fails where the last process's share is padded
         share = getter(parameter, *arguments)
-        padded = value.new_zeros(share.numel() * processes.count())
+        padded = value.new_zeros(share.numel() * processes.world_size())
         padded[: value.numel()] = value.flatten()
         own = padded[share.numel() * processes.rank() :][: share.numel()]
         setter(parameter, own.to(share.device).view_as(share), *arguments)

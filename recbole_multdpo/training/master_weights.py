@@ -78,7 +78,9 @@ class MasterWeights:
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         used = torch.tensor([float(p.grad is not None) for p in parameters])
-        for parameter, n_users in zip(parameters, processes.total(used).tolist(), strict=True):
+        for parameter, n_users in zip(
+            parameters, processes.all_reduce_sum(used).tolist(), strict=True
+        ):
             if n_users:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)

@@ -53,7 +53,7 @@ def draw_negatives(
     ordered = users[np.argsort(sampler.train_items.counts[users], kind="stable")]
     size = model.settings.rank_batch_users
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    claimed = processes.claims(len(parts))
+    claimed = processes.work_queue(len(parts))
     for number in tqdm(claimed, total=len(parts), desc="negatives", disable=not show_progress):
         part = parts[number]
         prompt_ids, prompt_lengths = sampler.build_prompts(part, sampler.split(part, epoch))

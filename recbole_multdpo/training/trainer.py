@@ -42,7 +42,7 @@ from recbole_multdpo.runs.logs import log_sizes
 from recbole_multdpo.runs.resume import REFIT, settings_hash
 from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
+from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
 from recbole_multdpo.runtime.random_state import random_state, restore_random_state
 from recbole_multdpo.scoring.packed import packed_lengths
@@ -125,7 +125,7 @@ class SetwiseTrainer(Trainer):
         model: LLMRec,
         stage: Stage,
         run_folder: Path,
-        interruptions: Interruptions | None = None,
+        signals: SignalHandler | None = None,
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare a stage.
@@ -135,7 +135,7 @@ class SetwiseTrainer(Trainer):
             model: at the start of the stage, on its device.
             stage: which stage, how long, how fast.
             run_folder: the stage's checkpoints go to `checkpoints/<stage>` in it.
-            interruptions: signals that the training loop waits for, None to heed none.
+            signals: signals that the training loop waits for; None: signals are not handled.
             fingerprints: of what the run is made from, for its checkpoints.
         """
         self.stage = stage
@@ -146,7 +146,7 @@ class SetwiseTrainer(Trainer):
         self.run_folder = run_folder
         self.folder = run_folder / "checkpoints" / stage.name
         self.best_folder = self.folder / "best"
-        self.interruptions = interruptions or Interruptions()
+        self.signals = signals or SignalHandler()
         self.fingerprints = dict(fingerprints or {})
         self.bounds_log: BoundsLog | None = None
         self.step_log: StepLog | None = None
@@ -202,11 +202,11 @@ class SetwiseTrainer(Trainer):
                 f"{self.stage.name} epochs, so that they cannot become the result. Set --{setting} "
                 "to a number that divides the epochs."
             )
-        if processes.is_first():
+        if processes.is_main_process():
             self.step_log = StepLog(self.run_folder, self.stage.name)
         if self.stage.kind == "preference" and self.model.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
-            self.bounds_log = processes.from_first(lambda: BoundsLog(file))
+            self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
         found = super().fit(
             train_data,
             valid_data,
@@ -235,19 +235,19 @@ class SetwiseTrainer(Trainer):
             desc=f"{self.stage.name} {epoch_idx + 1}/{self.epochs}",
             disable=not show_progress,
         )
-        with self.interruptions.deferred():
+        with self.signals.deferred():
             for batch in progress:
                 metrics = self._train_step(batch.to(self.device))
                 self._count(metrics, self.n_contexts)
                 shown = {k: v for k, v in metrics.items() if k != "grad_norm" and "/" not in k}
                 progress.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
                 # a signal reaches the processes at different steps
-                self.interruptions.requested = (
-                    processes.largest(self.interruptions.requested or 0) or None
+                self.signals.requested = (
+                    processes.all_reduce_max(self.signals.requested or 0) or None
                 )
-                if self.interruptions.requested is not None:
+                if self.signals.requested is not None:
                     self._save_step()
-                    self.interruptions.stop()
+                    self.signals.stop()
                 if self._is_save_due(len(train_data)):
                     self._save_step()
         return self._finish_epoch()
@@ -293,7 +293,7 @@ class SetwiseTrainer(Trainer):
         try:
             score, result = super()._valid_epoch(valid_data, show_progress)
         except Interrupted:
-            if processes.count() == 1:
+            if processes.world_size() == 1:
                 restore_random_state(before, self.device)
                 self._save_step()
             raise
@@ -356,7 +356,7 @@ class SetwiseTrainer(Trainer):
             part = batch
             try:
                 kl = self.engine.batch_kl(batch)
-                self.n_contexts = int(processes.total((batch.user_ids != FILLER).sum()))
+                self.n_contexts = int(processes.all_reduce_sum((batch.user_ids != FILLER).sum()))
                 weights = self._context_weights(batch)
                 parts = self._parts(batch, weights)
                 for number, (part, part_weights) in enumerate(parts, 1):
@@ -374,11 +374,11 @@ class SetwiseTrainer(Trainer):
             self._retry_smaller(part, failed)
             del failed
         if self.bounds_log is not None:
-            rows = chain.from_iterable(processes.gathered(log_rows))
-            for row in rows if processes.is_first() else ():
+            rows = chain.from_iterable(processes.all_gather(log_rows))
+            for row in rows if processes.is_main_process() else ():
                 self.bounds_log.append(self.global_step + 1, *row)
         metrics: dict[str, float] = defaultdict(float)
-        for name, value in chain.from_iterable(s.items() for s in processes.gathered(sums)):
+        for name, value in chain.from_iterable(s.items() for s in processes.all_gather(sums)):
             metrics[name] += value
         return metrics
 
@@ -404,7 +404,9 @@ class SetwiseTrainer(Trainer):
         # gradients, and under ZeRO-3 weights, are exchanged in step: fill up with what is shortest
         shortest = batch.select(groups[-1][-1:])
         filler = replace(shortest, user_ids=torch.full_like(shortest.user_ids, FILLER))
-        return parts + [(filler, weights[:1] * 0)] * (processes.largest(len(parts)) - len(parts))
+        return parts + [(filler, weights[:1] * 0)] * (
+            processes.all_reduce_max(len(parts)) - len(parts)
+        )
 
     def _note(
         self,
@@ -453,9 +455,9 @@ class SetwiseTrainer(Trainer):
         counted = batch.user_ids != FILLER
         n_positives = set_masks(batch.levels)[0].sum(1) * counted
         if self.stage.kind == "sft" and settings.sft_loss_average == "positive":
-            return n_positives / processes.total(n_positives.sum())
+            return n_positives / processes.all_reduce_sum(n_positives.sum())
         if self.stage.kind == "preference" and settings.loss_average == "positive":
-            return counted / processes.total(n_positives.sum())
+            return counted / processes.all_reduce_sum(n_positives.sum())
         return counted / self.n_contexts
 
     def _tracked_bounds(
@@ -501,7 +503,7 @@ class SetwiseTrainer(Trainer):
     def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError) -> TrainingError:
         """What did not fit and what to lower; the state before the step is saved."""
         try:
-            if processes.count() == 1:
+            if processes.world_size() == 1:
                 self._save_step()
         except CheckpointError as failure:
             self.logger.error(str(failure))
@@ -552,7 +554,9 @@ class SetwiseTrainer(Trainer):
         if epoch < 0 and self.best_folder.exists():
             return  # RecBole's call for a stage with no epoch left: `best` is there already
         weights = self.engine.weights()
-        processes.from_first(lambda: save_checkpoint(self.best_folder, weights, self._state()))
+        processes.broadcast_from_main(
+            lambda: save_checkpoint(self.best_folder, weights, self._state())
+        )
         if self.eval_step == 0 and epoch >= 0:
             self._save_epoch()
 
@@ -578,7 +582,7 @@ class SetwiseTrainer(Trainer):
         weights = self.engine.weights()
         # a run that was resumed and has made no step yet has not handed its state to the engine
         tensors = dict(self.resumed_optimizer or self.engine.optimizer_state())
-        for rank, random in enumerate(processes.gathered(random_state(self.device))):
+        for rank, random in enumerate(processes.all_gather(random_state(self.device))):
             tensors |= {f"{RANDOM}{rank}.{name}": value for name, value in random.items()}
         if self.drawn_negatives is not None and self.position.batch:
             drawn = self.drawn_negatives.state()
@@ -589,7 +593,7 @@ class SetwiseTrainer(Trainer):
             if isinstance(value, (int, float, list))
         }
         state = {**self._state(), "schedule": schedule}
-        processes.from_first(lambda: self._write_step(weights, state, tensors))
+        processes.broadcast_from_main(lambda: self._write_step(weights, state, tensors))
         self._save_reference_cache()
 
     def _save_reference_cache(self) -> None:
@@ -682,11 +686,11 @@ class SetwiseTrainer(Trainer):
         evaluate = partial(super().evaluate, eval_data, *args, **kwargs)
         try:
             with self._whole_model():
-                if processes.count() == 1:
+                if processes.world_size() == 1:
                     return evaluate()
                 if not isinstance(eval_data, RankingDataLoader):
                     # sampled candidates come from one stream of random numbers: the first's
-                    return processes.from_first(evaluate)
+                    return processes.broadcast_from_main(evaluate)
                 self.eval_collector.users = eval_data.uid_list
                 return evaluate()
         except RuntimeError as error:

@@ -56,7 +56,7 @@ def test_processes_share_the_batches_of_one(
 
     def batches(rank: int, count: int):  # type: ignore[no-untyped-def]
         monkeypatch.setattr(processes, "rank", lambda: rank)
-        monkeypatch.setattr(processes, "count", lambda: count)
+        monkeypatch.setattr(processes, "world_size", lambda: count)
         loader.set_epoch(1)
         return list(loader)
 
@@ -92,7 +92,7 @@ def test_shares_are_of_about_the_same_length(
     counts[loader.users] = range(1, 25)
     monkeypatch.setattr(loader.setwise_sampler, "train_items", SimpleNamespace(counts=counts))
     totals = []
-    monkeypatch.setattr(processes, "count", lambda: 4)
+    monkeypatch.setattr(processes, "world_size", lambda: 4)
     for rank in range(4):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
         users, n_fillers = loader._share(range(24))
@@ -108,8 +108,8 @@ def test_ranked_batches_are_claimed_the_longest_first(
     _, sampler, _ = create_samplers(config, parts[0], parts)
     loader = RankingDataLoader(config, parts[1], sampler)
     whole = [batch[0]["user_id"].tolist() for batch in loader]
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "claims", lambda n: iter([0, n - 1]))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "work_queue", lambda n: iter([0, n - 1]))
     assert [batch[0]["user_id"].tolist() for batch in loader] == [whole[-1], whole[0]]
 
 

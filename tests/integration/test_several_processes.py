@@ -131,7 +131,7 @@ def test_a_share_weighed_by_itself_trains_another_model(data_path: Path, tmp_pat
 
     def naive() -> dict[str, Any]:
         def weights(trainer: SetwiseTrainer, batch: Any) -> torch.Tensor:
-            return torch.full((len(batch),), 1 / len(batch) / processes.count())
+            return torch.full((len(batch),), 1 / len(batch) / processes.world_size())
 
         SetwiseTrainer._context_weights = weights  # type: ignore[method-assign]
         return recorded(toy_arguments(data_path, tmp_path / "two", *UNEVEN_SFT, "--loss=sft"))
@@ -213,7 +213,7 @@ def masters_of(arguments: list[str], engine_class: Any, file: Path) -> None:
 
     def keeping(engine: Any) -> None:
         state = engine.optimizer_state()  # by all processes together
-        if processes.is_first():
+        if processes.is_main_process():
             save_file({name: state[name] for name in state if name.endswith(".master")}, file)
         finish(engine)
 
@@ -300,7 +300,7 @@ def test_metrics_of_two_processes_are_those_of_one_to_the_bit(
 
 def test_a_user_ranked_twice_is_noticed(data_path: Path, tmp_path: Path) -> None:
     def everything() -> str:
-        processes.claims = lambda n: iter(range(n))  # type: ignore[assignment]
+        processes.work_queue = lambda n: iter(range(n))  # type: ignore[assignment]
         try:
             run(toy_arguments(data_path, tmp_path / "run", "--loss=sft", "--sft_epochs=0"))
         except RuntimeError as error:
@@ -383,9 +383,9 @@ def interrupted_after(step: int, stage: str, arguments: list[str]) -> str:
 
     def signalled(trainer: SetwiseTrainer, batch: Any) -> dict[str, float]:
         metrics = train_step(trainer, batch)
-        is_last = processes.rank() == processes.count() - 1
+        is_last = processes.rank() == processes.world_size() - 1
         if is_last and trainer.stage.name == stage and trainer.global_step == step:
-            trainer.interruptions.requested = 15
+            trainer.signals.requested = 15
         return metrics
 
     SetwiseTrainer._train_step = signalled  # type: ignore[method-assign]

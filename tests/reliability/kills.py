@@ -122,7 +122,7 @@ def dying_at_write(work: Callable[[], None], number: int) -> Callable[[], None]:
 
 
 def what_is_left(folder: Path) -> dict[str, Any]:
-    """All that a run leaves behind that must not depend on interruptions."""
+    """All that a run leaves behind that must not depend on signals."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {

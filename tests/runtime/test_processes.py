@@ -14,13 +14,13 @@ from tests.several_processes import run_processes
 
 
 def test_one_process_needs_nobody() -> None:
-    assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
-    assert processes.from_first(lambda: "made") == "made"
-    assert processes.total(torch.tensor([1.5])).tolist() == [1.5]
-    assert processes.largest(3) == 3
-    assert processes.gathered("own") == ["own"]
-    assert list(processes.claims(3)) == [0, 1, 2]
-    processes.wait()
+    assert (processes.rank(), processes.world_size(), processes.is_main_process()) == (0, 1, True)
+    assert processes.broadcast_from_main(lambda: "made") == "made"
+    assert processes.all_reduce_sum(torch.tensor([1.5])).tolist() == [1.5]
+    assert processes.all_reduce_max(3) == 3
+    assert processes.all_gather("own") == ["own"]
+    assert list(processes.work_queue(3)) == [0, 1, 2]
+    processes.barrier()
 
 
 def test_what_they_tell_each_other() -> None:
@@ -29,12 +29,12 @@ def test_what_they_tell_each_other() -> None:
         tensor = torch.tensor([rank, 10.0])
         return (
             rank,
-            processes.count(),
-            processes.from_first(lambda: f"made by {processes.rank()}"),
-            processes.total(tensor).tolist(),
+            processes.world_size(),
+            processes.broadcast_from_main(lambda: f"made by {processes.rank()}"),
+            processes.all_reduce_sum(tensor).tolist(),
             tensor.tolist(),  # is left alone
-            processes.largest(5 - rank),
-            processes.gathered({"rank": rank}),
+            processes.all_reduce_max(5 - rank),
+            processes.all_gather({"rank": rank}),
         )
 
     same = (3, "made by 0", [3.0, 30.0])
@@ -47,10 +47,10 @@ def test_every_task_is_claimed_once_and_the_quick_do_more() -> None:
         rounds = []
         for n_tasks in (20, 0, 3):
             claimed = []
-            for task in processes.claims(n_tasks):
+            for task in processes.work_queue(n_tasks):
                 claimed.append(task)
                 time.sleep(0.1 if processes.rank() == 0 else 0.001)
-            processes.wait()
+            processes.barrier()
             rounds.append(claimed)
         return rounds
 
@@ -66,7 +66,7 @@ def test_an_error_of_the_first_ends_the_others() -> None:
             raise ConfigError("the folder is not empty")
 
         try:
-            processes.from_first(make)
+            processes.broadcast_from_main(make)
         except ConfigError:
             return "its own error"
         except SystemExit as left:
@@ -78,7 +78,7 @@ def test_an_error_of_the_first_ends_the_others() -> None:
 
 def test_what_the_first_of_a_machine_downloads_the_others_find(tmp_path: Path) -> None:
     def load() -> str:
-        with processes.first_of_machine_first():
+        with processes.local_main_process_first():
             file = tmp_path / "data"
             if not file.exists():
                 time.sleep(0.2)
@@ -103,4 +103,4 @@ def test_a_launcher_that_says_too_little(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         processes.launched_rank()
-        processes.launched_count()
+        processes.launched_world_size()

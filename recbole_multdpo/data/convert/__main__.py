@@ -12,7 +12,7 @@ from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
 from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE, DatasetFolder
 from recbole_multdpo.data.convert.raw_files import reading_as
 from recbole_multdpo.errors import MultDPOError
-from recbole_multdpo.runtime.interruption import Interrupted, Interruptions
+from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.shown_text import show
 
 FORMATS: dict[str, Any] = {
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         with (
-            Interruptions(),
+            SignalHandler(),
             reading_as(options.encoding),
             DatasetFolder(options.output) as folder,
         ):
