@@ -118,7 +118,8 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if config.settings is None and processes.launched_world_size() > 1:
         raise ConfigError(
             f"model={config['model']}: RecBole's own models run in one process, and "
-            f"{processes.launched_world_size()} were started. Start it without torchrun or deepspeed."
+            f"{processes.launched_world_size()} were started. Start it without torchrun or "
+            "deepspeed."
         )
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
