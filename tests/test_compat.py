@@ -117,7 +117,7 @@ FAILURES = {
 
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter that finds this checkout."""
-    root = str(Path(compat.__file__).parents[1])
+    root = str(Path(compat.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *args], capture_output=True, text=True, env=environment, timeout=120

@@ -37,15 +37,15 @@ BOXES = {
     "files": Box(0, 0, "atomic files", ".inter  .item  .user", "data/convert/"),
     "dataset": Box(1, 0, "dataset", "split, item texts", "data/dataset.py"),
     "sampler": Box(2, 0, "set-wise sampler", "history | targets | negatives", "data/sampler.py"),
-    "batch": Box(3, 0, "batch", "prompt + candidates, levels", "data/batch.py"),
+    "batch": Box(3, 0, "batch", "prompt + candidates, levels", "losses/batch.py"),
     "policy": Box(2, 1, "policy and reference", "adapter on and off, or a copy", "model/llmrec.py"),
     "scorer": Box(3, 1, "packed scorer", "a prompt is computed once", "scoring/packed.py"),
     "loss": Box(3, 2, "loss", "SFT, then Mult-DPO or another", "losses/preference.py"),
     "trainer": Box(2, 2, "trainer", "steps, validation, checkpoints", "training/trainer.py"),
     "recbole": Box(1, 1, "RecBole's models", "EASE, LightGCN, BPR, ...", ""),
     "ranker": Box(1, 2, "exact top K", "best-first in the title trie", "scoring/best_first.py"),
-    "evaluator": Box(0, 1, "RecBole's evaluator", "full catalogue, every user", "per_user.py"),
-    "result": Box(0, 2, "run folder", "result.json, tables, figures", "run_folder.py"),
+    "evaluator": Box(0, 1, "RecBole's evaluator", "full catalogue, every user", "runs/per_user.py"),
+    "result": Box(0, 2, "run folder", "result.json, tables, figures", "runs/folder.py"),
 }
 
 

@@ -113,7 +113,7 @@ def explained(config: Config) -> Iterator[None]:
         yield
     except (KeyError, ValueError, NotImplementedError) as error:
         *_, (frame, _) = walk_tb(error.__traceback__)
-        if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+        if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]):
             raise  # a bug of ours
         negatives = isinstance(error, KeyError) and config["NEG_PREFIX"] in str(error)
         remedy = "Set --train_neg_sample_args=\"{'distribution': 'uniform', 'sample_num': 1}\""

@@ -1,8 +1,8 @@
 """Ranks, collectives and shared work of the processes of one run.
 
 A launcher (torchrun, deepspeed, accelerate) starts the same command several times and sets RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. All functions also work without communication in
-a run of one process; in a run of several, all processes call the same ones in the same order.
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. All functions work in a run of one process too,
+where nothing is communicated; of several, all processes call the same ones in the same order.
 """
 
 from __future__ import annotations

@@ -504,7 +504,7 @@ def settings_of(model: str) -> set[str]:
 
 def properties_folder() -> Path:
     """Folder of our property files: inside the package when installed, beside it in a clone."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "properties", package.parent / "properties"):
         if (folder / "overall.yaml").is_file():
             return folder

@@ -109,7 +109,7 @@ def test_ml_10m_ranks_the_catalogue_and_samples_where_the_papers_protocol_is_ask
 def test_where_the_property_files_are(monkeypatch, tmp_path):
     clone = tmp_path / "clone"
     (clone / "package").mkdir(parents=True)
-    monkeypatch.setattr(config_module, "__file__", str(clone / "package/config.py"))
+    monkeypatch.setattr(config_module, "__file__", str(clone / "package/settings/config.py"))
     with pytest.raises(ConfigError, match="property files are missing"):
         properties_folder()
     for folder in (clone / "properties", clone / "package/properties"):  # a clone, then a wheel
@@ -634,7 +634,7 @@ def test_settings_are_read_without_the_language_model():
         "import sys\n"
         "assert 'transformers' not in sys.modules and 'recbole_multdpo.model' not in sys.modules\n"
     )
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 

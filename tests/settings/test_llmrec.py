@@ -330,4 +330,4 @@ def test_messages():
 
 def test_the_folder_of_property_files_is_the_repositorys_own():
     assert FILE.is_file()
-    assert FILE.parent.parent.parent == Path(__file__).resolve().parent.parent
+    assert FILE.parent.parent.parent == Path(__file__).resolve().parents[2]
