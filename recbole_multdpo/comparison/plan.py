@@ -20,9 +20,10 @@ from recbole_multdpo.comparison.request import (
 from recbole_multdpo.comparison.results import BEYOND_ACCURACY
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.settings.checks import unused_by
 from recbole_multdpo.settings.config import Config, load_config, settings_of
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT, unused_by
+from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
 # what must be the same for figures to stand side by side

@@ -37,6 +37,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
+from recbole_multdpo.settings.checks import cautions, impossible_combinations
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
 from recbole_multdpo.settings.language_models import (
     LANGUAGE_MODELS,
@@ -44,14 +45,8 @@ from recbole_multdpo.settings.language_models import (
     language_model_class,
     owners,
 )
-from recbole_multdpo.settings.llmrec import (
-    LLMRecSettings,
-    cautions,
-    impossible_combinations,
-    listed,
-    nearest,
-    type_problems,
-)
+from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.settings.messages import listed, nearest, type_problems
 from recbole_multdpo.settings.optional_packages import (
     missing_for_logging,
     missing_packages,

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import Required, TypedDict
 
-from recbole_multdpo.settings.llmrec import Count, CountOrZero, Positive, Text, nearest
+from recbole_multdpo.settings.messages import nearest
+from recbole_multdpo.settings.value_types import Count, CountOrZero, Positive, Text
 
 
 def _lower(value: Any) -> Any:

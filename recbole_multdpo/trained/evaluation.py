@@ -40,7 +40,7 @@ from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.llmrec import nearest
+from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.settings.test_information import KEY, fitted_part
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.settings.checks import unused_by
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.llmrec import ZERO_SHOT, unused_by
+from recbole_multdpo.settings.llmrec import ZERO_SHOT
 
 N_USERS, N_ITEMS = 24, 30
 WORDS = ("Night", "River", "Moon", "Stone", "Winter")

@@ -9,16 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import get_scheduler
 
 from recbole_multdpo.model.backbone import DTYPES
+from recbole_multdpo.settings.checks import cautions, impossible_combinations
 from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.llmrec import (
-    LLMRecSettings,
-    cautions,
-    impossible_combinations,
-    listed,
-    nearest,
-    type_problems,
-)
+from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.settings.messages import listed, nearest, type_problems
 from recbole_multdpo.settings.recbole import RecBoleSettings
 from recbole_multdpo.settings.text import read_settings_file
 

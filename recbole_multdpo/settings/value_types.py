@@ -1,0 +1,22 @@
+"""Types that settings share: numbers with their ranges, texts and lists."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+# 2^-gamma, the least factor of a distance, must stay within float32
+Gamma = Annotated[float, Field(ge=0, le=100)]
+Text = Annotated[str, Field(min_length=1)]
+# A settings file holds lists; the frozen model holds tuples.
+Texts = Annotated[
+    tuple[Text, ...],
+    Field(strict=False),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+Weight = Annotated[float, Field(ge=0)]
+Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
