@@ -29,7 +29,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.training.distributed import Engine, PlainEngine, ZeroEngine
+from recbole_multdpo.training.distributed import DeepSpeedEngine, Engine, TorchEngine
 
 GB = 2**30
 LORA_R = 8
@@ -201,11 +201,11 @@ def _measured(method: str, rank: int, count: int, port: int, results: Any) -> No
         optimizer = torch.optim.AdamW(model.lm.parameters(), lr=1e-4)
         engine: Engine
         if method == "plain":
-            engine = PlainEngine(model, optimizer, None)
+            engine = TorchEngine(model, optimizer, None)
         else:
             zero = {"stage": METHODS.index(method), "reduce_bucket_size": 1_000_000}
             own = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
-            engine = ZeroEngine(model, optimizer, {**own, "zero_optimization": zero})
+            engine = DeepSpeedEngine(model, optimizer, {**own, "zero_optimization": zero})
         for _ in range(3):
             engine.discard_gradient()
             batch: Any = torch.randint(0, SMALL.vocabulary, (1, 8))

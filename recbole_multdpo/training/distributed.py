@@ -1,4 +1,4 @@
-"""How an optimizer step is made: in one process, in several (torch's DDP), or sharded (DeepSpeed).
+"""Optimizer-step engines: torch in one process or several (DDP), and DeepSpeed's ZeRO.
 
 An engine adds up the gradient of a batch from its parts, makes the step, and hands out weights and
 optimizer state in the form of a single process, so that a checkpoint of one kind resumes as any
@@ -42,7 +42,7 @@ from recbole_multdpo.training.master_weights import MASTER, MasterWeights
 
 
 class StepModule(nn.Module):
-    """The model's step as a module's forward pass, which is where DDP and DeepSpeed hook in."""
+    """`LLMRec.step` as a module's forward pass, which DDP and DeepSpeed wrap."""
 
     def __init__(self, model: LLMRec) -> None:
         """Wrap a model at the start of a stage."""
@@ -61,8 +61,8 @@ class StepModule(nn.Module):
         return output.losses, output.policy_logps, output.reference_logps
 
 
-class PlainEngine:
-    """Steps of torch's optimizer, over the gradients of all processes.
+class TorchEngine:
+    """The optimizer-step engine of torch, in one process or in several (DDP).
 
     Weights in bfloat16 are trained through float32 ones, whose gradients are added up here: torch's
     DDP would add them up in bfloat16.
@@ -76,7 +76,7 @@ class PlainEngine:
     def __init__(
         self, model: LLMRec, optimizer: torch.optim.Optimizer, clipping: Mapping[str, Any] | None
     ) -> None:
-        """Take charge of a stage's model.
+        """Wrap a stage's model and its optimizer.
 
         Args:
             model: on its device.
@@ -97,7 +97,7 @@ class PlainEngine:
     def add_gradient(
         self, part: SetwiseBatch, weights: Tensor, kl: Tensor | None, *, is_last: bool
     ) -> StepOutput:
-        """Add the gradient of the weighted sum of a part's losses.
+        """Accumulate the gradient of the weighted sum of a part's losses.
 
         Args:
             part: some of this process's contexts of the batch.
@@ -113,14 +113,14 @@ class PlainEngine:
         return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
 
     def discard_gradient(self) -> None:
-        """Begin a batch anew."""
+        """Reset the gradient to zero."""
         self.optimizer.zero_grad()
         self.masters.discard_gradients()
 
     def step(self) -> float:
-        """Clip the gradient and make the step, none if it is not finite; the norm before."""
+        """Clip the gradient and step, unless it is not finite; returns the norm before clipping."""
         if self.masters and processes.world_size() > 1:
-            self.masters.add_up_over_processes()
+            self.masters.all_reduce_gradients()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(clip_grad_norm_(trained, **self.clipping))
         if math.isfinite(norm):
@@ -137,7 +137,7 @@ class PlainEngine:
         return optimizer_tensors(self.optimizer) | self.masters.tensors()
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], batch: SetwiseBatch) -> None:
-        """Put `optimizer_state` of either engine back.
+        """Restore the `optimizer_state` of either engine.
 
         Args:
             tensors: the state.
@@ -151,18 +151,18 @@ class PlainEngine:
         self.masters.load(tensors)
 
     @contextmanager
-    def whole_model(self) -> Iterator[None]:
-        """Within it, the model can be run by this process alone, without gradients."""
+    def unsharded(self) -> Iterator[None]:
+        """Context in which each process can run the model alone, without gradients."""
         yield
 
     def finish(self) -> None:
-        """Leave the model as it would be without an engine."""
+        """Detach the engine from the model."""
         self.module = nn.Identity()
         self.masters.release()
 
 
-class ZeroEngine:
-    """Steps of DeepSpeed, which shards optimizer state, gradients and weights over the processes.
+class DeepSpeedEngine:
+    """The optimizer-step engine of DeepSpeed: ZeRO shards optimizer state, gradients and weights.
 
     Weights and optimizer state are read and set one parameter at a time through DeepSpeed's
     functions for debugging, because its own checkpoints are pickles, which run code when they are
@@ -172,7 +172,7 @@ class ZeroEngine:
     def __init__(
         self, model: LLMRec, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
     ) -> None:
-        """Take charge of a stage's model.
+        """Wrap a stage's model and its optimizer.
 
         Args:
             model: on its device.
@@ -185,9 +185,11 @@ class ZeroEngine:
         self.trained = {n: p for n, p in model.lm.named_parameters() if p.requires_grad}
         for module in self._modules().values():
             parts_of(causal_lm(module))  # runs a new model, which must still be whole
-        self._outlines = {}
+        self._meta_copies = {}
         if self.stage == 3:
-            self._outlines = {name: _outline(module) for name, module in self._modules().items()}
+            self._meta_copies = {
+                name: _meta_copy(module) for name, module in self._modules().items()
+            }
         self.deepspeed = _import_deepspeed(model.device)
         self.engine, *_ = self.deepspeed.initialize(
             model=StepModule(model), optimizer=optimizer, config=dict(settings)
@@ -204,7 +206,7 @@ class ZeroEngine:
     def add_gradient(
         self, part: SetwiseBatch, weights: Tensor, kl: Tensor | None, *, is_last: bool
     ) -> StepOutput:
-        """See `PlainEngine.add_gradient`."""
+        """See `TorchEngine.add_gradient`."""
         self.engine.set_gradient_accumulation_boundary(is_last)
         output = StepOutput(*self.engine(part, kl, False))
         self.engine.backward((output.losses * weights).sum() * processes.world_size())
@@ -214,12 +216,12 @@ class ZeroEngine:
         """Nothing to do: DeepSpeed forgets the gradient at the end of a step."""
 
     def step(self) -> float:
-        """Clip the gradient and make the step; the norm before."""
+        """Clip the gradient and step; returns the norm before clipping."""
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained tensors of the LM by name, on the CPU; complete in the first process only."""
+        """The trained tensors of the LM by name, on the CPU; complete on the main process only."""
         tensors = {}
         for name, parameter in self.trained.items():
             with self._gathered(parameter):
@@ -229,7 +231,7 @@ class ZeroEngine:
         return tensors
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """`optimizer_tensors` of the unsharded optimizer, in the first process; {} elsewhere.
+        """`optimizer_tensors` of the unsharded optimizer on the main process; {} elsewhere.
 
         Where weights are trained in another type than float32 it also holds the float32 ones.
         """
@@ -251,7 +253,7 @@ class ZeroEngine:
         return tensors
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], batch: SetwiseBatch) -> None:
-        """See `PlainEngine.load_optimizer_state`.
+        """See `TorchEngine.load_optimizer_state`.
 
         The optimizer has a state after its first step only. One is made for that, with step size 0
         and a gradient of 0; what it does to the state is replaced.
@@ -279,7 +281,7 @@ class ZeroEngine:
                 state["step"] = tensors["0.step"].clone()
 
     def _first_step(self, batch: SetwiseBatch) -> None:
-        """A step that changes no weight."""
+        """Make a step that changes no weight."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
@@ -324,19 +326,19 @@ class ZeroEngine:
             return nullcontext()
         return self.deepspeed.zero.GatheredParameters([parameter])
 
-    def _whole(self, name: str, module: nn.Module) -> nn.Module:
-        """A copy of a sharded module with whole weights."""
+    def _unsharded_copy(self, name: str, module: nn.Module) -> nn.Module:
+        """Copy of a sharded module with unsharded weights."""
         weights = []
         for parameter in module.parameters():
             with self._gathered(parameter):
                 weights.append(nn.Parameter(parameter.data.clone(), parameter.requires_grad))
-        outline = self._outlines[name]
-        of = dict(zip(map(id, outline.parameters()), weights, strict=True))
-        return _copied(outline, lambda parameter: of[id(parameter)])
+        meta_copy = self._meta_copies[name]
+        of = dict(zip(map(id, meta_copy.parameters()), weights, strict=True))
+        return _copied(meta_copy, lambda parameter: of[id(parameter)])
 
     @contextmanager
-    def whole_model(self) -> Iterator[None]:
-        """Within it, the model can be run by this process alone, without gradients.
+    def unsharded(self) -> Iterator[None]:
+        """Context in which each process can run the model alone, without gradients.
 
         Under ZeRO-3 every forward pass is a joint one, and the search for the best items takes
         another number of them in every process. So each gets a whole copy for the time.
@@ -344,45 +346,45 @@ class ZeroEngine:
         sharded = self._modules() if self.stage == 3 else {}
         try:
             for name, module in sharded.items():
-                setattr(self.model, name, self._whole(name, module).eval())
+                setattr(self.model, name, self._unsharded_copy(name, module).eval())
             yield
         finally:
             for name, module in sharded.items():
                 setattr(self.model, name, module)
 
     def finish(self) -> None:
-        """Leave the model as it would be without DeepSpeed."""
+        """Detach DeepSpeed from the model, whose weights are whole again."""
         if self.stage == 3:
             for name, module in self._modules().items():
-                setattr(self.model, name, self._whole(name, module).train(module.training))
+                setattr(self.model, name, self._unsharded_copy(name, module).train(module.training))
         self.engine.destroy()
         for parameter in self.trained.values():
             parameter.data = parameter.data.clone()  # out of DeepSpeed's block of memory
             parameter.grad = None
 
 
-Engine = PlainEngine | ZeroEngine
+Engine = TorchEngine | DeepSpeedEngine
 
 
 def make_engine(config: Config, model: LLMRec, optimizer: torch.optim.Optimizer) -> Engine:
-    """The engine that the settings ask for."""
+    """Engine that the settings ask for."""
     if config.deepspeed is not None:
-        return ZeroEngine(model, optimizer, config.deepspeed)
-    return PlainEngine(model, optimizer, config["clip_grad_norm"])
+        return DeepSpeedEngine(model, optimizer, config.deepspeed)
+    return TorchEngine(model, optimizer, config["clip_grad_norm"])
 
 
 def _copied(module: nn.Module, make: Callable[[nn.Parameter], nn.Parameter]) -> nn.Module:
-    """A deep copy in which every parameter is replaced; parameters shared there are shared here."""
+    """Deep copy with every parameter replaced; tied parameters stay tied."""
     return copy.deepcopy(module, {id(p): make(p) for p in module.parameters()})
 
 
-def _outline(module: nn.Module) -> nn.Module:
-    """A copy of a module without memory for its weights."""
+def _meta_copy(module: nn.Module) -> nn.Module:
+    """Copy of a module on the meta device, without memory for its weights."""
     return _copied(module, lambda p: nn.Parameter(p.detach().to("meta"), p.requires_grad))
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, which takes seconds to import, without messages that help nobody."""
+    """Import DeepSpeed, which takes seconds, without its warnings about the CPU."""
     os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher: one process
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better

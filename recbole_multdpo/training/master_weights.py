@@ -19,7 +19,7 @@ MASTER = "master"  # the entry of a checkpoint's optimizer state with the float3
 
 
 def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
-    """A hook that moves a parameter's gradient to its float32 weights."""
+    """Hook that moves a parameter's gradient to its float32 master weight."""
 
     def move(trained: Tensor) -> None:
         assert trained.grad is not None
@@ -33,14 +33,14 @@ def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
 
 
 class MasterWeights:
-    """The float32 weights of an optimizer's parameters that are of another type.
+    """Float32 master weights of the optimizer's parameters of another dtype.
 
     They take the parameters' place in the optimizer. Gradients go to them as soon as they are
     computed: those of a batch's parts are added up in float32, and none is kept in bfloat16.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put float32 weights into `optimizer`; of parameters in float32 nothing changes."""
+        """Replace the optimizer's parameters of other dtypes by float32 master weights."""
         self.optimizer = optimizer
         self._pairs: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by index: trained, master
         self._hooks = []
@@ -59,11 +59,11 @@ class MasterWeights:
                 index += 1
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """True if there are any."""
         return bool(self._pairs)
 
     def _move_state(self, trained: nn.Parameter, master: nn.Parameter) -> None:
-        """What an optimizer holds of a parameter before its first step, as Adagrad does."""
+        """Move the state that an optimizer has before its first step, as Adagrad does."""
         state = self.optimizer.state.pop(trained, None)
         if state is not None:
             self.optimizer.state[master] = {
@@ -71,8 +71,8 @@ class MasterWeights:
                 for name, value in state.items()
             }
 
-    def add_up_over_processes(self) -> None:
-        """Make each gradient the sum of the processes', in float32.
+    def all_reduce_gradients(self) -> None:
+        """All-reduce every gradient to its sum over the processes, in float32.
 
         A parameter that the batch did not use in any process keeps having none.
         """
@@ -87,7 +87,7 @@ class MasterWeights:
                 dist.all_reduce(parameter.grad)
 
     def discard_gradients(self) -> None:
-        """Forget what a pass that was broken off has left in the model."""
+        """Drop the gradients that an interrupted backward pass has left in the model."""
         for trained, _ in self._pairs.values():
             trained.grad = None
 
@@ -99,7 +99,7 @@ class MasterWeights:
         self._stepped = True
 
     def tensors(self) -> dict[str, Tensor]:
-        """The float32 weights on the CPU, named as in `optimizer_tensors`; {} before a step."""
+        """Master weights on the CPU, named as in `optimizer_tensors`; {} before the first step."""
         if not self._stepped:
             return {}
         return {
@@ -108,7 +108,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take `tensors` of a checkpoint, and nothing from one without float32 weights.
+        """Restore the master weights of a checkpoint; one without any changes nothing.
 
         DeepSpeed trains adapters in bfloat16 too: float32 weights of a parameter that is in float32
         here are its weights.
@@ -120,6 +120,6 @@ class MasterWeights:
                 self._stepped = True
 
     def release(self) -> None:
-        """Leave the model's gradients alone from here on."""
+        """Remove the hooks from the model's parameters."""
         for hook in self._hooks:
             hook.remove()

@@ -175,9 +175,9 @@ class SetwiseTrainer(Trainer):
             self._engine = make_engine(self.config, self.model, self.optimizer)
         return self._engine
 
-    def _whole_model(self) -> AbstractContextManager[None]:
+    def _unsharded_model(self) -> AbstractContextManager[None]:
         """Within it, each process can run the model by itself."""
-        return nullcontext() if self._engine is None else self._engine.whole_model()
+        return nullcontext() if self._engine is None else self._engine.unsharded()
 
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]
         """Train the stage; returns RecBole's (best score, best result).
@@ -316,7 +316,7 @@ class SetwiseTrainer(Trainer):
             return
         self.model.eval()
         start = time.perf_counter()
-        with self._whole_model():
+        with self._unsharded_model():
             draw_negatives(
                 self.model, sampler, negatives, train_data.users, epoch, show_progress=show_progress
             )
@@ -685,7 +685,7 @@ class SetwiseTrainer(Trainer):
         """
         evaluate = partial(super().evaluate, eval_data, *args, **kwargs)
         try:
-            with self._whole_model():
+            with self._unsharded_model():
                 if processes.world_size() == 1:
                     return evaluate()
                 if not isinstance(eval_data, RankingDataLoader):

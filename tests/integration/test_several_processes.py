@@ -29,7 +29,7 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted
 from recbole_multdpo.settings.config import load_config
-from recbole_multdpo.training.distributed import PlainEngine, ZeroEngine
+from recbole_multdpo.training.distributed import DeepSpeedEngine, TorchEngine
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 from tests.several_processes import free_port, launcher_environment, run_processes
@@ -250,8 +250,8 @@ def test_sixty_steps_of_bfloat16_weights_are_those_of_one_process(
         toy_arguments(data_path, tmp_path / name, "--sft_cache=False", *arguments)
         for name in ("one", "two")
     )
-    run_processes(1, masters_of, one, PlainEngine, tmp_path / "one.safetensors")
-    other = PlainEngine if setting is None else ZeroEngine
+    run_processes(1, masters_of, one, TorchEngine, tmp_path / "one.safetensors")
+    other = TorchEngine if setting is None else DeepSpeedEngine
     if setting is not None:
         two.append(f"--deepspeed={setting}")
     run_processes(n_processes, masters_of, two, other, tmp_path / "two.safetensors")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_multdpo.model.llmrec import StepOutput
-from recbole_multdpo.training.distributed import PlainEngine
+from recbole_multdpo.training.distributed import TorchEngine
 from recbole_multdpo.training.master_weights import MasterWeights
 
 RATE = 5e-5  # the default of preference training
@@ -45,7 +45,7 @@ def batches(n: int) -> list[Tensor]:
     return list(torch.randint(0, 64, (n, 6, 12), generator=generator))
 
 
-def steps(engine: PlainEngine, data: list[Tensor], n_parts: int = 1) -> None:
+def steps(engine: TorchEngine, data: list[Tensor], n_parts: int = 1) -> None:
     for batch in data:
         engine.discard_gradient()
         parts = batch.chunk(n_parts)
@@ -61,8 +61,8 @@ def lm(make_lm) -> nn.Module:  # type: ignore[no-untyped-def]
     return make_lm("llama", dtype=torch.bfloat16)
 
 
-def engine_of(lm: nn.Module, clipping: dict[str, float] | None = None) -> PlainEngine:
-    return PlainEngine(Tokens(lm), adamw(lm.parameters()), clipping)  # type: ignore[arg-type]
+def engine_of(lm: nn.Module, clipping: dict[str, float] | None = None) -> TorchEngine:
+    return TorchEngine(Tokens(lm), adamw(lm.parameters()), clipping)  # type: ignore[arg-type]
 
 
 def test_no_step_is_lost(lm: nn.Module) -> None:
@@ -169,7 +169,7 @@ def test_every_optimizer_steps_them(lm: nn.Module, name: str) -> None:
     updates, start = [], weights_of(lm)
     for model in (lm, copy.deepcopy(lm).float()):
         optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-3)
-        steps(PlainEngine(Tokens(model), optimizer, None), batches(2))  # type: ignore[arg-type]
+        steps(TorchEngine(Tokens(model), optimizer, None), batches(2))  # type: ignore[arg-type]
         stepped = torch.cat([p.detach().flatten() for p in optimizer.param_groups[0]["params"]])
         updates.append(stepped - start)
         assert {s.dtype for v in optimizer.state.values() for s in v.values()} <= {torch.float32}
