@@ -1,4 +1,4 @@
-"""Preference losses as pure functions on tensors; nothing here knows of RecBole or of the model."""
+"""Preference losses as pure functions on tensors; they import neither RecBole nor the model."""
 
 from recbole_multdpo.losses.bounds import Bounds, bounds
 from recbole_multdpo.losses.preference import LOSSES, Loss, preference_loss, rewards

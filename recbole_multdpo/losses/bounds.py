@@ -1,4 +1,4 @@
-"""How far Mult-DPO lies above the exact set-wise loss, and what the theory says of that gap."""
+"""The gap between Mult-DPO and the exact set-wise loss, and its theoretical bounds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from recbole_multdpo.losses.preference import rewards
 from recbole_multdpo.losses.sets import boundaries, set_masks
 from recbole_multdpo.losses.setwise import multinomial_logp
 
-NODES = 96  # of the exact loss: an error of 1e-12 in float64
+NODES = 96  # quadrature nodes of the exact loss: an error of 1e-12 in float64
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Both losses of each example and the bounds of their gap; float64 [B], nats, no gradient.
+    """Both losses of each example and the bounds on their gap; float64 [B], nats, no gradient.
 
     0 <= sorted_lower <= gap <= sorted_upper <= corollary.
 
@@ -28,12 +28,11 @@ class Bounds:
         gap: L_MN − L_PL.
         sorted_lower: Σ_{n=2..N} log[W / (W − prefix_{n−1})] with the positives' weights ascending.
         sorted_upper: the same with the weights descending.
-        corollary: (N − 1) log(1 + W⁺/W⁻) of Corollary 1 (18); with levels Corollary 2 (26), the
-            sum of that over the boundaries.
-        log_positive_mass: log W⁺ of the positives, whatever their level, up to the constant that
-            the log-ratios of an example leave open.
-        log_negative_mass: log W⁻ of the negatives, likewise.
-        n_positives: N, of integer type.
+        corollary: (N − 1) log(1 + W⁺/W⁻) of Corollary 1 (18); with levels its sum over the
+            boundaries, Corollary 2 (26).
+        log_positive_mass: log W⁺ of the positives of all levels, up to a constant per example.
+        log_negative_mass: log W⁻ of the negatives, up to the same constant.
+        n_positives: N, integer.
     """
 
     multinomial: Tensor
@@ -55,15 +54,15 @@ def bounds(
     *,
     use_levels: bool = False,
 ) -> Bounds:
-    """Losses and bounds of examples that hold at least one positive and one negative.
+    """Losses and bounds of examples with at least one positive and one negative each.
 
     Args:
         policy_logps: [B, C] log π_θ(y|x), nats.
         reference_logps: [B, C] log π_ref(y|x), nats.
         levels: integer [B, C], as in `preference_loss`.
-        beta: as in the loss.
-        use_levels: sum over the boundaries between levels, as in Mult2-DPO, rather than take all
-            positives for one set.
+        beta: as in `preference_loss`.
+        use_levels: sum over the boundaries between levels, as in Mult2-DPO, instead of treating
+            all positives as one set.
     """
     s = rewards(policy_logps.double(), reference_logps.double(), levels, beta)
     positives, negatives = set_masks(levels)
@@ -102,10 +101,10 @@ def _boundary(s: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 def _sorted_bound(s: Tensor, positives: Tensor, negatives: Tensor, *, descending: bool) -> Tensor:
     """Σ_{n=2..N} log[W / (W − w_(1) − … − w_(n−1))], the positives sorted by weight: [B].
 
-    W less the first weights is the mass of what remains, which is summed from the end: no weight is
-    ever subtracted from a larger one.
+    The remaining mass is summed from the end instead of subtracted from W: subtracting nearly equal
+    numbers would lose precision.
     """
-    # the absent ones stand at one end, add nothing to what remains, and do not count
+    # absent ones sort to one end: they have no mass and are masked below
     ordered = torch.where(positives, s, -math.inf).sort(-1, descending=descending).values
     masses = torch.cat([ordered, _log_mass(s, negatives)[:, None]], -1)
     remaining = masses.flip(-1).logcumsumexp(-1).flip(-1)[:, :-1]
@@ -114,5 +113,5 @@ def _sorted_bound(s: Tensor, positives: Tensor, negatives: Tensor, *, descending
 
 
 def _log_mass(s: Tensor, mask: Tensor) -> Tensor:
-    """log Σ exp(s) over a mask, [B]; −inf for an empty set."""
+    """log Σ exp(s) over the masked candidates, [B]; −inf for an empty set."""
     return torch.where(mask, s, -math.inf).logsumexp(-1)

@@ -1,6 +1,6 @@
-"""Losses made of differences between one better and one worse candidate (Bradley-Terry and kin).
+"""Pairwise losses: functions of the difference between a better and a worse candidate.
 
-For what a loss function receives and returns see `recbole_multdpo.losses.preference`.
+The interface of a loss function is described in `recbole_multdpo.losses.preference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_multdpo.losses.batch import PADDING_LEVEL
-from recbole_multdpo.losses.sets import set_masks, sorted_by
+from recbole_multdpo.losses.sets import argsort_by, set_masks
 
 
 def dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
@@ -29,11 +29,11 @@ def ipo(
     lengths: Tensor,
     ipo_length_average: bool = True,
 ) -> Tensor:
-    """IPO: (h − 1/(2β))², h the log-ratio of the positive less that of the negative.
+    """IPO: (h − 1/(2β))², h the log-ratio of the positive minus the log-ratio of the negative.
 
-    Azar et al. 2024 (AISTATS), Eq. 17, with β for their τ. Their text has log-ratios of whole
-    answers (`ipo_length_average=False`); averaged over an item's tokens, as the authors advised the
-    makers of TRL, the target 1/(2β) does not depend on the items' lengths.
+    Azar et al. 2024 (AISTATS), Eq. 17, with β for their τ. The paper takes log-ratios of whole
+    answers (`ipo_length_average=False`). Averaged over an item's tokens, as the authors advised
+    TRL, the target 1/(2β) does not depend on the items' lengths.
     """
     values = per_token(logratios, lengths) if ipo_length_average else logratios
     return (_difference(values, levels) - 1 / (2 * beta)).square()
@@ -44,7 +44,7 @@ def simpo(
 ) -> Tensor:
     """SimPO: −log σ(β (p_w − p_l) − γ), p the log-probability averaged over tokens; no reference.
 
-    Meng et al. 2024 (NeurIPS), Eq. 6. γ is the margin that the positive should win by.
+    Meng et al. 2024 (NeurIPS), Eq. 6. γ is the target margin.
     """
     return -F.logsigmoid(beta * _difference(per_token(logps, lengths), levels) - simpo_gamma)
 
@@ -56,7 +56,7 @@ def dmpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
     """
     positives, negatives = set_masks(levels)
     positive = torch.where(positives, logratios, 0.0).sum(-1)
-    # divided before the sum, which then stays within the range of the values
+    # divided before the sum, so that the sum cannot overflow
     negative = torch.where(negatives, logratios / negatives.sum(-1, keepdim=True), 0.0).sum(-1)
     return -F.logsigmoid(beta * (positive - negative))
 
@@ -66,9 +66,9 @@ def lipo_bt(
 ) -> Tensor:
     """LiPO with the pairwise logistic loss: Σ over pairs ψ_i > ψ_j of −log σ(s_i − s_j).
 
-    Liu et al. 2025 (NAACL), their `DPO_BT`. The labels ψ are the levels; with two of them the pairs
-    are those of every positive with every negative, as in the Mult-DPO paper's baseline.
-    `lipo_pairs='mean'` divides by the number of pairs, with which the sum grows.
+    Liu et al. 2025 (NAACL), their `DPO_BT`. The labels ψ are the levels. With two levels every
+    positive is paired with every negative, as in the Mult-DPO paper's baseline.
+    `lipo_pairs='mean'` divides the sum by the number of pairs.
     """
     losses, better = _pair_losses(beta * logratios, levels)
     return _reduced(losses, better, lipo_pairs)
@@ -77,17 +77,16 @@ def lipo_bt(
 def lipo_lambda(
     logratios: Tensor, levels: Tensor, beta: float, *, lipo_pairs: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
-    """LiPO-λ: as `lipo_bt`, every pair weighed by what its exchange would change in DCG.
+    """LiPO-λ: `lipo_bt` with each pair weighted by the change in DCG if the two were swapped.
 
     Liu et al. 2025 (NAACL), Eq. 9: Δ_ij = |2^ψ_i − 2^ψ_j| · |1/log2(1 + τ_i) − 1/log2(1 + τ_j)|,
-    with τ the rank (from 1) of a candidate by its present s; Δ has no gradient. Equal s rank the
-    lower level first: at the first step all s are 0, and with equal ranks no pair would weigh
-    anything.
+    with τ the rank (from 1) of a candidate by its current s; Δ has no gradient. Ties rank the lower
+    level first: at the first step all s are 0, and equal ranks would give every pair weight 0.
     """
     s = beta * logratios
     losses, better = _pair_losses(s, levels)
     by_score = torch.where(levels != PADDING_LEVEL, -s.detach(), math.inf)
-    ranks = sorted_by(by_score, levels).argsort(-1) + 1  # [B, C]
+    ranks = argsort_by(by_score, levels).argsort(-1) + 1  # [B, C]
     gains = torch.exp2(levels.to(s.dtype))
     discounts = 1 / torch.log2(1 + ranks.to(s.dtype))
     delta = _all_pairs(gains).abs() * _all_pairs(discounts).abs()
@@ -95,12 +94,12 @@ def lipo_lambda(
 
 
 def per_token(values: Tensor, lengths: Tensor) -> Tensor:
-    """Values [B, C] summed over tokens, as means over the lengths [B, C]; 0 at padding."""
+    """Means over tokens of values [B, C] that are sums over `lengths` [B, C] tokens."""
     return values / lengths.clamp(min=1)
 
 
 def _difference(values: Tensor, levels: Tensor) -> Tensor:
-    """Value of the one positive less that of the one negative, [B]."""
+    """Value of the one positive minus value of the one negative, [B]."""
     positives, negatives = set_masks(levels)
     positive = torch.where(positives, values, 0.0).sum(-1)
     return positive - torch.where(negatives, values, 0.0).sum(-1)
@@ -112,7 +111,7 @@ def _all_pairs(values: Tensor) -> Tensor:
 
 
 def _pair_losses(s: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """−log σ(s_i − s_j) of all pairs, and which pairs have i above j: two [B, C, C]."""
+    """−log σ(s_i − s_j) of all pairs, and a mask of the pairs with i better than j: [B, C, C]."""
     valid = levels != PADDING_LEVEL
     better = (_all_pairs(levels) > 0) & valid[:, :, None] & valid[:, None, :]
     return -F.logsigmoid(_all_pairs(s)), better

@@ -1,9 +1,8 @@
-"""The exact probability that every positive ranks above every negative, at any number of them.
+"""The exact Plackett-Luce probability that every positive ranks above every negative.
 
-Under the Plackett-Luce model this set-wise preference sums over all N! orders of the positives (8).
-It is also a one-dimensional integral (Ma et al. 2021, arXiv 2006.05067): give every item an
-exponential clock of rate w; the event is that all positives ring before the first negative. With
-a_i = s_i − LSE_Q(s),
+This probability is a sum over all N! orders of the positives (8). It is also a one-dimensional
+integral (Ma et al. 2021, arXiv 2006.05067): give every item an exponential clock of rate w; the
+event is that all positives ring before the first negative. With a_i = s_i − LSE_Q(s),
 
     P_PL = ∫ exp f(x) dx,    f(x) = x − e^x + Σ_{i∈P} log(1 − exp(−e^{x + a_i})).
 
@@ -26,16 +25,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 DEFAULT_NODES = 48
-# Bisection steps: the window's ends need not be exact, a hundredth of its width is plenty.
+# Bisection steps. A hundredth of the window's width is accurate enough for its ends.
 MODE_STEPS, WINDOW_STEPS = 14, 10
-# Below this, log(1 − exp(−e^y)) is its series to the precision of float64.
+# Below this, the series of log(1 − exp(−e^y)) is exact to float64's precision.
 SERIES_BELOW = -10.0
 
 
 def set_preference_logp(
     s: Tensor, positives: Tensor, negatives: Tensor, nodes: int = DEFAULT_NODES
 ) -> Tensor:
-    """log P_PL(every positive above every negative), exact up to the quadrature.
+    """log P_PL(every positive above every negative), exact up to the quadrature error.
 
     Args:
         s: [B, C], float32 or float64, finite everywhere.
@@ -44,10 +43,10 @@ def set_preference_logp(
         nodes: K of the quadrature.
 
     Returns:
-        [B] in nats; 0, without gradient, where either set is empty: then nothing is preferred.
+        [B] in nats; 0, without gradient, where either set is empty.
     """
     usable = positives.any(-1) & negatives.any(-1)
-    # a logarithm of an empty sum has no gradient, so rows that do not count take all columns
+    # the logarithm of an empty sum has a NaN gradient, so masked rows take all columns
     negatives = negatives | ~usable[:, None]
     log_negative_mass = torch.where(negatives, s, -math.inf).logsumexp(-1, keepdim=True)
     width = max(int(positives.sum(-1).max()), 1)
@@ -58,13 +57,13 @@ def set_preference_logp(
 
 
 class _LogIntegral(torch.autograd.Function):
-    """log ∫ exp f(x) dx of a [B, N], mask [B, N]; the gradient is found together with the value."""
+    """log ∫ exp f(x) dx for a [B, N], mask [B, N]; forward also computes the gradient."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, mask: Tensor, nodes: int) -> Tensor:
         x, step = _nodes(a, mask, nodes)  # [B, K], [B]
         f = _log_integrand(x, a, mask)
-        # what `_log_integrand` leaves out for accuracy
+        # the constant that `_log_integrand` leaves out
         offset = torch.where(mask, a.clamp(max=0), 0.0).sum(-1)
         shares = f.softmax(-1)
         slopes = torch.where(mask[:, :, None], _rho(x[:, None] + a[:, :, None]), 0.0)  # [B, N, K]
@@ -79,10 +78,10 @@ class _LogIntegral(torch.autograd.Function):
 
 
 def _log_integrand(x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
-    """f at x [B, K], less the constant Σ min(a_i, 0): [B, K].
+    """f at x [B, K] minus the constant Σ min(a_i, 0): [B, K].
 
-    A positive far below the negatives adds about x + a_i. Its a_i, possibly thousands, would drown
-    the differences between nodes that the sum and its gradient are made of.
+    A positive far below the negatives adds about x + a_i. Its a_i may be in the thousands; adding
+    it would lose the differences between nodes to rounding.
     """
     y = x[:, None] + a[:, :, None]  # [B, N, K]
     z = y.exp()  # inf far above the negatives, where the logarithm below is 0
@@ -95,18 +94,18 @@ def _log_integrand(x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
 def _rho(y: Tensor) -> Tensor:
     """ρ(e^y) = e^y / (exp(e^y) − 1), the slope of log(1 − exp(−e^y)); 1 far below 0, 0 far above.
 
-    The clamp keeps numerator and denominator inside float32, and moves the value by less than that
-    can show.
+    The clamp keeps numerator and denominator within float32's range; its effect on the value is
+    below float32's precision.
     """
     z = y.clamp(-80.0, 4.4).exp()
     return z / torch.expm1(z)
 
 
 def _nodes(a: Tensor, mask: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes [B, K] over the window in which f is within T of its maximum, and their distance [B].
+    """Nodes [B, K] over the window in which f is within T of its maximum, and their spacing [B].
 
-    The brackets: f'(x) = 1 − e^x + Σ ρ with 0 <= ρ <= 1 puts the mode between 0 and log(1 + N); to
-    its left f falls by −x − 1 at least, to its right at least by d²/2 over a distance d.
+    Brackets: f'(x) = 1 − e^x + Σ ρ with 0 <= ρ <= 1 puts the mode between 0 and log(1 + N). To its
+    left f falls by at least −x − 1, to its right by at least d²/2 over a distance d.
     """
     drop = math.pi * math.sqrt(nodes) - 1.75
     low = a.new_zeros(len(a), 1)

@@ -1,4 +1,4 @@
-"""Preference losses: the table of what each needs, and the one way to call them.
+"""Preference losses: the table of losses with their requirements, and `preference_loss`.
 
 Equation numbers are those of the Mult-DPO paper. An example has candidates C = P ∪ Q, positives P
 with N = |P| and negatives Q with M = |Q|, and the log-ratio of a candidate is
@@ -8,11 +8,11 @@ with N = |P| and negatives Q with M = |Q|, and the log-ratio of a candidate is
 with log π the log-probability of the item's whole text (summed over tokens, terminator included,
 nats).
 
-A loss function takes `(logratios [B, C], levels [B, C], beta, **options)` and returns [B]. It may
-rely on what `preference_loss` has checked and prepared: log-ratios are float32 or float64 and zero
-at padding, every example holds the positives and negatives that the loss's entry in `LOSSES` asks
-for. Losses without a reference receive log π_θ in place of the log-ratio. Keyword-only parameters
-are the loss's options, each a setting of the same name, except `lengths` and `kl`, which are data.
+A loss function takes `(logratios [B, C], levels [B, C], beta, **options)` and returns [B], nats.
+`preference_loss` has checked its input: log-ratios are float32 or float64 and zero at padding, and
+every example has the positives and negatives that the loss's entry in `LOSSES` requires. Losses
+without a reference receive log π_θ in place of the log-ratio. Keyword-only parameters are the
+loss's options, each a setting of the same name, except `lengths` and `kl`, which are data.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ DATA_PARAMETERS = ("lengths", "kl")
 
 @dataclass(frozen=True)
 class Loss:
-    """One preference loss and what it needs; the sampler and the trainer read it here.
+    """One preference loss and its requirements, which the sampler and the trainer follow.
 
     Attributes:
         function: `(logratios [B, C], levels [B, C], beta, **options) -> [B]`, nats.
         positives: 'one' or 'many' (one or more) per example.
-        negatives: 'none' (those present are ignored), 'one', or 'many' (one or more) per example.
-        needs_reference: whether log-ratios are taken against a reference model.
-        uses_levels: whether levels above 1 mean more than "positive".
-        needs_lengths: whether it averages over the items' tokens.
-        needs_kl: whether it needs the batch's `kl_estimate`.
-        one_level: name of the loss that it is where all positives are of one level, for a loss that
-            is there for several levels.
+        negatives: 'none' (any are ignored), 'one', or 'many' (one or more) per example.
+        needs_reference: True if log-ratios are taken against a reference model.
+        uses_levels: True if levels above 1 matter; False if they only mean "positive".
+        needs_lengths: True if the loss averages over the items' tokens.
+        needs_kl: True if the loss needs the batch's `kl_estimate`.
+        one_level: for a multi-level loss, the name of the loss that it equals when all positives
+            have one level; else None.
     """
 
     function: Callable[..., Tensor]
@@ -117,23 +117,23 @@ def preference_loss(
     Args:
         name: a key of `LOSSES`.
         policy_logps: [B, C] log π_θ(y|x), nats, summed over the item's tokens. bfloat16 and float16
-            are raised to float32; float64 is kept.
-        reference_logps: [B, C] log π_ref(y|x), likewise; ignored, and may be None, where the loss
-            needs no reference.
+            are cast to float32; float64 is kept.
+        reference_logps: [B, C] log π_ref(y|x), nats; ignored, and may be None, if the loss needs no
+            reference.
         levels: integer [B, C], higher is better, 0 negative, −2 negatives below those, −1 padding.
             Two-set losses treat every level >= 1 as positive and the others as negative. Values at
-            padding, NaN and infinities included, touch neither the loss nor a gradient.
+            padding, NaN and infinities included, affect neither the loss nor its gradient.
         beta: strength of the pull to the reference, > 0.
         lengths: integer [B, C], tokens of each item, terminator included; ignored, and may be None,
-            where the loss does not average over tokens.
-        kl: the batch's `kl_estimate`, a scalar in nats; likewise ignored by all losses but KTO.
+            if the loss does not average over tokens.
+        kl: the batch's `kl_estimate`, a scalar in nats; ignored by all losses but KTO.
         **options: the loss's own options (`LOSSES[name].options`).
 
     Returns:
         [B] in nats, float32 or float64.
 
     Raises:
-        ConfigError: unknown name or impossible beta.
+        ConfigError: unknown name, or beta is not a finite number > 0.
         TypeError: an option that the loss does not have.
         ValueError: shapes differ, an item has no token, or the reference, the lengths or the KL
             estimate is missing.
@@ -165,7 +165,7 @@ def rewards(policy_logps: Tensor, reference_logps: Tensor, levels: Tensor, beta:
 
 
 def _find(name: str) -> Loss:
-    """The entry of `LOSSES`, or an error that suggests the nearest name."""
+    """The entry of `LOSSES`; an unknown name raises an error that suggests the nearest one."""
     if name in LOSSES:
         return LOSSES[name]
     nearest = get_close_matches(name, LOSSES, n=1, cutoff=0.0)[0]
@@ -177,7 +177,7 @@ def _find(name: str) -> Loss:
 def _data_arguments(
     name: str, loss: Loss, lengths: Tensor | None, kl: Tensor | float | None
 ) -> dict[str, object]:
-    """Those of lengths and kl that the loss function takes."""
+    """The data arguments, of `lengths` and `kl`, that the loss function takes."""
     needed = {"lengths": loss.needs_lengths, "kl": loss.needs_kl}
     given = {"lengths": lengths, "kl": kl}
     for key in DATA_PARAMETERS:
@@ -189,7 +189,7 @@ def _data_arguments(
 def _check_shapes(
     policy_logps: Tensor, reference_logps: Tensor | None, levels: Tensor, lengths: Tensor | None
 ) -> None:
-    """All tensors must be [B, C]: broadcasting would hide a mistake."""
+    """Raise unless all tensors are [B, C]: broadcasting would hide a mistake."""
     shapes = {"policy_logps": policy_logps.shape, "levels": levels.shape}
     if reference_logps is not None:
         shapes["reference_logps"] = reference_logps.shape
@@ -203,7 +203,7 @@ def _check_shapes(
 
 
 def _check_sets(name: str, loss: Loss, levels: Tensor) -> None:
-    """Raise where an example's numbers of positives or negatives do not fit the loss."""
+    """Raise if an example's numbers of positives or negatives do not fit the loss."""
     positives, negatives = (mask.sum(-1) for mask in set_masks(levels))  # [B] each
     bad = ~_fits(positives, loss.positives) | ~_fits(negatives, loss.negatives)
     bad |= (levels < LOWER_NEGATIVE_LEVEL).any(-1)
@@ -221,14 +221,14 @@ def _check_sets(name: str, loss: Loss, levels: Tensor) -> None:
 
 
 def _fits(count: Tensor, need: str) -> Tensor:
-    """Whether set sizes [B] satisfy 'none' (no need), 'one' or 'many'."""
+    """bool [B], True for set sizes [B] that satisfy 'none' (no requirement), 'one' or 'many'."""
     if need == "one":
         return count == 1
     return count >= (1 if need == "many" else 0)
 
 
 def _logratios(policy_logps: Tensor, reference_logps: Tensor | None, levels: Tensor) -> Tensor:
-    """log π_θ − log π_ref [B, C] in float32 or better, 0 at padding; log π_θ without a reference.
+    """log π_θ − log π_ref, or log π_θ without a reference: [B, C], >= float32, 0 at padding.
 
     Padding is replaced before any arithmetic: NaN times a zero gradient would still be NaN.
     """

@@ -1,7 +1,7 @@
-"""What levels say about an example: its two sets, its boundaries between levels, its order.
+"""Sets, boundaries and orders that preference levels define.
 
-`levels` is integer [B, C] throughout: higher is better, 1 and more positive, 0 negative, −2
-negatives to be ranked below those, −1 padding, which is no level.
+`levels` is integer [B, C] throughout: higher is better, >= 1 positive, 0 negative, −2 negatives
+ranked below those, −1 padding.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of values [B, C] over each example's positives and over its negatives: two [B].
+    """Means of values [B, C] over each example's positives and negatives: two [B]; NaN if empty.
 
-    An example without positives (negatives) has NaN there. Applied to `rewards`, the difference of
-    the two is the margin that training should widen.
+    Applied to `rewards`, their difference is the reward margin.
     """
     positives, negatives = (
         torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1) for mask in set_masks(levels)
@@ -32,20 +31,19 @@ def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def boundaries(levels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Masks (group, all lower groups), two [B, C], for every level but the lowest in the batch.
+    """Masks (this level, all lower levels), two [B, C], for every level but the batch's lowest.
 
-    Either may be empty in an example that lacks the level or has nothing below it; such an example
-    has no boundary there.
+    An example where either mask is empty has no boundary at this level.
     """
     present = levels[levels != PADDING_LEVEL].unique().tolist()  # ascending
     for level in present[1:]:
         yield levels == level, (levels < level) & (levels != PADDING_LEVEL)
 
 
-def sorted_by(*keys: Tensor) -> Tensor:
+def argsort_by(*keys: Tensor) -> Tensor:
     """Column indices [B, C] that sort every row ascending by the first key, ties by the next.
 
-    Where all keys tie, the order of the columns stays.
+    The sort is stable: columns that tie in all keys keep their order.
     """
     order = keys[-1].argsort(dim=-1, stable=True)
     for key in reversed(keys[:-1]):

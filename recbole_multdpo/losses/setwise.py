@@ -1,6 +1,6 @@
-"""Losses of whole sets: every positive above every negative, no order inside either.
+"""Set-wise losses: every positive above every negative, no order inside either set.
 
-Equation numbers are those of the Mult-DPO paper. For what a loss function receives and returns see
+Equation numbers are those of the Mult-DPO paper. The interface of a loss function is described in
 `recbole_multdpo.losses.preference`.
 """
 
@@ -17,7 +17,7 @@ from recbole_multdpo.losses.sets import boundaries, set_masks
 
 
 def sft(logps: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """Supervised fine-tuning: mean over the positives of −log π_θ(y|x); `beta` plays no part."""
+    """Supervised fine-tuning: mean over the positives of −log π_θ(y|x); ignores `beta`."""
     positives, _ = set_masks(levels)
     return -torch.where(positives, logps, 0.0).sum(-1) / positives.sum(-1)
 
@@ -25,8 +25,8 @@ def sft(logps: Tensor, levels: Tensor, beta: float) -> Tensor:
 def s_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Softmax-DPO: −log σ(s_w − LSE_Q(s)), one positive w against all negatives Q.
 
-    Chen et al. 2024 (NeurIPS). Written with log σ of a gap, not as exp followed by log: it stays
-    finite on well-separated sets.
+    Chen et al. 2024 (NeurIPS). Computed as log σ of a difference, which stays finite on
+    well-separated sets; exp followed by log would not.
     """
     positives, negatives = set_masks(levels)
     s = beta * logratios
@@ -37,8 +37,8 @@ def s_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
 def mult_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Mult-DPO (14): −Σ_P s_y + N · LSE_{P∪Q}(s) − log N!, the constant included.
 
-    It is −log(N! Π_P p_y) with p_y = w_y / W, which lies above the exact `pl_dpo` (Theorem 1) by at
-    most (N − 1) log(1 + W⁺/W⁻) (Corollary 1). With one positive it equals `s_dpo`.
+    It equals −log(N! Π_P p_y) with p_y = w_y / W, an upper bound on the exact `pl_dpo` (Theorem 1)
+    with a gap of at most (N − 1) log(1 + W⁺/W⁻) (Corollary 1). With one positive it is `s_dpo`.
     """
     return -multinomial_logp(beta * logratios, *set_masks(levels))
 
@@ -46,7 +46,7 @@ def mult_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
 def mult2_dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
     """Mult2-DPO (24): Mult-DPO of every level against all lower ones, summed over the boundaries.
 
-    With two levels it is `mult_dpo`. A level that an example lacks vanishes.
+    With two levels it is `mult_dpo`. A level that an example lacks adds nothing.
     """
     s = beta * logratios
     terms = [multinomial_logp(s, group, lower) for group, lower in boundaries(levels)]
@@ -63,9 +63,9 @@ def pl_dpo(
 def pl2_dpo(
     logratios: Tensor, levels: Tensor, beta: float, *, pl_nodes: int = DEFAULT_NODES
 ) -> Tensor:
-    """Multi-level PL-DPO (25): −log of the likelihood that every level is above all lower ones.
+    """Multi-level PL-DPO (25): −log likelihood of every level ranking above all lower ones.
 
-    It factorises over the boundaries (22), and with two levels it is `pl_dpo`.
+    The likelihood factorises over the boundaries (22). With two levels it is `pl_dpo`.
     """
     s = beta * logratios
     terms = [set_preference_logp(s, group, lower, pl_nodes) for group, lower in boundaries(levels)]
@@ -81,10 +81,9 @@ def multinomial_logp(s: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         negatives: bool [B, C].
     """
     usable = positives.any(-1) & negatives.any(-1)
-    # a softmax over nothing has no gradient, so rows that do not count take all columns
+    # an empty softmax has a NaN gradient, so masked rows take all columns
     candidates = positives | negatives | ~usable[:, None]
-    # log p_y by one log-softmax: subtracting N · LSE from Σ s instead would lose N · |s| · 1e-7 in
-    # float32
+    # one log-softmax: subtracting N · LSE from Σ s would lose N · |s| · 1e-7 in float32
     log_p = torch.where(candidates, s, -math.inf).log_softmax(-1)
     n_positives = positives.sum(-1).to(log_p.dtype)
     logp = torch.where(positives, log_p, 0.0).sum(-1) + torch.lgamma(n_positives + 1)

@@ -1,6 +1,6 @@
-"""KTO, which judges every candidate by itself against the drift of the whole policy.
+"""KTO, an unpaired loss: it compares each candidate's reward with an estimate of the KL divergence.
 
-For what a loss function receives and returns see `recbole_multdpo.losses.preference`.
+The interface of a loss function is described in `recbole_multdpo.losses.preference`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def kto(
 ) -> Tensor:
     """KTO: λ_D Σ_P [1 − σ(β (r_y − z))] + λ_U (N/M) Σ_Q [1 − σ(β (z − r_y))], r the log-ratio.
 
-    Ethayarajh et al. 2024 (ICML), Eq. 8, with z the estimate `kl` of KL(π_θ ‖ π_ref), see
-    `kl_estimate`. N/M makes λ_D and λ_U the weights of the two whole sets: the paper keeps
-    λ_D n_D / (λ_U n_U) between 1 and 3/2, whatever the numbers n of examples are.
+    Ethayarajh et al. 2024 (ICML), Eq. 8, with z = `kl_estimate`, an estimate of KL(π_θ ‖ π_ref).
+    The factor N/M makes λ_D and λ_U the weights of the whole sets: the paper keeps
+    λ_D n_D / (λ_U n_U) between 1 and 3/2 for any numbers n of desirable and undesirable examples.
     """
     positives, negatives = set_masks(levels)
     z = beta * (logratios - kl)
@@ -38,11 +38,11 @@ def kl_estimate(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
     """KTO's estimate of KL(π_θ ‖ π_ref): the mean log-ratio of mismatched pairs, at least 0.
 
     Args:
-        policy_logps: [B], log π_θ(y'|x) of an item y' that belongs to another example, nats.
-        reference_logps: [B], log π_ref(y'|x).
+        policy_logps: [B], log π_θ(y'|x) of an item y' of another example, nats.
+        reference_logps: [B], log π_ref(y'|x), nats.
 
     Returns:
-        A scalar in nats without gradient.
+        A scalar in nats, without gradient.
     """
     dtype = torch.promote_types(policy_logps.dtype, torch.float32)
     logratios = policy_logps.detach().to(dtype) - reference_logps.detach().to(dtype)

@@ -1,4 +1,4 @@
-"""What the tests of the losses share: one example per loss, and examples by hypothesis."""
+"""Shared helpers of the loss tests: one example per loss, and a hypothesis strategy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The measured gap and its bounds: by hand, in order for every example, and summed over levels."""
+"""The measured gap and its bounds: values by hand, their order, and sums over levels."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from recbole_multdpo.losses import bounds
 from recbole_multdpo.losses.bounds import NODES
 from tests.losses.helpers import double, examples, loss_of, masses
-from tests.losses.plackett_luce_twins import by_permutations
+from tests.losses.plackett_luce_reference import by_permutations
 
 
 def bounds_of(logratios, levels, beta=1.0, **options):

@@ -1,4 +1,4 @@
-"""PRO and KPO: values derived by hand, and where the order comes from."""
+"""PRO and KPO: values derived by hand, and the source of the order."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from hypothesis import given
 
 from recbole_multdpo.losses import preference_loss
 from tests.losses.helpers import double, examples, loss_of
-from tests.losses.plackett_luce_twins import by_permutations
+from tests.losses.plackett_luce_reference import by_permutations
 
 LOG = {n: math.log(n) for n in (2, 3)}
 

@@ -72,7 +72,7 @@ def test_one_negative_makes_dmpo_and_both_lipo_bt_dpo(example):
 
 @given(examples(max_negatives=4, max_positives=1))
 def test_dmpo_is_at_most_the_mean_of_its_pairs(example):
-    """Jensen: −log σ is convex, so of the mean difference it is at most the mean."""
+    """Jensen: −log σ is convex, so its value at the mean difference is at most its mean."""
     logratios, levels, beta = example
     mean = loss_of("lipo_bt", logratios, levels, beta, lipo_pairs="mean")
     assert loss_of("dmpo", logratios, levels, beta) <= mean + 1e-12
@@ -124,7 +124,7 @@ def test_lipo_by_double_loops(example):
 
 
 def test_lipo_lambda_trains_at_the_first_step():
-    """All log-ratios are 0 then; ties rank the positives last, so that every pair weighs."""
+    """All log-ratios are 0 then; ties rank the positives last, so every pair has weight > 0."""
     zeros = torch.zeros(1, 3, dtype=torch.float64)
     _, gradient = value_and_gradient("lipo_lambda", zeros, zeros, torch.tensor([[1, 0, 0]]))
     # ranks 3, 1, 2 and σ(0) = 1/2, times β = 1/2

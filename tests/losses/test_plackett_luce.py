@@ -1,4 +1,4 @@
-"""The exact set-wise likelihood by its integral, against enumeration, mpmath and closed forms."""
+"""The integral of the exact set-wise likelihood against enumeration, mpmath and closed forms."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recbole_multdpo.losses.plackett_luce import DEFAULT_NODES, set_preference_logp
 from tests.losses.helpers import double
-from tests.losses.plackett_luce_twins import (
+from tests.losses.plackett_luce_reference import (
     by_permutations,
     logp_by_inclusion_exclusion,
     logp_of_rationals,
@@ -138,7 +138,7 @@ def test_an_empty_set_is_certain_and_has_no_gradient():
 
 
 def test_padding_of_a_batch_changes_nothing():
-    """A row with two positives beside one with six equals the row alone."""
+    """A row with two positives, batched with a row of six, equals the row alone."""
     generator = torch.Generator().manual_seed(4)
     s = torch.randn(2, 9, generator=generator, dtype=torch.float64)
     positives = torch.tensor([[True, False] * 2 + [False] * 5, [True] * 6 + [False] * 3])
@@ -163,7 +163,7 @@ def test_is_a_probability_with_slopes_between_0_and_1(a, dtype):
 
 
 def test_more_nodes_mean_less_error():
-    """At half the default the error shows, so that the comparisons above can fail."""
+    """Half the default has a visible error, so the comparisons above can fail."""
     exact = logp_of([0.0] * 5)
     errors = [float((logp_of([0.0] * 5, k) - exact).abs()) for k in (8, 16, 24, 48)]
     assert errors[0] > 1e-5 > errors[2] > 1e-9 > errors[3]

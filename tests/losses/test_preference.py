@@ -1,4 +1,4 @@
-"""The call: what every loss promises, and what is refused."""
+"""`preference_loss`: properties of every loss, and rejected input."""
 
 import inspect
 import math
@@ -171,7 +171,7 @@ def test_examples_of_a_batch_are_independent(name):
 
 @pytest.mark.parametrize("name", MANY_POSITIVES)
 def test_levels_matter_where_the_table_says_so(name):
-    """The better of two positives scores lower: a loss of levels must see more to correct."""
+    """The better of two positives scores lower: a loss with levels must have a larger gradient."""
     logratios, data = [-1.0, 2.0, 0.5, 0.0], data_of(name)
     graded = loss_of(name, logratios, [2, 1, 0, -1], **data)
     plain = loss_of(name, logratios, [1, 1, 0, -1], **data)
@@ -207,7 +207,7 @@ def test_lower_negatives_are_negatives_of_losses_without_levels(name):
 
 @pytest.mark.parametrize("name", BY_BOUNDARIES)
 def test_lower_negatives_are_one_more_boundary(name):
-    """These losses know the order of levels only, so every level may be raised by one."""
+    """These losses depend on the order of levels only, so raising all levels changes nothing."""
     logratios, _, _ = two_level_example(name)
     found = loss_of(name, logratios, [2, 1, 0, 0, -2, -2])
     torch.testing.assert_close(found, loss_of(name, logratios, [3, 2, 1, 1, 0, 0]))
@@ -234,7 +234,7 @@ def test_padding_beside_lower_negatives_has_no_influence(name):
 
 
 # --------------------------------------------------------------------------------------------------
-# what is refused
+# rejected input
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import torch
 
-from recbole_multdpo.losses.sets import boundaries, set_masks, set_means, sorted_by
+from recbole_multdpo.losses.sets import argsort_by, boundaries, set_masks, set_means
 from tests.losses.helpers import double
 
 
@@ -34,7 +34,7 @@ def test_boundaries_pass_over_levels_that_no_example_has():
     ]
 
 
-def test_sorted_by_takes_later_keys_and_then_the_columns_for_ties():
+def test_argsort_by_takes_later_keys_and_then_the_columns_for_ties():
     first, second = torch.tensor([[1, 0, 1, 1]]), torch.tensor([[5.0, 9.0, 4.0, 5.0]])
-    assert sorted_by(first, second).tolist() == [[1, 2, 0, 3]]
-    assert sorted_by(first).tolist() == [[1, 0, 2, 3]]
+    assert argsort_by(first, second).tolist() == [[1, 2, 0, 3]]
+    assert argsort_by(first).tolist() == [[1, 0, 2, 3]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recbole_multdpo.losses import preference_loss
 from tests.losses.helpers import double, examples, loss_of, masses, value_and_gradient
-from tests.losses.plackett_luce_twins import by_permutations
+from tests.losses.plackett_luce_reference import by_permutations
 
 LOG = {n: math.log(n) for n in (2, 3)}
 

@@ -1,4 +1,4 @@
-"""KTO and its estimate of the divergence."""
+"""KTO and its KL estimate."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_negatives_weigh_as_much_as_positives_whatever_their_number():
 
 
 def test_kl_estimate():
-    """Log-ratios 1 and −0.5: mean 0.25. Below 0 no divergence lies."""
+    """Log-ratios 1 and −0.5: mean 0.25. A negative mean is clamped to 0."""
     policy = double([-1.0, -2.5]).requires_grad_()
     estimate = kl_estimate(policy, double([-2.0, -2.0]))
     assert not estimate.requires_grad

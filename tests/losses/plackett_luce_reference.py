@@ -1,4 +1,4 @@
-"""The set-wise preference's probability by slow and obvious ways, to compare the integral with."""
+"""Slow reference implementations of the set-wise preference's probability."""
 
 import itertools
 import math
