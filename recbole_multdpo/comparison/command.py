@@ -1,7 +1,7 @@
-"""A comparison as the command line and an experiment's file describe it.
+"""Parses a comparison from the command line and from an experiment's file.
 
 A comma list in `--model` or `--loss`, or one of `COMPARISON_KEYS`, makes a command a comparison.
-Nothing heavy is imported here, as the command line asks before it knows what to import.
+Nothing heavy is imported here: the command line needs this module before it knows what to import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from recbole_multdpo.comparison.request import (
     Request,
     System,
     is_range,
-    owners,
+    prefixes,
     saved_request,
     value_text,
 )
@@ -25,7 +25,7 @@ from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.settings.text import parse_command_line, parse_literal, read_settings_file
 
 LLMREC = "LLMRec"
-MOST_SEEDS = 100  # more are rather a seed written as a number of seeds
+MOST_SEEDS = 100  # a larger number was probably meant as a seed
 MOST_JOBS = 64
 MAX_SEED = 2**32 - 1  # numpy's limit
 COMPARISON_KEYS = frozenset({"seeds", "experiment", "vary", "tune"})
@@ -44,7 +44,7 @@ _NOT_VARIED = _OWN_KEYS - {"loss"}
 
 
 def is_comparison(argv: Sequence[str]) -> bool:
-    """Whether a command line asks for a comparison, or for resuming one."""
+    """True if a command line starts or resumes a comparison."""
     given = dict(argument.lstrip("-").partition("=")[::2] for argument in argv)
     if COMPARISON_KEYS & given.keys():
         return True
@@ -57,11 +57,11 @@ def read_request(argv: Sequence[str]) -> Request:
     """The comparison that a command line describes.
 
     Raises:
-        ConfigError: an argument cannot be read, names nothing, or contradicts another one.
+        ConfigError: an argument cannot be parsed, names nothing, or contradicts another one.
     """
     values = parse_command_line(argv)
     if "resume" in values:
-        return _continued(Path(values["resume"]), values)
+        return _resumed(Path(values["resume"]), values)
     texts = dict(argument[2:].partition("=")[::2] for argument in argv)
     if "experiment" in values:
         written = read_settings_file(Path(str(values["experiment"])))
@@ -69,11 +69,11 @@ def read_request(argv: Sequence[str]) -> Request:
         values = {**written, **values}
         texts = {**{key: value_text(value) for key, value in written.items()}, **texts}
     systems = _systems(values)
-    names = {name for system in systems for name in owners(system)}
+    names = {name for system in systems for name in prefixes(system)}
     settings = {key: text for key, text in texts.items() if key in values and key not in _OWN_KEYS}
     for key in settings:
-        if not _may_be_an_assistants(key, systems):  # `make_plan` knows who assists
-            check_owner(key, names)
+        if not _may_be_of_assistant(key, systems):  # `make_plan` checks these
+            check_prefix(key, names)
     return Request(
         systems=systems,
         seeds=_seeds(values),
@@ -88,8 +88,8 @@ def read_request(argv: Sequence[str]) -> Request:
     )
 
 
-def _continued(folder: Path, values: Mapping[str, Any]) -> Request:
-    """The request of `--resume=FOLDER`, which only `--jobs` and `ASKED_FOR` may accompany."""
+def _resumed(folder: Path, values: Mapping[str, Any]) -> Request:
+    """The request of `--resume=FOLDER`, which takes only `--jobs` and `ASKED_FOR` in addition."""
     others = sorted(values.keys() - {"resume", "jobs", *ASKED_FOR})
     if str(folder) == "auto":
         raise ConfigError(
@@ -101,30 +101,30 @@ def _continued(folder: Path, values: Mapping[str, Any]) -> Request:
         )
     saved = saved_request(folder)
     check_asked(asdict(saved), folder / REQUEST_FILE, values)
-    anew = {key: value_text(values[key]) for key in ASKED_FOR if key in values}
+    asked = {key: value_text(values[key]) for key in ASKED_FOR if key in values}
     return replace(
         saved,
-        settings={**saved.settings, **anew},
+        settings={**saved.settings, **asked},
         jobs=_count("jobs", values.get("jobs"), saved.jobs, MOST_JOBS) or 1,
     )
 
 
-def _may_be_an_assistants(key: str, systems: Sequence[System]) -> bool:
+def _may_be_of_assistant(key: str, systems: Sequence[System]) -> bool:
     from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
-    owner, dot, rest = key.rpartition(".")
+    prefix, dot, rest = key.rpartition(".")
     assisted = any(system.model in LANGUAGE_MODELS for system in systems)
-    return bool(dot) and assisted and rest not in _OWN_KEYS and "." not in owner
+    return bool(dot) and assisted and rest not in _OWN_KEYS and "." not in prefix
 
 
-def check_owner(key: str, names: set[str]) -> None:
-    """Refuse `name.key` where no system or assistant has the name, or the key is a comparison's.
+def check_prefix(key: str, names: set[str]) -> None:
+    """Refuse `name.key` if the name is not in `names`, or the key belongs to the comparison itself.
 
     Raises:
-        ConfigError: it names what there is.
+        ConfigError: with the names that are valid.
     """
-    owner, dot, rest = key.rpartition(".")
-    if dot and (owner not in names or rest in _OWN_KEYS):
+    prefix, dot, rest = key.rpartition(".")
+    if dot and (prefix not in names or rest in _OWN_KEYS):
         raise ConfigError(
             f"{key}: the part before the dot must be a model, loss or assistant that is compared "
             f"({', '.join(sorted(names))}), the part after it one of its settings."
@@ -169,7 +169,7 @@ def _tune(given: Any, names: set[str]) -> dict[str, Any]:
     for key in given:
         if key in _OWN_KEYS:
             raise ConfigError(f"tune: {key} cannot be tuned.")
-        check_owner(key, names)
+        check_prefix(key, names)
     return dict(given)
 
 
@@ -182,7 +182,7 @@ def _is_list(values: Any) -> bool:
 
 
 def _names(key: str, value: Any) -> list[str]:
-    """Names in a list or separated by commas, each once."""
+    """Distinct names from a list or a comma-separated text."""
     parts = value if isinstance(value, list) else str(value or "").strip("[]").split(",")
     names = [str(name).strip() for name in parts]
     given = [name for name in dict.fromkeys(names) if name]
@@ -192,7 +192,7 @@ def _names(key: str, value: Any) -> list[str]:
 
 
 def _systems(values: Mapping[str, Any]) -> tuple[System, ...]:
-    """The systems named by model and loss, and those written down under `systems`."""
+    """The systems named by model and loss, and those defined under `systems`."""
     models = _names("model", values.get("model"))
     losses = _names("loss", values.get("loss"))
     written = _written_systems(values.get("systems"))
@@ -211,7 +211,7 @@ def _systems(values: Mapping[str, Any]) -> tuple[System, ...]:
     ]
     systems = (*named, *written)
     if len({system.folder_name for system in systems}) < len(systems):
-        raise ConfigError("two systems have the same name. Give each a name of its own.")
+        raise ConfigError("two systems have the same name. Give each its own name.")
     return systems
 
 

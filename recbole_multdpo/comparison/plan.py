@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.comparison.command import check_owner
+from recbole_multdpo.comparison.command import check_prefix
 from recbole_multdpo.comparison.request import (
     Member,
     Request,
     System,
     edge_settings,
-    owners,
+    prefixes,
     varied,
 )
 from recbole_multdpo.comparison.results import BEYOND_ACCURACY
@@ -26,7 +26,7 @@ from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
-# what must be the same for figures to stand side by side
+# settings that must be equal for figures to be comparable
 SAME_PROTOCOL = (
     "dataset data_path load_col val_interval user_inter_num_interval item_inter_num_interval"
     " eval_args test_information topk metrics valid_metric"
@@ -40,9 +40,9 @@ class Plan:
     Attributes:
         members: the runs, all systems of a seed before the next seed.
         settings: of each system's runs, key to the value's text; seed and folder are added later.
-        spaces: what is tuned for each system: key to values or range; empty for nothing.
-        metric: what decides which system is best, such as `ndcg@10`.
-        larger_is_better: whether larger values of it are.
+        spaces: each system's search space, key to values or range; empty if nothing is tuned.
+        metric: the metric that decides which system is best, such as `ndcg@10`.
+        larger_is_better: the direction of that metric.
         folder: the comparison's folder.
     """
 
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def systems(self) -> tuple[System, ...]:
-        """What is compared."""
+        """The compared systems."""
         return tuple(self.settings)
 
     @property
@@ -65,29 +65,27 @@ class Plan:
 
 
 def make_plan(request: Request) -> Plan:
-    """Check every system's settings, so that none fails for a mistyped one hours later.
+    """Check every system's settings before the first run, not when its turn comes hours later.
 
     Raises:
-        ConfigError: a system's settings are wrong, its protocol differs from the others', what is
-            varied or tuned is no setting of any system, or nothing is there to tune by.
+        ConfigError: a system's settings are wrong, its protocol differs from the others', a varied
+            or tuned key is a setting of no system, or there is no validation part to tune by.
     """
-    knows = {system: _known_settings(system) for system in request.systems}
-    _check_used("vary", request.vary, knows)
-    _check_used("tune", request.tune, knows)
-    knows = {
-        each: known
-        for system, known in knows.items()
-        for each in varied(system, request.vary, known)
+    known = {system: _known_settings(system) for system in request.systems}
+    _check_used("vary", request.vary, known)
+    _check_used("tune", request.tune, known)
+    known = {
+        each: keys for system, keys in known.items() for each in varied(system, request.vary, keys)
     }
     given = {}
-    for system in knows:
+    for system in known:
         loss = {} if system.loss is None else {"loss": system.loss}
-        own = request.settings_of(system, knows)
+        own = request.settings_of(system, known)
         given[system] = {"model": system.model, **loss, **own}
     configs = {system: _checked(system, settings) for system, settings in given.items()}
-    _give_assistants_their_settings(request, given, configs)
+    _apply_assistant_settings(request, given, configs)
     _check_protocol(configs)
-    spaces = {system: request.space_of(system, knows) for system in knows}
+    spaces = {system: request.search_space(system, known) for system in known}
     for system, space in spaces.items():
         for tried in edge_settings(space):
             _checked(system, {**given[system], **tried})
@@ -124,7 +122,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _has_validation(config: Config) -> bool:
-    """Whether the settings split off a validation part; files of ready parts may name one."""
+    """True if the split, or the files of `benchmark_filename`, include a validation part."""
     if config["benchmark_filename"] is not None:
         return len(config["benchmark_filename"]) == 3
     split = config["eval_args"]["split"]
@@ -132,15 +130,15 @@ def _has_validation(config: Config) -> bool:
     return shares[1] > 0 if shares else split["LS"] != "test_only"
 
 
-def _give_assistants_their_settings(
+def _apply_assistant_settings(
     request: Request, given: dict[System, dict[str, str]], configs: dict[System, Config]
 ) -> None:
-    """Add `EASE.reg_weight` and the like to the settings of the systems that EASE assists.
+    """Add settings such as `EASE.reg_weight` to the systems whose assistant is EASE.
 
     Raises:
-        ConfigError: such a setting is wrong, or of nobody.
+        ConfigError: such a setting is wrong, or its prefix names neither a system nor an assistant.
     """
-    names = {name for system in given for name in owners(system)}
+    names = {name for system in given for name in prefixes(system)}
     for system, config in configs.items():
         if config.settings is None or config.settings.assistant is None:
             continue
@@ -150,24 +148,27 @@ def _give_assistants_their_settings(
             given[system] |= added
             configs[system] = _checked(system, given[system])
     for key in request.settings:
-        check_owner(key, names)
+        check_prefix(key, names)
 
 
 def _known_settings(system: System) -> set[str]:
-    """Settings that a system takes; without those that its loss ignores, equal runs look equal."""
+    """Names of a system's settings, without those that its loss ignores.
+
+    With them, varying an ignored setting would give the same run under several names.
+    """
     known = settings_of(system.model)
     if system.model not in LANGUAGE_MODELS:
         return known
     # the other language models have one loss, supervised fine-tuning's
     loss = system.loss if system.model == LLMREC else "sft"
-    if loss == ZERO_SHOT or loss in LOSSES:  # else it stands in a file, or is refused later
+    if loss == ZERO_SHOT or loss in LOSSES:  # else a settings file sets it, or it is refused later
         known -= unused_by(loss)
     return known
 
 
-def _check_used(name: str, keys: Mapping[str, Any], knows: Mapping[System, set[str]]) -> None:
+def _check_used(name: str, keys: Mapping[str, Any], known: Mapping[System, set[str]]) -> None:
     for key in keys:
-        if "." not in key and not any(key in known for known in knows.values()):
+        if "." not in key and not any(key in own for own in known.values()):
             raise ConfigError(f"{name}: {key} is a setting of none of the systems.")
 
 

@@ -1,6 +1,6 @@
-"""What a comparison consists of, and the file that remembers it.
+"""The description of a comparison, and the file that stores it.
 
-Nothing heavy is imported here, as the command line asks before it knows what to import.
+Nothing heavy is imported here: the command line needs this module before it knows what to import.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter
-from typing_extensions import TypedDict
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.runtime.reading import fitted, read_json
+from recbole_multdpo.runtime.reading import parsed, read_json
 
 REQUEST_FILE = "comparison.json"
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class System:
-    """What is compared.
+    """A model with its own settings: one row of a comparison.
 
     Attributes:
-        model: the model.
-        loss: for LLMRec, its loss; None for that of the settings.
-        title: its name in tables; None for `EASE`, or `LLMRec mult_dpo`.
-        own: settings that only this system has, pairs of key and the value's text.
+        model: name of the model.
+        loss: LLMRec's loss; None for the loss of the settings.
+        title: name in tables; None for the default, such as `EASE` or `LLMRec mult_dpo`.
+        own: settings of this system only, as pairs of key and the value's text.
     """
 
     model: str
@@ -41,7 +41,7 @@ class System:
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
+        """The name in tables."""
         if self.title is not None:
             return self.title
         return self.model if self.loss is None else f"{self.model} {self.loss}"
@@ -54,17 +54,18 @@ class System:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a comparison."""
+    """One run of a comparison: a system with a seed."""
 
     system: System
     seed: int
 
     @property
     def folder_name(self) -> str:
-        """Name of the run's folder inside the comparison's."""
+        """Name of the run's folder inside the comparison's folder."""
         return f"{self.system.folder_name}-seed{self.seed}"
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Request:
     """A comparison as asked for.
@@ -95,66 +96,68 @@ class Request:
     jobs: int
 
     def settings_of(
-        self, system: System, knows: Mapping[System, AbstractSet[str]]
+        self, system: System, known: Mapping[System, AbstractSet[str]]
     ) -> dict[str, str]:
-        """The settings that concern a system, key to the value's text.
+        """The settings that apply to a system, key to the value's text.
 
         Args:
             system: one of the systems.
-            knows: every system's settings. Of the systems that a key is meant for, all or those of
-                `name.key`, it goes to those that know it. A key that none of them knows goes to
-                all, whose check then names the nearest one.
+            known: the names of every system's settings. A key applies to those of its systems (all,
+                or those with the prefix of `name.key`) that know it. A key that none of them knows
+                applies to all of them; checking the settings then names the nearest valid key.
         """
         plain = {
             key: text
             for key, text in self.settings.items()
-            if "." not in key and _concerns(key, system, knows)
+            if "." not in key and _applies_to(key, system, known)
         }
-        return {**plain, **_by_owner(self.settings, system, knows), **dict(system.own)}
+        return {**plain, **_by_prefix(self.settings, system, known), **dict(system.own)}
 
     def assistant_settings(self, assistant: str) -> dict[str, str]:
         """The settings of a language model's assistant, `name.key` to the value's text."""
         prefix = f"{assistant}."
         return {key: text for key, text in self.settings.items() if key.startswith(prefix)}
 
-    def space_of(self, system: System, knows: Mapping[System, AbstractSet[str]]) -> dict[str, Any]:
-        """What is tuned for a system: key to values or range; the more special owner's wins.
+    def search_space(
+        self, system: System, known: Mapping[System, AbstractSet[str]]
+    ) -> dict[str, Any]:
+        """The tuned settings of a system, key to values or range; the most specific prefix wins.
 
         Args:
             system: one of the systems.
-            knows: every system's settings. A key of all is tuned for those that know it, one of
-                `name.key` as `settings_of` says.
+            known: the names of every system's settings. A plain key is tuned for the systems that
+                know it, `name.key` as in `settings_of`.
         """
         fixed = {key for key, _ in system.own}
         space = {
             key: values
             for key, values in self.tune.items()
-            if key in knows[system] and key not in fixed
+            if key in known[system] and key not in fixed
         }
-        return {**space, **_by_owner(self.tune, system, knows)}
+        return {**space, **_by_prefix(self.tune, system, known)}
 
 
-def _by_owner(
-    values: Mapping[str, Any], system: System, knows: Mapping[System, AbstractSet[str]]
+def _by_prefix(
+    values: Mapping[str, Any], system: System, known: Mapping[System, AbstractSet[str]]
 ) -> dict[str, Any]:
-    """Values of `name.key` that concern a system, by key; the more special owner's wins."""
+    """Values of `name.key` that apply to a system, by key; the most specific prefix wins."""
     found = {}
-    for owner in owners(system):
-        owned = {each: known for each, known in knows.items() if owner in owners(each)}
+    for prefix in prefixes(system):
+        same = {each: keys for each, keys in known.items() if prefix in prefixes(each)}
         for key, value in values.items():
-            own = key.removeprefix(f"{owner}.")
-            if own != key and _concerns(own, system, owned):
+            own = key.removeprefix(f"{prefix}.")
+            if own != key and _applies_to(own, system, same):
                 found[own] = value
     return found
 
 
-def _concerns(key: str, system: System, knows: Mapping[System, AbstractSet[str]]) -> bool:
-    """Whether a key goes to a system: it knows the key, or none of the systems does."""
-    return key in knows[system] or not any(key in known for known in knows.values())
+def _applies_to(key: str, system: System, known: Mapping[System, AbstractSet[str]]) -> bool:
+    """True if the system knows the key, or none of the systems does."""
+    return key in known[system] or not any(key in keys for keys in known.values())
 
 
-def owners(system: System) -> list[str]:
-    """Names before the dot of `name.key` that mean a system, the most special last."""
+def prefixes(system: System) -> list[str]:
+    """Names that select a system before the dot of `name.key`, the most specific last."""
     return [name for name in (system.model, system.loss, system.title) if name]
 
 
@@ -163,9 +166,9 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def varied(system: System, vary: Mapping[str, Sequence[Any]], knows: set[str]) -> Iterator[System]:
-    """A system once for every combination of the varied settings that it has."""
-    keys = [key for key in vary if key in knows]
+def varied(system: System, vary: Mapping[str, Sequence[Any]], known: set[str]) -> Iterator[System]:
+    """A system once per combination of the varied settings, of those that it knows."""
+    keys = [key for key in vary if key in known]
     for values in itertools.product(*(vary[key] for key in keys)):
         pairs = [(key, value_text(value)) for key, value in zip(keys, values, strict=True)]
         title = " ".join([system.name, *(f"{key}={text}" for key, text in pairs)])
@@ -173,7 +176,7 @@ def varied(system: System, vary: Mapping[str, Sequence[Any]], knows: set[str]) -
 
 
 def is_range(values: Any) -> bool:
-    """Whether these are {low, high} or {low, high, log}, low below high."""
+    """True for {low, high} or {low, high, log} with low below high, and above 0 for log."""
     if not isinstance(values, Mapping) or not {"low", "high"} <= values.keys() <= {
         "low",
         "high",
@@ -186,7 +189,7 @@ def is_range(values: Any) -> bool:
 
 
 def edge_settings(space: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Settings that together try every value, and both ends of every range, once."""
+    """Settings that together cover every value, and both ends of every range, once."""
     for key, values in space.items():
         tried = [values["low"], values["high"]] if is_range(values) else values
         yield from ({key: value_text(value)} for value in tried)
@@ -198,46 +201,19 @@ def request_text(request: Request) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
-class _SavedSystem(TypedDict):
-    model: str
-    loss: str | None
-    title: str | None
-    own: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
-
-
-class _SavedRequest(TypedDict):
-    """What `comparison.json` must be like."""
-
-    systems: list[_SavedSystem]
-    seeds: int | list[int]
-    first_seed: int | None
-    baseline: str | None
-    run_dir: None
-    settings: dict[str, str]
-    vary: dict[str, list[Any]]
-    tune: dict[str, Any]
-    trials: int | None
-    jobs: int
-
-
-_REQUEST: TypeAdapter[_SavedRequest] = TypeAdapter(_SavedRequest)
+_REQUEST = TypeAdapter(Request)
 
 
 def saved_request(folder: Path) -> Request:
-    """The request that a comparison's folder was made for, with that folder as `run_dir`.
+    """The request stored in a comparison's folder, with that folder as `run_dir`.
 
     Raises:
         ConfigError: `comparison.json` is missing or damaged.
     """
     try:
-        data = fitted(_REQUEST, read_json(folder / REQUEST_FILE))
-        systems = tuple(
-            System(**{**system, "own": tuple(map(tuple, system["own"]))})
-            for system in data["systems"]
-        )
-        seeds = data["seeds"] if isinstance(data["seeds"], int) else tuple(data["seeds"])
-        return Request(**{**data, "systems": systems, "seeds": seeds, "run_dir": str(folder)})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        saved: Request = parsed(_REQUEST, read_json(folder / REQUEST_FILE))
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder / REQUEST_FILE} cannot be read ({error}). Start the comparison anew."
+            f"{folder / REQUEST_FILE} cannot be read ({error}). Start the comparison again."
         ) from error
+    return replace(saved, run_dir=str(folder))

@@ -140,15 +140,25 @@ def _refuse_constant(name: str) -> Any:
 
 
 def fitted(kind: TypeAdapter[Any], value: Any) -> Any:
-    """The value, after checking that it has the form of a type.
+    """The value itself, after checking that it has the form of a type; raises as `parsed`."""
+    parsed(kind, value, strict=True)
+    return value
+
+
+def parsed(kind: TypeAdapter[Any], value: Any, *, strict: bool = False) -> Any:
+    """The value as a type, such as a dataclass made of a mapping.
+
+    Args:
+        kind: the type.
+        value: plain data.
+        strict: convert nothing, such as a list to a tuple.
 
     Raises:
-        ValueError: it has not; the message names the place.
+        ValueError: it does not fit; the message names the place.
     """
     try:
-        kind.validate_python(value, strict=True)
+        return kind.validate_python(value, strict=strict)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "it"
         raise ValueError(f"{place}: {first['msg']}") from error
-    return value

@@ -78,11 +78,11 @@ def test_an_experiment_is_a_comparison_written_down(experiment):
     assert own.loss == "mult_dpo" and Member(own, 7).folder_name == "no-reference-seed7"
     assert request.seeds == (7, 8) and request.baseline == "LLMRec dpo" and request.jobs == 3
     llm = {"beta", "reference", "level_thresholds", "dataset"}
-    knows = {dpo: llm, ease: {"reg_weight", "dataset"}, own: llm}
+    known = {dpo: llm, ease: {"reg_weight", "dataset"}, own: llm}
     common = {"dataset": "x", "beta": "2"}  # the command line's beta
-    assert request.settings_of(dpo, knows) == common
-    assert request.settings_of(ease, knows) == {"dataset": "x", "reg_weight": "9"}
-    assert request.settings_of(own, knows) == {
+    assert request.settings_of(dpo, known) == common
+    assert request.settings_of(ease, known) == {"dataset": "x", "reg_weight": "9"}
+    assert request.settings_of(own, known) == {
         **common,
         "reference": "none",
         "level_thresholds": "[5, 4]",
@@ -92,11 +92,11 @@ def test_an_experiment_is_a_comparison_written_down(experiment):
 def test_what_is_tuned_for_whom(experiment):
     request = read_request([experiment])
     dpo, ease, own = request.systems
-    knows = {dpo: {"beta"}, ease: {"reg_weight"}, own: {"beta"}}
-    assert request.space_of(dpo, knows) == {"beta": [0.1, 1]}
-    assert request.space_of(ease, knows) == {}
+    known = {dpo: {"beta"}, ease: {"reg_weight"}, own: {"beta"}}
+    assert request.search_space(dpo, known) == {"beta": [0.1, 1]}
+    assert request.search_space(ease, known) == {}
     rate = {"low": 1e-4, "high": 1e-2, "log": True}
-    assert request.space_of(own, knows) == {"beta": [0.1, 1], "learning_rate": rate}
+    assert request.search_space(own, known) == {"beta": [0.1, 1], "learning_rate": rate}
 
 
 def test_baseline_by_name_or_loss():

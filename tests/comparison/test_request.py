@@ -8,29 +8,29 @@ def test_settings_go_where_they_are_known():
     argv = ["--model=LLMRec,EASE", "--loss=dpo,kpo", "--dataset=x", "--beta=2", "--kpo_k=3"]
     request = read_request([*argv, "--EASE.reg_weight=9", "--dpo.beta=5", "--LLMRec.epochs=1"])
     dpo, kpo, ease = request.systems
-    knows = {dpo: {"dataset", "beta"}, kpo: {"dataset", "beta", "kpo_k"}, ease: {"dataset"}}
+    known = {dpo: {"dataset", "beta"}, kpo: {"dataset", "beta", "kpo_k"}, ease: {"dataset"}}
     common = {"dataset": "x", "epochs": "1"}
-    assert request.settings_of(kpo, knows) == {**common, "beta": "2", "kpo_k": "3"}
-    assert request.settings_of(dpo, knows) == {**common, "beta": "5"}
-    assert request.settings_of(ease, knows) == {"dataset": "x", "reg_weight": "9"}
+    assert request.settings_of(kpo, known) == {**common, "beta": "2", "kpo_k": "3"}
+    assert request.settings_of(dpo, known) == {**common, "beta": "5"}
+    assert request.settings_of(ease, known) == {"dataset": "x", "reg_weight": "9"}
 
 
 def test_a_setting_that_nobody_knows_goes_to_all_for_its_message():
     request = read_request(["--model=EASE,Pop", "--bta=1"])
-    knows = {system: {"beta"} for system in request.systems}
-    assert all(request.settings_of(system, knows) == {"bta": "1"} for system in request.systems)
+    known = {system: {"beta"} for system in request.systems}
+    assert all(request.settings_of(system, known) == {"bta": "1"} for system in request.systems)
 
 
 def test_a_models_setting_goes_to_those_of_its_systems_that_know_it():
     argv = ["--model=LLMRec,EASE", "--loss=sft,dpo", "--LLMRec.beta=3", "--LLMRec.bta=1"]
     request = read_request([*argv, "--tune={'LLMRec.beta': [1, 2], 'LLMRec.bta': [5]}"])
     sft, dpo, ease = request.systems
-    knows = {sft: {"sft_epochs"}, dpo: {"sft_epochs", "beta"}, ease: {"beta"}}
-    assert request.settings_of(sft, knows) == {"bta": "1"}
-    assert request.settings_of(dpo, knows) == {"bta": "1", "beta": "3"}
-    assert request.settings_of(ease, knows) == {}
-    assert request.space_of(sft, knows) == {"bta": [5]}
-    assert request.space_of(dpo, knows) == {"bta": [5], "beta": [1, 2]}
+    known = {sft: {"sft_epochs"}, dpo: {"sft_epochs", "beta"}, ease: {"beta"}}
+    assert request.settings_of(sft, known) == {"bta": "1"}
+    assert request.settings_of(dpo, known) == {"bta": "1", "beta": "3"}
+    assert request.settings_of(ease, known) == {}
+    assert request.search_space(sft, known) == {"bta": [5]}
+    assert request.search_space(dpo, known) == {"bta": [5], "beta": [1, 2]}
 
 
 def test_a_systems_own_setting_is_not_tuned():
@@ -39,7 +39,7 @@ def test_a_systems_own_setting_is_not_tuned():
     one, two = varied(request.systems[0], request.vary, {"reg_weight"})
     assert (one.name, two.name) == ("EASE reg_weight=1", "EASE reg_weight=2")
     assert one.own == (("reg_weight", "1"),)
-    assert request.space_of(one, {one: {"reg_weight"}}) == {}
+    assert request.search_space(one, {one: {"reg_weight"}}) == {}
 
 
 def test_varied_systems_are_all_combinations():
