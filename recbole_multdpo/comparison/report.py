@@ -1,4 +1,4 @@
-"""The files of a finished comparison: tables, significance, numbers as JSON, and one HTML page."""
+"""The report of a finished comparison: tables, significance tests, JSON, and one HTML page."""
 
 from __future__ import annotations
 
@@ -41,20 +41,19 @@ _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that is said about a comparison.
+    """The content of a report.
 
     Attributes:
-        metric: what decides which system is best, such as `ndcg@10`.
+        metric: the metric that decides which system is best, such as `ndcg@10`.
         reference: the system that the others are tested against.
         accuracy: the main table: `metric` at all cut-offs, other metrics at its cut-off.
-        beyond: coverage, popularity, share of the tail and inequality of what is recommended.
+        beyond: coverage, popularity, share of the tail and Gini index of the recommendations.
         history: `metric` by length of the users' history.
-        popularity: recall of popular test items and of the others; without columns where runs of an
-            earlier version did not measure it.
+        popularity: recall of head and tail test items; no columns if the runs did not measure it.
         tests: every other system against the reference, in every column of `accuracy`.
         failures: name of a failed run to its reason.
-        choices: what tuning chose, one sentence per system.
-        notes: what the reader must know, one sentence each.
+        choices: the values chosen by tuning, one sentence per system.
+        notes: warnings for the reader, one sentence each.
     """
 
     metric: str
@@ -81,11 +80,11 @@ def write_report(
 
     Args:
         results: the finished runs.
-        metric: what decides which system is best, such as `ndcg@10`.
+        metric: the metric that decides which system is best, such as `ndcg@10`.
         folder: the comparison's folder.
-        baseline: the system to test against; None, or one without a result, for the best.
+        baseline: the system to test against; the best one if it is None or has no result.
         failures: name of a failed run to its reason.
-        choices: what tuning chose, one sentence per system.
+        choices: the values chosen by tuning, one sentence per system.
 
     Returns:
         The tables as text.
@@ -113,7 +112,7 @@ def write_report(
     write_atomically(folder / "runs.csv", _csv(results.metrics))
     tests = pd.DataFrame([asdict(test) for test in found.tests])
     write_atomically(folder / "significance.csv", _csv(tests))
-    write_atomically(folder / "results.json", json.dumps(_everything(results, found), indent=2))
+    write_atomically(folder / "results.json", json.dumps(_as_json(results, found), indent=2))
     write_atomically(folder / "report.html", as_html(results, found))
     texts = [as_text(found.accuracy), legend, as_text(found.beyond)]
     return "\n\n".join(
@@ -132,7 +131,7 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def _groups(found: Findings) -> dict[str, Table]:
-    """Tables of groups of users and items, by heading."""
+    """Heading to table, for groups of users and of items."""
     groups = {f"{found.metric} by number of training items of the user": found.history}
     if found.popularity.columns:
         groups["Recall of popular test items (head) and of the others (tail)"] = found.popularity
@@ -187,7 +186,7 @@ def _cutoff(metric: str) -> str:
 
 
 def _columns(metrics: Sequence[str], metric: str) -> list[str]:
-    """The deciding metric at every cut-off, then the others at its cut-off."""
+    """The deciding metric at every cut-off, then other metrics at its cut-off."""
     family, _, cutoff = metric.partition("@")
     own = [name for name in metrics if name.startswith(f"{family}@")]
     return own + [name for name in metrics if name.endswith(f"@{cutoff}") and name not in own]
@@ -203,11 +202,11 @@ def _unequal_seeds(results: Results) -> list[str]:
 
 
 def _lines(found: Findings) -> list[str]:
-    """Notes and failures, one line each."""
+    """Notes and failures, one per line."""
     return [*found.notes, *(f"failed: {name}: {why}" for name, why in found.failures.items())]
 
 
-def _everything(results: Results, found: Findings) -> Any:
+def _as_json(results: Results, found: Findings) -> Any:
     mean, std = results.mean().to_dict("index"), results.std().to_dict("index")
     return plain_json(
         {
@@ -233,10 +232,10 @@ def _everything(results: Results, found: Findings) -> Any:
 
 
 def as_html(results: Results, found: Findings) -> str:
-    """One page with tables and interactive figures; it needs no other file and no network."""
+    """A self-contained page with tables and interactive figures; it loads nothing."""
     legend = LEGEND.format(reference=found.reference)
     figures = [_curves(results, found), _bars(found.history, f"{found.metric}, mean over users")]
-    # the script is four megabytes: with the first figure only
+    # plotly's script is four megabytes: embed it once
     drawn = [
         figure.to_html(
             full_html=False,
@@ -263,7 +262,7 @@ def as_html(results: Results, found: Findings) -> str:
         *(f"<h2>{html(heading)}</h2>{_html_table(table)}{_TAIL}" for heading, table in popularity),
         "<h2>Beyond accuracy</h2>",
         _html_table(found.beyond),
-        "<p>As RecBole defines them: share of the catalogue that is recommended to anybody; mean "
+        "<p>As RecBole defines them: share of the catalogue that is recommended to any user; mean "
         "number of training rows of a recommended item (fewer is more novel); share of "
         "recommendations from the tail of the catalogue; Gini index of how often items are "
         "recommended.</p>",
@@ -319,7 +318,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_choices(choices: Sequence[str]) -> str:
-    """What tuning chose, folded up: a sentence per system would stand before all figures."""
+    """The choices of tuning, collapsed, as they may be long."""
     if not choices:
         return ""
     lines = "".join(f"<li>{html(choice)}</li>" for choice in choices)
@@ -332,7 +331,7 @@ def _folded(title: str, content: str) -> str:
 
 
 def _html_tests(found: Findings) -> str:
-    """The tests in the deciding metric, and folded up those in all others."""
+    """The tests in the deciding metric, then those in other metrics, collapsed."""
     deciding = [test for test in found.tests if test.metric == found.metric]
     others = [test for test in found.tests if test.metric != found.metric]
     note = "<p>p-values after Holm's correction; the uncorrected ones are in significance.csv.</p>"
@@ -357,7 +356,7 @@ def _html_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], first: str
     return f"<div class='scroll'><table><tr>{head}</tr>\n{body}</table></div>"
 
 
-# the legend below the plot, so that a narrow screen keeps its width for the plot
+# the legend goes below the plot, which needs the width of a narrow screen
 _LAYOUT = {
     "template": "simple_white",
     "margin": {"t": 20, "r": 10},

@@ -1,4 +1,4 @@
-"""What the runs of a comparison found, as tables of numbers."""
+"""The results of a comparison's runs as data frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recbole_multdpo.runs.per_user import (
 from recbole_multdpo.settings.test_information import KEY, KNOWN
 
 HISTORY_GROUPS = 4
-# RecBole's metrics beyond accuracy; the runs add them to those of the settings
+# RecBole's metrics beyond accuracy, which every run of a comparison measures
 BEYOND_ACCURACY = ("ItemCoverage", "AveragePopularity", "TailPercentage", "GiniIndex")
 
 
@@ -30,11 +30,11 @@ class Results:
     """Finished runs.
 
     Attributes:
-        metrics: one row per run, columns `system`, `seed`, and RecBole's test metrics.
-        users: one row per run and user, columns `system`, `seed`, `user`, `n_train`, `n_test`, and
+        metrics: one row per run; columns `system`, `seed`, and RecBole's test metrics.
+        users: one row per run and user; columns `system`, `seed`, `user`, `n_train`, `n_test`, and
             the metrics that are means over users.
-        runs: one row per run, columns `system`, `seed`, `seconds` (wall time), `test_set`, the
-            hash of what it was tested on, and `test_information`, what it knew.
+        runs: one row per run; columns `system`, `seed`, `seconds` (wall time), `test_set` (hash of
+            the test items) and `test_information` (the parts of the data known at test).
     """
 
     metrics: pd.DataFrame
@@ -43,7 +43,7 @@ class Results:
 
     @property
     def systems(self) -> list[str]:
-        """Names in the order of the command line."""
+        """Names, in the order of the command line."""
         return list(dict.fromkeys(self.metrics["system"]))
 
     @property
@@ -89,9 +89,9 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
 
 
 def information_note(runs: pd.DataFrame) -> list[str]:
-    """What the systems knew at test, as a sentence; nothing where no run says it.
+    """A sentence about `test_information`; empty if no run of the comparison has it.
 
-    Runs of an earlier version, of which a comparison may be resumed, do not say it.
+    A resumed comparison may hold runs of an earlier version, which did not store it.
     """
     values = runs[KEY].fillna("not said") if KEY in runs else pd.Series(dtype=str)
     distinct = list(dict.fromkeys(values))
@@ -108,7 +108,7 @@ def information_note(runs: pd.DataFrame) -> list[str]:
 
 
 def differing_tests(runs: pd.DataFrame) -> list[str]:
-    """One sentence for every run that was tested on other items than the first run of its seed.
+    """A sentence for every run tested on other items than the first run of its seed.
 
     RecBole's sequential models drop a user's first row before a split by shares, so their test part
     may differ from that of other models.
@@ -135,7 +135,7 @@ def shared_seeds(runs: pd.DataFrame, one: str, other: str) -> list[int]:
 def user_means(users: pd.DataFrame, metric: str, seeds: Sequence[int] | None = None) -> pd.Series:
     """A user's metric averaged over seeds, indexed by system and user.
 
-    A user whose test part is empty with one seed is averaged over the others.
+    Seeds with which the user has no test items are left out of that user's mean.
 
     Args:
         users: rows of `Results.users`.
@@ -149,7 +149,7 @@ def user_means(users: pd.DataFrame, metric: str, seeds: Sequence[int] | None = N
 
 
 def by_history(users: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean of a metric by length of the users' history, in groups of about equally many users.
+    """Mean of a metric by length of the users' history, in groups of about equal size.
 
     Args:
         users: rows of `Results.users`.
@@ -159,7 +159,7 @@ def by_history(users: pd.DataFrame, metric: str) -> pd.DataFrame:
         [systems, groups]: the mean over seeds of each seed's mean over the group's users; columns
         such as `5-12`, the training items of the group's users.
     """
-    # RecBole's sequential models have fewer rows of a user, who belongs to one group all the same
+    # RecBole's sequential models have fewer rows of a user; the group is the same for all systems
     n_train = users.groupby(["seed", "user"])["n_train"].transform("max")
     rows = users.assign(group=history_groups(n_train))
     of_seed = rows.groupby(["system", "seed", "group"], sort=False, observed=True)[metric].mean()
@@ -169,7 +169,7 @@ def by_history(users: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def by_popularity(users: pd.DataFrame, cutoff: str) -> pd.DataFrame:
-    """Recall of popular test items and of the others.
+    """Recall of head (popular) and tail test items.
 
     Args:
         users: rows of `Results.users`.
@@ -177,7 +177,7 @@ def by_popularity(users: pd.DataFrame, cutoff: str) -> pd.DataFrame:
 
     Returns:
         [systems, groups]: the mean over seeds of each seed's mean over the users with such test
-        items; without a column where the runs have none.
+        items; no columns if the runs did not measure it.
     """
     names = {f"{RECALL_HEAD}@{cutoff}": "head", f"{RECALL_TAIL}@{cutoff}": "tail"}
     columns = [name for name in names if name in users]
@@ -200,7 +200,7 @@ def history_groups(n_train: pd.Series) -> pd.Series:
 
 
 def accuracy_metrics(results: Results) -> list[str]:
-    """Metrics of all of a user's test items that larger values make better."""
+    """Per-user metrics over all test items for which larger is better."""
     beyond = ("averagepopularity", "tailpercentage", RECALL_HEAD, RECALL_TAIL)
     return [
         name

@@ -1,4 +1,4 @@
-"""Make the runs of a comparison, whatever becomes of a single one."""
+"""Runs a comparison: tuning, members, report. A run that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ POLL_SECONDS = 1.0
 RunMember = Callable[[list[str]], int]
 
 
-def run_in_process_of_its_own(
+def run_in_subprocess(
     argv: list[str], quiet: bool = False, stop: Callable[[], bool] | None = None
 ) -> int:
-    """Run the command line in a new process, which may crash or run out of memory by itself.
+    """Run the command line in a new process, whose crash or lack of memory stays its own.
 
     Args:
-        argv: its arguments.
-        quiet: whether nothing of it is printed.
-        stop: asked every second; where it is true, the process is told to end.
+        argv: the arguments.
+        quiet: discard what it prints.
+        stop: called every `POLL_SECONDS`; the process is terminated when it returns True.
 
     Returns:
-        Its exit status.
+        The exit status.
     """
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # the working directory may be a folder of somebody else: nothing is imported from there
+    # the working directory may hold foreign files: nothing is imported from there
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     environment = {**os.environ, **own}
     command = [sys.executable, "-m", "recbole_multdpo.cli", *argv]
-    output = subprocess.DEVNULL if quiet else None  # what it says stands in run.log too
+    output = subprocess.DEVNULL if quiet else None  # run.log has the same text
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as child:
         try:
             while stop is not None and child.poll() is None:
@@ -74,19 +74,18 @@ def run_in_process_of_its_own(
                     child.terminate()
                     break
             return child.wait()
-        except KeyboardInterrupt:  # the run saves and leaves too
+        except KeyboardInterrupt:  # let the run save its checkpoint and exit
             child.terminate()
             child.wait()
             raise
 
 
 def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> int:
-    """Tune what is to be tuned, run all members that have no result yet, write tables and report.
+    """Tune, run all members without a result, and write tables and report.
 
     Args:
-        argv: the command line; with `--resume=FOLDER` what is missing in FOLDER is run.
-        run_member: runs a command line and returns its exit status; by default in a process of its
-            own.
+        argv: the command line; `--resume=FOLDER` runs what is missing in FOLDER.
+        run_member: runs a command line and returns its exit status; by default in a new process.
 
     Returns:
         Exit status: 0 if every member has a result, else 1.
@@ -110,14 +109,14 @@ def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> 
 
 
 def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int:
-    """Tune, run and report; the exit status."""
+    """Tune, run and report; returns the exit status."""
     runner = Runner(run_member, request.jobs)
     try:
         with SignalHandler():
             tuned = _tune(plan, request, runner)
             failures = _run_members(plan, tuned, runner)
     except Interrupted as interruption:
-        interruption.args = (f"{interruption}; go on with --resume={plan.folder}",)
+        interruption.args = (f"{interruption}; continue with --resume={plan.folder}",)
         raise
     finished = [member for member in plan.members if member not in failures]
     _report(finished, failures, tuned, plan, request)
@@ -125,7 +124,7 @@ def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int
 
 
 class Runner:
-    """Makes runs, several at a time where asked, each in its folder; done ones are left alone."""
+    """Makes runs in their folders, `jobs` at a time; finished ones are skipped."""
 
     def __init__(self, run_member: RunMember | None, jobs: int):
         self._run_member = run_member
@@ -136,14 +135,14 @@ class Runner:
         runs: Mapping[Path, Mapping[str, str]],
         stop: Callable[[Path], bool] | None = None,
     ) -> dict[Path, str]:
-        """Run what has no result.
+        """Make the runs that have no result yet.
 
         Args:
             runs: folder to settings, key to the value's text.
-            stop: whether the run in a folder, which is under way, need not be finished.
+            stop: takes the folder of a run in progress; True ends it early.
 
         Returns:
-            Folder of each run that failed to the reason.
+            Folder of each failed run to the reason.
 
         Raises:
             KeyboardInterrupt: a run was interrupted.
@@ -161,7 +160,7 @@ class Runner:
                 }
                 try:
                     reasons = {folder: future.result() for folder, future in waiting.items()}
-                except KeyboardInterrupt:  # those under way save and leave, the others never begin
+                except KeyboardInterrupt:  # running ones save and exit, the others never start
                     pool.shutdown(wait=False, cancel_futures=True)
                     for child in psutil.Process().children():
                         child.terminate()
@@ -175,22 +174,22 @@ class Runner:
         settings: Mapping[str, str],
         stop: Callable[[Path], bool] | None,
     ) -> str | None:
-        """Run, or resume, one; returns why it failed, None if it did not."""
+        """Make or resume one run; returns the reason of a failure, None for success."""
         if (folder / RESULT_FILE).is_file():
             show(f"{name}: done already", flush=True)
             return None
         show(name, flush=True)
         if settings["model"] in LANGUAGE_MODELS and (folder / "config.yaml").is_file():
-            anew = [f"--{key}={settings[key]}" for key in ASKED_FOR if key in settings]
-            argv = [f"--resume={folder}", *anew]
-        else:  # stopped before it began, or one of RecBole's models, which begin anew
+            asked = [f"--{key}={settings[key]}" for key in ASKED_FOR if key in settings]
+            argv = [f"--resume={folder}", *asked]
+        else:  # nothing to resume: not started yet, or one of RecBole's models
             shutil.rmtree(folder, ignore_errors=True)
             argv = [*(f"--{key}={text}" for key, text in settings.items()), f"--run_dir={folder}"]
         if self._run_member is not None:
             status = self._run_member(argv)
         else:
             stop_this = None if stop is None else partial(stop, folder)
-            status = run_in_process_of_its_own(argv, self.jobs > 1, stop_this)
+            status = run_in_subprocess(argv, self.jobs > 1, stop_this)
         if is_stopped(folder):
             return "stopped early"
         if status in INTERRUPTED:
@@ -198,12 +197,12 @@ class Runner:
         if status == 0:
             return None
         reason = _last_error(folder / "run.log") or f"exit status {status}; see the messages above"
-        show(f"{folder} failed: {reason}\nThe others go on.", sys.stderr, flush=True)
+        show(f"{folder} failed: {reason}\nThe others continue.", sys.stderr, flush=True)
         return reason
 
 
 def _tune(plan: Plan, request: Request, runner: Runner) -> dict[System, Tuned]:
-    """Choose settings on the validation part, and write down what was tried."""
+    """Choose settings on the validation part and write the trials."""
     tuned = {}
     for system in plan.systems:
         if plan.spaces[system]:
@@ -214,7 +213,7 @@ def _tune(plan: Plan, request: Request, runner: Runner) -> dict[System, Tuned]:
 
 
 def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> dict[Member, str]:
-    """Run every member; returns the failed ones with their reasons."""
+    """Run every member; returns failed ones to their reasons."""
     folders = {plan.folder / member.folder_name: member for member in plan.members}
     failures: dict[Member, str] = {}
     runs = {}
@@ -226,7 +225,7 @@ def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> d
             failures[member] = "no trial of its settings has a validation score"
         else:
             if member.seed == plan.first_seed:
-                _take_over(choice.best.folder, folder)  # the same run, made while tuning
+                _reuse_trial(choice.best.folder, folder)
             chosen = {**plan.settings[member.system], **choice.best.texts}
             runs[folder] = {**chosen, "seed": str(member.seed)}
     for folder, reason in runner.run_all(runs).items():
@@ -234,7 +233,8 @@ def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> d
     return failures
 
 
-def _take_over(trial: Path, folder: Path) -> None:
+def _reuse_trial(trial: Path, folder: Path) -> None:
+    """Copy the chosen trial, which has the member's settings and seed, unless it is there."""
     restore_interrupted(folder)
     if not (folder / RESULT_FILE).is_file():
         with atomic_folder(folder) as copy:
@@ -254,7 +254,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _last_error(log: Path) -> str | None:
-    """The last error in a run's log, without its time; None where there is none."""
+    """The last error in a run's log, without its time; None if there is none."""
     try:
         lines = read_bytes(log).decode("utf-8", errors="replace").splitlines()
     except (OSError, ValueError):

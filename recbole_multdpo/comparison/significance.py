@@ -1,4 +1,4 @@
-"""Whether two systems differ beyond chance: paired tests over users, corrected for their number.
+"""Paired significance tests over users, with Holm's correction for multiple systems.
 
 The unit is the user. With several seeds a user's metric is first averaged over the seeds that both
 systems have, as the values of one user are not independent.
@@ -15,7 +15,7 @@ from scipy import stats
 from recbole_multdpo.comparison.results import Results, shared_seeds, user_means
 
 RESAMPLES = 2000
-BATCH_VALUES = 2**18  # of a batch of resamples, to bound memory with many users
+BATCH_VALUES = 2**18  # values per batch of resamples, to bound memory with many users
 CONFIDENCE = 0.95
 LEVEL = 0.05
 
@@ -26,13 +26,13 @@ class PairedTest:
 
     Attributes:
         metric: such as `ndcg@10`.
-        system: which system.
-        reference: against which one.
-        n_users: users that both were tested on.
-        difference: mean over users of the system's metric less the reference's.
+        system: name of the system.
+        reference: name of the reference.
+        n_users: number of users tested with both.
+        difference: mean over users of the system's metric minus the reference's.
         ci_low, ci_high: bootstrap interval of the difference over users (percentiles, 95 %).
         t_p: p-value of the paired t-test, two-sided; NaN with fewer than two users.
-        wilcoxon_p: the same of Wilcoxon's signed-rank test.
+        wilcoxon_p: p-value of Wilcoxon's signed-rank test, likewise.
         t_holm, wilcoxon_holm: the p-values after Holm's correction for all systems tested against
             the reference in this metric.
     """
@@ -51,7 +51,7 @@ class PairedTest:
 
     @property
     def significant(self) -> bool:
-        """Whether both tests reject after correction at the level of 5 %."""
+        """True if both tests reject at the level of 5 % after correction."""
         return max(self.t_holm, self.wilcoxon_holm) < LEVEL
 
 
@@ -59,7 +59,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: adjusted p-values, in the given order.
 
     The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979). NaN stays
-    NaN and does not count.
+    NaN and is not counted in m.
     """
     order = sorted((i for i, p in enumerate(p_values) if not np.isnan(p)), key=p_values.__getitem__)
     adjusted, largest = [float("nan")] * len(p_values), 0.0
@@ -73,8 +73,8 @@ def paired_p_values(differences: np.ndarray) -> tuple[float, float]:
     """p-values of the paired t-test and of Wilcoxon's signed-rank test, two-sided.
 
     Args:
-        differences: [users] of the two systems' values. Users without a difference are left out of
-            Wilcoxon's ranks; where there is no difference at all, both p-values are 1.
+        differences: [users], the one system's values minus the other's. Wilcoxon's ranks leave out
+            zeros; if all are zero, both p-values are 1.
     """
     if len(differences) < 2:
         return float("nan"), float("nan")
@@ -89,7 +89,7 @@ def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> tuple[float, f
 
     Args:
         differences: [users].
-        seed: of the resampling, so that a report can be made again.
+        seed: of the resampling, for reproducible reports.
     """
     if len(differences) < 2:  # scipy refuses it
         return float(differences.mean()), float(differences.mean())
@@ -112,7 +112,7 @@ def compare_with(results: Results, metric: str, reference: str) -> list[PairedTe
     Args:
         results: the finished runs.
         metric: a metric of single users.
-        reference: a system. One that shares no seed and test with it is left out.
+        reference: a system. Systems that share no seed and test set with it are left out.
     """
     users, tests = results.users, []
     for system in results.systems:

@@ -22,9 +22,9 @@ class Cell:
 
     Attributes:
         mean: the value; NaN prints as a dash.
-        std: deviation over seeds; NaN where there is none.
+        std: standard deviation over seeds; NaN if there is none.
         rank: 1 for the best of its column, 2 for the second, 0 otherwise.
-        differs: whether it differs significantly from the reference.
+        differs: True if it differs significantly from the reference.
     """
 
     mean: float
@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def figure(self) -> str:
-        """Mean and deviation in print; a dash where there is no value."""
+        """Mean and deviation as text; a dash if there is no value."""
         if math.isnan(self.mean):
             return "-"
         deviation = "" if math.isnan(self.std) else f" ± {self.std:.{DIGITS}f}"
@@ -42,13 +42,13 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """The figure, with `*` where it differs significantly."""
+        """The figure, with `*` if it differs significantly."""
         return f"{self.figure}*" if self.differs else self.figure
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells with names.
+    """Named rows and columns of cells.
 
     Attributes:
         columns: names of the columns.
@@ -73,8 +73,8 @@ def make_table(
     Args:
         mean: [systems, metrics].
         std: [systems, metrics]; None for a table without deviations.
-        ranked: whether larger is better and best and second are marked. Values that print alike
-            share their rank.
+        ranked: larger is better, and best and second are marked. Values equal in print share a
+            rank.
         different: pairs of system and metric that differ significantly from the reference.
     """
     ranks = mean.round(DIGITS).rank(ascending=False, method="dense").to_numpy(dtype=float)

@@ -1,9 +1,8 @@
-"""Choose settings on the validation part: all combinations of values, or Optuna's suggestions.
+"""Hyperparameter search on the validation part: a grid, or Optuna's suggestions.
 
-Optuna and not RecBole's HyperTuning: HyperTuning needs hyperopt or ray, of which the one has been
-without a release for years and the other has none for current Pythons, and neither of its ways can
-be continued after an interruption. Here every trial is a run folder, so that an interrupted search
-goes on where it stopped, and its runs can be looked at like any other.
+RecBole's HyperTuning is not used: it needs hyperopt, without a release for years, or ray, without
+one for current Pythons, and cannot resume. Here every trial is a run folder, so an interrupted
+search continues at its last trial, and trials can be inspected like any other run.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from recbole_multdpo.settings.text import dump_settings, parse_setting
 FOLDER = "tuning"
 TRIALS_FILE = "trials.json"
 STOPPED_FILE = "stopped_early"
-STARTUP_TRIALS = 8  # Optuna draws so many at random before it models the metric
+STARTUP_TRIALS = 8  # random ones, before Optuna models the metric
 
 Runs = Mapping[Path, Mapping[str, str]]
 Stop = Callable[[Path], bool]
 
 
 class RunAll(Protocol):
-    """Makes runs, given by folder and settings; says which failed, and why."""
+    """Makes runs, given by folder and settings; returns failed ones to their reasons."""
 
     def __call__(self, runs: Runs, stop: Stop | None = None) -> dict[Path, str]:
         """See `Runner.run_all`."""
@@ -49,13 +48,13 @@ class RunAll(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting tried.
+    """One combination of settings that was tried.
 
     Attributes:
         values: key to value.
-        folder: of its run.
+        folder: the run's folder.
         score: the deciding metric on the validation part; NaN if the run failed or was stopped.
-        result: all validation metrics.
+        result: all validation metrics; None if there are none.
     """
 
     values: Mapping[str, Any]
@@ -65,20 +64,20 @@ class Trial:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The values as the command line writes them."""
+        """The values as text for the command line."""
         return {key: value_text(value) for key, value in self.values.items()}
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found for a system.
+    """The result of tuning one system.
 
     Attributes:
-        system: whose settings.
+        system: the tuned system.
         settings: its other settings, key to the value's text.
-        space: what was tuned: key to values or range.
+        space: the search space, key to values or range.
         metric: the deciding metric.
-        trials: what was tried, in order.
+        trials: all trials, in order.
         best: the best trial; None if none has a score.
     """
 
@@ -91,7 +90,7 @@ class Tuned:
 
     @property
     def sentence(self) -> str:
-        """What was chosen, and whether it lies at the end of what was tried."""
+        """The chosen values in one sentence, with a hint if one lies at the end of its space."""
         if self.best is None:
             return (
                 f"{self.system.name}: none of {len(self.trials)} settings tried has a validation "
@@ -107,14 +106,14 @@ class Tuned:
 
 
 def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_once: int) -> Tuned:
-    """Try settings with the first seed and choose the one that is best on the validation part.
+    """Try settings with the first seed and choose the best on the validation part.
 
     Args:
-        system: one of the plan's.
-        plan: what is compared.
-        n_trials: how many settings; None, or as many as there are, for all combinations of values.
-        run_all: makes runs, and says which failed.
-        at_once: how many are run at the same time.
+        system: one of the plan's systems.
+        plan: the comparison.
+        n_trials: number of trials; None, or at least the size of the grid, tries the whole grid.
+        run_all: makes runs, see `RunAll`.
+        at_once: number of concurrent runs.
 
     Raises:
         ConfigError: ranges without a number of trials, or Optuna is not installed.
@@ -164,24 +163,24 @@ def _run_trials(
     runs = {
         trial.folder: {**base, **trial.texts}
         for trial in trials
-        if not is_stopped(trial.folder)  # an interrupted search does not take it up again
+        if not is_stopped(trial.folder)  # a resumed search leaves it stopped
     }
     run_all(runs, stop)
     return [_with_result(trial, metric) for trial in trials]
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Folder of a trial, counted from 0."""
+    """Folder of a trial; numbers start at 0."""
     return folder / f"trial-{number:03d}"
 
 
 def is_stopped(folder: Path) -> bool:
-    """Whether a trial was stopped early."""
+    """True if a trial was stopped early."""
     return (folder / STOPPED_FILE).is_file()
 
 
 def _validation_scores(folder: Path, metric: str) -> list[float]:
-    """The metric at every validation of the run's last stage so far."""
+    """The metric at every validation so far, of the run's last stage."""
     rows = read_rows(folder / VALIDATIONS_FILE, VALIDATION_COLUMNS)
     try:
         return [
@@ -198,15 +197,15 @@ def _with_result(trial: Trial, metric: str) -> Trial:
     if not file.is_file():
         return trial
     result = read_result(file, needed=("valid_result",))["valid_result"] or {}
-    score = result.get(metric)  # None where it is no number, or there is no validation part
+    score = result.get(metric)  # None if it is not finite, or there is no validation part
     return Trial(trial.values, trial.folder, math.nan if score is None else score, result)
 
 
 class _Suggestions:
-    """Optuna's tree-structured Parzen estimator, continued from what a file remembers.
+    """Optuna's tree-structured Parzen estimator, restored from a file of earlier suggestions.
 
-    A trial is stopped where its validations are worse than the median of the others at the same
-    validation (Optuna's MedianPruner).
+    A trial is stopped if it is worse than the median of the others at the same validation (Optuna's
+    MedianPruner).
     """
 
     def __init__(
@@ -249,7 +248,7 @@ class _Suggestions:
                 self._study.enqueue_trial(suggestion)
 
     def ask(self, n: int) -> list[dict[str, Any]]:
-        """The next settings, written down before they are run."""
+        """The next `n` suggestions, stored before they are run."""
         asked = [self._study.ask(self._space) for _ in range(n)]
         self._asked = {trial_folder(self._folder, trial.number): trial for trial in asked}
         suggestions = [dict(trial.params) for trial in asked]
@@ -260,7 +259,7 @@ class _Suggestions:
         return [self._named(suggestion) for suggestion in suggestions]
 
     def should_stop(self, folder: Path) -> bool:
-        """Whether the run in a folder has fallen behind the others; notes it in the folder."""
+        """Ask the pruner about the run in a folder; True leaves a mark in the folder."""
         self._report(folder)
         if not self._asked[folder].should_prune():
             return False
@@ -268,7 +267,7 @@ class _Suggestions:
         return True
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Report how the settings of the last `ask` fared."""
+        """Report the results of the last `ask` to Optuna."""
         from optuna.trial import TrialState
 
         for trial in trials:
@@ -282,14 +281,14 @@ class _Suggestions:
                 self._study.tell(asked, state=TrialState.FAIL)
 
     def _report(self, folder: Path) -> None:
-        """Hand Optuna the validations that it does not know."""
+        """Report new validations to Optuna."""
         scores = _validation_scores(folder, self._metric)
         for number in range(self._n_reported.get(folder, 0), len(scores)):
             self._asked[folder].report(scores[number], number)
         self._n_reported[folder] = len(scores)
 
     def _named(self, suggestion: Mapping[str, Any]) -> dict[str, Any]:
-        """Values in place of the positions that Optuna chooses among."""
+        """The values at the positions that Optuna chose."""
         return {
             key: self._values[key][choice] if key in self._values else choice
             for key, choice in suggestion.items()
@@ -297,7 +296,7 @@ class _Suggestions:
 
 
 def _remembered_trials(file: Path) -> list[dict[str, Any]]:
-    """What `ask` wrote.
+    """The suggestions that `ask` stored.
 
     Raises:
         ConfigError: the file is damaged.
@@ -306,7 +305,7 @@ def _remembered_trials(file: Path) -> list[dict[str, Any]]:
         return list(fitted(TypeAdapter(list[dict[str, int | float]]), read_json(file)))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file} cannot be read ({error}). Remove its folder to tune the system anew."
+            f"{file} cannot be read ({error}). Remove its folder to tune the system again."
         ) from error
 
 
@@ -318,7 +317,7 @@ def _range_distribution(optuna: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _at_end(value: Any, values: Any) -> bool:
-    """Whether a chosen number is the smallest or largest of at least three."""
+    """True if a chosen number is the smallest or largest of three or more, or at a range's end."""
     if is_range(values):
         low, high = values["low"], values["high"]
         margin = 0.02
@@ -330,9 +329,9 @@ def _at_end(value: Any, values: Any) -> bool:
 
 
 def write_tuning(tuned: Sequence[Tuned], folder: Path) -> None:
-    """Write `tuning.csv`, a row per trial, and for every system `best/<system>.yaml`.
+    """Write `tuning.csv` with a row per trial, and `best/<system>.yaml` for every system.
 
-    The YAML file holds the system's settings with the chosen ones, for `--config_files`.
+    The YAML file holds the system's settings and the chosen ones, for `--config_files`.
     """
     columns: dict[str, None] = dict.fromkeys(key for each in tuned for key in each.space)
     metrics = dict.fromkeys(

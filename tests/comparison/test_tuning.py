@@ -13,7 +13,7 @@ from recbole_multdpo import cli
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, make_plan
 from recbole_multdpo.comparison.request import edge_settings
-from recbole_multdpo.comparison.runs import Runner, run_comparison, run_in_process_of_its_own
+from recbole_multdpo.comparison.runs import Runner, run_comparison, run_in_subprocess
 from recbole_multdpo.comparison.tuning import TRIALS_FILE, tune, write_tuning
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import load_config
@@ -202,7 +202,7 @@ def test_a_stopped_run_ends_by_itself(data_path: Path, tmp_path: Path) -> None:
         asked.append(1)
         return (tmp_path / "run" / "steps.csv").is_file()
 
-    assert run_in_process_of_its_own(argv, quiet=True, stop=stop) != 0
+    assert run_in_subprocess(argv, quiet=True, stop=stop) != 0
     assert asked and not (tmp_path / "run" / "result.json").exists()
 
 
