@@ -24,7 +24,7 @@ RESULT_FIGURES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw; returns the exit status, 2 for a mistake that the user can mend."""
+    """Draw a figure; returns the exit status, 2 for a user error."""
     parsed = _parser().parse_args(arguments)
     try:
         figure = _draw(parsed)
@@ -58,7 +58,7 @@ def _draw(parsed: argparse.Namespace) -> Figure:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recbole_multdpo.plots",
-        description="Figures from run folders. A folder of a comparison stands for all its runs.",
+        description="Figures from run folders. A comparison's folder means all its runs.",
     )
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     line = figures.add_parser(

@@ -1,4 +1,4 @@
-"""What `--track_bounds=True` wrote: the surrogate loss, the exact one, their gap and its bounds."""
+"""Figure of `--track_bounds=True`: the surrogate loss, the exact loss, their gap and its bounds."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ TREND_BINS = 12
 
 
 def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.DataFrame:
-    """The rows of `bounds.csv` of one kind of preference.
+    """The rows of `bounds.csv` for one kind of preference.
 
     Args:
         folder: the run's folder.
         preference: 'sets' or 'levels'.
-        max_positives: only contexts with at most so many positives; None for all.
+        max_positives: drop contexts with more positives; None keeps all.
 
     Raises:
-        DataError: there is no such file, or no such row in it.
+        DataError: the file is missing or damaged, or no row is left.
     """
     file = folder / "bounds.csv"
     if not is_file(file):
@@ -64,7 +64,7 @@ def bounds_figure(rows: pd.DataFrame) -> Figure:
 def _draw_dynamics(axes: Axes, rows: pd.DataFrame) -> None:
     columns = ["multinomial", "exact", "corollary"]
     steps = rows.groupby("step")[columns].mean()
-    # every tenth of the steps, so that the noise of single batches does not hide the course
+    # over a tenth of the steps, against the noise of single batches
     smooth = steps.rolling(max(len(steps) // 10, 1), min_periods=1).mean()
     axes.plot(smooth["multinomial"], color="black", label="multinomial surrogate")
     axes.plot(smooth["exact"], color="black", linestyle="--", label="exact Plackett-Luce")

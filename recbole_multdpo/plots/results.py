@@ -1,4 +1,4 @@
-"""What finished runs reached on the test set: by model, by cut-off, and against what they cost."""
+"""Figures of test metrics: by system, by cut-off, and against training time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run
-from recbole_multdpo.plots.style import look, new_figure
+from recbole_multdpo.plots.style import line_style, new_figure
 from recbole_multdpo.runtime.shown_text import mathtext
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.test_information import KEY
@@ -27,8 +27,8 @@ def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
     `known` is the run's `test_information`.
 
     Raises:
-        DataError: a run has no result, two runs of one system have the same seed, or two runs of
-            one seed were tested on different items, or knew different parts of the data.
+        DataError: a run has no result, two runs of one system have the same seed, or runs of one
+            seed differ in their test items, or runs differ in `test_information`.
     """
     rows = []
     for run in runs:
@@ -58,10 +58,10 @@ def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _column(tests: pd.DataFrame, metric: str) -> str:
-    """The metric's column.
+    """Name of the metric's column.
 
     Raises:
-        DataError: there is none.
+        DataError: the metric was not measured.
     """
     name = metric.lower()
     if name not in tests:
@@ -77,8 +77,8 @@ def _by_system(tests: pd.DataFrame, columns: list[str]) -> tuple[pd.DataFrame, p
     return groups.mean(), groups.std(ddof=1).fillna(0.0)
 
 
-def shown(metric: str) -> str:
-    """`ndcg@10` as papers write it."""
+def metric_label(metric: str) -> str:
+    """A metric's name for an axis, such as NDCG@10 for `ndcg@10`."""
     return mathtext(metric.replace("ndcg", "NDCG").replace("mrr", "MRR"))
 
 
@@ -97,7 +97,7 @@ def bars_figure(tests: pd.DataFrame, metric: str) -> Figure:
     name = _column(tests, metric)
     mean, deviation = (table[name] for table in _by_system(tests, [name]))
     order = mean.sort_values().index
-    # by the model of the run: a comparison may give its systems any name
+    # by model, as a comparison may give its systems any name
     language_models = {run.name for run in tests["run"] if run.settings["model"] in LANGUAGE_MODELS}
     figure = new_figure(7, len(order) / BARS_PER_INCH + 0.7)
     axes = figure.subplots()
@@ -119,7 +119,7 @@ def bars_figure(tests: pd.DataFrame, metric: str) -> Figure:
     axes.set_yticks(range(len(order)), list(map(mathtext, order)))
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.grid(visible=False)
-    axes.set(xlabel=f"test {shown(name)}{_over_seeds(tests)}")
+    axes.set(xlabel=f"test {metric_label(name)}{_over_seeds(tests)}")
     return figure
 
 
@@ -128,7 +128,7 @@ def cutoffs_figure(tests: pd.DataFrame, metric: str) -> Figure:
 
     Args:
         tests: from `read_tests`.
-        metric: with or without a cut-off, which is not looked at.
+        metric: with or without a cut-off, which is ignored.
     """
     family = metric.lower().partition("@")[0]
     columns = [name for name in map(str, tests) if name.startswith(f"{family}@")]
@@ -137,37 +137,39 @@ def cutoffs_figure(tests: pd.DataFrame, metric: str) -> Figure:
     cutoffs = sorted(int(name.partition("@")[2]) for name in columns)
     columns = [f"{family}@{k}" for k in cutoffs]
     mean, deviation = _by_system(tests, columns)
-    order = mean[columns[-1]].sort_values(ascending=False).index  # the legend reads as the lines do
+    order = mean[columns[-1]].sort_values(ascending=False).index  # legend in the order of the lines
     figure = new_figure(7, 4)
     axes = figure.subplots()
     step = min(np.diff(cutoffs), default=1)
     for number, system in enumerate(order):
-        # a little aside, as the error bars of close systems would hide each other
-        aside = (number / max(len(order) - 1, 1) - 0.5) * 0.2 * step
+        # shifted a little, so that the error bars of close systems do not overlap
+        shift = (number / max(len(order) - 1, 1) - 0.5) * 0.2 * step
         axes.errorbar(
-            np.array(cutoffs) + aside,
+            np.array(cutoffs) + shift,
             mean.loc[system],
             yerr=deviation.loc[system],
             label=mathtext(system),
             capsize=1.5,
             elinewidth=0.6,
-            **look(number).options,
+            **line_style(number),
         )
     axes.set_xticks(cutoffs)
-    axes.set(xlabel="k, items in the list", ylabel=f"test {shown(family)}@k{_over_seeds(tests)}")
+    axes.set(
+        xlabel="k, items in the list", ylabel=f"test {metric_label(family)}@k{_over_seeds(tests)}"
+    )
     figure.legend(loc="outside right upper")
     return figure
 
 
 def cost_figure(tests: pd.DataFrame, metric: str) -> Figure:
-    """A metric against the seconds of training, one point per system that is trained.
+    """A metric against seconds of training, one point per trained system.
 
     Args:
         tests: from `read_tests`.
         metric: such as `ndcg@10`.
 
     Raises:
-        DataError: the metric is unknown, or a run does not say how long its stages took.
+        DataError: the metric is unknown, or a run has no training time.
     """
     name = _column(tests, metric)
     tests = tests.assign(seconds=[run.training_seconds() for run in tests["run"]])
@@ -176,23 +178,20 @@ def cost_figure(tests: pd.DataFrame, metric: str) -> Figure:
     figure = new_figure(7, 4)
     axes = figure.subplots()
     for number, system in enumerate(mean[name].sort_values(ascending=False).index):
-        style = look(number)
         axes.errorbar(
             mean.loc[system, "seconds"],
             mean.loc[system, name],
             yerr=deviation.loc[system, name],
             label=mathtext(system),
             capsize=2,
-            linestyle="none",
-            color=style.color,
-            marker=style.marker,
             markersize=7,
+            **{**line_style(number), "linestyle": "none"},
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(
         xlabel="training, wall seconds (mean over seeds)",
-        ylabel=f"test {shown(name)}{_over_seeds(tests)}",
+        ylabel=f"test {metric_label(name)}{_over_seeds(tests)}",
     )
     figure.legend(loc="outside right upper")
     return figure

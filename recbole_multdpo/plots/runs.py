@@ -1,4 +1,4 @@
-"""The runs that a figure shows: found in folders, read, and named so that they differ."""
+"""The runs of a figure: found in folders, read, and given distinct names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEP_NUMBERS = {
 }
 VALIDATION_COLUMNS = {"stage": str, "step": float, "metric": str, "value": float}
 
-# Settings that do not make two runs different systems.
+# Runs that differ in these settings only are one system.
 _SAME_SYSTEM = frozenset(
     "seed state show_progress device use_gpu num_threads data_path sft_cache_dir sft_cache"
     " metrics tail_ratio".split()
@@ -39,8 +39,8 @@ class Run:
 
     Attributes:
         path: the folder.
-        name: `EASE`, `LLMRec mult_dpo`, and what else tells it from the other runs of the figure;
-            in a comparison's folder the name that its tables have.
+        name: `EASE` or `LLMRec mult_dpo`, with the settings in which it differs from other runs of
+            the figure; in a comparison's folder the name in its tables.
         settings: its `config.yaml`.
     """
 
@@ -49,11 +49,11 @@ class Run:
     settings: Mapping[str, Any]
 
     def result(self) -> dict[str, Any]:
-        """Its `result.json`.
+        """The content of `result.json`.
 
         Raises:
-            DataError: the run has none.
-            MultDPOError: it is damaged.
+            DataError: the run did not finish.
+            MultDPOError: the file is damaged.
         """
         file = self.path / "result.json"
         if not file.is_file():
@@ -61,21 +61,21 @@ class Run:
         return read_result(file, needed=("seed", "test_result"))
 
     def steps(self) -> pd.DataFrame:
-        """Its `steps.csv`; empty where there is none."""
+        """The rows of `steps.csv`; empty if there is none."""
         return _table(self.path / STEPS_FILE, STEP_NUMBERS)
 
     def validations(self) -> pd.DataFrame:
-        """Its `validations.csv`; empty where there is none."""
+        """The rows of `validations.csv`; empty if there is none."""
         return _table(self.path / VALIDATIONS_FILE, VALIDATION_COLUMNS)
 
     def training_seconds(self) -> float:
-        """Wall seconds of training, validations included: both stages of LLMRec.
+        """Wall seconds of training, validations included, over both stages of LLMRec.
 
-        The log counts them also for a resumed run, and for a first stage taken from the cache what
-        it took when it was trained. Runs of RecBole's models have no such log.
+        The log continues in a resumed run, and is cached with the first stage. Runs of RecBole's
+        models have the total in `result.json`.
 
         Raises:
-            DataError: a run that took its first stage from the cache of an older version.
+            DataError: the first stage came from a cache without a log, of an older version.
         """
         steps, seconds = self.steps(), self.result().get("seconds", {})
         if "train" in seconds:
@@ -101,7 +101,7 @@ def _table(file: Path, columns: Mapping[str, type]) -> pd.DataFrame:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in folders, each a run's own or one that holds runs, such as a comparison's.
+    """The runs in folders; each is the folder of one run, or holds runs (a comparison).
 
     Raises:
         DataError: a folder holds no run.
@@ -127,7 +127,7 @@ class _Member(TypedDict):
 
 
 class _Runs(TypedDict):
-    """What is used of a comparison's `results.json`."""
+    """The used part of a comparison's `results.json`."""
 
     runs: list[_Member]
 
@@ -136,7 +136,7 @@ _RUNS: TypeAdapter[_Runs] = TypeAdapter(_Runs)
 
 
 def _titles(folder: Path) -> dict[str, str]:
-    """Names of a finished comparison's systems, by the name of each run's folder."""
+    """Name of each run's folder to its system's name, for a finished comparison."""
     file = folder / "results.json"
     if not is_file(file):
         return {}
@@ -144,14 +144,14 @@ def _titles(folder: Path) -> dict[str, str]:
         runs = fitted(_RUNS, read_json(file))["runs"]
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{file} cannot be read ({error}). Write it anew: --resume={folder}."
+            f"{file} cannot be read ({error}). Write it again: --resume={folder}."
         ) from error
     members = [Member(System(model="", title=run["system"]), run["seed"]) for run in runs]
     return {member.folder_name: member.system.name for member in members}
 
 
 def _name(path: Path, settings: Mapping[Path, Mapping[str, Any]]) -> str:
-    """The system, and the settings in which runs of this system differ."""
+    """The system, with the settings in which runs of this system differ."""
     own = settings[path]
     alike = [other for other in settings.values() if _system(other) == _system(own)]
     keys = sorted({key for other in alike for key in other} - _SAME_SYSTEM)
@@ -160,7 +160,7 @@ def _name(path: Path, settings: Mapping[Path, Mapping[str, Any]]) -> str:
 
 
 def _system(settings: Mapping[str, Any]) -> str:
-    """`EASE`, or `LLMRec mult_dpo`; without any training `LLMRec zero-shot`."""
+    """`EASE`, `LLMRec mult_dpo`, or `LLMRec zero-shot` for an untrained model."""
     if settings["model"] != "LLMRec":
         return str(settings["model"])
     loss = settings.get("loss")

@@ -1,10 +1,9 @@
-"""How all figures look, and how they are saved."""
+"""Style of all figures, and saving them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
-# Okabe and Ito's palette for colour-blind readers, without its yellow, from dark to light: grey
-# prints keep the order.
+# Okabe and Ito's palette for colour-blind readers, without its yellow, from dark to light (the
+# order survives grey prints).
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# one more than there are colours, so that a colour comes back with another marker
+# one more than colours, so that a repeated colour gets another marker
 _MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _SETTINGS: dict[Any, Any] = {
@@ -33,36 +32,25 @@ _SETTINGS: dict[Any, Any] = {
     "legend.fontsize": 8,
     "legend.handlelength": 3.0,  # long enough to show the dashes
     "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # TrueType, which publishers ask for
-    "svg.hashsalt": "recbole_multdpo",  # the same file from the same data
+    "pdf.fonttype": 42,  # TrueType, required by publishers
+    "svg.hashsalt": "recbole_multdpo",  # reproducible files
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """Colour, marker and dashes of one line of a figure; any one of them tells it from others."""
+def line_style(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a figure's `number`-th line (from 0), as matplotlib's arguments.
 
-    color: str
-    marker: str
-    linestyle: Any
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The three as matplotlib's arguments."""
-        return {"color": self.color, "marker": self.marker, "linestyle": self.linestyle}
-
-
-def look(number: int) -> Look:
-    """The look of the `number`-th line, counted from 0."""
-    return Look(
-        _COLOURS[number % len(_COLOURS)],
-        _MARKERS[number % len(_MARKERS)],
-        _DASHES[number % len(_DASHES)],
-    )
+    Any one of the three distinguishes neighbouring lines.
+    """
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+    }
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure; sizes in inches."""
+    """An empty figure; width and height in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -83,14 +71,14 @@ def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
             f"--formats={','.join(formats)}: must be some of {', '.join(FORMATS)}, comma-separated."
         )
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
-    # no date inside, so that the same data give the same file
+    # without a date, for reproducible files
     dates: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         for file, suffix in zip(files, formats, strict=True):
             figure.savefig(file, metadata=dates.get(suffix))
     except OSError as error:
-        for file in files:  # half a figure helps nobody
+        for file in files:  # all formats or none
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         raise MultDPOError(f"cannot write {error.filename}: {error.strerror}.") from error

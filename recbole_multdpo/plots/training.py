@@ -1,4 +1,4 @@
-"""How training went: loss, validation, reward margin, log-probabilities of both sets, by step."""
+"""Figure of training: loss, validation, reward margin and log-probabilities, by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run
-from recbole_multdpo.plots.style import Look, look, new_figure
+from recbole_multdpo.plots.style import line_style, new_figure
 from recbole_multdpo.runtime.shown_text import mathtext
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES = {"sft": "supervised fine-tuning", "preference": "preference training"}
-WINDOWS = 20  # a running mean covers this part of the steps
+WINDOWS = 20  # a running mean covers 1/20 of the steps
 N_MARKERS = 8
 
 
@@ -25,7 +25,7 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
     """One panel per quantity, one line per run.
 
     Args:
-        runs: with a log of steps.
+        runs: runs with a `steps.csv`.
         stage: 'sft' or 'preference'.
         metric: of the validations, such as `ndcg@10`; None for the first run's `valid_metric`.
 
@@ -49,10 +49,10 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
     n_rows = (len(panels) + 1) // 2
     figure = new_figure(7.5, 2.7 * n_rows + 0.4)
     axes = dict(zip(panels, figure.subplots(n_rows, 2, squeeze=False).flat, strict=False))
-    # losses of different kinds differ in scale: what they share is how far they fall
+    # different losses differ in scale, so their relative change is shown
     relative = len({str(run.settings.get("loss")) for run in steps}) > 1 and stage == "preference"
     for number, (run, rows) in enumerate(steps.items()):
-        style = look(number)
+        style = line_style(number)
         shown = rows.assign(loss=rows["loss"] / _first(rows["loss"])) if relative else rows
         _line(axes["loss"], shown, "loss", style, label=mathtext(run.name), raw=len(steps) == 1)
         _draw_logps(axes["logps"], rows, style, raw=len(steps) == 1)
@@ -60,15 +60,15 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
             _line(axes["margin"], rows, "margin", style, raw=len(steps) == 1)
         if "validation" in axes:
             found = validations[run]
-            axes["validation"].plot(found["step"], found["value"], **style.options)
-    what = "loss, in shares of its first value" if relative else "loss of a context (nats)"
-    axes["loss"].set(ylabel=what)
+            axes["validation"].plot(found["step"], found["value"], **style)
+    label = "loss, relative to its first value" if relative else "loss of a context (nats)"
+    axes["loss"].set(ylabel=label)
     _describe(axes, figure, stage, metric)
     return figure
 
 
 def _first(values: pd.Series) -> float:
-    """The mean over the first steps, as many as the running mean covers."""
+    """Mean over the first window of the running mean."""
     return float(values.iloc[: max(len(values) // WINDOWS, 1)].mean())
 
 
@@ -85,13 +85,13 @@ def _line(
     axes: Axes,
     rows: pd.DataFrame,
     column: str,
-    style: Look,
+    style: dict[str, Any],
     *,
     raw: bool,
     label: str | None = None,
     **changes: Any,
 ) -> None:
-    """A column's running mean over steps, and every single step in grey where `raw`."""
+    """Draw a column's running mean over steps; with `raw` also every step, in grey."""
     if rows[column].isna().all():
         return
     if raw:
@@ -99,11 +99,11 @@ def _line(
     window = max(len(rows) // WINDOWS, 1)
     smooth = rows[column].rolling(window, center=True, min_periods=1).mean()
     every = max(len(rows) // N_MARKERS, 1)
-    options = {**style.options, "markevery": every, "label": label, **changes}
+    options = {**style, "markevery": every, "label": label, **changes}
     axes.plot(rows["step"], smooth, **options)
 
 
-def _draw_logps(axes: Axes, rows: pd.DataFrame, style: Look, *, raw: bool) -> None:
+def _draw_logps(axes: Axes, rows: pd.DataFrame, style: dict[str, Any], *, raw: bool) -> None:
     _line(axes, rows, "positive_logp", style, raw=raw, linestyle="-")
     _line(axes, rows, "negative_logp", style, raw=raw, linestyle="--", markerfacecolor="white")
 

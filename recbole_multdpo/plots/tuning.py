@@ -1,4 +1,4 @@
-"""What tuning tried: the metric on the validation part against one setting, the optimum marked."""
+"""Figure of tuning: the validation metric against one setting, with the optimum marked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.plots.results import shown
-from recbole_multdpo.plots.style import look, new_figure
+from recbole_multdpo.plots.results import metric_label
+from recbole_multdpo.plots.style import line_style, new_figure
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file
 from recbole_multdpo.runtime.shown_text import csv_text, mathtext
@@ -17,8 +17,8 @@ from recbole_multdpo.runtime.shown_text import csv_text, mathtext
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOG_FROM = 20  # an axis whose ends differ by this factor is logarithmic
-MOST_TICKS = 10  # so many values get a tick each
+LOG_FROM = 20  # the axis is logarithmic if its ends differ by this factor
+MOST_TICKS = 10  # up to this number, every value has a tick
 _RING: dict[str, Any] = {
     "marker": "o",
     "markersize": 11,
@@ -28,7 +28,7 @@ _RING: dict[str, Any] = {
 
 
 def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
-    """The best trial of every system and value: columns `system`, `value`, `score`, by value.
+    """The best trial of every system and value; columns `system`, `value`, `score`.
 
     Args:
         folder: a comparison's folder with `tuning.csv`.
@@ -36,7 +36,8 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
         metric: of the validation part, such as `ndcg@10`.
 
     Raises:
-        DataError: there is no such file, key or metric in it, or the key's values are no numbers.
+        DataError: the file is missing or damaged, it has no such setting or metric, or the setting
+            has values that are not numbers.
     """
     file = folder / "tuning.csv"
     if not is_file(file):
@@ -45,7 +46,7 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
         rows = read_table(file, {"system": str})
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{file} cannot be read ({error}). Write it anew: --resume={folder}."
+            f"{file} cannot be read ({error}). Write it again: --resume={folder}."
         ) from error
     for name, value in (("setting", setting), ("metric", metric.lower())):
         if value not in rows:
@@ -69,8 +70,8 @@ def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
 
     Args:
         rows: from `read_tuning`.
-        setting: for the axis.
-        metric: likewise.
+        setting: name of the setting, for the axis.
+        metric: name of the metric, for the axis.
     """
     figure = new_figure(7, 4)
     axes = figure.subplots()
@@ -79,8 +80,8 @@ def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
         of_system = rows[rows["system"] == system]
         top = of_system.loc[of_system["score"].idxmax()]
         label = f"{mathtext(system)}, best at {top['value']:g}"
-        axes.plot(of_system["value"], of_system["score"], label=label, **look(number).options)
-        axes.plot(top["value"], top["score"], **{**_RING, "color": look(number).color})
+        axes.plot(of_system["value"], of_system["score"], label=label, **line_style(number))
+        axes.plot(top["value"], top["score"], **_RING, color=line_style(number)["color"])
     values = rows["value"]
     if values.min() > 0 and values.max() >= LOG_FROM * values.min():
         axes.set_xscale("log")
@@ -89,6 +90,6 @@ def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
         axes.set_xticks(tried)
         axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel=mathtext(setting), ylabel=f"validation {shown(metric.lower())}")
+    axes.set(xlabel=mathtext(setting), ylabel=f"validation {metric_label(metric.lower())}")
     figure.legend(loc="outside right upper")
     return figure
