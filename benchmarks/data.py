@@ -130,13 +130,13 @@ def _llmrec(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     compat.apply()
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.model.llmrec import LLMRec
-    from recbole_multdpo.quick_start import _train_loader
+    from recbole_multdpo.training.stages import train_loader
 
     result, (config, parts) = _load_and_split(folder, options, LLMRecDataset)
     result["load memory"] = result["memory"]
     start = time.process_time()
     model = LLMRec(config, parts[0])
-    loader = _train_loader(config, model, parts[0], "mult_dpo", BATCH)
+    loader = train_loader(config, model, parts[0], "mult_dpo", BATCH)
     result["histories and texts"] = time.process_time() - start
     start = time.process_time()
     sampler = loader.setwise_sampler

@@ -70,7 +70,7 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.data.item_tokens import encode_items
     from recbole_multdpo.model.llmrec import LLMRec
-    from recbole_multdpo.quick_start import _load, _prepare
+    from recbole_multdpo.runs.load import load_dataset, split_dataset
     from recbole_multdpo.scoring.best_first import best_first_topk
     from recbole_multdpo.scoring.trie import ItemTrie
     from recbole_multdpo.scoring.trie_scores import trie_scores
@@ -87,7 +87,7 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
                 "--finetune=full",
             ]
         )
-        model = LLMRec(config, _prepare(config, _load(config, LLMRecDataset))[0])
+        model = LLMRec(config, split_dataset(config, load_dataset(config, LLMRecDataset))[0])
     model = model.to(options.device).eval()
     users = torch.from_numpy(model.histories.counts).nonzero()[:, 0]
     users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:N_USERS]]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.cache import cache_argument
+from recbole_multdpo.scoring.lm import causal_lm
 
 
 def naive_logps(

@@ -75,8 +75,9 @@ def compare(
     """Rows of one data set: an untrained model, then a trained one."""
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.model.llmrec import LLMRec
-    from recbole_multdpo.quick_start import _fit, _load, _prepare, _train_loader
+    from recbole_multdpo.runs.load import load_dataset, split_dataset
     from recbole_multdpo.settings.config import load_config
+    from recbole_multdpo.training.stages import fit_stage, train_loader
     from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 
     if options.run and dataset == "ml-100k":
@@ -97,7 +98,7 @@ def compare(
             *settings,
         ]
     )
-    parts = _prepare(config, _load(config, LLMRecDataset))
+    parts = split_dataset(config, load_dataset(config, LLMRecDataset))
     model = LLMRec(config, parts[0]).to(config["device"])
     prompts = _prompts(model, parts, options)
     rows = []
@@ -105,9 +106,9 @@ def compare(
         rows = untrained(dataset, model, prompts, timer, options)
         stage = Stage("sft", options.epochs, model.settings.sft_learning_rate, 0)
         trainer = SetwiseTrainer(config, model, stage, folder)
-        loader = _train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
+        loader = train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
         torch.set_num_threads(os.cpu_count() or 1)  # only what is timed keeps to --threads
-        _fit(trainer, loader, None, None)
+        fit_stage(trainer, loader, None)
         torch.set_num_threads(options.threads)
     model.lm.to(DTYPES[options.dtype])
     return rows + trained(dataset, model.eval(), prompts, timer, options)

@@ -24,9 +24,10 @@ from recbole_multdpo.classical.user_rows import Question, noted_questions, show_
 from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import never_rank
+from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings.test_information import KEY, train_and_valid
+from recbole_multdpo.settings.test_information import KEY
 
 # settings that name columns of the data, or what is made of them
 _COLUMN_SETTINGS = ("selected_features", "item_attribute", "numerical_features", "transform")

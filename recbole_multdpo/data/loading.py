@@ -24,6 +24,7 @@ from recbole.config import Config
 from recbole.data import dataset as recbole_datasets
 from recbole.data.dataset import Dataset
 from recbole.data.dataset import dataset as recbole_dataset
+from recbole.data.interaction import cat_interactions
 from recbole.utils import FeatureSource, ModelType
 
 from recbole_multdpo.data.atomic_file import AtomicFile, open_atomic_file, read_table
@@ -287,3 +288,13 @@ def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
     made.__qualname__ = f"Counted{dataset_class.__name__}"
     globals()[made.__qualname__] = made
     return made
+
+
+def train_and_valid(parts: list[Dataset]) -> Dataset:
+    """The rows of the training and the validation part as one training part."""
+    return parts[0].copy(cat_interactions([part.inter_feat for part in parts[:2]]))
+
+
+def fitted_part(information: str, parts: list[Dataset]) -> Dataset:
+    """What the tested weights are fitted to."""
+    return train_and_valid(parts) if information == "refit" else parts[0]

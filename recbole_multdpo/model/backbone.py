@@ -45,6 +45,7 @@ from recbole_multdpo.model.modes import modes_kept
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
+from recbole_multdpo.scoring.lm import causal_lm
 
 TINY = "tiny"
 SMOLLM2 = "smollm2"
@@ -239,18 +240,6 @@ def merge_lora(model: nn.Module) -> PreTrainedModel:
         del merged.peft_config  # PEFT 0.18 leaves it, and would warn of a second adapter
     merged.requires_grad_(False)
     return merged
-
-
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face causal LM itself, with its adapter layers in place where it has them.
-
-    Raises:
-        TypeError: `model` is neither a Hugging Face nor a PEFT model.
-    """
-    lm = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(lm, PreTrainedModel):
-        raise TypeError(f"a {type(lm).__name__} is neither a Hugging Face nor a PEFT model")
-    return lm
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults, longest_exact
 from recbole_multdpo.model.probe_cache import has_passed, note_passed
+from recbole_multdpo.scoring.lm import causal_lm
 
 _OTHERS = "such as Qwen3, Llama, SmolLM2 or Mistral"
 _NAMES = {

@@ -20,6 +20,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_multdpo.data.dataset import LLMRecDataset
+from recbole_multdpo.data.prompt_file import StoredPrompt
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.backbone import reference_context
 from recbole_multdpo.model.llmrec import LLMRec
@@ -46,13 +47,15 @@ class BIGRec(LLMRec):
 
     popularity: Tensor | None
 
-    def __init__(self, config: Config, dataset: LLMRecDataset) -> None:
+    def __init__(
+        self, config: Config, dataset: LLMRecDataset, prompt: StoredPrompt | None = None
+    ) -> None:
         """LLMRec's arguments.
 
         Raises:
             ConfigError: the backbone has no hidden layer `grounding_layer`.
         """
-        super().__init__(config, dataset)
+        super().__init__(config, dataset, prompt)
         settings = config.settings
         n_layers = self.backbone.lm.config.get_text_config().num_hidden_layers
         if not -n_layers - 1 <= settings.grounding_layer <= n_layers:

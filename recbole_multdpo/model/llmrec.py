@@ -7,6 +7,7 @@ then preference training against the frozen result of the first.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +33,6 @@ from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.losses.batch import POSITIVE_LEVEL, SetwiseBatch
 from recbole_multdpo.model.backbone import (
     add_lora,
-    causal_lm,
     frozen_copy,
     load_backbone,
     merge_lora,
@@ -51,6 +51,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.catalogue import without_forced_ends
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import (
     packed_logps,
     packed_logps_with_prompt,
@@ -95,13 +96,16 @@ class LLMRec(GeneralRecommender):
 
     input_type = InputType.POINTWISE
 
-    def __init__(self, config: Config, dataset: LLMRecDataset) -> None:
+    def __init__(
+        self, config: Config, dataset: LLMRecDataset, prompt: StoredPrompt | None = None
+    ) -> None:
         """Load the backbone and tokenise catalogue and prompts.
 
         Args:
             config: a `recbole_multdpo.settings.config.Config` whose `settings` describe the model.
             dataset: the training part; its items are the histories that prompts show, unless it
                 has conversations to show.
+            prompt: fixed text of the prompt, as an existing run keeps it; None: it is rendered.
         """
         super().__init__(config, dataset)
         settings = config.settings
@@ -110,8 +114,7 @@ class LLMRec(GeneralRecommender):
         self.loss_name = "sft"
         self.histories = dataset.user_items(settings.levels)
         self.conversations = dataset.conversations
-        stored = config.stored_prompt
-        frame = None if stored is None else stored.frame
+        frame = None if prompt is None else prompt.frame
         plain_frame = prompt_frame(settings.prompt_template, None, False, config["context"])
         fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
@@ -156,8 +159,8 @@ class LLMRec(GeneralRecommender):
             self.items = without_forced_ends(self.items, self.trie)
             self.trie = ItemTrie.build(self.items)
         self.prompts = self._prompt_builder(frame)
-        if stored is not None:
-            stored.check_tokens(self.prompts.frame_ids())
+        if prompt is not None:
+            prompt.check_tokens(self.prompts.frame_ids())
         self._check_context()
         self._user_names = dataset.field2id_token[dataset.uid_field]
         self.uses_lora = not settings.trains_all_weights
@@ -398,6 +401,27 @@ class LLMRec(GeneralRecommender):
             yield self.reference
 
     @torch.no_grad()
+    def reference_digest(self) -> str:
+        """Hash of all that log π_ref of given tokens depends on, 16 hexadecimal digits.
+
+        To be called at the start of the preference stage.
+        """
+        settings = self.settings
+        numerics = [settings.attn_implementation, settings.scorer, settings.normalize_over]
+        if self.is_scored_specially:
+            numerics.append("by layer and own head")
+        # as a tuple, so that the keys of earlier versions are found
+        digest = hashlib.sha256(repr(tuple(numerics)).encode())
+        tables = {"ids": self.items.ids, "lengths": self.items.lengths}
+        with self.reference_lm() as reference:
+            tensors = tables | {
+                name: value for name, value in reference.state_dict().items() if "lora_" not in name
+            }
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
     def reference_logps(self, batch: SetwiseBatch) -> Tensor:
         """log pi_ref of every candidate, [B, C], nats; from the cache if there is one."""
         if self.reference_cache is not None:

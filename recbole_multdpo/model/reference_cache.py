@@ -20,7 +20,6 @@ from torch import Tensor
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
-from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runtime.durable_files import atomic_folder
 
 FILE_NAME = "logps.npz"
@@ -38,7 +37,7 @@ class ReferenceCache:
         """Read what earlier runs have left.
 
         Args:
-            folder: belongs to one reference model, see `reference_key`.
+            folder: belongs to one reference model, see `LLMRec.reference_digest`.
 
         Raises:
             CheckpointError: a file in it is damaged.
@@ -105,29 +104,6 @@ class ReferenceCache:
                     counts=np.array([len(values) for values in logps]),
                     logps=np.concatenate(logps),
                 )
-
-
-def reference_key(model: LLMRec) -> str:
-    """Hash of all that log π_ref of given tokens depends on, 16 hexadecimal digits.
-
-    Args:
-        model: at the start of its preference stage.
-    """
-    settings = model.settings
-    numerics = [settings.attn_implementation, settings.scorer, settings.normalize_over]
-    if model.is_scored_specially:
-        numerics.append("by layer and own head")
-    # as a tuple, so that the keys of earlier versions are found
-    digest = hashlib.sha256(repr(tuple(numerics)).encode())
-    tables = {"ids": model.items.ids, "lengths": model.items.lengths}
-    with model.reference_lm() as reference:
-        tensors = tables | {
-            name: value for name, value in reference.state_dict().items() if "lora_" not in name
-        }
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _digests(batch: SetwiseBatch, candidates: np.ndarray) -> list[bytes]:

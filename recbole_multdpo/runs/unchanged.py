@@ -11,7 +11,6 @@ from recbole.data.dataset import Dataset
 
 from recbole_multdpo.data.prompt_file import PROMPT_FILE
 from recbole_multdpo.errors import CheckpointError, DataError
-from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
     NAMES,
@@ -107,34 +106,37 @@ def check_split(folder: Path, different: Sequence[str]) -> None:
         )
 
 
-def check_prompt(folder: Path, result: Mapping[str, Any], model: LLMRec) -> None:
-    """Refuse another prompt than the run's.
+def check_prompt(folder: Path, result: Mapping[str, Any], fingerprint: str) -> None:
+    """Refuse a prompt whose fingerprint is not the run's.
 
     Raises:
         CheckpointError: the fixed text of the prompt, or how it is tokenised, has changed.
     """
-    if changed(result.get("fingerprints", {}), {PROMPT: model.prompt.fingerprint}):
+    if changed(result.get("fingerprints", {}), {PROMPT: fingerprint}):
         raise CheckpointError(
             f"{NAMES[PROMPT]} is not that of {folder / RESULT_FILE}: {PROMPT_FILE} is of another "
             "run, or was removed. Put the file of this run back."
         )
 
 
-def check_backbone(folder: Path, result: Mapping[str, Any], model: LLMRec) -> None:
+def check_backbone(
+    folder: Path, result: Mapping[str, Any], backbone: str, fingerprint: str
+) -> None:
     """Refuse another backbone than the one that the run began with.
 
     Args:
         folder: the run.
         result: its `result.json`.
-        model: with the backbone as it is loaded now.
+        backbone: its name, for the message.
+        fingerprint: of the backbone as it is loaded now.
 
     Raises:
         CheckpointError: its weights, configuration or tokenizer have changed.
     """
-    if changed(result.get("fingerprints", {}), {BACKBONE: model.backbone.fingerprint}):
+    if changed(result.get("fingerprints", {}), {BACKBONE: fingerprint}):
         raise CheckpointError(
             f"the model before preference training cannot be made again: {NAMES[BACKBONE]} "
-            f"{model.settings.backbone} is not the one that the run in {folder} began with. Put it "
+            f"{backbone} is not the one that the run in {folder} began with. Put it "
             "back as it was."
         )
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.best_first import TrieSearch, compacted
 from recbole_multdpo.scoring.cache import check_attention
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ItemTrie
 

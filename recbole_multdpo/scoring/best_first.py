@@ -27,10 +27,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans

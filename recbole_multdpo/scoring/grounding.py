@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from recbole_multdpo.model.backbone import causal_lm
+from recbole_multdpo.scoring.lm import causal_lm
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.scoring.catalogue import allowed_tokens, log_softmax_within, prefix_nodes
 from recbole_multdpo.scoring.head import Head, head_logps
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.windows import LayerKinds

@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import recbole
 import torch
@@ -38,6 +38,7 @@ from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.settings.checks import cautions, impossible_combinations
+from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
 from recbole_multdpo.settings.language_models import (
     LANGUAGE_MODELS,
@@ -68,9 +69,6 @@ from recbole_multdpo.settings.text import (
     read_settings_file,
 )
 from recbole_multdpo.settings.unused import unused_problems, without_effect
-
-if TYPE_CHECKING:
-    from recbole_multdpo.data.prompt_file import StoredPrompt
 
 _LANGUAGE_MODEL_KEYS = frozenset(
     key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
@@ -129,11 +127,7 @@ class Config(RecBoleConfig):
         argv: the command line it was made from.
         warnings: sentences for the log, on settings that work but are seldom wanted.
         deepspeed: DeepSpeed's complete configuration; None where it is not asked for.
-        stored_prompt: the prompt that a run which exists already was made with; None where it is
-            to be rendered.
     """
-
-    stored_prompt: StoredPrompt | None = None
 
     def __init__(
         self,
@@ -555,8 +549,6 @@ def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Confi
     Raises:
         ConfigError: it is no model that can assist, or its settings are wrong.
     """
-    from recbole_multdpo.classical.conversations import check_conversation_model
-
     name = str(settings.assistant)
     if name not in recbole_models():
         hint = nearest(name, recbole_models()) or "; use one of RecBole's, such as EASE"

@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recbole.data.dataset import Dataset
-from recbole.data.interaction import cat_interactions
 from recbole.utils import ModelType
 
 KEY = "test_information"
@@ -127,13 +125,3 @@ def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 def as_tested_before(settings: Mapping[str, Any], is_sequential: bool) -> dict[str, Any]:
     """A run's saved settings, with the information that runs without the setting were tested on."""
     return {KEY: "rolling" if is_sequential else "train", **with_known_names(settings)}
-
-
-def train_and_valid(parts: list[Dataset]) -> Dataset:
-    """The rows of the training and the validation part as one training part."""
-    return parts[0].copy(cat_interactions([part.inter_feat for part in parts[:2]]))
-
-
-def fitted_part(information: str, parts: list[Dataset]) -> Dataset:
-    """What the tested weights are fitted to."""
-    return train_and_valid(parts) if information == "refit" else parts[0]

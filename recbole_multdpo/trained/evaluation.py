@@ -26,8 +26,11 @@ from recbole.utils import EvaluatorType, init_seed
 from recbole_multdpo.classical.run import prepare_classical, refit_parts
 from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.data.loading import fitted_part
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.quick_start import (
+from recbole_multdpo.runs.fingerprints import described
+from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
+from recbole_multdpo.runs.load import (
     check_cutoffs,
     check_labels,
     known_at_test,
@@ -35,13 +38,11 @@ from recbole_multdpo.quick_start import (
     pairs_of,
     test_description,
 )
-from recbole_multdpo.runs.fingerprints import described
-from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.messages import nearest
-from recbole_multdpo.settings.test_information import KEY, fitted_part
+from recbole_multdpo.settings.test_information import KEY
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage

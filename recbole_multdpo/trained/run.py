@@ -17,11 +17,12 @@ from recbole_multdpo.classical.user_rows import noted_questions, show_longer_row
 from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
-from recbole_multdpo.data.prompt_file import PROMPT_FILE, read_prompt
+from recbole_multdpo.data.loading import fitted_part, train_and_valid
+from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_prompt
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.model.backbone_check import InexactBackbone
-from recbole_multdpo.quick_start import known_at_test, load_parts
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
+from recbole_multdpo.runs.load import known_at_test, load_parts
 from recbole_multdpo.runs.unchanged import (
     changed_data,
     check_folder,
@@ -30,7 +31,7 @@ from recbole_multdpo.runs.unchanged import (
 )
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.test_information import KEY, fitted_part, train_and_valid
+from recbole_multdpo.settings.test_information import KEY
 from recbole_multdpo.settings.text import read_settings_file
 from recbole_multdpo.training.sft_cache import cache_folder
 
@@ -134,12 +135,12 @@ def load_run(
     different = changed_data(folder, result, dataset, parts)
     if config.settings is not None:
         try:
-            model: Any = config.model_class(config, parts[0])
+            model: Any = config.model_class(config, parts[0], prompt_of(folder))
         except InexactBackbone as error:
             raise ConfigError(
                 f"{folder} cannot be used: {error} Such settings are a run's: train it anew."
             ) from error
-        check_prompt(folder, result, model)
+        check_prompt(folder, result, model.prompt.fingerprint)
         model.fit_to(fitted_part(config[KEY], parts))
         model.histories = known_at_test(config, parts)
         model.restore_ranking(result)
@@ -237,15 +238,18 @@ def run_config(
     if read_settings_file(file).get("model") not in LANGUAGE_MODELS:
         del given["trust_remote_code"]
     settings = {**changes, **{key: value for key, value in given.items() if value is not None}}
-    config = load_config((), config_dict=settings, run_folder=folder)
-    if config.settings is not None:
-        config.stored_prompt = read_prompt(folder)
-        if config.stored_prompt is None:
-            getLogger().warning(
-                f"the run in {folder} keeps no prompt ({PROMPT_FILE}): it is rendered anew, and "
-                "may be another one than the run was tested with."
-            )
-    return config
+    return load_config((), config_dict=settings, run_folder=folder)
+
+
+def prompt_of(folder: Path) -> StoredPrompt | None:
+    """The prompt of a run of a language model; None, with a warning, where it keeps none."""
+    prompt = read_prompt(folder)
+    if prompt is None:
+        getLogger().warning(
+            f"the run in {folder} keeps no prompt ({PROMPT_FILE}): it is rendered again, and may "
+            "be another one than the run was tested with."
+        )
+    return prompt
 
 
 def _titles(config: Config, dataset: ContextDataset) -> list[str]:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.data.dataset import LLMRecDataset
+from recbole_multdpo.data.loading import fitted_part
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors
 from recbole_multdpo.runs.unchanged import check_backbone, check_checkpoint
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.test_information import KEY, fitted_part
+from recbole_multdpo.settings.test_information import KEY
+from recbole_multdpo.trained.run import prompt_of
 from recbole_multdpo.training.sft_cache import sft_checkpoint
 
 
@@ -31,8 +33,8 @@ def load_sft_start(
             nor in the cache; or they, or the backbone, are not those of the run.
         ConfigError: the backbone cannot be loaded.
     """
-    model = LLMRec(config, parts[0])
-    check_backbone(folder, result, model)
+    model = LLMRec(config, parts[0], prompt_of(folder))
+    check_backbone(folder, result, model.settings.backbone, model.backbone.fingerprint)
     model.fit_to(fitted_part(config[KEY], parts))
     assert config.settings is not None
     if config.settings.sft_epochs > 0:

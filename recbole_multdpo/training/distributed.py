@@ -28,7 +28,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
-from recbole_multdpo.model.backbone import causal_lm
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.runs.checkpoint import (
     load_optimizer_tensors,
@@ -36,6 +35,7 @@ from recbole_multdpo.runs.checkpoint import (
     trainable_tensors,
 )
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.training.master_weights import MASTER, MasterWeights

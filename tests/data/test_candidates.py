@@ -13,7 +13,8 @@ from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.candidates import CandidateDraw, TotalCandidatesLoader
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config
 from tests.data.test_times import arguments, shuffled_rows, write
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
-from recbole_multdpo.quick_start import _train_loader
 from recbole_multdpo.training.negative_draw import draw_negatives
+from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import N_ITEMS, toy_model, write_toy
 
 
@@ -86,8 +86,8 @@ def test_a_user_who_knows_everything_is_no_preference_example(
         data_path, tmp_path, "--eval_args={'split': {'RS': [1.0, 0.0, 0.0]}}"
     )
     knows_all = int(np.flatnonzero(parts[0].field2id_token["user_id"] == "all")[0])
-    assert knows_all in _train_loader(config, model, parts[0], "sft", 8).users
-    assert knows_all not in _train_loader(config, model, parts[0], "mult_dpo", 8).users
+    assert knows_all in train_loader(config, model, parts[0], "sft", 8).users
+    assert knows_all not in train_loader(config, model, parts[0], "mult_dpo", 8).users
 
 
 # -------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_low_ratings_are_a_level_of_their_own(
         "--loss=mult2_dpo",
     )
     model.start_preference_stage("mult2_dpo")
-    loader = _train_loader(config, model, parts[0], "mult2_dpo", 8)
+    loader = train_loader(config, model, parts[0], "mult2_dpo", 8)
     loader.set_epoch(1)
     sampler = loader.setwise_sampler
     if isinstance(sampler.negative_sampler, DynamicNegatives):
@@ -194,7 +194,7 @@ def test_low_ratings_are_a_level_of_their_own(
 
 def test_the_first_stage_knows_no_low_ratings(data_path: Path, tmp_path: Path) -> None:
     config, parts, model = toy_model(data_path, tmp_path, *FIVES, "--low_ratings=below_unrated")
-    batch = next(iter(_train_loader(config, model, parts[0], "sft", 8)))
+    batch = next(iter(train_loader(config, model, parts[0], "sft", 8)))
     assert set(batch.levels.unique().tolist()) <= {1, -1}
 
 

@@ -10,8 +10,8 @@ from recbole.data.utils import create_samplers
 
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.quick_start import _train_loader
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.training import stages
 from tests.integration.toy import toy_model, write_toy
 
 
@@ -44,7 +44,7 @@ def test_users_come_by_the_length_of_their_history_with_their_own_items(tmp_path
 
 def train_loader(tmp_path: Path, batch_size: int):  # type: ignore[no-untyped-def]
     config, parts, model = toy_model(write_toy(tmp_path), tmp_path)
-    return _train_loader(config, model, parts[0], "mult_dpo", batch_size)
+    return stages.train_loader(config, model, parts[0], "mult_dpo", batch_size)
 
 
 @pytest.mark.parametrize("n_processes", [1, 2, 3, 5])
@@ -118,7 +118,7 @@ def test_a_worker_process_makes_the_same_batches(tmp_path: Path) -> None:
     data_path, found = write_toy(tmp_path), []
     for n_workers in (0, 1):
         config, parts, model = toy_model(data_path, tmp_path, f"--worker={n_workers}")
-        loader = _train_loader(config, model, parts[0], "mult_dpo", 5)
+        loader = train_loader(config, model, parts[0], "mult_dpo", 5)
         batches = []
         for epoch in (0, 1):
             loader.set_epoch(epoch)
@@ -136,5 +136,5 @@ def test_no_example_to_train_on_is_explained(tmp_path: Path) -> None:
     popular = "--negative_distribution=popularity"
     config, parts, model = toy_model(data_path, tmp_path, popular)
     with pytest.raises(DataError, match="negative_distribution=uniform"):
-        _train_loader(config, model, parts[0], "mult_dpo", 8)
-    assert len(_train_loader(config, model, parts[0], "sft", 8)) == 1
+        train_loader(config, model, parts[0], "mult_dpo", 8)
+    assert len(train_loader(config, model, parts[0], "sft", 8)) == 1

@@ -8,7 +8,8 @@ import pytest
 
 from recbole_multdpo.data.loading import Amount, RowCounts, dataset_class
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments
 

@@ -9,7 +9,7 @@ import pytest
 from recbole_multdpo.data import sources
 from recbole_multdpo.data.sources import HOW_TO_GET, hosted_by_recbole, present
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.quick_start import _load
+from recbole_multdpo.runs.load import load_dataset
 from recbole_multdpo.settings.config import load_config, properties_folder
 from tests.integration.toy import write_toy
 
@@ -23,7 +23,7 @@ def loading_error(config):
     from recbole.data import create_dataset
 
     with pytest.raises(DataError) as caught:
-        _load(config, create_dataset)
+        load_dataset(config, create_dataset)
     return str(caught.value)
 
 

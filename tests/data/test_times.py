@@ -13,7 +13,8 @@ from recbole.data.dataset import Dataset
 
 from recbole_multdpo.data.times import DATE, NUMBER, ZONED_DATE, TimeColumn, seconds_of
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments
 

@@ -13,9 +13,11 @@ from recbole_multdpo.classical.conversations import conversation_model
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.quick_start import _load, _prepare, _train_loader, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_dataset, split_dataset
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.sft_cache import sft_key
+from recbole_multdpo.training.stages import train_loader
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import N_ITEMS, SMALL, toy_model, write_toy
 
@@ -69,7 +71,7 @@ def test_answers_negatives_and_rankings(data_path: Path, tmp_path: Path, mention
     config, parts, model = toy_model(
         data_path, tmp_path, *DATA, f"--mentioned_items={mentioned}", "--num_negatives=40"
     )
-    loader = _train_loader(config, model, parts[0], "mult_dpo", 16)
+    loader = train_loader(config, model, parts[0], "mult_dpo", 16)
     batch = next(iter(loader))
     assert len(batch) == PART_SIZES["train"]
     answers, seen = ((6, 9), (0, 3)) if mentioned == "exclude" else ((6, 9, 0), ())
@@ -186,7 +188,7 @@ def test_rows_of_new_conversations_are_what_they_mention(
 ) -> None:
     """Scores are x W: x the mentioned items, W of a model that never saw another part."""
     config = load_config(classical(data_path, tmp_path, name))
-    parts = _prepare(config, _load(config, ContextDataset))
+    parts = split_dataset(config, load_dataset(config, ContextDataset))
     model = conversation_model(config, parts[0])
     items = parts[0].field2id_token["item_id"].tolist()
     users = parts[0].field2id_token["user_id"].tolist()

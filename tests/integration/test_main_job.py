@@ -347,13 +347,13 @@ def test_nan_loss_names_the_users_and_keeps_the_last_checkpoint(
 def test_classical_model_has_the_same_split(
     data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import recbole_multdpo.quick_start as quick_start
+    from recbole_multdpo.runs import load
 
     parts: dict[str, list[set[tuple[int, int]]]] = {}
-    prepare = quick_start._prepare
+    split = load.split_dataset
 
     def recording(config, dataset):  # type: ignore[no-untyped-def]
-        built = prepare(config, dataset)
+        built = split(config, dataset)
         parts[config["model"]] = [
             set(
                 zip(p.inter_feat["user_id"].tolist(), p.inter_feat["item_id"].tolist(), strict=True)
@@ -362,7 +362,7 @@ def test_classical_model_has_the_same_split(
         ]
         return built
 
-    monkeypatch.setattr(quick_start, "_prepare", recording)
+    monkeypatch.setattr(load, "split_dataset", recording)
     run(toy_arguments(data_path, tmp_path / "llm", "--loss=sft"))
     shared = [a for a in toy_arguments(data_path, tmp_path / "ease") if "tiny" not in a]
     drop = ("--model", "--max_", "--num_neg", "--sft", "--train_b", "--valid_users", "--item_")

@@ -344,13 +344,13 @@ def test_kto_compares_with_pairs_of_all_processes(
     monkeypatch.setattr(llmrec, "kl_estimate", lambda policy, other: (policy - other).mean())
 
     def statistic() -> tuple[float, int]:
-        from recbole_multdpo.quick_start import _train_loader
+        from recbole_multdpo.training.stages import train_loader
 
         model.start_preference_stage("kto")
         with torch.no_grad():
             for parameter in model.lm.parameters():
                 parameter.mul_(5.0)
-        loader = _train_loader(config, model, parts[0], "kto", batch_size)
+        loader = train_loader(config, model, parts[0], "kto", batch_size)
         loader.set_epoch(0)
         batch = next(iter(loader))
         kl = model.batch_kl(batch)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config
 from tests.data.test_times import pairs
 from tests.integration.test_conversations import DATA, write_conversations

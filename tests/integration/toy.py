@@ -94,9 +94,9 @@ def toy_runs(folder: Path, named: Mapping[str, Sequence[str]]) -> Path:
 def toy_model(data_path: Path, tmp_path: Path, *extra: str):  # type: ignore[no-untyped-def]
     """(config, parts, model) of the toy data set, untrained."""
     from recbole_multdpo.data.dataset import LLMRecDataset
-    from recbole_multdpo.quick_start import _load, _prepare
+    from recbole_multdpo.runs.load import load_dataset, split_dataset
     from recbole_multdpo.settings.config import load_config
 
     config = load_config(toy_arguments(data_path, tmp_path / "run", *extra))
-    parts = _prepare(config, _load(config, LLMRecDataset))
+    parts = split_dataset(config, load_dataset(config, LLMRecDataset))
     return config, parts, config.model_class(config, parts[0])

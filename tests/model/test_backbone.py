@@ -19,7 +19,6 @@ import recbole_multdpo
 from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.backbone import (
     add_lora,
-    causal_lm,
     frozen_copy,
     load_backbone,
     merge_lora,
@@ -27,6 +26,7 @@ from recbole_multdpo.model.backbone import (
     save_backbone,
     smollm2_folder,
 )
+from recbole_multdpo.scoring.lm import causal_lm
 
 TEXTS = ["Toy Story", "GoldenEye", "Star Wars", "Stargate", "A user liked these movies:"]
 SIZES = dict(tiny_hidden_size=16, tiny_num_layers=2, tiny_num_heads=2, tiny_vocab_size=300)

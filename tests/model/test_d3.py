@@ -11,7 +11,8 @@ from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config, properties_folder
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.llmrec import D3Settings, LLMRecSettings

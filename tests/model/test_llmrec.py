@@ -17,9 +17,10 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses.batch import NEGATIVE_LEVEL
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.quick_start import _train_loader, load_parts
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.scoring import packed
 from recbole_multdpo.settings.config import load_config
+from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import N_ITEMS, toy_arguments, toy_model, write_toy
 
 
@@ -108,7 +109,7 @@ def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
     torch.testing.assert_close(model.score_all(*prompts)[:, 1:], expected, **close)
     topk = model.topk(users, None, 5)
     torch.testing.assert_close(topk.scores, expected.topk(5).values, **close)
-    batch = next(iter(_train_loader(config, model, parts[0], "mult_dpo", 2)))
+    batch = next(iter(train_loader(config, model, parts[0], "mult_dpo", 2)))
     logps = model._logps(model.lm, batch)
     for row in range(2):
         for slot in (batch.candidates[row] > 0).nonzero()[:, 0].tolist():
@@ -126,7 +127,7 @@ def test_log_ratio_is_zero_when_preference_training_starts(
     config, parts, model = toy_model(
         data_path, tmp_path, f"--finetune={finetune}", *_lora(finetune)
     )
-    loader = _train_loader(config, model, parts[0], "mult_dpo", 8)
+    loader = train_loader(config, model, parts[0], "mult_dpo", 8)
     loader.set_epoch(0)
     batch = next(iter(loader))
 
@@ -162,7 +163,7 @@ def test_log_ratio_is_zero_when_preference_training_starts(
 
 def test_levels_come_from_ratings(data_path: Path, tmp_path: Path) -> None:
     config, parts, model = toy_model(data_path, tmp_path, "--level_thresholds=[5, 4]")
-    batch = next(iter(_train_loader(config, model, parts[0], "mult_dpo", 8)))
+    batch = next(iter(train_loader(config, model, parts[0], "mult_dpo", 8)))
     assert set(batch.levels.unique().tolist()) == {-1, 0, 1, 2} - {-1} | (
         {-1} if (batch.candidates == 0).any() else set()
     )
@@ -183,8 +184,8 @@ def test_levels_come_from_ratings(data_path: Path, tmp_path: Path) -> None:
 
 def test_two_losses_see_the_same_contexts(data_path: Path, tmp_path: Path) -> None:
     config, parts, model = toy_model(data_path, tmp_path)
-    many = next(iter(_train_loader(config, model, parts[0], "mult_dpo", 8)))
-    one = next(iter(_train_loader(config, model, parts[0], "s_dpo", 8)))
+    many = next(iter(train_loader(config, model, parts[0], "mult_dpo", 8)))
+    one = next(iter(train_loader(config, model, parts[0], "s_dpo", 8)))
     assert torch.equal(many.user_ids, one.user_ids)
     assert torch.equal(many.prompt_ids, one.prompt_ids)
     assert torch.equal(many.candidates[:, 0], one.candidates[:, 0])
@@ -212,7 +213,7 @@ def test_an_item_with_the_text_of_a_known_one_is_no_negative(tmp_path: Path) -> 
         )
 
     assert drawn_twins(model.histories) > 0  # control: what the draw would do by item numbers
-    for batch in _train_loader(config, model, parts[0], "mult_dpo", 8):
+    for batch in train_loader(config, model, parts[0], "mult_dpo", 8):
         for user, candidates, levels in zip(
             batch.user_ids.tolist(), batch.candidates, batch.levels, strict=True
         ):
@@ -254,7 +255,7 @@ def one_context(data_path: Path, tmp_path: Path, budget: int, *extra: str):  # t
     config, parts, model = toy_model(
         data_path, tmp_path, f"--max_tokens_per_batch={budget}", *settings
     )
-    loader = _train_loader(config, model, parts[0], "mult_dpo", 1)
+    loader = train_loader(config, model, parts[0], "mult_dpo", 1)
     loader.set_epoch(0)
     if "--sft_on_prompt=True" not in extra:
         model.start_preference_stage("mult_dpo")

@@ -11,8 +11,9 @@ import torch
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
-from recbole_multdpo.model.reference_cache import FILE_NAME, ReferenceCache, reference_key
-from recbole_multdpo.quick_start import _train_loader, run
+from recbole_multdpo.model.reference_cache import FILE_NAME, ReferenceCache
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.training.stages import train_loader
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 
@@ -103,7 +104,7 @@ def test_the_key_knows_weights_and_normalisation(tmp_path: Path) -> None:
         with torch.no_grad():
             next(iter(model.lm.parameters())).add_(nudge)
         model.start_preference_stage("mult_dpo")
-        return reference_key(model)
+        return model.reference_digest()
 
     same = [key(), key("--beta=3", "--loss=pl_dpo", "--num_negatives=2")]
     others = [key(nudge=1e-3), key("--normalize_over=vocabulary"), key("--seed=7")]
@@ -175,7 +176,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 def test_a_step_from_the_cache_is_the_step_without(tmp_path: Path) -> None:
     config, parts, model = toy_model(write_toy(tmp_path), tmp_path)
-    loader = _train_loader(config, model, parts[0], "mult_dpo", 8)
+    loader = train_loader(config, model, parts[0], "mult_dpo", 8)
     loader.set_epoch(0)
     batch = next(iter(loader))
     model.start_preference_stage("mult_dpo")

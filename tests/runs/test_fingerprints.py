@@ -3,8 +3,8 @@
 import pytest
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.quick_start import load_parts
 from recbole_multdpo.runs.fingerprints import changed, check_resumed, data_fingerprints
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config
 from tests.integration.test_conversations import DATA, write_conversations
 from tests.integration.toy import toy_arguments, write_toy

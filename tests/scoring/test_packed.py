@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
-from recbole_multdpo.model.backbone import add_lora, causal_lm
+from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.scoring import packed as packed_module
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import (
     PADDING_SEGMENT,
     block_mask,

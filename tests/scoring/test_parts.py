@@ -16,7 +16,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.model.backbone import add_lora, causal_lm
+from recbole_multdpo.model.backbone import add_lora
+from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import OwnHead, parts_of
 
 SIZES = {

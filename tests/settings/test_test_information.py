@@ -17,11 +17,13 @@ from recbole_multdpo.classical.run import ClassicalRun, prepare_classical
 from recbole_multdpo.classical.user_rows import show_longer_rows
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
+from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.data.sequences import with_one_input
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config, recbole_models
-from recbole_multdpo.settings.test_information import NO_INPUT, READS_ROWS, train_and_valid
+from recbole_multdpo.settings.test_information import NO_INPUT, READS_ROWS
 from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run

@@ -13,7 +13,8 @@ from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.quick_start import load_parts, run
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import Config, load_config, settings_of
 from recbole_multdpo.settings.recbole import RecBoleSettings
 from recbole_multdpo.settings.text import read_settings_file

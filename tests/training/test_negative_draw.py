@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.quick_start import _train_loader
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.training.negative_draw import _log_weights, _pool, draw_negatives
+from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import N_ITEMS, N_USERS, toy_model, write_toy
 from tests.training.test_trainer import away_from_the_reference
 
@@ -49,7 +49,7 @@ def change(model, **settings) -> None:  # type: ignore[no-untyped-def]
 
 def loader_of(toy, loss: str = "mult_dpo", batch_size: int = 8):  # type: ignore[no-untyped-def]
     config, train, model = toy
-    loader = _train_loader(config, model, train, loss, batch_size)
+    loader = train_loader(config, model, train, loss, batch_size)
     loader.set_epoch(EPOCH)
     return loader
 

@@ -7,7 +7,6 @@ import pytest
 from torch import nn
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.model.reference_cache import reference_key
 from recbole_multdpo.runs.checkpoint import save_checkpoint, trainable_tensors
 from recbole_multdpo.training.sft_cache import load_cached_sft, sft_key, store_sft
 from tests.integration.toy import toy_model, write_toy
@@ -72,16 +71,16 @@ def test_backbones_that_earlier_versions_scored_wrong_are_kept_apart(tmp_path, m
         {"sliding_window": 8},  # a Mistral
         {"layer_types": ["chunked_attention"], "attention_chunk_size": 8},
     ):
-        found = [sft_key(config, model), reference_key(model)]
+        found = [sft_key(config, model), model.reference_digest()]
         with monkeypatch.context() as patch:
             for name, value in of_the_model.items():
                 patch.setattr(model.lm.config, name, value, raising=False)
             if "layer_types" not in of_the_model:
                 patch.setattr(model.lm.config, "layer_types", None)
             assert model.is_scored_specially
-            assert not {*found} & {sft_key(config, model), reference_key(model)}
+            assert not {*found} & {sft_key(config, model), model.reference_digest()}
         assert not model.is_scored_specially
-        assert found == [sft_key(config, model), reference_key(model)]
+        assert found == [sft_key(config, model), model.reference_digest()]
 
 
 def model(value: float) -> SimpleNamespace:

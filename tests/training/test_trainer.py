@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss, set_masks
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.quick_start import _train_loader
+from recbole_multdpo.training.stages import train_loader
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 from tests.integration.toy import toy_model, write_toy
 
@@ -37,7 +37,7 @@ def model(toy):  # type: ignore[no-untyped-def]
 
 def first_batch(toy, loss: str):  # type: ignore[no-untyped-def]
     config, train, model, _ = toy
-    loader = _train_loader(config, model, train, loss, 8)
+    loader = train_loader(config, model, train, loss, 8)
     loader.set_epoch(0)
     return next(iter(loader))
 

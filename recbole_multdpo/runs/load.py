@@ -1,0 +1,181 @@
+"""The data of a run: loaded, checked and split; refused where it cannot be trained on or tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.data.dataset import Dataset
+from recbole.utils import init_seed
+
+from recbole_multdpo.data.atomic_file import check_atomic_files
+from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
+from recbole_multdpo.data.linked_users import check_linked_users, linked_users
+from recbole_multdpo.data.loading import dataset_class, train_and_valid
+from recbole_multdpo.data.sources import present
+from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
+from recbole_multdpo.runs.fingerprints import pairs_fingerprint
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.settings.config import Config
+
+
+def load_dataset(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
+    """Load and filter the data set; RecBole's complaint of an empty one gets a remedy."""
+    # what is missing is downloaded, by one process of each machine
+    missing = processes.all_reduce_max(int(not Path(config["data_path"]).exists()))
+    in_turn = processes.local_main_process_first() if missing else nullcontext()
+    try:
+        with in_turn, present(config):
+            check_atomic_files(config)
+            dataset = make_dataset(config)
+    except MultDPOError:
+        raise
+    # the files are in order: RecBole stumbles over settings, or over that nothing is left
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"{config['dataset']} cannot be used: {error!r}. Is the .inter file empty, does "
+            "val_interval, user_inter_num_interval or item_inter_num_interval remove everything, "
+            "or is a column that a setting names not in load_col?"
+        ) from error
+    check_cutoffs(config, dataset)
+    getLogger().info(dataset)
+    return dataset
+
+
+def check_cutoffs(config: Config, dataset: Dataset) -> None:
+    """Refuse lists that are longer than the catalogue.
+
+    Raises:
+        ConfigError: it names the size of the catalogue.
+    """
+    if max(config["topk"]) > dataset.item_num - 1:
+        raise ConfigError(
+            f"topk={config['topk']} asks for more items than the {dataset.item_num - 1} of the "
+            "catalogue; lower --topk"
+        )
+
+
+def split_dataset(config: Config, dataset: Dataset) -> list[Dataset]:
+    """Train, validation and test part, split right after seeding: the same for every model."""
+    init_seed(config["seed"], config["reproducibility"])
+    return dataset.build()
+
+
+def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
+    """The data set of a run and the three parts of its split, the same at every call.
+
+    Raises:
+        DataError: files are missing or malformed, or what is left cannot be trained on and tested.
+        ConfigError: settings that the data set cannot serve.
+    """
+    make_dataset: Callable[[Config], Dataset]
+    if config.settings is not None:
+        make_dataset = LLMRecDataset
+    elif config["context"] == "conversation":
+        make_dataset = ContextDataset
+    else:
+        make_dataset = dataset_class(config)
+    dataset = load_dataset(config, make_dataset)
+    check_labels(config, dataset)
+    links = linked_users(config, dataset)
+    parts = split_dataset(config, dataset)
+    _check_parts(config, dataset, parts)
+    check_linked_users(config, dataset, parts, links)
+    return dataset, parts
+
+
+def check_labels(config: Config, dataset: Dataset) -> None:
+    """Refuse to measure by labels that the data set lacks.
+
+    Raises:
+        ConfigError: it says how to get them.
+    """
+    label = config["LABEL_FIELD"]
+    if "labeled" in config["eval_args"]["mode"].values() and label not in dataset.inter_feat:
+        raise ConfigError(
+            f"eval_args: mode labeled needs a label of every row. Add a column {label}:float of 0 "
+            "and 1 to the .inter file and to load_col; a model that learns from labelled rows, "
+            "such as NeuMF or FM, also takes --train_neg_sample_args=~ with "
+            f"--threshold=\"{{'{config['RATING_FIELD']}': 4}}\"."
+        )
+
+
+def known_at_test(config: Config, parts: Sequence[LLMRecDataset]) -> UserItems:
+    """What the prompts show at test, as `test_information` says.
+
+    A model on conversations shows none of it.
+    """
+    settings = config.settings
+    assert settings is not None
+    known = parts[0] if config["test_information"] == "train" else train_and_valid(list(parts))
+    return known.user_items(settings.levels)
+
+
+def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> None:
+    """Refuse a split that cannot be trained on and tested.
+
+    Raises:
+        DataError: nothing is left to train on or to test, or to choose on what the model needs a
+            validation part for; or a user has all items, on which RecBole's samplers give up.
+    """
+    files, made_by = config["benchmark_filename"], f"eval_args={config['eval_args']}"
+    remedy = "give more data, or other shares by --eval_args"
+    if files:
+        made_by = f"benchmark_filename={files}"
+        remedy = "give more data, or name a file of each part by --benchmark_filename"
+    if not len(parts[1]) and config.settings is not None and config.settings.ranks_by_validation:
+        what = "an assistant" if config.settings.assistant else "grounding_gamma=auto"
+        # D3 is a model with an assistant
+        instead = "Use --model=LLMRec" if config["model"] == "D3" else "Leave it out"
+        raise DataError(
+            f"the validation part of the split is empty, and {what} needs one. {instead}, or "
+            f"{remedy}."
+        )
+    for name, part in zip(("training", "test"), (parts[0], parts[2]), strict=True):
+        if not len(part):
+            raise DataError(
+                f"the {name} part of the split is empty: {sum(map(len, parts))} interactions are "
+                f"too few for {made_by}. {remedy.capitalize()}."
+            )
+    pairs = np.unique(np.concatenate([pairs_of(part) for part in parts]))
+    complete = np.flatnonzero(np.bincount(pairs // dataset.item_num) >= dataset.item_num - 1)
+    if len(complete):
+        names = ", ".join(map(str, dataset.id2token(dataset.uid_field, complete[:5])))
+        raise DataError(
+            f"{len(complete)} users have all {dataset.item_num - 1} items of the catalogue, e.g. "
+            f"{names}: nothing can be ranked for them. Leave them out with "
+            f'--user_inter_num_interval="[0,{dataset.item_num - 1})", or add items.'
+        )
+
+
+def pairs_of(part: Dataset) -> np.ndarray:
+    """A number per interaction of a part, equal for equal pairs of user and item: int64 [n]."""
+    users, items = (part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field))
+    return users.astype(np.int64) * part.item_num + items
+
+
+def known_answers(parts: Sequence[Dataset]) -> int:
+    """How many test interactions repeat a pair of the training part; a warning where any do.
+
+    RecBole ranks a user's test items even where training knew them, so that memory alone finds
+    them. (Known items that are no answers it leaves out.)
+    """
+    repeated = int(np.isin(pairs_of(parts[2]), pairs_of(parts[0])).sum())
+    if repeated:
+        getLogger().warning(
+            f"{repeated:,} of {len(parts[2]):,} test interactions repeat a training interaction of "
+            "the same user with the same item: what is measured is in part memory. "
+            "--rm_dup_inter=first keeps one of each pair."
+        )
+    return repeated
+
+
+def test_description(part: Dataset) -> dict[str, Any]:
+    """How many users a part of the split has, and the hash of its rows."""
+    n_users = int(part.inter_feat[part.uid_field].unique().numel())
+    return {"num_users_evaluated": n_users, "test_set": pairs_fingerprint(part)}

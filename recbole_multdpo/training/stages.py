@@ -1,0 +1,315 @@
+"""The stages of a run: supervised fine-tuning, then preference training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from logging import getLogger
+
+import numpy as np
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.utils import init_seed
+
+from recbole_multdpo.data.contexts import UserItems
+from recbole_multdpo.data.dataset import LLMRecDataset
+from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
+from recbole_multdpo.data.loader import SetwiseDataLoader
+from recbole_multdpo.data.prompt_file import (
+    PROMPT_FILE,
+    StoredPrompt,
+    read_prompt,
+    write_prompt,
+)
+from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
+from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.model.reference_cache import ReferenceCache
+from recbole_multdpo.runs.checkpoint import check_checkpoint
+from recbole_multdpo.runs.fingerprints import (
+    BACKBONE,
+    PROMPT,
+    check_resumed,
+)
+from recbole_multdpo.runs.folder import RunFolder
+from recbole_multdpo.runs.resume import (
+    REFIT,
+    STAGES,
+    ResumePoint,
+)
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.interruption import SignalHandler
+from recbole_multdpo.runtime.stage_clock import StageClock
+from recbole_multdpo.settings.config import Config
+from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.training.sft_cache import (
+    cache_folder,
+    load_cached_sft,
+    sft_checkpoint,
+    sft_key,
+    store_sft,
+)
+from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+
+SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
+
+
+class StageRunner:
+    """Makes the model of a run and trains its stages, with what all stages share.
+
+    Attributes:
+        config: the run's configuration.
+        folder: the run's folder.
+        clock: measures the time of each stage.
+        signals: handler of Ctrl-C and SIGTERM.
+        point: where a resumed run continues, else None.
+        fingerprints: of the data; `make_model` adds backbone and prompt.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        clock: StageClock,
+        signals: SignalHandler,
+        point: ResumePoint | None,
+        fingerprints: dict[str, str],
+    ) -> None:
+        self.config, self.folder, self.clock = config, folder, clock
+        self.signals, self.point, self.fingerprints = signals, point, fingerprints
+        self._prompt: StoredPrompt | None = None
+
+    @property
+    def settings(self) -> LLMRecSettings:
+        """The language model's own settings."""
+        assert self.config.settings is not None
+        return self.config.settings
+
+    def make_model(self, part: LLMRecDataset, train: LLMRecDataset | None = None) -> LLMRec:
+        """A new model on the CPU; a later one has the prompt of the first.
+
+        Args:
+            part: the training part of the split.
+            train: rows that the model is trained on instead, as in `test_information=refit`.
+        """
+        with self.clock.stage("backbone"):
+            stored = self._prompt
+            if stored is None:
+                stored = processes.broadcast_from_main(self._stored_prompt)
+            model: LLMRec = self.config.model_class(self.config, part, stored)
+            self.fingerprints |= {
+                BACKBONE: model.backbone.fingerprint,
+                PROMPT: model.prompt.fingerprint,
+            }
+            self.check_point()
+            if stored is None:
+                processes.broadcast_from_main(lambda: write_prompt(self.folder.path, model.prompt))
+            self._prompt = model.prompt  # a template may make another one later
+            if train is not None:
+                model.fit_to(train)
+        return model
+
+    def check_point(self) -> None:
+        """Refuse to continue from a checkpoint of other data, backbone or prompt.
+
+        Raises:
+            CheckpointError: see `fingerprints.check_resumed`.
+        """
+        if self.point is not None:
+            saved = self.point.state.get("fingerprints", {})
+            check_resumed(self.folder.path, saved, self.fingerprints)
+
+    def _stored_prompt(self) -> StoredPrompt | None:
+        """The prompt of a resumed run; None where it is to be rendered.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        if not self.config["resume"]:
+            return None
+        prompt = read_prompt(self.folder.path)
+        if prompt is None and self.point is not None:
+            getLogger().warning(
+                f"the run in {self.folder.path} keeps no prompt, as it was begun by an older "
+                f"version, or {PROMPT_FILE} was removed: it is rendered again, and may be another "
+                "one than before."
+            )
+        return prompt
+
+    def train(
+        self,
+        model: LLMRec,
+        train: LLMRecDataset,
+        valid: AbstractDataLoader | None,
+        stages: Sequence[Stage],
+    ) -> SetwiseTrainer:
+        """Train a model through its stages; returns the trainer of the last one.
+
+        Args:
+            model: as `make_model` returns it.
+            train: rows that it is trained on.
+            valid: loader that chooses the best epoch; None where the number of epochs is chosen
+                already, and validation rows are trained on too.
+            stages: supervised fine-tuning, and preference training where there is such a stage.
+        """
+        with self.clock.stage("backbone"):
+            model = model.to(self.config["device"])
+            _log_model(model)
+        sft, *later = stages
+        with self.clock.stage(sft.name):
+            trainer = self._trainer(model, sft)
+            self._train_sft(trainer, train, valid)
+        for stage in later:
+            with self.clock.stage(stage.name):
+                model.start_preference_stage(self.settings.loss)
+                if self.settings.reference_cache:
+                    cache_dir = cache_folder(self.settings, self.folder.path)
+                    model.reference_cache = ReferenceCache(
+                        cache_dir / f"reference-{model.reference_digest()}"
+                    )
+                trainer = self._trainer(model, stage)
+                batch_size = self.config["train_batch_size"]
+                loader = train_loader(self.config, model, train, self.settings.loss, batch_size)
+                fit_stage(trainer, loader, valid, self.point)
+        return trainer
+
+    def _trainer(self, model: LLMRec, stage: Stage) -> SetwiseTrainer:
+        return SetwiseTrainer(
+            self.config, model, stage, self.folder.path, self.signals, self.fingerprints
+        )
+
+    def refit(self, stage: Stage, model: LLMRec) -> Stage:
+        """The stage as it is trained on validation rows too: with its best number of epochs.
+
+        Args:
+            stage: as it was trained and validated.
+            model: after all stages.
+        """
+        n_epochs = 0
+        if stage.epochs:
+            best = self.folder.checkpoints_dir / stage.name / "best"
+            if stage.name == "sft":
+                best = sft_checkpoint(self.folder.path, self.config, model)
+            n_epochs = check_checkpoint(best)["position"]["epoch"] + 1
+        return replace(stage, name=REFIT + stage.name, epochs=n_epochs, eval_step=0)
+
+    def _train_sft(
+        self, trainer: SetwiseTrainer, train: LLMRecDataset, valid: AbstractDataLoader | None
+    ) -> None:
+        """Train the supervised stage, or take it from the cache."""
+        model, settings, stage = trainer.model, self.settings, trainer.stage
+        if stage.epochs == 0:
+            getLogger().info("no supervised stage: the backbone stays as it is")
+            return
+        run_folder = self.folder.path
+        cache_dir = cache_folder(settings, run_folder)
+        key = sft_key(self.config, model, stage.refit_epochs)
+        is_under_way = self.point is not None and self.point.stage == stage.name
+        if settings.sft_cache and not is_under_way:
+            load = partial(load_cached_sft, cache_dir, key, model, run_folder)
+            if processes.broadcast_from_main(load):  # the main process has copied the logs
+                if not processes.is_main_process():
+                    load()
+                return
+        loader = train_loader(self.config, model, train, "sft", settings.sft_batch_size)
+        fit_stage(trainer, loader, valid, self.point)
+        if settings.sft_cache:
+            processes.broadcast_from_main(
+                lambda: store_sft(cache_dir, key, trainer.best_folder, run_folder)
+            )
+
+
+def fit_stage(
+    trainer: SetwiseTrainer,
+    train_data: SetwiseDataLoader,
+    valid: AbstractDataLoader | None,
+    point: ResumePoint | None = None,
+) -> None:
+    """Train a stage, or the rest of it after `point`, and load its best weights.
+
+    Args:
+        trainer: of the stage.
+        train_data: as `train_loader` makes it.
+        valid: loader that chooses the best epoch; None for the last one.
+        point: where a resumed run continues.
+    """
+    config, name = trainer.config, trainer.stage.name
+    is_finished = point is not None and STAGES.index(point.stage) > STAGES.index(name)
+    if not (is_finished and trainer.best_folder.exists()):
+        # the same after a cached stage as after a trained one; dropout differs by process
+        init_seed(config["seed"] + processes.rank(), config["reproducibility"])
+        if point is not None and point.stage == name:
+            trainer.resume_checkpoint(point.folder)
+        if not valid:  # no validation part, or none of its users is ranked
+            trainer.eval_step = 0
+        trainer.fit(
+            train_data, valid if trainer.eval_step else None, show_progress=config["show_progress"]
+        )
+    trainer.load_best()
+
+
+def _log_model(model: LLMRec) -> None:
+    total = sum(parameter.numel() for parameter in model.lm.parameters())
+    trained = sum(p.numel() for p in model.lm.parameters() if p.requires_grad)
+    lengths = model.items.lengths[1:].float()
+    getLogger().info(
+        f"backbone {model.settings.backbone}: {total:,} parameters, {trained:,} trained "
+        f"({'LoRA' if model.uses_lora else 'full fine-tuning'}); "
+        f"{lengths.mean():.1f} scored tokens per item, at most {int(lengths.max())}; "
+        f"{model.trie.num_leaves:,} distinct texts, {model.trie.num_internal:,} inner trie nodes"
+    )
+
+
+def train_loader(
+    config: Config, model: LLMRec, train: LLMRecDataset, loss_name: str, batch_size: int
+) -> SetwiseDataLoader:
+    """Set-wise loader of the training part for a loss.
+
+    Args:
+        config: the run's configuration.
+        model: its histories and prompts are shown.
+        train: rows that are trained on.
+        loss_name: `sft` or another key of `LOSSES`.
+        batch_size: examples per optimizer step.
+    """
+    settings, loss = model.settings, LOSSES[loss_name]
+    n_negatives = {"none": 0, "one": 1, "many": settings.num_negatives}[loss.negatives]
+    low_rated, known = None, model.histories
+    if train.excluded is not None:
+        known = known.union(train.excluded)
+    if settings.low_ratings != "ignore" and n_negatives:
+        low_rated = train.low_rated_items()
+        known = known.union(low_rated)
+    # The model cannot prefer an item to another of the same text. Where all have the same one,
+    # nothing can be learned either way, and a run ends as any other.
+    if model.trie.num_leaves > 1:
+        known = known.with_groups(model.trie.leaf_of_item.cpu().numpy())
+    sampler = SetwiseSampler(
+        model.histories,
+        model.prompts,
+        _negative_sampler(settings, model.histories, known, train.item_num, n_negatives),
+        seed=config["seed"] + (SFT_SEED_OFFSET if loss_name == "sft" else 0),
+        history_split=settings.history_split,
+        target_share=settings.target_share,
+        max_targets=settings.max_targets,
+        n_negatives=n_negatives,
+        one_positive=loss.positives == "one",
+        history_as_targets=loss_name == "sft" and settings.sft_targets == "all",
+        low_rated=low_rated,
+        low_above_unrated=settings.low_ratings == "above_unrated",
+        conversations=model.conversations,
+    )
+    return SetwiseDataLoader(config, train, sampler, batch_size)
+
+
+def _negative_sampler(
+    settings: LLMRecSettings, train_items: UserItems, known: UserItems, n_items: int, n: int
+) -> NegativeSampler:
+    """The draw of `n` negatives outside the known items that the settings describe."""
+    if settings.negatives == "dynamic" and n:
+        return DynamicNegatives(known, n_items, n)
+    weights = None
+    if settings.negative_distribution == "popularity":
+        counts = np.bincount(train_items.items, minlength=n_items)
+        weights = counts.astype(float) ** settings.popularity_alpha
+    return NegativeSampler(known, n_items, weights)
