@@ -11,7 +11,7 @@ from recbole.data.utils import create_samplers
 from recbole_multdpo.data.loader import FILLER, RankingDataLoader
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.training import stages
+from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import toy_model, write_toy
 
 
@@ -42,9 +42,9 @@ def test_users_come_by_the_length_of_their_history_with_their_own_items(tmp_path
     assert [len(history) for history, _ in plain.values()] != lengths
 
 
-def train_loader(tmp_path: Path, batch_size: int):  # type: ignore[no-untyped-def]
+def toy_loader(tmp_path: Path, batch_size: int):  # type: ignore[no-untyped-def]
     config, parts, model = toy_model(write_toy(tmp_path), tmp_path)
-    return stages.train_loader(config, model, parts[0], "mult_dpo", batch_size)
+    return train_loader(config, model, parts[0], "mult_dpo", batch_size)
 
 
 @pytest.mark.parametrize("n_processes", [1, 2, 3, 5])
@@ -52,7 +52,7 @@ def test_processes_share_the_batches_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int
 ) -> None:
     """24 users in batches of 7, 7, 7 and 3: with five processes the last one leaves two idle."""
-    loader = train_loader(tmp_path, 7)
+    loader = toy_loader(tmp_path, 7)
 
     def batches(rank: int, count: int):  # type: ignore[no-untyped-def]
         monkeypatch.setattr(processes, "rank", lambda: rank)
@@ -87,7 +87,7 @@ def test_processes_share_the_batches_of_one(
 def test_shares_are_of_about_the_same_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = train_loader(tmp_path, 24)
+    loader = toy_loader(tmp_path, 24)
     counts = np.zeros(25, dtype=np.int64)
     counts[loader.users] = range(1, 25)
     monkeypatch.setattr(loader.setwise_sampler, "train_items", SimpleNamespace(counts=counts))
