@@ -27,7 +27,7 @@ from recbole_multdpo.data.loader import never_rank
 from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings.test_information import KEY
+from recbole_multdpo.settings.information import KEY
 
 # settings that name columns of the data, or what is made of them
 _COLUMN_SETTINGS = ("selected_features", "item_attribute", "numerical_features", "transform")

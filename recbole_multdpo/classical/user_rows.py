@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix, issparse
 from torch import Tensor
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings.test_information import NO_INPUT, cannot_grow
+from recbole_multdpo.settings.information import NO_INPUT, cannot_grow
 
 QUESTIONS = ("inter_matrix", "history_item_matrix")  # what gives rows of users
 CHECKED_USERS = 32

@@ -18,7 +18,7 @@ from recbole_multdpo.runs.per_user import (
     RECALL_TAIL,
     read_per_user,
 )
-from recbole_multdpo.settings.test_information import KEY, KNOWN
+from recbole_multdpo.settings.information import KEY, KNOWN
 
 HISTORY_GROUPS = 4
 # RecBole's metrics beyond accuracy, which every run of a comparison measures

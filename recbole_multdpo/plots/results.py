@@ -12,8 +12,8 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run
 from recbole_multdpo.plots.style import line_style, new_figure
 from recbole_multdpo.runtime.shown_text import mathtext
+from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
-from recbole_multdpo.settings.test_information import KEY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -40,6 +40,15 @@ from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.settings.checks import cautions, impossible_combinations
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
+from recbole_multdpo.settings.information import AUTO as AUTO_INFORMATION
+from recbole_multdpo.settings.information import (
+    FORMER_KEY,
+    KEY,
+    as_tested_before,
+    default_information,
+    information_problems,
+    with_known_names,
+)
 from recbole_multdpo.settings.language_models import (
     LANGUAGE_MODELS,
     LLMREC,
@@ -51,15 +60,6 @@ from recbole_multdpo.settings.messages import listed, nearest, type_problems
 from recbole_multdpo.settings.optional_packages import (
     missing_for_logging,
     missing_packages,
-)
-from recbole_multdpo.settings.test_information import AUTO as AUTO_INFORMATION
-from recbole_multdpo.settings.test_information import (
-    FORMER_KEY,
-    KEY,
-    as_tested_before,
-    default_information,
-    information_problems,
-    with_known_names,
 )
 from recbole_multdpo.settings.text import (
     SettingsLoader,

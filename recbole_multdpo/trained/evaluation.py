@@ -41,8 +41,8 @@ from recbole_multdpo.runs.load import (
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.settings.config import Config
+from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.messages import nearest
-from recbole_multdpo.settings.test_information import KEY
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
+from recbole_multdpo.settings.information import KEY, KNOWN
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT
-from recbole_multdpo.settings.test_information import KEY, KNOWN
 
 TRAINING = (
     "backbone",

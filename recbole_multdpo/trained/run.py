@@ -30,8 +30,8 @@ from recbole_multdpo.runs.unchanged import (
     check_prompt,
 )
 from recbole_multdpo.settings.config import Config, load_config
+from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.test_information import KEY
 from recbole_multdpo.settings.text import read_settings_file
 from recbole_multdpo.training.sft_cache import cache_folder
 

@@ -12,7 +12,7 @@ from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors
 from recbole_multdpo.runs.unchanged import check_backbone, check_checkpoint
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.test_information import KEY
+from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.trained.run import prompt_of
 from recbole_multdpo.training.sft_cache import sft_checkpoint
 

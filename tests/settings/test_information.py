@@ -23,7 +23,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config, recbole_models
-from recbole_multdpo.settings.test_information import NO_INPUT, READS_ROWS
+from recbole_multdpo.settings.information import NO_INPUT, READS_ROWS
 from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
