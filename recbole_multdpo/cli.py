@@ -49,8 +49,8 @@ Examples
   python run_recbole_multdpo.py --model=EASE --dataset=ml-100k --reg_weight=250
   python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --assistant=EASE
   python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --epochs=8 --run_dir=runs/long
-  python run_recbole_multdpo.py --resume=runs/long       (an interrupted run goes on)
-  python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --resume=auto   (or begins)
+  python run_recbole_multdpo.py --resume=runs/long       (continue an interrupted run)
+  python run_recbole_multdpo.py --model=LLMRec --dataset=ml-100k --resume=auto   (or start)
   python run_recbole_multdpo.py --model=LLMRec,EASE --loss=dpo,mult_dpo --dataset=ml-100k --seeds=3
 
 Data sets: docs/datasets.md; python -m recbole_multdpo.data.convert --help turns raw files into one.
@@ -71,9 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; by default those of the process.
 
     Returns:
-        Exit status: 0 done, 1 a run of a comparison failed, 2 a mistake that the user can mend
-        (printed without a traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM. Other errors are
-        bugs and are raised.
+        Exit status: 0 done, 1 a run of a comparison failed, 2 a user error (printed without a
+        traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM. Other errors are bugs and are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # from the deepspeed launcher, which also sets LOCAL_RANK
@@ -109,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(f"error: {system_error(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        text = str(error) or "interrupted; go on with --resume=<run folder>"
+        text = str(error) or "interrupted; continue with --resume=<run folder>"
         show(text, sys.stderr)
         return getattr(error, "exit_status", 130)  # of an Interrupted
     return 0

@@ -1,7 +1,8 @@
-"""A web page that asks several runs the same: `python -m recbole_multdpo.demo RUN_FOLDER ...`.
+"""Web page that compares the recommendations of several runs.
 
-Somebody types liked titles, a conversation, or a user of the data set, and sees what each run
-recommends, side by side, for example after supervised fine-tuning, after Mult-DPO, and by EASE:
+`python -m recbole_multdpo.demo RUN_FOLDER ...` takes liked titles, a conversation, or a user of the
+data set, and shows each run's recommendations side by side, for example after supervised
+fine-tuning, after Mult-DPO, and by EASE:
 
     python -m recbole_multdpo.demo saved/LLMRec-ml-100k-sft saved/LLMRec-ml-100k-mult_dpo saved/EASE
 
@@ -51,7 +52,7 @@ STYLE = """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted; returns the exit status, 2 for a mistake."""
+    """Serve the page until interrupted; returns the exit status, see `run_command`."""
     command = argparse.ArgumentParser(
         prog="python -m recbole_multdpo.demo",
         description="A local web page with the recommendations of several runs side by side.",
@@ -88,7 +89,7 @@ def launch(
     Args:
         recommenders: one per column.
         port: a free port.
-        blocking: return when interrupted only.
+        blocking: return only when interrupted.
         open_browser: open the page in the machine's browser.
 
     Returns:
@@ -120,7 +121,7 @@ def launch(
 
 
 def make_page(recommenders: Sequence[Recommender]) -> Any:
-    """The page, not yet served; it has a tab for everything that one of the runs can be asked."""
+    """The page, not yet served, with a tab for every kind of input that one of the runs takes."""
     gr = _import_gradio()
     talks = any(recommender.run.on_conversations for recommender in recommenders)
     titles = any(not recommender.run.on_conversations for recommender in recommenders)
@@ -176,7 +177,7 @@ def _for_user(text: str, k: int) -> Callable[[Recommender], Answer]:
 
 
 def side_by_side(recommenders: Sequence[Recommender], ask: Callable[[Recommender], Answer]) -> str:
-    """A column per run with its answer, or with the reason why it has none, as HTML."""
+    """A column per run with its answer or error, as HTML."""
     answers: list[Answer | str] = []
     for recommender in recommenders:
         try:
@@ -230,7 +231,7 @@ def _legend(answers: Sequence[Answer | str], n_lists: int) -> str:
 
 
 def _import_gradio() -> Any:
-    """Gradio without its reports of use.
+    """Import Gradio with its analytics disabled.
 
     Raises:
         MultDPOError: it is not installed.

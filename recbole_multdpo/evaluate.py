@@ -1,11 +1,11 @@
-"""Another test of a finished run: `python -m recbole_multdpo.evaluate RUN_FOLDER --key=value ...`.
+"""Evaluation of a finished run: `python -m recbole_multdpo.evaluate RUN_FOLDER --key=value ...`.
 
     python -m recbole_multdpo.evaluate saved/my-run
     python -m recbole_multdpo.evaluate saved/my-run "--eval_args={'mode': 'uni100'}" --topk=[1,10]
     python -m recbole_multdpo.evaluate saved/my-run --metrics=[NDCG,ItemCoverage] --output=more.json
 
-Without settings it is the run's own test, and gives its figures to the digit or an error. The
-result is a file of its own: the run's stays as it is.
+Without settings it repeats the run's own test, and gives the same figures to the digit or an error.
+The result is a new file; the run's files do not change.
 """
 
 from __future__ import annotations
@@ -23,38 +23,30 @@ from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.text import parse_command_line
 from recbole_multdpo.trained.commands import (
     EVALUATION_SETTINGS,
-    add_run_arguments,
-    add_run_folder,
     run_command,
     run_options,
+    run_parser,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for a mistake that the user can mend."""
-    options, others = parser().parse_known_args(argv)
-    options.others = others
-    return run_command(_evaluate, options)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    command = argparse.ArgumentParser(
-        prog="python -m recbole_multdpo.evaluate",
-        description="Test a finished run again, with other candidates, metrics or cut-offs.",
+    """Run the command line; returns the exit status, see `run_command`."""
+    command = run_parser(
+        "evaluate",
+        "Test a finished run again, with other candidates, metrics or cut-offs.",
         allow_abbrev=False,
     )
-    add_run_folder(command)
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="a new file instead of RUN/evaluation-<n>.json"
     )
-    add_run_arguments(command)
     settings = command.add_argument_group(
         "settings", "as for a run, each in place of the run's; a part of eval_args keeps the others"
     )
     for key in EVALUATION_SETTINGS:
         settings.add_argument(f"--{key}", metavar="VALUE")
-    return command
+    options, others = command.parse_known_args(argv)
+    options.others = others
+    return run_command(_evaluate, options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -74,22 +66,23 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None) -> Path:
-    """Write an evaluation into a file that was not there; returns its path.
+    """Write an evaluation to a new file; returns its path.
 
     Args:
-        found: what `evaluate_run` returned.
-        folder: the run's, in which `evaluation-<n>.json` with the first free number is taken.
-        output: the file instead.
+        found: from `evaluate_run`.
+        folder: the run's folder, for `evaluation-<n>.json` with the first free number.
+        output: another file.
 
     Raises:
-        MultDPOError: it cannot be written.
+        ConfigError: `output` exists.
+        MultDPOError: the file cannot be written.
     """
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     number = 1
     while True:
         file = output or folder / f"evaluation-{number}.json"
         try:
-            file.touch(exist_ok=False)  # takes the name
+            file.touch(exist_ok=False)  # reserves the name
             try:
                 write_atomically(file, text)
             except BaseException:
@@ -108,7 +101,7 @@ def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """The metrics beside the run's own, where it has them, as lines for a terminal."""
+    """The metrics of the evaluation and of the run's own test, as lines for a terminal."""
     run = found["run_test_result"]
     heading = f"{'metric':<24}{'evaluation':>12}{'run':>12}"
     rows = [

@@ -1,7 +1,7 @@
-"""One ranking looked at closely: `python -m recbole_multdpo.explain RUN_FOLDER --user=1`.
+"""Explanation of one ranking: `python -m recbole_multdpo.explain RUN_FOLDER --user=1`.
 
-Every item's log-probability under the trained policy and under the reference, the reward, the rank
-before and after alignment, and what each token contributes:
+Shows each item's log-probability under the trained policy and under the reference, its reward, its
+rank before and after alignment, and the contribution of each token:
 
     python -m recbole_multdpo.explain saved/my-run --user=1 --k=5 --also "Fargo" "Alien"
     python -m recbole_multdpo.explain saved/my-run --liked "Toy Story" "Fargo" --json
@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
-    add_run_arguments,
-    add_run_folder,
-    add_typed_arguments,
+    add_input_arguments,
     parse_turns,
     run_command,
     run_options,
+    run_parser,
 )
 
 if TYPE_CHECKING:
@@ -34,27 +33,19 @@ LEGEND = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for a mistake that the user can mend."""
-    return run_command(_explain, parser().parse_args(argv))
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    command = argparse.ArgumentParser(
-        prog="python -m recbole_multdpo.explain",
-        description="What preference training did to one user's ranking, item by item.",
+    """Run the command line; returns the exit status, see `run_command`."""
+    command = run_parser(
+        "explain", "What preference training did to one user's ranking, item by item."
     )
-    add_run_folder(command)
     who = command.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="ID", help="a user of the data set")
-    add_typed_arguments(who)
+    add_input_arguments(who)
     command.add_argument("--k", type=int, default=10, help="length of both rankings (default 10)")
     command.add_argument(
         "--also", nargs="+", default=[], metavar="TITLE", help="further items to explain"
     )
     command.add_argument("--json", action="store_true", help="one JSON object")
-    add_run_arguments(command)
-    return command
+    return run_command(_explain, command.parse_args(argv))
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -79,7 +70,7 @@ def _explain(options: argparse.Namespace) -> None:
 
 def as_text(found: Explanation) -> str:
     """An explanation as lines for a terminal."""
-    who = f"user {terminal(found.user)}" if found.user is not None else "what was typed"
+    who = f"user {terminal(found.user)}" if found.user is not None else "typed input"
     width = max(len(terminal(item.title)) for item in found.items)
     lines = [
         f"{who}, {len(found.history)} items known. {LEGEND.format(beta=found.beta)}",
@@ -101,7 +92,7 @@ def _row(item: ItemExplanation, width: int) -> str:
 
 
 def _tokens(item: ItemExplanation) -> str:
-    """`token log π (change)` of every token."""
+    """Every token with its log π and the change from log π_ref."""
     return " | ".join(
         f"{terminal(token.text.strip()) or repr(token.text)} {token.logp:.2f} "
         f"({token.logp - token.reference_logp:+.2f})"

@@ -1,10 +1,10 @@
-"""A finished run as a folder for others: `python -m recbole_multdpo.export RUN_FOLDER OUTPUT`.
+"""Export of a finished run: `python -m recbole_multdpo.export RUN_FOLDER OUTPUT`.
 
-The folder holds the merged model and its tokenizer as plain transformers loads them, the catalogue
-with its token ids and the prompt's frame (`catalogue.json`), code that ranks it with torch and
-transformers alone (`rank_catalogue.py`), the run's settings and a model card. With `--adapter`, for
-runs with LoRA, model and adapter stay apart: `base/` is the model after supervised fine-tuning,
-`adapter/` what preference training added.
+The folder holds the merged model and its tokenizer for plain transformers, the catalogue with its
+token ids and the prompt's frame (`catalogue.json`), code that ranks it with torch and transformers
+alone (`rank_catalogue.py`), the run's settings and a model card. With `--adapter`, for runs with
+LoRA, `base/` holds the model after supervised fine-tuning and `adapter/` the preference stage's
+adapter.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
 from recbole_multdpo.trained.commands import (
-    add_run_arguments,
-    add_run_folder,
     run_command,
     run_options,
+    run_parser,
 )
 from recbole_multdpo.trained.model_card import CARD_FIGURES, model_card
 
@@ -43,18 +42,13 @@ MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights a
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for a mistake that the user can mend."""
-    command = argparse.ArgumentParser(
-        prog="python -m recbole_multdpo.export",
-        description="A finished run as a Hugging Face folder with its catalogue.",
-    )
-    add_run_folder(command)
+    """Run the command line; returns the exit status, see `run_command`."""
+    command = run_parser("export", "A finished run as a Hugging Face folder with its catalogue.")
     command.add_argument("output", type=Path, help="folder to make")
     command.add_argument(
         "--adapter", action="store_true", help="runs with LoRA: model and adapter apart"
     )
-    add_run_arguments(command)
-    with SignalHandler():  # SIGTERM too leaves nothing behind
+    with SignalHandler():  # SIGTERM, too, leaves no partial folder
         return run_command(_export, command.parse_args(argv))
 
 
@@ -76,18 +70,18 @@ def export(
     adapter: bool = False,
     **options: Any,
 ) -> None:
-    """Write a run as a folder that needs transformers only; it appears complete or not at all.
+    """Write a run as a folder that needs transformers only; the folder is complete or absent.
 
     Args:
-        run_folder: of a finished run of LLMRec.
+        run_folder: folder of a finished run of LLMRec.
         output: a folder that does not exist, or is empty.
-        adapter: leave base model and LoRA adapter apart instead of merging them.
+        adapter: write base model and LoRA adapter separately instead of merged.
         options: as for `trained.run.load_run`.
 
     Raises:
-        ConfigError: the run is not of LLMRec; or `output` holds something; or `adapter` for a run
+        ConfigError: the run is not of LLMRec; or `output` is not empty; or `adapter` for a run
             without one.
-        CheckpointError: the weights of the first stage, which `adapter` needs, are not kept.
+        CheckpointError: the weights of the first stage, which `adapter` needs, are gone.
         MultDPOError: the folder cannot be written.
     """
     from recbole_multdpo.settings.language_models import LLMREC
@@ -125,10 +119,10 @@ def export(
 
 
 def _copy_model(run: TrainedRun, folder: Path) -> None:
-    """The files of a model as transformers writes them, and nothing else that lies beside them.
+    """Copy the files that transformers writes for a model, and no others.
 
-    Links are left out: one in a folder of somebody else may lead to any file of this machine. So is
-    code, unless it may run.
+    Links are left out, as one in a foreign folder may lead to any file of this machine. So is code,
+    unless it may run.
     """
     assert run.config.settings is not None
     kinds = {*MODEL_FILES, *([".py"] if run.config.settings.trust_remote_code else [])}
@@ -139,7 +133,7 @@ def _copy_model(run: TrainedRun, folder: Path) -> None:
 
 
 def public_settings(run: TrainedRun) -> dict[str, Any]:
-    """A run's settings without what is true on its machine only."""
+    """A run's settings without those that hold on its machine only."""
     settings = {**run.config.to_dict(), **read_settings_file(run.folder / "config.yaml")}
     settings = {key: value for key, value in settings.items() if key not in LOCAL_SETTINGS}
     backbone = Path(str(settings["backbone"]))
@@ -148,7 +142,7 @@ def public_settings(run: TrainedRun) -> dict[str, Any]:
 
 
 def catalogue_content(run: TrainedRun) -> dict[str, Any]:
-    """What `catalogue.json` holds; see `exported.Catalogue`."""
+    """The content of `catalogue.json`; see `exported.Catalogue`."""
     from recbole_multdpo.data.item_tokens import encode_items
 
     model, settings = run.model, run.model.settings
@@ -206,7 +200,7 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     load_trainable_tensors(model.lm, tensors, best)
     assert isinstance(model.lm, PeftModel)
     for peft_config in model.lm.peft_config.values():
-        peft_config.base_model_name_or_path = BASE  # beside it, not where training began
+        peft_config.base_model_name_or_path = BASE  # its sibling folder, not the backbone
     save_backbone(model.lm, model.tokenizer, folder / ADAPTER)
     base: Any = model.lm.unload()
     if hasattr(base, "peft_config"):

@@ -19,12 +19,11 @@ from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
-    add_run_arguments,
-    add_run_folder,
-    add_typed_arguments,
+    add_input_arguments,
     parse_turns,
     run_command,
     run_options,
+    run_parser,
 )
 
 if TYPE_CHECKING:
@@ -34,25 +33,17 @@ HISTORY_SHOWN = 12
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for a mistake that the user can mend."""
-    return run_command(_recommend, parser().parse_args(argv))
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    command = argparse.ArgumentParser(
-        prog="python -m recbole_multdpo.recommend",
-        description="The best items of the whole catalogue by the model of a finished run.",
+    """Run the command line; returns the exit status, see `run_command`."""
+    command = run_parser(
+        "recommend", "The best items of the whole catalogue by the model of a finished run."
     )
-    add_run_folder(command)
     who = command.add_mutually_exclusive_group(required=True)
     who.add_argument("--users", "--user", metavar="ID,ID", help="users of the data set")
     who.add_argument("--users_file", type=Path, metavar="FILE", help="one user id per line")
-    add_typed_arguments(who)
+    add_input_arguments(who)
     command.add_argument("--k", type=int, default=10, help="length of the lists (default 10)")
     command.add_argument("--json", action="store_true", help="one JSON object per line")
-    add_run_arguments(command)
-    return command
+    return run_command(_recommend, command.parse_args(argv))
 
 
 def _recommend(options: argparse.Namespace) -> None:
@@ -92,10 +83,10 @@ def _answers(
 
 
 def read_users(file: Path) -> list[str]:
-    """The user ids of a text file, one per line; empty lines are skipped.
+    """User ids from a text file, one per line; empty lines are skipped.
 
     Raises:
-        DataError: the file cannot be read or holds no id.
+        DataError: the file cannot be read or has no id.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()

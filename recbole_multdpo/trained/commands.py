@@ -1,4 +1,4 @@
-"""What the commands on finished runs have in common: arguments, errors, what people type."""
+"""Shared parts of the commands on finished runs: arguments, errors, typed conversations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.text import parse_literal
 
-# what an evaluation may change: how a run is tested, and how much is computed at once
+# the settings that an evaluation may change: of the test, and of speed
 EVALUATION_SETTINGS = (
     "eval_args metrics topk test_information tail_ratio metric_decimal_place eval_batch_size"
     " rank_batch_users num_threads show_progress"
@@ -22,47 +22,56 @@ EVALUATION_SETTINGS = (
 SPEAKERS = {**{role: role for role in ROLES}, "recommender": "assistant"}
 
 
+def run_parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """The parser of `python -m recbole_multdpo.NAME RUN_FOLDER`, with `add_run_arguments`.
+
+    Args:
+        name: the command.
+        description: one sentence.
+        options: of `ArgumentParser`.
+    """
+    prog = f"python -m recbole_multdpo.{name}"
+    command = argparse.ArgumentParser(prog=prog, description=description, **options)
+    command.add_argument("run_folder", type=Path, help="what a run wrote, e.g. saved/LLMRec-...")
+    add_run_arguments(command)
+    return command
+
+
 def add_run_arguments(command: argparse.ArgumentParser) -> None:
-    """The arguments that replace settings of a run, or are not taken from its folder."""
+    """Add arguments that replace a run's settings, or are never taken from its folder."""
     command.add_argument("--data_path", help="folder of the data set's folder, if it has moved")
     command.add_argument("--device", help="auto, cpu, cuda or cuda:N instead of the run's")
-    for name, what in (
+    for name, text in (
         (
             "trust_remote_code",
-            "run the Python code that comes with the run's model: only where you "
-            "trust who made the folder",
+            "run the Python code that comes with the run's model: only if you trust its author",
         ),
         ("log_wandb", "log to Weights & Biases, for commands that log"),
     ):
         command.add_argument(
-            f"--{name}", nargs="?", const=True, type=_true_or_false, metavar="True", help=what
+            f"--{name}", nargs="?", const=True, type=_boolean, metavar="True", help=text
         )
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_run_arguments` has read, as arguments of `trained.run.load_run`."""
+    """The parsed `add_run_arguments`, as arguments of `trained.run.load_run`."""
     names = ("data_path", "device", "trust_remote_code", "log_wandb")
     return {name: getattr(options, name) for name in names}
 
 
-def _true_or_false(text: str) -> bool:
+def _boolean(text: str) -> bool:
     value = parse_literal(text)
     if not isinstance(value, bool):
         raise argparse.ArgumentTypeError(f"must be True or False, got {text!r}")
     return value
 
 
-def add_run_folder(command: argparse.ArgumentParser) -> None:
-    """The run's folder, as the first argument."""
-    command.add_argument("run_folder", type=Path, help="what a run wrote, e.g. saved/LLMRec-...")
-
-
-def add_typed_arguments(who: argparse._MutuallyExclusiveGroup) -> None:
-    """Titles and conversations, which anybody can type."""
-    who.add_argument(
+def add_input_arguments(group: argparse._MutuallyExclusiveGroup) -> None:
+    """Add `--liked` and `--conversation`: input that is not from the data set."""
+    group.add_argument(
         "--liked", nargs="+", metavar="TITLE", help="titles of the catalogue, or id:ITEM_ID"
     )
-    who.add_argument(
+    group.add_argument(
         "--conversation",
         nargs="+",
         metavar="TURN",
@@ -75,8 +84,7 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
     """Run a command.
 
     Returns:
-        Exit status: 0 done, 2 a mistake that the user can mend (printed without a traceback), 130
-        interrupted.
+        Exit status: 0 done, 2 a user error (printed without a traceback), 130 interrupted.
     """
     try:
         from recbole_multdpo import compat
@@ -84,7 +92,7 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
         compat.apply()  # before RecBole is imported
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # of loading weights: stderr is for errors and our own bars
+        logging.disable_progress_bar()  # of loading weights
         action(options)
     except MultDPOError as error:
         show(f"error: {error}", sys.stderr)
@@ -92,7 +100,7 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `... | head`: the reader has had enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         show(f"error: {system_error(error)}", sys.stderr)
@@ -101,7 +109,7 @@ def run_command(action: Callable[[argparse.Namespace], None], options: argparse.
 
 
 def parse_turns(turns: Sequence[str]) -> list[Message]:
-    """Chat messages of what was typed: one turn each, or all of them as one JSON list.
+    """Chat messages from the command line: one turn per text, or one JSON list of messages.
 
     Raises:
         DataError: the JSON is not a list of messages.
