@@ -16,8 +16,8 @@ from recbole_multdpo.evaluate import main
 from recbole_multdpo.quick_start import run
 from tests.integration.test_conversations import DATA, write_conversations
 from tests.integration.toy import N_USERS, toy_arguments, write_toy
-from tests.test_information import LEAVE_ONE_OUT
-from tests.test_information import arguments as classical_arguments
+from tests.settings.test_information import LEAVE_ONE_OUT
+from tests.settings.test_information import arguments as classical_arguments
 
 pytestmark = pytest.mark.integration
 
