@@ -78,7 +78,8 @@ def compare(
     from recbole_multdpo.runs.load import load_dataset, split_dataset
     from recbole_multdpo.settings.config import load_config
     from recbole_multdpo.training.stages import fit_stage, train_loader
-    from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+    from recbole_multdpo.training.step import Stage
+    from recbole_multdpo.training.trainer import SetwiseTrainer
 
     if options.run and dataset == "ml-100k":
         settings = [

@@ -54,7 +54,8 @@ from recbole_multdpo.training.sft_cache import (
     cache_folder,
 )
 from recbole_multdpo.training.stages import StageRunner
-from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+from recbole_multdpo.training.step import Stage
+from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
-from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+from recbole_multdpo.training.step import Stage
+from recbole_multdpo.training.trainer import SetwiseTrainer
 
 # of what may differ from the run those that leave the figures of the test as they are
 _SAME_FIGURES = frozenset("eval_batch_size rank_batch_users num_threads show_progress".split())

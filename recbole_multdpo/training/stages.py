@@ -49,7 +49,8 @@ from recbole_multdpo.training.sft_cache import (
     sft_key,
     store_sft,
 )
-from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
+from recbole_multdpo.training.step import Stage
+from recbole_multdpo.training.trainer import SetwiseTrainer
 
 SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,10 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
-from recbole_multdpo.data.loader import FILLER, RankingDataLoader, SetwiseDataLoader
+from recbole_multdpo.data.loader import RankingDataLoader, SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
-from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
-from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
-from recbole_multdpo.model.llmrec import LLMRec, StepOutput
+from recbole_multdpo.losses.batch import SetwiseBatch
+from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import (
     load_checkpoint,
     load_trainable_tensors,
@@ -39,52 +36,20 @@ from recbole_multdpo.runs.checkpoint import (
 )
 from recbole_multdpo.runs.fingerprints import check_resumed
 from recbole_multdpo.runs.logs import log_sizes
-from recbole_multdpo.runs.resume import REFIT, settings_hash
+from recbole_multdpo.runs.resume import settings_hash
 from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
-from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 from recbole_multdpo.runtime.random_state import random_state, restore_random_state
-from recbole_multdpo.scoring.packed import packed_lengths
-from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
+from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives
+from recbole_multdpo.training.step import NotFinite, OutOfMemory, Stage, TrainingStep
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
 DIVERGED = 2.0  # an epoch's mean loss over that of the stage's first epoch, for a warning
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One of the two training stages, or its repetition on validation rows too.
-
-    Attributes:
-        name: one of `resuming.STAGES`; names checkpoints and TensorBoard tags.
-        epochs: length of the stage.
-        learning_rate: peak learning rate.
-        eval_step: epochs between validations; 0 for none during the stage.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    eval_step: int
-
-    @property
-    def kind(self) -> str:
-        """'sft' or 'preference'."""
-        return self.name.removeprefix(REFIT)
-
-    @property
-    def refit_epochs(self) -> int | None:
-        """Length of a repetition; None for the stage itself."""
-        return self.epochs if self.name.startswith(REFIT) else None
-
-    @property
-    def unvalidated(self) -> int:
-        """Epochs after the last validation, whose weights cannot be chosen as the best."""
-        return self.epochs % self.eval_step if 0 < self.eval_step < self.epochs else 0
 
 
 @dataclass
@@ -138,7 +103,7 @@ class SetwiseTrainer(Trainer):
             signals: signals that the training loop waits for; None: signals are not handled.
             fingerprints: of what the run is made from, for its checkpoints.
         """
-        self.stage = stage
+        self.stage, self.settings = stage, model.settings
         super().__init__(config, model)
         self.epochs = stage.epochs
         self.eval_step = min(stage.eval_step, stage.epochs)
@@ -152,15 +117,14 @@ class SetwiseTrainer(Trainer):
         self.step_log: StepLog | None = None
         self.saved_model_file = str(self.best_folder)
         self.schedule: LRScheduler | None = None
-        self._engine: Engine | None = None
+        self._step: TrainingStep | None = None
         self.resumed_schedule: dict[str, Any] | None = None  # kept until `fit` makes the schedule
         self.resumed_optimizer: dict[str, Tensor] | None = None  # kept until the next step
         self.resumed_negatives: dict[str, Tensor] = {}  # kept until the epoch goes on
         self.drawn_negatives: DynamicNegatives | None = None
         self.global_step = 0
         self.position = Position()
-        self.n_contexts = 0  # of the batch under way, in all processes together
-        self.max_rows: int | None = None  # contexts of a part, after it ran out of memory
+        self.resumed_max_rows: int | None = None  # kept until the first use of `step`
 
     # ---- optimisation ----
 
@@ -169,15 +133,28 @@ class SetwiseTrainer(Trainer):
         return super()._build_optimizer(params=trained, learning_rate=self.stage.learning_rate)
 
     @property
+    def step(self) -> TrainingStep:
+        """The optimizer steps of the stage and their engine, from the first use to its end."""
+        if self._step is None:
+            self._step = TrainingStep(
+                self.settings,
+                make_engine(self.config, self.model, self.optimizer),
+                self.stage,
+                items=self.model.items,
+                user_name=self.model.user_name,
+                bounds_log=self.bounds_log,
+                max_rows=self.resumed_max_rows,
+            )
+        return self._step
+
+    @property
     def engine(self) -> Engine:
-        """What makes the steps, from the first use to the end of the stage."""
-        if self._engine is None:
-            self._engine = make_engine(self.config, self.model, self.optimizer)
-        return self._engine
+        """The engine of the stage's steps."""
+        return self.step.engine
 
     def _unsharded_model(self) -> AbstractContextManager[None]:
         """Within it, each process can run the model by itself."""
-        return nullcontext() if self._engine is None else self._engine.unsharded()
+        return nullcontext() if self._step is None else self.engine.unsharded()
 
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]
         """Train the stage; returns RecBole's (best score, best result).
@@ -188,9 +165,9 @@ class SetwiseTrainer(Trainer):
         """
         n_steps = self.epochs * len(train_data)
         self.schedule = get_scheduler(
-            self.model.settings.lr_scheduler_type,
+            self.settings.lr_scheduler_type,
             self.optimizer,
-            num_warmup_steps=math.ceil(self.model.settings.warmup_ratio * n_steps),
+            num_warmup_steps=math.ceil(self.settings.warmup_ratio * n_steps),
             num_training_steps=max(n_steps, 1),
         )
         if self.resumed_schedule is not None:
@@ -204,7 +181,7 @@ class SetwiseTrainer(Trainer):
             )
         if processes.is_main_process():
             self.step_log = StepLog(self.run_folder, self.stage.name)
-        if self.stage.kind == "preference" and self.model.settings.track_bounds:
+        if self.stage.kind == "preference" and self.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
         found = super().fit(
@@ -214,7 +191,7 @@ class SetwiseTrainer(Trainer):
             **kwargs,
         )
         self.engine.finish()
-        self._engine = None
+        self._step = None
         self._save_reference_cache()  # an epoch without a checkpoint may have been the last
         return found
 
@@ -238,7 +215,7 @@ class SetwiseTrainer(Trainer):
         with self.signals.deferred():
             for batch in progress:
                 metrics = self._train_step(batch.to(self.device))
-                self._count(metrics, self.n_contexts)
+                self._count(metrics, self.step.n_examples)
                 shown = {k: v for k, v in metrics.items() if k != "grad_norm" and "/" not in k}
                 progress.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
                 # a signal reaches the processes at different steps
@@ -276,7 +253,7 @@ class SetwiseTrainer(Trainer):
         elif means["loss"] > DIVERGED * position.first_loss > 0:
             self.logger.warning(
                 f"the mean loss has grown from {position.first_loss:.4g} in the first epoch to "
-                f"{means['loss']:.4g}: training may diverge. Lower --{self._rate_setting}."
+                f"{means['loss']:.4g}: training may diverge. Lower --{self.stage.rate_setting}."
             )
         return means["loss"]
 
@@ -326,210 +303,44 @@ class SetwiseTrainer(Trainer):
         )
 
     def _train_step(self, batch: SetwiseBatch) -> dict[str, float]:
-        """One optimizer step over a batch; its metrics."""
+        """Make one optimizer step over a batch and advance the schedule; the step's metrics.
+
+        Raises:
+            TrainingError: the loss is not finite, or memory runs out; in one process the state
+                before the step is then saved.
+        """
+        assert self.schedule is not None
         if self.resumed_optimizer is not None:
             self.engine.load_optimizer_state(self.resumed_optimizer, batch)
             self.resumed_optimizer = None
-        sums = self._gradient(batch)
-        grad_norm = self.engine.step()
-        if not math.isfinite(grad_norm):
-            raise self._diverged("the gradient", batch.user_ids)
-        assert self.schedule is not None
-        sums["grad_norm"] = grad_norm
-        sums["learning_rate"] = float(self.schedule.get_last_lr()[0])
+        try:
+            metrics = self.step.run(batch, self.global_step + 1)
+        except NotFinite as error:
+            raise TrainingError(
+                f"{error} Last good checkpoint: {self._last_checkpoint()}"
+            ) from None
+        except OutOfMemory as error:
+            self._save_after_failure()
+            raise TrainingError(
+                f"{error} Continue with --resume={self.run_folder}. Last checkpoint: "
+                f"{self._last_checkpoint()}"
+            ) from None
+        metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.global_step += 1
-        return sums
-
-    def _gradient(self, batch: SetwiseBatch) -> dict[str, float]:
-        """The batch's gradient, computed in parts of contexts of similar length; its metrics.
-
-        Weights and metrics are those of the batch of all processes, the parts are this one's.
-
-        Where memory runs out and `auto_batch` is set, it is computed anew in smaller parts, and so
-        are all later batches. The weights of the contexts do not depend on the parts.
-        """
-        while True:
-            self.engine.discard_gradient()
-            log_rows: list[BoundsRows] = []
-            sums: dict[str, float] = defaultdict(float)
-            part = batch
-            try:
-                kl = self.engine.batch_kl(batch)
-                self.n_contexts = int(processes.all_reduce_sum((batch.user_ids != FILLER).sum()))
-                weights = self._context_weights(batch)
-                parts = self._parts(batch, weights)
-                for number, (part, part_weights) in enumerate(parts, 1):
-                    is_last = number == len(parts)
-                    output = self.engine.add_gradient(part, part_weights, kl, is_last=is_last)
-                    self._check_finite(output.losses, part)
-                    self._note(output, part, sums, log_rows)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = error
-            else:
-                break
-            # outside the except block: there the error would hold on to the step's tensors
-            self._retry_smaller(part, failed)
-            del failed
-        if self.bounds_log is not None:
-            rows = chain.from_iterable(processes.all_gather(log_rows))
-            for row in rows if processes.is_main_process() else ():
-                self.bounds_log.append(self.global_step + 1, *row)
-        metrics: dict[str, float] = defaultdict(float)
-        for name, value in chain.from_iterable(s.items() for s in processes.all_gather(sums)):
-            metrics[name] += value
         return metrics
 
-    def _parts(self, batch: SetwiseBatch, weights: Tensor) -> list[tuple[SetwiseBatch, Tensor]]:
-        """What is computed together, and the contexts' weights; equally many in all processes."""
-        settings = self.model.settings
-        n_parts = min(settings.gradient_accumulation_steps, len(batch))
-        lengths = packed_lengths(batch.prompt_lengths, batch.candidates, self.model.items)
-        longest = int(lengths.argmax())
-        if self.engine.lockstep and 0 < settings.max_tokens_per_batch < lengths[longest]:
-            raise TrainingError(
-                f"the context of user {self._some_users(batch.user_ids[longest, None])} has "
-                f"{int(lengths[longest])} tokens, and under ZeRO-3 none can be cut into parts. "
-                f"Raise --max_tokens_per_batch (now {settings.max_tokens_per_batch}), or lower "
-                "--num_negatives or --max_prompt_tokens."
-            )
-        groups = length_buckets(
-            lengths,
-            max_rows=min(math.ceil(len(batch) / n_parts), self.max_rows or len(batch)),
-            max_tokens=settings.max_tokens_per_batch,
-        )
-        parts = [(batch.select(rows), weights[rows]) for rows in groups]
-        # gradients, and under ZeRO-3 weights, are exchanged in step: fill up with what is shortest
-        shortest = batch.select(groups[-1][-1:])
-        filler = replace(shortest, user_ids=torch.full_like(shortest.user_ids, FILLER))
-        return parts + [(filler, weights[:1] * 0)] * (
-            processes.all_reduce_max(len(parts)) - len(parts)
-        )
-
-    def _note(
-        self,
-        output: StepOutput,
-        part: SetwiseBatch,
-        sums: dict[str, float],
-        log_rows: list[BoundsRows],
-    ) -> None:
-        """A part's metrics into the batch's `sums`, its bounds into `log_rows`."""
-        counted = part.user_ids != FILLER
-        if not counted.any():
-            return
-        if not counted.all():
-            part, output = part.select(counted), output.select(counted)
-        metrics = step_metrics(output, part.levels, self.model.settings.beta)
-        if self.bounds_log is not None:
-            metrics |= self._tracked_bounds(log_rows, output, part)
-        for name, value in metrics.items():
-            sums[name] += value * len(part) / self.n_contexts
-
-    def _retry_smaller(self, part: SetwiseBatch, error: RuntimeError) -> None:
-        """Halve the parts after one ran out of memory.
-
-        Raises:
-            TrainingError: it was not asked for, or the part was a single context.
-        """
-        self.engine.discard_gradient()
-        error.__traceback__ = None
-        release_memory()
-        if not self.model.settings.auto_batch or len(part) == 1:
-            raise self._out_of_memory(part, error)
-        self.max_rows = len(part) // 2
-        self.logger.warning(
-            f"out of memory with {len(part)} contexts at once in step {self.global_step + 1}; "
-            f"batches are computed in parts of at most {self.max_rows} from here on, with the same "
-            "result"
-        )
-
-    def _context_weights(self, batch: SetwiseBatch) -> Tensor:
-        """Weight of every context's loss in the batch's, [B], fixed before it is computed in parts.
-
-        Averaged over positives, all positives of the batch weigh alike. A preference loss is a sum
-        over a context's positives, that of supervised fine-tuning their mean.
-        """
-        settings = self.model.settings
-        counted = batch.user_ids != FILLER
-        n_positives = set_masks(batch.levels)[0].sum(1) * counted
-        if self.stage.kind == "sft" and settings.sft_loss_average == "positive":
-            return n_positives / processes.all_reduce_sum(n_positives.sum())
-        if self.stage.kind == "preference" and settings.loss_average == "positive":
-            return counted / processes.all_reduce_sum(n_positives.sum())
-        return counted / self.n_contexts
-
-    def _tracked_bounds(
-        self, log_rows: list[BoundsRows], output: StepOutput, batch: SetwiseBatch
-    ) -> dict[str, float]:
-        """Losses and bounds of every context for the file; their means for TensorBoard."""
-        assert output.reference_logps is not None  # the settings see to that
-        users = self._user_tokens(batch.user_ids)
-        means = {}
-        settings = self.model.settings
-        has_levels = settings.levels or settings.low_ratings != "ignore"
-        kinds = ("sets", "levels") if has_levels else ("sets",)
-        for kind in kinds:
-            found = bounds(
-                output.policy_logps,
-                output.reference_logps,
-                batch.levels,
-                self.model.settings.beta,
-                use_levels=kind == "levels",
-            )
-            log_rows.append((users, kind, found))
-            for name, values in vars(found).items():
-                means[f"bounds_{kind}/{name}"] = float(values.double().mean())
-        return means
-
-    def _check_finite(self, losses: Tensor, batch: SetwiseBatch) -> None:
-        finite = torch.isfinite(losses)
-        if not finite.all():
-            raise self._diverged("the loss", batch.user_ids[~finite])
-
-    @property
-    def _rate_setting(self) -> str:
-        return "sft_learning_rate" if self.stage.kind == "sft" else "learning_rate"
-
-    def _diverged(self, what: str, user_ids: Tensor) -> TrainingError:
-        return TrainingError(
-            f"{what} is not finite in step {self.global_step + 1} of the {self.stage.name} stage, "
-            f"in contexts of users {self._some_users(user_ids)}. Lower --{self._rate_setting} or "
-            "--clip_grad_norm, or use --dtype=float32, in a new run. Last good checkpoint: "
-            f"{self._last_checkpoint()}"
-        )
-
-    def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError) -> TrainingError:
-        """What did not fit and what to lower; the state before the step is saved."""
+    def _save_after_failure(self) -> None:
+        """Save the state before a failed step, if this is the only process."""
         try:
             if processes.world_size() == 1:
                 self._save_step()
         except CheckpointError as failure:
             self.logger.error(str(failure))
-        n_tokens = int(packed_lengths(part.prompt_lengths, part.candidates, self.model.items).max())
-        asked = "" if self.model.settings.auto_batch else "set --auto_batch=True, or "
-        return TrainingError(
-            f"out of memory in step {self.global_step + 1} of the {self.stage.name} stage with "
-            f"{len(part)} contexts at once, the longest of {n_tokens} tokens, of users "
-            f"{self._some_users(part.user_ids)} ({str(error).splitlines()[0]}). To go on from "
-            f"there, {asked}lower --max_tokens_per_batch (now "
-            f"{self.model.settings.max_tokens_per_batch or 'no limit'}), with "
-            f"--resume={self.run_folder}. A new run may also set --gradient_checkpointing=True or "
-            "lower --num_negatives, --max_targets or --max_prompt_tokens. Last checkpoint: "
-            f"{self._last_checkpoint()}"
-        )
 
     def _last_checkpoint(self) -> str:
         folders = step_folders(self.folder)
         return str(folders[0]) if folders else "none was written yet"
-
-    def _some_users(self, user_ids: Tensor) -> str:
-        names = self._user_tokens(user_ids[:8])
-        return f"{', '.join(names)}{' ...' if len(user_ids) > 8 else ''}"
-
-    def _user_tokens(self, user_ids: Tensor) -> list[str]:
-        return [self.model.user_name(user) for user in user_ids.tolist()]
 
     # ---- checkpoints ----
 
@@ -543,7 +354,7 @@ class SetwiseTrainer(Trainer):
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": self.best_valid_result
             and {name: float(value) for name, value in self.best_valid_result.items()},
-            "max_rows": self.max_rows,
+            "max_rows": self.step.max_rows,
             "settings": settings,
             "settings_hash": settings_hash(settings),
             "fingerprints": self.fingerprints,
@@ -562,7 +373,7 @@ class SetwiseTrainer(Trainer):
 
     def _is_save_due(self, n_batches: int) -> bool:
         """Whether `save_steps` asks for a checkpoint that the epoch's end does not write anyway."""
-        save_steps = self.model.settings.save_steps
+        save_steps = self.settings.save_steps
         is_last = self.position.batch == n_batches
         epoch_saves = self.eval_step == 0 or (self.position.epoch + 1) % self.eval_step == 0
         return (
@@ -607,7 +418,7 @@ class SetwiseTrainer(Trainer):
         self.tensorboard.flush()
         state["logs"] = log_sizes(self.run_folder)
         save_checkpoint(step_folder(self.folder, self.global_step), weights, state, tensors)
-        remove_old_steps(self.folder, self.global_step, self.model.settings.save_total_limit)
+        remove_old_steps(self.folder, self.global_step, self.settings.save_total_limit)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Continue after the step of a `step-<n>` checkpoint of this stage.
@@ -627,7 +438,7 @@ class SetwiseTrainer(Trainer):
             self.cur_step = state["cur_step"]
             self.best_valid_score = state["best_valid_score"]
             self.best_valid_result = state["best_valid_result"]
-            self.max_rows = state["max_rows"]
+            self.resumed_max_rows = state["max_rows"]
             self.resumed_schedule = state["schedule"]
             random = _taken(tensors, RANDOM + f"{processes.rank()}.")
             _taken(tensors, RANDOM)  # those of other processes
@@ -696,7 +507,7 @@ class SetwiseTrainer(Trainer):
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            settings = self.model.settings
+            settings = self.settings
             raise TrainingError(
                 f"out of memory while ranking ({str(error).splitlines()[0]}). Lower "
                 f"--rank_batch_users (now {settings.rank_batch_users}), --score_batch_tokens (now "
@@ -711,7 +522,7 @@ class SetwiseTrainer(Trainer):
         excluded = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool, device=self.device)
         excluded[history_index[0].to(self.device), history_index[1].to(self.device)] = True
         targets = None
-        if self.model.settings.stop_at_metrics:
+        if self.settings.stop_at_metrics:
             rows = [positive_i[positive_u == row] for row in range(len(users))]
             targets = pad_sequence(rows, batch_first=True).to(self.device)
         topk = self.model.topk(users, excluded, max(self.config["topk"]), targets)
@@ -722,28 +533,3 @@ def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take the tensors whose names begin with the prefix out; they are named without it."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
-
-
-def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, float]:
-    """Means over a batch for progress bar and TensorBoard.
-
-    `loss` is the mean over contexts, whatever `loss_average` is, so that runs compare.
-    `positive_logp` is the mean log-probability of the positives (nats per item): preference
-    training may lower it while the margin grows, which is worth seeing. `margin` is the mean over
-    contexts of the mean reward of the positives less that of the negatives, the reward being beta
-    times the log-ratio; without a reference, of the log-probabilities themselves.
-    """
-    positive_logps, negative_logps = set_means(output.policy_logps, levels)
-    metrics = {
-        "loss": float(output.losses.detach().mean()),
-        "positive_logp": float(positive_logps.mean()),
-    }
-    if set_masks(levels)[1].any():
-        values = output.policy_logps
-        if output.reference_logps is not None:
-            values = rewards(output.policy_logps, output.reference_logps, levels, beta)
-        positive_values, negative_values = set_means(values, levels)
-        # a context without negatives has none to average
-        metrics["negative_logp"] = float(negative_logps.nanmean())
-        metrics["margin"] = float((positive_values - negative_values).nanmean())
-    return metrics

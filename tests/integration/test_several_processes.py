@@ -30,6 +30,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.distributed import DeepSpeedEngine, TorchEngine
+from recbole_multdpo.training.step import TrainingStep
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 from tests.several_processes import free_port, launcher_environment, run_processes
@@ -130,10 +131,10 @@ def test_a_share_weighed_by_itself_trains_another_model(data_path: Path, tmp_pat
     """Control: the average over the processes of each one's average, as is usual."""
 
     def naive() -> dict[str, Any]:
-        def weights(trainer: SetwiseTrainer, batch: Any) -> torch.Tensor:
+        def weights(step: TrainingStep, batch: Any) -> torch.Tensor:
             return torch.full((len(batch),), 1 / len(batch) / processes.world_size())
 
-        SetwiseTrainer._context_weights = weights  # type: ignore[method-assign]
+        TrainingStep.example_weights = weights  # type: ignore[method-assign]
         return recorded(toy_arguments(data_path, tmp_path / "two", *UNEVEN_SFT, "--loss=sft"))
 
     run(toy_arguments(data_path, tmp_path / "one", *UNEVEN_SFT, "--loss=sft"))

@@ -1,0 +1,324 @@
+"""One optimizer step: example weights, parts of a batch, out-of-memory retry, bounds, metrics."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from logging import getLogger
+
+import torch
+from torch import Tensor
+
+from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.data.loader import FILLER
+from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
+from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
+from recbole_multdpo.model.llmrec import StepOutput
+from recbole_multdpo.runs.resume import REFIT
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
+from recbole_multdpo.scoring.packed import packed_lengths
+from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
+from recbole_multdpo.training.distributed import Engine
+
+
+class NotFinite(TrainingError):
+    """The loss or the gradient of a step holds NaN or an infinity."""
+
+
+class OutOfMemory(TrainingError):
+    """A step ran out of memory; the weights are those before it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the two training stages, or its repetition on validation rows too.
+
+    Attributes:
+        name: one of `runs.resume.STAGES`; names checkpoints and TensorBoard tags.
+        epochs: length of the stage.
+        learning_rate: peak learning rate.
+        eval_step: epochs between validations; 0 for none during the stage.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    eval_step: int
+
+    @property
+    def kind(self) -> str:
+        """'sft' or 'preference'."""
+        return self.name.removeprefix(REFIT)
+
+    @property
+    def refit_epochs(self) -> int | None:
+        """Length of a repetition; None for the stage itself."""
+        return self.epochs if self.name.startswith(REFIT) else None
+
+    @property
+    def unvalidated(self) -> int:
+        """Epochs after the last validation, whose weights cannot be chosen as the best."""
+        return self.epochs % self.eval_step if 0 < self.eval_step < self.epochs else 0
+
+    @property
+    def rate_setting(self) -> str:
+        """Name of the setting that is the stage's learning rate."""
+        return "sft_learning_rate" if self.kind == "sft" else "learning_rate"
+
+
+class TrainingStep:
+    """Makes the optimizer steps of a stage.
+
+    In a run of several processes all of them call it together, each with its share of the batch;
+    weights and metrics are those of the whole batch.
+
+    Attributes:
+        engine: computes gradients and updates the weights.
+        bounds_log: file of the bounds of every example; None for no bounds.
+        max_rows: examples of a part after one ran out of memory; None before.
+        n_examples: examples of the last batch, of all processes together.
+    """
+
+    def __init__(
+        self,
+        settings: LLMRecSettings,
+        engine: Engine,
+        stage: Stage,
+        *,
+        items: ItemTokens,
+        user_name: Callable[[int], str],
+        bounds_log: BoundsLog | None = None,
+        max_rows: int | None = None,
+    ) -> None:
+        """Set up the steps of a stage.
+
+        Args:
+            settings: of the model and its training.
+            engine: of the stage's model.
+            stage: decides how examples are weighted and which metrics there are.
+            items: token table of the catalogue, on the device of the batches.
+            user_name: maps RecBole's inner user id to the id in the data files.
+            bounds_log: file of the bounds; None for no bounds.
+            max_rows: examples of a part, at most; None for no limit.
+        """
+        self.settings, self.engine, self.stage = settings, engine, stage
+        self.items, self.user_name = items, user_name
+        self.bounds_log, self.max_rows = bounds_log, max_rows
+        self.n_examples = 0
+
+    def run(self, batch: SetwiseBatch, number: int) -> dict[str, float]:
+        """Make one optimizer step.
+
+        Args:
+            batch: this process's examples, on the model's device.
+            number: of the step within the stage, from 1; for messages and `bounds.csv`.
+
+        Returns:
+            `step_metrics`, means of the bounds if they are logged, and `grad_norm`, the norm of
+            the gradient before clipping.
+
+        Raises:
+            NotFinite: the loss or the gradient is not finite.
+            OutOfMemory: a part does not fit, and may not or cannot be made smaller.
+            TrainingError: an example is too long for ZeRO-3.
+        """
+        metrics = self._gradient(batch, number)
+        grad_norm = self.engine.step()
+        if not math.isfinite(grad_norm):
+            raise self._not_finite("the gradient", batch.user_ids, number)
+        metrics["grad_norm"] = grad_norm
+        return metrics
+
+    def _gradient(self, batch: SetwiseBatch, number: int) -> dict[str, float]:
+        """Compute the batch's gradient in parts of examples of similar length; its metrics.
+
+        If memory runs out and `auto_batch` is set, the batch is computed again in smaller parts,
+        and so are all later ones. The weights of the examples do not depend on the parts.
+        """
+        while True:
+            self.engine.discard_gradient()
+            log_rows: list[BoundsRows] = []
+            sums: dict[str, float] = defaultdict(float)
+            part = batch
+            try:
+                kl = self.engine.batch_kl(batch)
+                self.n_examples = int(processes.all_reduce_sum((batch.user_ids != FILLER).sum()))
+                parts = self._parts(batch, self.example_weights(batch))
+                for i, (part, weights) in enumerate(parts, 1):
+                    output = self.engine.add_gradient(part, weights, kl, is_last=i == len(parts))
+                    finite = torch.isfinite(output.losses)
+                    if not finite.all():
+                        raise self._not_finite("the loss", part.user_ids[~finite], number)
+                    self._add_metrics(output, part, sums, log_rows)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = error
+            else:
+                break
+            # outside the except block, where the error would keep the step's tensors alive
+            self._retry_smaller(part, failed, number)
+            del failed
+        if self.bounds_log is not None:
+            rows = chain.from_iterable(processes.all_gather(log_rows))
+            for row in rows if processes.is_main_process() else ():
+                self.bounds_log.append(number, *row)
+        metrics: dict[str, float] = defaultdict(float)
+        for name, value in chain.from_iterable(s.items() for s in processes.all_gather(sums)):
+            metrics[name] += value
+        return metrics
+
+    def example_weights(self, batch: SetwiseBatch) -> Tensor:
+        """Weight of every example's loss in the batch's, [B]; independent of the parts.
+
+        With an average over positives, all positives of the batch weigh the same: a preference loss
+        is a sum over an example's positives, the loss of supervised fine-tuning their mean.
+        """
+        counted = batch.user_ids != FILLER
+        n_positives = set_masks(batch.levels)[0].sum(1) * counted
+        if self.stage.kind == "sft" and self.settings.sft_loss_average == "positive":
+            return n_positives / processes.all_reduce_sum(n_positives.sum())
+        if self.stage.kind == "preference" and self.settings.loss_average == "positive":
+            return counted / processes.all_reduce_sum(n_positives.sum())
+        return counted / self.n_examples
+
+    def _parts(self, batch: SetwiseBatch, weights: Tensor) -> list[tuple[SetwiseBatch, Tensor]]:
+        """Parts of the batch and the weights of their examples; equally many in all processes."""
+        settings = self.settings
+        n_parts = min(settings.gradient_accumulation_steps, len(batch))
+        lengths = packed_lengths(batch.prompt_lengths, batch.candidates, self.items)
+        longest = int(lengths.argmax())
+        if self.engine.lockstep and 0 < settings.max_tokens_per_batch < lengths[longest]:
+            raise TrainingError(
+                f"the context of user {self._users(batch.user_ids[longest, None])} has "
+                f"{int(lengths[longest])} tokens, and under ZeRO-3 none can be cut into parts. "
+                f"Raise --max_tokens_per_batch (now {settings.max_tokens_per_batch}), or lower "
+                "--num_negatives or --max_prompt_tokens."
+            )
+        groups = length_buckets(
+            lengths,
+            max_rows=min(math.ceil(len(batch) / n_parts), self.max_rows or len(batch)),
+            max_tokens=settings.max_tokens_per_batch,
+        )
+        parts = [(batch.select(rows), weights[rows]) for rows in groups]
+        # processes exchange gradients, and under ZeRO-3 weights, in lockstep: fill up with the
+        # shortest example
+        shortest = batch.select(groups[-1][-1:])
+        filler = replace(shortest, user_ids=torch.full_like(shortest.user_ids, FILLER))
+        return parts + [(filler, weights[:1] * 0)] * (
+            processes.all_reduce_max(len(parts)) - len(parts)
+        )
+
+    def _add_metrics(
+        self,
+        output: StepOutput,
+        part: SetwiseBatch,
+        sums: dict[str, float],
+        log_rows: list[BoundsRows],
+    ) -> None:
+        """Add a part's share of the batch's metrics to `sums`, its bounds to `log_rows`."""
+        counted = part.user_ids != FILLER
+        if not counted.any():
+            return
+        if not counted.all():
+            part, output = part.select(counted), output.select(counted)
+        metrics = step_metrics(output, part.levels, self.settings.beta)
+        if self.bounds_log is not None:
+            metrics |= self._bounds(output, part, log_rows)
+        for name, value in metrics.items():
+            sums[name] += value * len(part) / self.n_examples
+
+    def _bounds(
+        self, output: StepOutput, part: SetwiseBatch, log_rows: list[BoundsRows]
+    ) -> dict[str, float]:
+        """Add losses and bounds of every example to `log_rows`; their means for TensorBoard."""
+        assert output.reference_logps is not None  # the settings' check of `track_bounds`
+        users = [self.user_name(user) for user in part.user_ids.tolist()]
+        has_levels = self.settings.levels or self.settings.low_ratings != "ignore"
+        means = {}
+        for kind in ("sets", "levels") if has_levels else ("sets",):
+            found = bounds(
+                output.policy_logps,
+                output.reference_logps,
+                part.levels,
+                self.settings.beta,
+                use_levels=kind == "levels",
+            )
+            log_rows.append((users, kind, found))
+            for name, values in vars(found).items():
+                means[f"bounds_{kind}/{name}"] = float(values.double().mean())
+        return means
+
+    def _retry_smaller(self, part: SetwiseBatch, error: RuntimeError, number: int) -> None:
+        """Halve the parts after one ran out of memory.
+
+        Raises:
+            OutOfMemory: `auto_batch` is off, or the part was a single example.
+        """
+        self.engine.discard_gradient()
+        error.__traceback__ = None
+        release_memory()
+        if not self.settings.auto_batch or len(part) == 1:
+            raise self._out_of_memory(part, error, number)
+        self.max_rows = len(part) // 2
+        getLogger().warning(
+            f"out of memory with {len(part)} contexts at once in step {number}; batches are "
+            f"computed in parts of at most {self.max_rows} from here on, with the same result"
+        )
+
+    def _not_finite(self, what: str, user_ids: Tensor, number: int) -> NotFinite:
+        return NotFinite(
+            f"{what} is not finite in step {number} of the {self.stage.name} stage, in contexts of "
+            f"users {self._users(user_ids)}. Lower --{self.stage.rate_setting} or "
+            "--clip_grad_norm, or use --dtype=float32, in a new run."
+        )
+
+    def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError, number: int) -> OutOfMemory:
+        settings = self.settings
+        n_tokens = int(packed_lengths(part.prompt_lengths, part.candidates, self.items).max())
+        asked = "" if settings.auto_batch else "set --auto_batch=True, or "
+        return OutOfMemory(
+            f"out of memory in step {number} of the {self.stage.name} stage with {len(part)} "
+            f"contexts at once, the longest of {n_tokens} tokens, of users "
+            f"{self._users(part.user_ids)} ({str(error).splitlines()[0]}). To make it fit, "
+            f"{asked}lower --max_tokens_per_batch (now "
+            f"{settings.max_tokens_per_batch or 'no limit'}). A new run may also set "
+            "--gradient_checkpointing=True or lower --num_negatives, --max_targets or "
+            "--max_prompt_tokens."
+        )
+
+    def _users(self, user_ids: Tensor) -> str:
+        """Names of the first users, for a message."""
+        names = [self.user_name(user) for user in user_ids[:8].tolist()]
+        return f"{', '.join(names)}{' ...' if len(user_ids) > 8 else ''}"
+
+
+def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, float]:
+    """Means over the examples of a batch for progress bar and TensorBoard.
+
+    `loss` is the mean over examples, whatever `loss_average` is, so that runs compare.
+    `positive_logp` is the mean log-probability of the positives (nats per item): preference
+    training may lower it while the margin grows, which is worth seeing. `margin` is the mean over
+    examples of the mean reward of the positives minus that of the negatives, the reward being beta
+    times the log-ratio; without a reference, of the log-probabilities themselves.
+    """
+    positive_logps, negative_logps = set_means(output.policy_logps, levels)
+    metrics = {
+        "loss": float(output.losses.detach().mean()),
+        "positive_logp": float(positive_logps.mean()),
+    }
+    if set_masks(levels)[1].any():
+        values = output.policy_logps
+        if output.reference_logps is not None:
+            values = rewards(output.policy_logps, output.reference_logps, levels, beta)
+        positive_values, negative_values = set_means(values, levels)
+        # an example without negatives has no mean of them
+        metrics["negative_logp"] = float(negative_logps.nanmean())
+        metrics["margin"] = float((positive_values - negative_values).nanmean())
+    return metrics
