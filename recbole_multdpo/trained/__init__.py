@@ -1,1 +1,1 @@
-"""Finished runs in use: loaded, recommending, explained, exported. See docs/trained.md."""
+"""Finished runs: loading, recommending, explaining, exporting. See docs/trained.md."""

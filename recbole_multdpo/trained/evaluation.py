@@ -1,9 +1,9 @@
-"""A finished run tested again: as it was, or with other candidates, metrics or cut-offs.
+"""Evaluation of a finished run: its own test, or other candidates, metrics or cut-offs.
 
-Nothing is trained and nothing is chosen again: the weights are those of the folder, and so are the
-assistant's weight, BIGRec's gamma and all else that validation decided. An assistant is taken from
-the cache of the run, or trained again as it was. Sampled candidates are drawn from the run's seed,
-as the run drew them.
+Nothing is trained or chosen again: the weights come from the folder, and so do the assistant's
+weight, BIGRec's gamma and everything else that validation decided. An assistant comes from the
+run's cache, or is trained again with the same settings. Sampled candidates are drawn with the run's
+seed, so they are the same.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from recbole_multdpo.trained.run import load_run, result_of, run_config, set_thr
 from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
-# of what may differ from the run those that leave the figures of the test as they are
+# the changeable settings that do not change the figures
 _SAME_FIGURES = frozenset("eval_batch_size rank_batch_users num_threads show_progress".split())
 
 
 def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """Test a finished run; what the evaluation's file holds.
+    """Test a finished run; returns the content of the evaluation's file.
 
     Args:
-        folder: what the run wrote.
-        changes: settings, as on the command line, of `EVALUATION_SETTINGS`; a part of `eval_args`
+        folder: the run's folder.
+        changes: settings of `EVALUATION_SETTINGS`, as on the command line; a part of `eval_args`
             keeps the others.
         options: as for `trained.run.load_run`.
 
     Raises:
-        ConfigError: a setting that cannot be changed, or a test that the run cannot take: it would
-            test what the run has learned from, or needs another training.
-        DataError: the test is the run's own, and its figures do not come out again.
+        ConfigError: a setting cannot be changed, or the test is invalid for the run: its items were
+            used in training, or it needs another training.
+        DataError: the data have changed, or the run's own test does not reproduce its figures.
     """
     result = result_of(folder)
     check_folder(folder, result)
@@ -101,10 +101,10 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
 
 
 def _check_data(folder: Path, different: Sequence[str]) -> None:
-    """Refuse data that are not those of the run.
+    """Refuse changed data.
 
     Raises:
-        DataError: it says what has changed.
+        DataError: with the parts that have changed.
     """
     if different:
         raise DataError(
@@ -124,13 +124,13 @@ def _check_known(changes: Mapping[str, Any]) -> None:
 def _changed_config(
     folder: Path, base: Config, changes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Config:
-    """The run's settings with the changes; nothing is chosen by `valid_metric`, which must fit."""
+    """The run's settings with the changes; the unused `valid_metric` is made to fit the metrics."""
     changed = dict(changes)
     wanted = changed.get(KEY, base[KEY])
     if wanted != base[KEY] and "refit" in (wanted, base[KEY]):
         raise ConfigError(
-            f"{KEY}={wanted}: the run's weights are those of {KEY}={base[KEY]}. Train it anew: run "
-            f"its command with --{KEY}={wanted}."
+            f"{KEY}={wanted}: the run's weights are those of {KEY}={base[KEY]}. Train it again: "
+            f"run its command with --{KEY}={wanted}."
         )
     if "metrics" in changed or "topk" in changed:
         metrics, topk = (changed.get(key, base[key]) for key in ("metrics", "topk"))
@@ -145,7 +145,7 @@ def _changed_config(
 def _test_classical(
     folder: Path, base: Config, config: Config, scratch: Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Dataset]:
-    """The metrics of one of RecBole's models, and the part that was tested."""
+    """Test metrics of one of RecBole's models, and the tested part."""
     dataset, parts = load_parts(base)
     _check_data(folder, changed_data(folder, result_of(folder), dataset, parts))
     parts = _with_test_of(base, config, parts)
@@ -166,7 +166,7 @@ def _test_classical(
 def _test_language_model(
     folder: Path, base: Config, config: Config, scratch: Path, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Dataset]:
-    """The metrics of a language model, with its assistant, and the part that was tested."""
+    """Test metrics of a language model, with its assistant, and the tested part."""
     run = load_run(folder, scratch=scratch, **options)
     _check_data(folder, run.changed)
     parts = _with_test_of(base, config, run.parts)
@@ -191,7 +191,7 @@ def _with_test_of(base: Config, config: Config, parts: list[Dataset]) -> list[Da
     """The run's parts, with the test part of another split.
 
     Raises:
-        ConfigError: that has rows which the run learned from or was chosen by, or the parts are
+        ConfigError: rows of that test part were used in training or validation, or the parts are
             files.
     """
     own, other = (
@@ -218,10 +218,10 @@ def _with_test_of(base: Config, config: Config, parts: list[Dataset]) -> list[Da
 
 
 def _check_reproduced(folder: Path, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse figures of the run's own test that are not the run's.
+    """Refuse figures of the run's own test that differ from the run's.
 
     Raises:
-        DataError: it names them.
+        DataError: with the differing figures.
     """
     different = [
         f"{name} {own[name]} there, {found.get(name)} now"

@@ -1,4 +1,4 @@
-"""Why a ranking is as it is: every item's probability before and after the preference stage.
+"""Explanation of a ranking: every item's probability before and after the preference stage.
 
 The reward that preference training gave an item is r = beta * [log pi(item | prompt) - log
 pi_ref(item | prompt)], in nats, with the model after supervised fine-tuning as the reference (DPO's
@@ -23,14 +23,14 @@ from recbole_multdpo.scoring.packed import packed_token_logps
 from recbole_multdpo.scoring.padded import padded_token_logps
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES
-from recbole_multdpo.trained.recommender import Context, Item, Recommender
+from recbole_multdpo.trained.recommender import Item, Query, Recommender
 from recbole_multdpo.trained.run import TrainedRun, load_run, result_of, run_config
 from recbole_multdpo.trained.sft_start import load_sft_start
 
 
 @dataclass(frozen=True)
 class TokenPart:
-    """One token's share of an item's log-probability, nats."""
+    """One token's part of an item's log-probability, nats."""
 
     text: str
     logp: float
@@ -44,14 +44,14 @@ class ItemExplanation:
     Attributes:
         id: the item's id in the data files.
         title: its text.
-        rank: after alignment, among the items that may be recommended; None for one that may not.
-        reference_rank: before it.
+        rank: after alignment, among the items that may be recommended; None for excluded items.
+        reference_rank: before alignment.
         logp: log pi(item | prompt), nats.
         reference_logp: log pi_ref(item | prompt), nats.
         reward: beta * (logp - reference_logp).
-        in_test: whether the user liked it in the test part; None where there is no such user.
-        tokens: what `logp` adds up. Tokens without a choice, whose share is 0, are left out at the
-            end of a title.
+        in_test: True if the user liked it in the test part; None for typed input.
+        tokens: the terms of `logp`, without the forced tokens at the end of a title, whose
+            log-probability is 0.
     """
 
     id: str
@@ -70,11 +70,11 @@ class Explanation:
     """The items of one ranking, best first.
 
     Attributes:
-        user: id in the data files; None for what was typed.
-        history: the items that the prompt shows, or that the conversation mentions.
-        conversation: the turns that the prompt shows; None for histories.
-        beta: the reward's factor.
-        items: the k best after and before alignment, and those asked for.
+        user: id in the data files; None for typed input.
+        history: the items shown in the prompt, or mentioned in the conversation.
+        conversation: the turns shown in the prompt; None for histories.
+        beta: the factor of the reward.
+        items: the k best after and before alignment, and the items of `also`.
     """
 
     user: str | None
@@ -93,11 +93,19 @@ class Explainer:
 
     Attributes:
         run: the run with its final weights.
-        recommender: what ranks it.
+        recommender: ranks with the policy.
     """
 
     def __init__(self, run: TrainedRun, reference: LLMRec) -> None:
-        """Put a run beside the model that its preference stage started from."""
+        """Wrap a finished run and its reference model.
+
+        Args:
+            run: a run with a preference stage.
+            reference: the model from which that stage started.
+
+        Raises:
+            CheckpointError: their tokenizers differ.
+        """
         self.run, self._reference = run, reference
         self.recommender = Recommender(run)
         if not torch.equal(run.model.items.ids, reference.items.ids):
@@ -112,50 +120,50 @@ class Explainer:
 
         Raises:
             ConfigError: the run has no preference stage.
-            CheckpointError: the weights of the supervised stage are not kept.
+            CheckpointError: the weights of the supervised stage are gone.
         """
         result = result_of(Path(folder))
         loss = result.get("loss")
         if result["model"] != LLMREC or loss is None or loss in WITHOUT_PREFERENCES:
             kind = loss or result["model"]
             raise ConfigError(
-                f"the run in {folder} ({kind}) has no preference stage: there is no policy beside "
-                "a reference. Use a run with --loss=mult_dpo or another preference loss."
+                f"the run in {folder} ({kind}) has no preference stage, so policy and reference "
+                "are one. Use a run with --loss=mult_dpo or another preference loss."
             )
         run = load_run(folder, **options)
         config = run_config(run.folder, {}, **options)
         return cls(run, load_sft_start(run.folder, result, config, run.parts))
 
     def for_user(self, user: str | int, k: int = 10, also: Sequence[str] = ()) -> Explanation:
-        """A user of the data set, as `Recommender.for_users` ranks it.
+        """Explain a user of the data set, as ranked by `Recommender.for_users`.
 
         Args:
             user: id as in the data files.
             k: length of both rankings.
             also: titles of further items to explain.
         """
-        return self._explain(self.recommender.user_contexts([user])[0], k, also)
+        return self._explain(self.recommender.user_queries([user])[0], k, also)
 
     def for_titles(
         self, liked: Sequence[str], k: int = 10, also: Sequence[str] = ()
     ) -> Explanation:
-        """Somebody who likes these titles; see `Recommender.for_titles`."""
-        return self._explain(self.recommender.titles_context(liked), k, also)
+        """Explain the ranking for liked titles; see `Recommender.for_titles`."""
+        return self._explain(self.recommender.titles_query(liked), k, also)
 
     def for_conversation(
         self, messages: Sequence[Message], k: int = 10, also: Sequence[str] = ()
     ) -> Explanation:
-        """A conversation; see `Recommender.for_conversation`."""
-        return self._explain(self.recommender.conversation_context(messages), k, also)
+        """Explain the ranking for a conversation; see `Recommender.for_conversation`."""
+        return self._explain(self.recommender.conversation_query(messages), k, also)
 
     @torch.no_grad()
-    def _explain(self, context: Context, k: int, also: Sequence[str]) -> Explanation:
+    def _explain(self, query: Query, k: int, also: Sequence[str]) -> Explanation:
         self.recommender.check_k(k)
         asked = self.recommender.titles.find_all(also) if also else []
         model, beta = self.run.model, self.run.model.settings.beta
-        prompt = self.recommender.prompts([context])
-        scores, ranks = self._ranking(model.lm, prompt, context.excluded)
-        old_scores, old_ranks = self._ranking(self._reference.lm, prompt, context.excluded)
+        prompt = self.recommender.prompts([query])
+        scores, ranks = self._ranking(model.lm, prompt, query.excluded)
+        old_scores, old_ranks = self._ranking(self._reference.lm, prompt, query.excluded)
         best = np.flatnonzero(((ranks > 0) & (ranks <= k)) | ((old_ranks > 0) & (old_ranks <= k)))
         chosen = [int(item) for item in best[np.argsort(ranks[best])]]
         chosen += [item for item in asked if item not in chosen]
@@ -168,19 +176,19 @@ class Explainer:
                 logp=float(scores[item]),
                 reference_logp=float(old_scores[item]),
                 reward=beta * float(scores[item] - old_scores[item]),
-                in_test=None if context.test is None else bool(item in context.test),
+                in_test=None if query.test is None else bool(item in query.test),
                 tokens=tokens,
             )
             for item, tokens in zip(chosen, self._tokens(prompt, chosen), strict=True)
         ]
-        history = [self.recommender.item(item) for item in context.shown.tolist()]
-        user = self.recommender.user_name(context.user)
-        return Explanation(user, history, context.said, beta, items)
+        history = [self.recommender.item(item) for item in query.shown.tolist()]
+        user = self.recommender.user_name(query.user)
+        return Explanation(user, history, query.said, beta, items)
 
     def _ranking(
         self, lm: nn.Module, prompt: tuple[Tensor, Tensor], excluded: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores of all items, nats, and ranks from 1, 0 for excluded items: both [n_items]."""
+        """Log-probabilities of all items, nats, and ranks from 1, 0 if excluded: both [n_items]."""
         model = self.run.model
         scores = model.score_all(*prompt, lm)[0]
         values = scores.double().cpu().numpy()

@@ -1,8 +1,8 @@
 """The catalogue of an exported model: prompts, and the probability of its titles.
 
-`python -m recbole_multdpo.export` writes this file as `rank_catalogue.py` beside the model, with
-the catalogue as `catalogue.json`. It needs torch and transformers and nothing else, and is written
-to be read: one sequence per title, no cache. What `recbole_multdpo` computes fast equals it.
+`python -m recbole_multdpo.export` writes this file as `rank_catalogue.py` into the model's folder,
+with the catalogue as `catalogue.json`. It needs only torch and transformers, and prefers clarity to
+speed: one sequence per title, no cache. `recbole_multdpo` computes the same values faster.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from rank_catalogue import Catalogue
@@ -38,10 +38,10 @@ class Catalogue:
     """Titles with their token ids, and the frame of a prompt.
 
     Attributes:
-        items: of each item `id` (in the data files), `title` and `tokens`, the end token included.
-        over_catalogue: whether probabilities are normalised over the catalogue's titles.
+        items: each item's `id` (in the data files), `title` and `tokens`, the end token included.
+        over_catalogue: True if probabilities are normalised over the catalogue's titles.
         frame: the prompt's fixed token ids and limits.
-        next_tokens: for every beginning of a title, the tokens that continue one.
+        next_tokens: every prefix of a title to the tokens that continue it in some title.
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
@@ -68,8 +68,8 @@ class Catalogue:
     def history_prompt(self, tokenizer: Any, liked: Sequence[str]) -> list[int]:
         """Token ids of the prompt that shows liked titles, the latest last.
 
-        Every piece is tokenised on its own and the ids are joined, as in training; of a long
-        history the latest titles are kept.
+        Every piece is tokenised separately and the ids are joined, as in training. A long history
+        keeps its latest titles.
         """
         if self.frame["context"] != "history":
             raise ValueError("this model was trained on conversations: use conversation_prompt")
@@ -90,7 +90,7 @@ class Catalogue:
 
     @property
     def _room(self) -> int:
-        """Tokens that the fixed text leaves for titles or turns."""
+        """Number of tokens left for titles or turns."""
         fixed = len(self.frame["head"]) + len(self.frame["tail"])
         return int(self.frame["max_prompt_tokens"]) - fixed
 
@@ -123,17 +123,17 @@ class Catalogue:
         return [float(logp) for logp in found]
 
     def logp(self, model: Any, prompt: list[int], item: int) -> float:
-        """Log-probability of the item at a place of `items`, nats."""
+        """Log-probability of `items[item]`, nats."""
         return sum(self.token_logps(model, prompt, self.items[item]["tokens"]))
 
     # ---- decoding ----
 
     def allowed_tokens(self, prompt: list[int], end: int) -> Callable[[int, Any], list[int]]:
-        """For `generate(prefix_allowed_tokens_fn=...)`: only titles of the catalogue are decoded.
+        """A `prefix_allowed_tokens_fn` for `generate` that decodes only titles of the catalogue.
 
         Args:
-            prompt: the prompt's token ids, of every sequence in the batch.
-            end: the tokenizer's end token, allowed where a title is complete.
+            prompt: the prompt's token ids, the same for every sequence of the batch.
+            end: the tokenizer's end token, allowed after a complete title.
         """
 
         def allowed(batch: int, ids: Any) -> list[int]:
@@ -145,10 +145,10 @@ class Catalogue:
     def beam_search(
         self, model: Any, prompt: list[int], k: int, beams: int | None = None
     ) -> list[tuple[str, float]]:
-        """Titles with the highest log-probabilities that a beam search finds, best first.
+        """The k titles with the highest log-probabilities found by beam search, best first.
 
-        Exact where no title among the k best leaves the beam on the way; more `beams` (k by
-        default) make that surer. Titles of the prompt are not left out.
+        Exact if none of the k best titles drops out of the beam; more `beams` (default k) make that
+        less likely. Titles of the prompt are not excluded.
         """
         end = self.items[0]["tokens"][-1]
         ids = torch.tensor([prompt], device=model.device)
@@ -180,7 +180,7 @@ class Catalogue:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text from outside: what looks like a special token is plain characters."""
+    """Token ids of untrusted text: special tokens in it are read as plain characters."""
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     ids: list[int] = encoded["input_ids"]
     return ids

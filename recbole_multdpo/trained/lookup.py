@@ -1,4 +1,4 @@
-"""Finding what people type among users and titles; what is not there is answered by what is near.
+"""Lookup of typed users and titles, with suggestions for near misses.
 
 A typed title need not repeat the catalogue's punctuation, capitals or order of the article: "the
 usual suspects" finds "Usual Suspects, The". `id:50` names an item by its id in the data files.
@@ -19,7 +19,7 @@ _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
 def title_key(title: str) -> str:
-    """What titles are compared by: small letters and digits, without an article at either end."""
+    """Normalised title: lower case, words only, without an article at either end."""
     words = re.findall(r"\w+", title.casefold().replace("'", "").replace("’", ""))
     if len(words) > 1 and words[-1] in _ARTICLES:
         words.pop()
@@ -29,7 +29,7 @@ def title_key(title: str) -> str:
 
 
 class TitleIndex:
-    """The titles of a catalogue, by what people type."""
+    """Index of a catalogue's titles for typed text."""
 
     def __init__(self, titles: Sequence[str], item_names: Sequence[str]) -> None:
         """Index titles.
@@ -48,10 +48,10 @@ class TitleIndex:
                 self._by_key[title_key(title)].append(item)
 
     def find(self, typed: str) -> int:
-        """The inner id of the one item that is meant.
+        """The inner id of the item with this title.
 
         Raises:
-            DataError: no item or several items fit; the message names them or the nearest ones.
+            DataError: no item or several items match; the message names them or the nearest ones.
         """
         typed = " ".join(typed.split())
         if typed.startswith("id:"):
@@ -70,10 +70,10 @@ class TitleIndex:
         return found[0]
 
     def find_all(self, typed: Sequence[str]) -> list[int]:
-        """`find` for several titles, each item once; all problems are reported together.
+        """The distinct items of several titles; all problems are reported together.
 
         Raises:
-            DataError: as `find`; or there is no title.
+            DataError: as `find`; or no title is given.
         """
         found, problems = [], []
         for title in typed:
@@ -88,10 +88,10 @@ class TitleIndex:
         return list(dict.fromkeys(found))
 
     def mentioned_in(self, text: str) -> list[int]:
-        """Items whose titles stand in a text, as whole words with the catalogue's capitals.
+        """Items whose titles occur in a text as whole words, case-sensitive, in their order there.
 
-        Of several items of one title the first is meant, and a title within a longer one that
-        stands there is not ("Alien" in "Alien Nation").
+        If several items share a title, the first is returned. A title inside a longer one that
+        occurs ("Alien" in "Alien Nation") is not returned.
         """
         spans: list[tuple[int, int, int]] = []
         for title in sorted(self._exact, key=len, reverse=True):
@@ -111,10 +111,10 @@ class TitleIndex:
     def _hint(self, typed: str) -> str:
         key = title_key(typed)
         words = set(key.split())
-        # titles that hold every word, the shortest first, then similar spellings
-        holding = [other for other in self._by_key if words and words <= set(other.split())]
+        # titles with all words, the shortest first, then similar spellings
+        containing = [other for other in self._by_key if words and words <= set(other.split())]
         near = difflib.get_close_matches(key, self._by_key, n=N_SUGGESTIONS, cutoff=0.6)
-        keys = dict.fromkeys([*sorted(holding, key=len)[:N_SUGGESTIONS], *near])
+        keys = dict.fromkeys([*sorted(containing, key=len)[:N_SUGGESTIONS], *near])
         names = [self.titles[self._by_key[other][0]] for other in list(keys)[:N_SUGGESTIONS]]
         return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
 
@@ -125,11 +125,11 @@ def find_users(names: Sequence[str], known: Sequence[str], where: str) -> list[i
     Args:
         names: as typed.
         known: all users' ids in inner order; entry 0 is [PAD].
-        where: what they are looked up in, for the message.
+        where: name of the data set, for the message.
 
     Raises:
-        DataError: users are not there; the message names the first ones and what is near. Or there
-            is none to find.
+        DataError: no name is given, or some are unknown; the message names the first ones and the
+            nearest known ids.
     """
     if not names:
         raise DataError("no user is given; name at least one")

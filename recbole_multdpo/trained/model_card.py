@@ -27,7 +27,7 @@ TRAINING = (
     "seed",
 )
 
-# of result.json, besides what every command needs
+# used keys of result.json, besides those that every command needs
 CARD_FIGURES = ("valid_result", "num_items", "num_users_evaluated", "test_set", "versions")
 
 CARD = """---
@@ -128,7 +128,7 @@ def model_card(
         settings: the run's settings.
         result: its `result.json`.
         titles: some titles of the catalogue, for the example.
-        adapter: whether base model and adapter lie apart.
+        adapter: True if base model and adapter are separate folders.
     """
     loss = str(result.get("loss"))
     on_conversations = settings["context"] == "conversation"

@@ -1,4 +1,4 @@
-"""Recommendations from a run folder, as a Python object.
+"""Recommendations with a finished run, from Python.
 
     from recbole_multdpo import Recommender
 
@@ -6,8 +6,8 @@
     for answer in recommender.for_users(["1", "2"], k=5):
         print(answer.user, [item.title for item in answer.recommendations])
 
-A user of the data set is shown the items that the run's test ranked for them: known are training
-and validation items, which are not recommended; what the prompt shows are the run's own histories.
+For a user of the data set this is the ranking of the run's test: training and validation items are
+excluded, and the prompt shows the same history.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Recommendation:
     Attributes:
         rank: from 1.
         id: the item's id in the data files.
-        title: its text.
+        title: the item's text.
         score: see `Recommender.score_name`.
-        in_test: whether the user liked it in the test part; None where there is no such user.
+        in_test: True if the user liked it in the test part; None for typed input.
     """
 
     rank: int
@@ -67,15 +67,15 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class Context:
-    """Who is to be recommended something, in inner ids.
+class Query:
+    """Input of one ranking, in inner ids.
 
     Attributes:
-        user: inner id in the data set; None for what was typed.
-        shown: items of the prompt, the latest last, or those that the conversation mentions.
+        user: inner id in the data set; None for typed input.
+        shown: items of the prompt, the latest last, or items mentioned in the conversation.
         said: the turns of a conversation; None for histories.
         excluded: items that are not recommended.
-        test: the user's items in the test part; None where there is no such user.
+        test: the user's items in the test part; None for typed input.
     """
 
     user: int | None
@@ -87,12 +87,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one user, list of titles or conversation is recommended.
+    """The recommendations for one user, list of titles or conversation.
 
     Attributes:
-        user: id in the data files; None for what was typed.
-        history: the items that the prompt shows, or that the model knows of the user.
-        conversation: the turns that the prompt shows; None for histories.
+        user: id in the data files; None for typed input.
+        history: the items shown in the prompt, or the user's items known to the model.
+        conversation: the turns shown in the prompt; None for histories.
         recommendations: best first.
     """
 
@@ -111,14 +111,14 @@ class Recommender:
 
     Attributes:
         run: the run.
-        titles: the catalogue by what people type.
+        titles: the catalogue's titles, for typed text.
     """
 
     def __init__(self, run: TrainedRun) -> None:
         """Prepare a loaded run; `load` loads one from its folder.
 
         Raises:
-            ConfigError: the model ranks by more than a user and an item.
+            ConfigError: the model is sequential, context-aware or a decision tree.
         """
         kind = run.config["MODEL_TYPE"]
         if kind in (ModelType.SEQUENTIAL, ModelType.CONTEXT, ModelType.DECISIONTREE):
@@ -136,12 +136,12 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Recommender:
-        """A recommender from a run folder; arguments and errors are those of `load_run`."""
+        """Load a run folder; arguments and errors are those of `load_run`."""
         return cls(load_run(folder, **options))
 
     @property
     def score_name(self) -> str:
-        """What scores are, for people."""
+        """Human-readable name of the score."""
         if self.run.result["model"] != LLMREC:
             return f"score of {self.run.result['model']}"
         if self.run.model.over_catalogue:
@@ -151,37 +151,37 @@ class Recommender:
     def for_users(
         self, users: Sequence[str | int], k: int = 10, *, show_progress: bool = False
     ) -> Iterator[Answer]:
-        """Recommendations for users of the data set, in the order given.
+        """Recommendations for users of the data set, in the given order.
 
-        The ranking is the one that the run's test evaluated; `in_test` marks its hits.
+        The ranking is that of the run's test; `in_test` marks its hits.
 
         Args:
             users: ids as in the data files.
             k: length of the lists.
-            show_progress: a bar on stderr.
+            show_progress: show a bar on stderr.
 
         Raises:
             DataError: a user is not in the data set.
             ConfigError: k is not between 1 and the size of the catalogue.
         """
         self.check_k(k)
-        return self._answers(self.user_contexts(users), k, show_progress)
+        return self._answers(self.user_queries(users), k, show_progress)
 
     def for_titles(self, liked: Sequence[str], k: int = 10) -> Answer:
-        """Recommendations for somebody who likes these titles; the latest liked one comes last.
+        """Recommendations for liked titles, the latest last.
 
         Raises:
             DataError: a title is not in the catalogue; the message names the nearest ones.
-            ConfigError: the model knows users by their id only, or was trained on conversations.
+            ConfigError: the model knows users by id only, or was trained on conversations.
         """
         self.check_k(k)
-        return next(self._answers([self.titles_context(liked)], k, False))
+        return next(self._answers([self.titles_query(liked)], k, False))
 
     def for_conversation(self, messages: Sequence[Message], k: int = 10) -> Answer:
         """Recommendations that continue a conversation.
 
-        Items whose titles are mentioned are not recommended where the run was trained so
-        (`mentioned_items: exclude`). Models of RecBole see the mentioned items only.
+        Mentioned items are excluded if the run was trained with `mentioned_items: exclude`. Models
+        of RecBole see only the mentioned items.
 
         Raises:
             ConfigError: the run was not trained on conversations.
@@ -189,12 +189,12 @@ class Recommender:
                 of the catalogue is mentioned.
         """
         self.check_k(k)
-        return next(self._answers([self.conversation_context(messages)], k, False))
+        return next(self._answers([self.conversation_query(messages)], k, False))
 
-    # ---- contexts ----
+    # ---- input ----
 
-    def user_contexts(self, users: Sequence[str | int]) -> list[Context]:
-        """Users of the data set, as the run's test ranked for them; see `for_users`."""
+    def user_queries(self, users: Sequence[str | int]) -> list[Query]:
+        """Input for users of the data set, as in the run's test; see `for_users`."""
         check_split(self.run.folder, self.run.changed)
         dataset = self.run.dataset
         where = f"{self.run.config['dataset']} as the run in {self.run.folder} filtered it"
@@ -207,12 +207,12 @@ class Recommender:
         else:
             shown = [self._shown.history(user) for user in found]
         return [
-            Context(user, items, self._said(user), self._seen(user), self._test.history(user))
+            Query(user, items, self._said(user), self._seen(user), self._test.history(user))
             for user, items in zip(found.tolist(), shown, strict=True)
         ]
 
-    def titles_context(self, liked: Sequence[str]) -> Context:
-        """Somebody who likes these titles; see `for_titles`."""
+    def titles_query(self, liked: Sequence[str]) -> Query:
+        """Input for liked titles; see `for_titles`."""
         items = np.array(self.titles.find_all(liked), dtype=np.int64)
         shown = items
         if self._is_lm:
@@ -222,10 +222,10 @@ class Recommender:
                     "of titles."
                 )
             shown = self.run.model.prompts.kept(items, self.run.model.settings.ranking_history)
-        return Context(None, shown, None, items, None)
+        return Query(None, shown, None, items, None)
 
-    def conversation_context(self, messages: Sequence[Message]) -> Context:
-        """A conversation; see `for_conversation`."""
+    def conversation_query(self, messages: Sequence[Message]) -> Query:
+        """Input for a conversation; see `for_conversation`."""
         said = _cleaned(messages)
         text = "\n".join(message["content"] for message in said)
         mentioned = np.array(self.titles.mentioned_in(text), dtype=np.int64)
@@ -241,10 +241,10 @@ class Recommender:
                 "catalogue writes it."
             )
         keep = self.run.on_conversations and self.run.config["mentioned_items"] == "keep"
-        return Context(None, mentioned, said, mentioned[:0] if keep else mentioned, None)
+        return Query(None, mentioned, said, mentioned[:0] if keep else mentioned, None)
 
     def _seen(self, user: int) -> np.ndarray:
-        """What is not recommended to a user: as in the run's test."""
+        """Items excluded for a user, as in the run's test."""
         seen = self._known.history(user)
         excluded = self.run.dataset.excluded if self.run.on_conversations else None
         if excluded is not None:
@@ -260,34 +260,34 @@ class Recommender:
 
     # ---- ranking ----
 
-    def prompts(self, contexts: Sequence[Context]) -> tuple[Tensor, Tensor]:
-        """What a language model is shown: ids long [B, P] right padded, lengths long [B]."""
+    def prompts(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """A language model's prompts: token ids long [B, P], right padded; lengths long [B]."""
         model = self.run.model
         if not self.run.on_conversations:
-            return model.history_prompts([context.shown for context in contexts])
-        said = [context.said or () for context in contexts]
+            return model.history_prompts([query.shown for query in queries])
+        said = [query.said or () for query in queries]
         return model.conversation_prompts([[(m["role"], m["content"]) for m in s] for s in said])
 
-    def _rank(self, contexts: Sequence[Context], k: int) -> TopK:
-        """The k best items of contexts that are all of the data set or all typed."""
-        excluded = torch.zeros(len(contexts), self.run.dataset.item_num, dtype=torch.bool)
-        for row, context in enumerate(contexts):
-            excluded[row, torch.from_numpy(context.excluded)] = True
+    def _rank(self, queries: Sequence[Query], k: int) -> TopK:
+        """The k best items of each query; all queries are of the data set, or all typed."""
+        excluded = torch.zeros(len(queries), self.run.dataset.item_num, dtype=torch.bool)
+        for row, query in enumerate(queries):
+            excluded[row, torch.from_numpy(query.excluded)] = True
         excluded = excluded.to(self.run.config["device"])
         if self._is_lm:
-            return self.run.model.rank(*self.prompts(contexts), excluded, k)
-        users = [context.user for context in contexts]
+            return self.run.model.rank(*self.prompts(queries), excluded, k)
+        users = [query.user for query in queries]
         if users[0] is None and self.run.result["model"] not in USER_FREE:
-            scores = self._scores_of_rows([context.shown for context in contexts])
+            scores = self._scores_of_rows([query.shown for query in queries])
         else:
             scores = self._scores_of_users([user or 0 for user in users])
         scores = scores.to(excluded.device).float().masked_fill(excluded, -torch.inf)
         scores[:, 0] = -torch.inf
-        return TopK(*stable_topk(scores, k), torch.zeros(len(contexts), dtype=torch.long))
+        return TopK(*stable_topk(scores, k), torch.zeros(len(queries), dtype=torch.long))
 
     @torch.no_grad()
     def _scores_of_users(self, users: list[int]) -> Tensor:
-        """A model of RecBole on users of the data set, [B, n_items]."""
+        """Scores of a model of RecBole for users of the data set, [B, n_items]."""
         dataset, model = self.run.dataset, self.run.model
         interaction = Interaction({dataset.uid_field: torch.tensor(users)})
         interaction = interaction.to(self.run.config["device"])
@@ -302,11 +302,11 @@ class Recommender:
         return scores.view(len(users), -1)
 
     def _scores_of_rows(self, histories: list[np.ndarray]) -> Tensor:
-        """A model of RecBole on new people, whose items stand for training items: [B, n_items]."""
+        """Scores of a model of RecBole for new users with these training items, [B, n_items]."""
         name, model = self.run.result["model"], self.run.model
         if name not in ROW_MODELS or name == "ItemKNN" and model.method != "item":
             raise ConfigError(
-                f"{name} knows users by their id in the data set and has none for somebody new. "
+                f"{name} knows users by their id in the data set and has none for a new user. "
                 f"Give users, or use a run of LLMRec or of {', '.join((*ROW_MODELS, *USER_FREE))} "
                 "(ItemKNN with knn_method=item)."
             )
@@ -316,49 +316,53 @@ class Recommender:
     # ---- answers ----
 
     def check_k(self, k: int) -> None:
-        """Refuse a length of lists that the catalogue cannot fill."""
+        """Refuse a k that is not between 1 and the size of the catalogue."""
         n_items = self.run.dataset.item_num - 1
         if not 1 <= k <= n_items:
             raise ConfigError(f"k={k} must be between 1 and the {n_items} items of the catalogue.")
 
     def item(self, inner_id: int) -> Item:
-        """An item by its inner id."""
+        """The item with this inner id."""
         return Item(self.run.item_name(inner_id), self.run.titles[inner_id])
 
     def user_name(self, user: int | None) -> str | None:
-        """A user's id in the data files; None for what was typed."""
+        """A user's id in the data files; None for typed input."""
         names = self.run.dataset.field2id_token[self.run.dataset.uid_field]
         return None if user is None else str(names[user])
 
-    def _answers(self, contexts: list[Context], k: int, show_progress: bool) -> Iterator[Answer]:
-        with tqdm(total=len(contexts), unit="user", disable=not show_progress) as bar:
-            for start in range(0, len(contexts), BATCH_USERS):
-                batch = contexts[start : start + BATCH_USERS]
+    def _answers(self, queries: list[Query], k: int, show_progress: bool) -> Iterator[Answer]:
+        with tqdm(total=len(queries), unit="user", disable=not show_progress) as bar:
+            for start in range(0, len(queries), BATCH_USERS):
+                batch = queries[start : start + BATCH_USERS]
                 topk = self._rank(batch, k)
-                for context, items, scores in zip(
+                for query, items, scores in zip(
                     batch, topk.items.tolist(), topk.scores.tolist(), strict=True
                 ):
-                    yield self._answer(context, items, scores)
+                    yield self._answer(query, items, scores)
                     bar.update()
 
-    def _answer(self, context: Context, items: list[int], scores: list[float]) -> Answer:
+    def _answer(self, query: Query, items: list[int], scores: list[float]) -> Answer:
         recommendations = [
             Recommendation(
                 rank,
                 self.run.item_name(item),
                 self.run.titles[item],
                 score,
-                None if context.test is None else bool(item in context.test),
+                None if query.test is None else bool(item in query.test),
             )
             for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
             if item  # fewer items than k may be left
         ]
-        history = [self.item(item) for item in context.shown.tolist()]
-        return Answer(self.user_name(context.user), history, context.said, recommendations)
+        history = [self.item(item) for item in query.shown.tolist()]
+        return Answer(self.user_name(query.user), history, query.said, recommendations)
 
 
 def _cleaned(messages: Sequence[Message]) -> list[Message]:
-    """The messages that say something, each on one line."""
+    """The non-empty messages, each on one line.
+
+    Raises:
+        DataError: a role is unknown, or no message is left.
+    """
     unknown = {message["role"] for message in messages}.difference(ROLES)
     if unknown:
         names = ", ".join(map(repr, sorted(unknown)))

@@ -38,18 +38,18 @@ from recbole_multdpo.training.sft_cache import cache_folder
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run folder and its data set yield.
+    """A finished run with its data and model.
 
     Attributes:
         folder: the run's folder.
         config: the run's settings.
         result: the run's `result.json`.
         dataset: the data set, as the run filtered it.
-        parts: its training, validation and test part.
-        model: with the final weights, in eval mode: a language model such as `LLMRec`, or one of
+        parts: training, validation and test part.
+        model: in eval mode with the final weights; a language model such as `LLMRec`, or one of
             RecBole's.
         titles: one text per inner item id, entry 0 is [PAD].
-        changed: what of the data is not as it was at the run's test; see `fingerprints.NAMES`.
+        changed: the parts of the data that have changed since the run; see `fingerprints.NAMES`.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class TrainedRun:
 
     @property
     def on_conversations(self) -> bool:
-        """Whether the users of the data set are conversations."""
+        """True if the users of the data set are conversations."""
         return self.config["context"] == "conversation"
 
     def items_of(self, *numbers: int) -> UserItems:
@@ -99,18 +99,18 @@ def load_run(
     """Load a finished run; loading executes no code from the folder.
 
     Args:
-        folder: what the run wrote.
+        folder: the run's folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; None for the run's own setting.
-        data_path: where the data set lies now; None for the run's own setting.
-        trust_remote_code: whether the model's own code, which lies in the folder, may run. None
-            refuses a run that was made with such code.
+        data_path: current location of the data set; None for the run's own setting.
+        trust_remote_code: allow the folder's own model code to run. None refuses a run that needs
+            it.
         log_wandb: as the setting, which is not taken from the folder either.
-        scratch: where the run's assistant is trained again if its scores are not kept; None to
-            load no assistant.
+        scratch: folder in which the run's assistant is trained again if its scores are gone; None
+            loads no assistant.
 
     Raises:
-        ConfigError: the folder is not that of a finished run, or needs code that nobody asked for.
-        DataError: the data set is not there, or the assistant is not the one that the run had.
+        ConfigError: the folder is not that of a finished run, or needs code that is not allowed.
+        DataError: the data set is missing, or the assistant differs from the run's.
         CheckpointError: the weights are missing, damaged or do not fit; or files of the folder are
             of different runs.
     """
@@ -119,7 +119,7 @@ def load_run(
     check_folder(folder, result)
     settings: dict[str, Any] = {}
     if result["model"] in LANGUAGE_MODELS:
-        # the final weights are all in this folder: no hub, no adapter, no first stage is needed
+        # this folder has all final weights: no hub, adapter or first stage is needed
         if not (folder / "model").is_dir():  # `run/model` could be a name of the hub
             raise CheckpointError(f"there is no {folder / 'model'}. Run the run's command again.")
         settings = {"backbone": str((folder / "model").absolute()), "finetune": "full"}
@@ -138,7 +138,7 @@ def load_run(
             model: Any = config.model_class(config, parts[0], prompt_of(folder))
         except InexactBackbone as error:
             raise ConfigError(
-                f"{folder} cannot be used: {error} Such settings are a run's: train it anew."
+                f"{folder} cannot be used: {error} Such settings belong to a run: train it again."
             ) from error
         check_prompt(folder, result, model.prompt.fingerprint)
         model.fit_to(fitted_part(config[KEY], parts))
@@ -175,7 +175,7 @@ def _assistant(
     result: Mapping[str, Any],
     scratch: Path,
 ) -> Assistant:
-    """The run's assistant with its scores for the test."""
+    """The run's assistant with its test scores."""
     settings = config.settings
     assert settings is not None and config.assistant is not None
     cache_dir = cache_folder(settings, folder) if settings.sft_cache else None
@@ -192,10 +192,10 @@ def _assistant(
 
 
 def result_of(folder: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """The `result.json` of a run, with model, data set, test metrics and what else is `needed`.
+    """The `result.json` of a run; it has model, data set, test metrics and the keys of `needed`.
 
     Raises:
-        ConfigError: the folder does not exist, is that of a comparison, or has no result.
+        ConfigError: the folder does not exist, is a comparison's, or has no result.
         MultDPOError: the file is damaged.
     """
     file = folder / RESULT_FILE
@@ -221,7 +221,7 @@ def run_config(
     trust_remote_code: bool | None = None,
     log_wandb: bool | None = None,
 ) -> Config:
-    """A run's settings, with some replaced; the last four are those of `load_run`.
+    """A run's settings with changes; the last four arguments are those of `load_run`.
 
     Raises:
         ConfigError: the folder has no readable `config.yaml`, or a setting is not allowed.
@@ -253,7 +253,7 @@ def prompt_of(folder: Path) -> StoredPrompt | None:
 
 
 def _titles(config: Config, dataset: ContextDataset) -> list[str]:
-    """Item texts for a model that does not read them: as LLMRec would, or else the item ids."""
+    """Item texts for a model that does not read them: LLMRec's, or the item ids without texts."""
     wanted = {"model": LLMREC, "dataset": config["dataset"]}
     saved = config.to_dict()
     if saved["data_path"] is not None:
@@ -267,6 +267,6 @@ def _titles(config: Config, dataset: ContextDataset) -> list[str]:
 
 
 def set_threads(config: Config) -> None:
-    """Use as many threads as the run did, where its settings say so."""
+    """Apply the run's `num_threads`."""
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])

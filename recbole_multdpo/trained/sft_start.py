@@ -1,4 +1,4 @@
-"""The model where the preference stage of a run began: its reference, rebuilt from checkpoints."""
+"""Reference model of a run's preference stage, rebuilt from checkpoints."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def load_sft_start(
     Args:
         folder: the run's folder.
         result: its `result.json`.
-        config: the run's settings as they were, with the backbone that it started from.
+        config: the run's own settings, with its original backbone.
         parts: training, validation and test part.
 
     Raises:
-        CheckpointError: the weights of the supervised stage are kept neither in the run's folder
-            nor in the cache; or they, or the backbone, are not those of the run.
+        CheckpointError: the weights of the supervised stage are neither in the run's folder nor in
+            the cache; or they, or the backbone, are not those of the run.
         ConfigError: the backbone cannot be loaded.
     """
     model = LLMRec(config, parts[0], prompt_of(folder))
@@ -41,7 +41,7 @@ def load_sft_start(
         refit_epochs = result.get("refit_epochs", {}).get("sft")
         checkpoint = sft_checkpoint(folder, config, model, refit_epochs)
         tensors, state, _ = load_checkpoint(checkpoint)
-        if checkpoint.is_relative_to(folder):  # one of the cache was made by another run
+        if checkpoint.is_relative_to(folder):  # a cached one may be of another run
             check_checkpoint(folder, result, config, state)
         load_trainable_tensors(model.lm, tensors, checkpoint)
     return model.to(config["device"]).eval()

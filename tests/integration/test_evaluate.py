@@ -187,7 +187,7 @@ def test_a_part_of_the_test_rows(data_path: Path, tmp_path: Path) -> None:
         ("EASE", ["--metric=[NDCG]"], "did you mean metrics"),
         ("EASE", ["--topk=[500]"], "topk=.500. asks for more items than the 30"),
         ("EASE", ["--metrics=[NDGC]"], "has no metric 'NDGC'"),
-        ("EASE", ["--test_information=refit"], "Train it anew"),
+        ("EASE", ["--test_information=refit"], "Train it again"),
         ("EASE", ["--eval_args={'mode': 'labeled'}"], "mode labeled compares scores with the"),
         ("EASE", ["--eval_args={'mode': 'labeled'}", "--metrics=[AUC]"], "needs a label of every"),
         ("EASE", ["--test_information=rolling"], "is RecBole's test of sequential models"),
