@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
 )
+from pydantic_core import PydanticKnownError
 
 from recbole_multdpo.losses import LOSSES, Loss
 from recbole_multdpo.settings.value_types import (
@@ -45,16 +46,13 @@ SFT_KEYS = frozenset("sft_epochs sft_learning_rate sft_batch_size".split())
 
 def _known_loss(name: str) -> str:
     if name not in (ZERO_SHOT, *LOSSES):
-        raise ValueError("neither zero_shot nor an entry of LOSSES")
+        names = ", ".join(f"'{name}'" for name in (ZERO_SHOT, *LOSSES))
+        raise PydanticKnownError("literal_error", {"expected": names})
     return name
 
 
 # The table itself rather than a list of its names, so that a loss added to it needs nothing else.
-LossName = Annotated[
-    str,
-    AfterValidator(_known_loss),
-    Field(json_schema_extra=lambda schema: schema.update(enum=[ZERO_SHOT, *LOSSES])),
-]
+LossName = Annotated[str, AfterValidator(_known_loss)]
 
 
 class LLMRecSettings(BaseModel):

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_confi
 from typing_extensions import Required, TypedDict
 
 from recbole_multdpo.settings.messages import nearest
-from recbole_multdpo.settings.value_types import Count, CountOrZero, Positive, Text
+from recbole_multdpo.settings.value_types import Count, CountOrZero, Positive, Text, like
 
 
 def _lower(value: Any) -> Any:
@@ -22,20 +22,18 @@ def _lower(value: Any) -> Any:
 
 Interval = Annotated[
     str,
-    Field(
-        pattern=r"^\s*([\[(]\s*-?(inf|[\d.]+)\s*,\s*(inf|-?[\d.]+)\s*[\])]\s*;?\s*)+$",
-        examples=['"[4,inf)"', '"(0,5];(7,9)"'],
+    like(
+        r"\s*([\[(]\s*-?(inf|[\d.]+)\s*,\s*(inf|-?[\d.]+)\s*[\])]\s*;?\s*)+",
+        '"[4,inf)"',
+        '"(0,5];(7,9)"',
     ),
 ]
 # RecBole takes a list of columns, or * for all of them, per atomic file.
 Columns = dict[str, Annotated[list[str], Field()] | Literal["*"]]
-Metric = Annotated[str, Field(min_length=1, examples=["NDCG@10", "AUC"])]
+Metric = Annotated[str, like(r".+", "NDCG@10", "AUC")]
 EvalMode = Annotated[
     str,
-    Field(
-        pattern=r"^(full|labeled|(uni|pop|total)[1-9][0-9]*)$",
-        examples=["full", "labeled", "uni100", "pop100", "total100"],
-    ),
+    like(r"full|labeled|(uni|pop|total)[1-9][0-9]*", "full", "labeled", "uni100", "pop100"),
 ]
 OptionalNumber = Annotated[float, Field(ge=0)] | Literal["none"]
 
@@ -116,9 +114,7 @@ class RecBoleSettings(TypedDict, total=False):
     log_wandb: bool
     wandb_project: str
     # added by this package
-    device: Annotated[
-        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", examples=["auto", "cpu", "cuda", "cuda:1"])
-    ]
+    device: Annotated[str, like(r"auto|cpu|cuda(:\d+)?", "auto", "cpu", "cuda", "cuda:1")]
     num_threads: Count | None
     run_dir: Text | None
     resume: Text | None

@@ -1,8 +1,10 @@
 """Types that settings share: numbers with their ranges, texts and lists."""
 
+import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -20,3 +22,14 @@ Texts = Annotated[
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 Weight = Annotated[float, Field(ge=0)]
 Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
+
+
+def like(pattern: str, *examples: str) -> AfterValidator:
+    """A check that text has a pattern; its message shows examples instead of the pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise PydanticCustomError("like", f"must be text such as {' or '.join(examples)}")
+        return text
+
+    return AfterValidator(check)

@@ -136,7 +136,7 @@ def test_defaults(data_path: Path, tmp_path: Path) -> None:
         ("--assistant_weight=1", "assistant_weight .*less than 1"),
         ("--assistant_weight=[0.5, 1.5]", "assistant_weight .*less than 1"),
         ("--beam_size=0", "beam_size .*at least 1"),
-        ("--ranker=greedy", "must be one of beam, best_first, exhaustive"),
+        ("--ranker=greedy", "must be 'beam', 'best_first' or 'exhaustive'"),
     ],
 )
 def test_mistakes(argument: str, message: str) -> None:

@@ -172,7 +172,7 @@ def test_the_former_name_is_taken_with_a_sentence(data_path: Path, tmp_path: Pat
             ["--test_information=refit", LEAVE_ONE_OUT, "--train_neg_sample_args=~"],
             "train_stage=pretrain S3Rec is pretrained alone",
         ),
-        ("EASE", ["--test_information=all"], "test_information .* must be one of auto, train"),
+        ("EASE", ["--test_information=all"], "test_information .* must be 'auto', 'train'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_loaded(
