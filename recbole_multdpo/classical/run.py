@@ -23,7 +23,7 @@ from recbole_multdpo.classical.conversations import conversation_model
 from recbole_multdpo.classical.user_rows import Question, noted_questions, show_longer_rows
 from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
-from recbole_multdpo.data.loader import never_rank
+from recbole_multdpo.data.loader import exclude_items
 from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
@@ -152,8 +152,8 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
     test_data = with_total_candidates(test_data, "test")
     if config["context"] == "conversation":
         assert isinstance(dataset, ContextDataset)
-        never_rank(valid_data, dataset.excluded)
-        never_rank(test_data, dataset.excluded)
+        exclude_items(valid_data, dataset.excluded)
+        exclude_items(test_data, dataset.excluded)
     init_seed(config["seed"], config["reproducibility"])
     with noted_questions(train_data._dataset) as questions:
         model = untrained(config, train_data._dataset).to(config["device"])

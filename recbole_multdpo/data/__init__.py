@@ -1,1 +1,1 @@
-"""From RecBole data sets to batches: item texts, prompts, tokens, examples, set-wise sampler."""
+"""RecBole data sets to batches: item texts, prompts, tokens, examples, set-wise sampler."""

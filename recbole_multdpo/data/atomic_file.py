@@ -1,8 +1,8 @@
-"""RecBole's atomic files: one reader for RecBole's tables and our texts, which checks as it reads.
+"""A checking reader of RecBole's atomic files, for RecBole's tables and for our texts.
 
-A row is a line. Where tabs separate the columns, a quotation mark is a character, unless the whole
-file follows the rules of CSV, as one that pandas or a spreadsheet wrote does; with any other
-separator those rules hold. What cannot be read is an error that names file, line and remedy.
+A row is a line. In tab-separated files a quotation mark is an ordinary character, unless the whole
+file follows the rules of CSV, as written by pandas or a spreadsheet. With any other separator the
+rules of CSV apply. Errors name file, line and remedy.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from recbole_multdpo.data.times import EXACT_DIGITS, TimeColumn, check_time_column, what_needs_times
+from recbole_multdpo.data.times import EXACT_DIGITS, TimeColumn, check_time_column, times_needed_by
 from recbole_multdpo.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
-# what pandas, and so RecBole, takes for a missing value
+# texts that pandas, and so RecBole, reads as missing values
 PANDAS_MISSING = frozenset(
     "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan"
     "|null".split("|")
 )
 _BLOCK = 2**15  # rows read at once
-_LONGEST = 2**31 - 1  # characters of a field; csv's own limit is 128 kB
+_LONGEST = 2**31 - 1  # characters per field; csv's default limit is 128 kB
 _QUOTING = (
-    'Where a field begins with ", CSV wants the closing " at its end and every other " doubled; '
+    'In CSV a field that begins with " must end with ", and every " inside must be doubled; '
     "columns separated by tabs need no quoting."
 )
 
@@ -44,10 +44,10 @@ class AtomicFile:
     Attributes:
         path: the file.
         columns: names of the columns, without their types.
-        types: one of `TYPES` per column, or '' where the first line names none.
+        types: one of `TYPES` per column, or '' if the first line has none.
         separator: between the fields of a row.
         encoding: of the file.
-        quoted: whether rows follow the rules of CSV.
+        quoted: True if rows follow the rules of CSV.
     """
 
     path: Path
@@ -58,10 +58,11 @@ class AtomicFile:
     quoted: bool
 
     def blocks(self) -> Iterator[tuple[list[int], list[list[str]]]]:
-        """Line numbers and fields of the rows, some thousand rows at a time; no blank lines.
+        """Line numbers and fields of the rows, in blocks of `_BLOCK` rows, without blank lines.
 
         Raises:
-            DataError: a row of another width, a quotation that does not end, another encoding.
+            DataError: a row has another number of fields, a quotation is not closed, or the
+                encoding is wrong.
         """
         read = self._csv_blocks if self.quoted else self._plain_blocks
         with _opened(self.path, self.encoding) as file:
@@ -102,9 +103,8 @@ class AtomicFile:
                 raise DataError(f"{where} cannot be read: {error}. {_QUOTING}") from None
             if reader.line_num + 1 != number:
                 raise DataError(
-                    f'{where}: a field begins with ", and its quotation ends in line '
-                    f"{reader.line_num + 1} only. {_QUOTING} Replace a line's end inside a text by "
-                    "a space."
+                    f'{where}: a field begins with ", and its closing " is only in line '
+                    f"{reader.line_num + 1}. {_QUOTING} Replace line breaks inside texts by spaces."
                 )
             if any(map(str.strip, row)):
                 yield number, row
@@ -117,18 +117,18 @@ class AtomicFile:
         )
         raise DataError(
             f"{self.path}, line {number}: {len(row)} columns instead of {len(self.columns)}. Put "
-            f"one value under each of {', '.join(self.columns)}; a text with a line's end or "
+            f"one value under each of {', '.join(self.columns)}; "
             + (
-                "a tab inside needs a space in its place."
+                "replace line breaks and tabs inside texts by spaces."
                 if self.separator == "\t"
-                else f"{self.separator!r} inside must be quoted by the rules of CSV."
+                else f"quote texts with a line break or {self.separator!r} by the rules of CSV."
             )
         )
 
 
 @contextmanager
 def _opened(path: Path, encoding: str) -> Iterator[IO[str]]:
-    """The file's lines, ended by LF or CR LF: a carriage return inside a text is no line's end."""
+    """Open a file whose lines end in LF or CR LF; a CR alone does not end a line."""
     limit = csv.field_size_limit(_LONGEST)
     try:
         with path.open(encoding=encoding, newline="\n") as file:
@@ -146,7 +146,7 @@ def _opened(path: Path, encoding: str) -> Iterator[IO[str]]:
 
 
 def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8") -> AtomicFile:
-    """Read the first line of an atomic file and find out how its rows are written.
+    """Read the first line of an atomic file and detect whether its rows follow the rules of CSV.
 
     Args:
         path: the file.
@@ -154,7 +154,7 @@ def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8")
         encoding: of the file; a byte-order mark at its beginning is skipped.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     with _opened(path, encoding) as file:
         first = next(file, "").rstrip("\r\n").removeprefix("\ufeff")
@@ -171,17 +171,17 @@ def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8")
 
 
 def _header(line: str, separator: str) -> list[str]:
-    """The fields of a first line, in which a name may be quoted."""
+    """The fields of a first line, which may be quoted."""
     if '"' in line and len(separator) == 1:
         try:
             return next(csv.reader([line], delimiter=separator, strict=True))
-        except csv.Error:  # the names are then refused as they stand there
+        except csv.Error:  # the unquoted names are refused later
             pass
     return line.split(separator)
 
 
 def _follows_csv(file: AtomicFile) -> bool:
-    """Whether fields begin with a quotation mark, and all of these are quoted as CSV wants it."""
+    """True if some fields begin with a quotation mark, and all of these are valid in CSV."""
     if file.quoted or len(file.separator) > 1:
         return file.quoted
     begins_field = file.separator + '"'
@@ -205,15 +205,15 @@ def read_columns(
     need: str,
     remedy: str,
 ) -> Iterator[tuple[int, list[str]]]:
-    """Line number and values of `columns`, row by row, as they are written.
+    """Yield line number and values of `columns` for each row.
 
     Args:
         path: the file.
         columns: names without their types.
         separator: between the fields of a row.
         encoding: of the file.
-        need: what the file is for and what to put there, for the message where it is missing.
-        remedy: what to do where a column is missing.
+        need: purpose and required content of the file, for the error if the file is missing.
+        remedy: instructions for the error if a column is missing.
 
     Raises:
         DataError: the file is missing, cannot be read, or lacks a column.
@@ -234,14 +234,14 @@ def read_columns(
 
 
 def check_atomic_files(config: Mapping[str, Any]) -> None:
-    """Check the first lines of the files that RecBole will load: `.inter` or its parts, and so on.
+    """Check the first lines of the `.inter`, `.item` and `.user` files that RecBole will load.
 
     Args:
         config: the run's settings.
 
     Raises:
-        DataError: a first line is not that of an atomic file, or a column of ids is missing, or
-            one of times that decide something.
+        DataError: a first line is malformed, a column of ids is missing, or a column of times that
+            a setting needs.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     user, item = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
@@ -265,7 +265,7 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
                     f"{atomic.path}, line 1",
                     config["TIME_FIELD"],
                     dict(zip(atomic.columns, atomic.types, strict=True)),
-                    what_needs_times(config),
+                    times_needed_by(config),
                 )
 
 
@@ -285,17 +285,17 @@ def check_header(file: AtomicFile, id_fields: Sequence[str]) -> None:
     with _opened(file.path, file.encoding) as lines:
         if next(lines).startswith("\ufeff"):
             raise DataError(
-                f"{file.path}, line 1: begins with a byte-order mark, which RecBole takes for a "
-                "part of the first column's name. Save the file without it, or set "
+                f"{file.path}, line 1: begins with a byte-order mark, which RecBole reads as part "
+                "of the first column's name. Save the file without it, or set "
                 f"--encoding={_with_mark(file.encoding)}."
             )
     for number, (field, kind) in enumerate(zip(file.columns, file.types, strict=True)):
         if kind not in TYPES or not field:
             column = f"{field}:{kind}" if kind else field
             raise DataError(
-                f"{file.path}, line 1: {column!r} is no column. Write <name>:<type>, the type "
-                f"being one of {', '.join(TYPES)}, with {file.separator!r} between columns; "
-                "--field_separator sets another one."
+                f"{file.path}, line 1: {column!r} is not a column. Write <name>:<type> with a type "
+                f"of {', '.join(TYPES)}, and {file.separator!r} between columns; "
+                "--field_separator sets another separator."
             )
         if field in file.columns[:number]:
             raise DataError(f"{file.path}, line 1: two columns are called {field!r}. Rename one.")
@@ -315,26 +315,26 @@ def read_table(
     may_be_empty: Sequence[str] | None = None,
     times: TimeColumn | None = None,
 ) -> pd.DataFrame:
-    """The table that RecBole makes of a file: tokens and sequences as text, floats as float64.
+    """Read a file as RecBole's table: tokens and sequences as text, floats as float64.
 
-    An empty token is missing (NaN), a token `NA` is none: it is text as any other.
+    An empty token is missing (NaN); the token `NA` is an ordinary text.
 
     Args:
         file: the file.
         columns: names of the columns to read; the table has them in the file's order.
-        id_fields: columns with an id in every row.
+        id_fields: columns that must have an id in every row.
         may_be_empty: float columns in which an empty field is a missing number (NaN); None for
             all of them.
-        times: the column in which dates may stand for numbers; it has no empty field where times
-            decide something, unless `may_be_empty` names it.
+        times: the column of times, which may have dates; empty fields are errors if a setting needs
+            times, unless `may_be_empty` contains the column.
 
     Raises:
-        DataError: a row cannot be read, an id is empty, or a number is none; the message names
-            line, field and remedy.
+        DataError: a row cannot be read, an id is empty, or a field is not a number; the message
+            names line, field and remedy.
     """
     at = [index for index, column in enumerate(file.columns) if column in set(columns)]
     pieces: list[list[Any]] = [[] for _ in at]
-    seen: dict[str, str] = {}  # one object for equal texts: ids come again and again
+    seen: dict[str, str] = {}  # equal texts share one object: ids repeat often
     for numbers, rows in file.blocks():
         by_column = list(zip(*rows, strict=True))
         for piece, index in zip(pieces, at, strict=True):
@@ -369,7 +369,7 @@ def read_table(
 def _numbers(
     file: AtomicFile, field: str, numbers: Sequence[int], values: Sequence[str], may_be_empty: bool
 ) -> np.ndarray:
-    """The values as float64; an empty one is NaN where that is allowed."""
+    """The values as float64; empty ones become NaN if `may_be_empty`."""
     try:
         found = np.array(list(map(float, values)))
         if np.isfinite(found).all():
@@ -391,7 +391,7 @@ def _times(
     values: Sequence[str],
     may_be_empty: bool,
 ) -> np.ndarray:
-    """The values as float64, dates in seconds; an empty one is NaN where that is allowed."""
+    """The values as float64, dates in seconds; empty ones become NaN if `may_be_empty`."""
     try:
         found = np.array(list(map(float, values)))
         if np.isfinite(found).all() and max(map(len, values)) <= EXACT_DIGITS:
@@ -423,8 +423,8 @@ def _number(where: str, field: str, value: str, may_be_empty: bool) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"{where}: {field} is {value[:40]!r} and not a finite number. Give a number, remove "
-            f"the row, or leave {field} out of --load_col; if {field} is text, write {field}:token "
+            f"{where}: {field} is {value[:40]!r} and not a finite number. Write a number, remove "
+            f"the row, or remove {field} from --load_col; if {field} is text, write {field}:token "
             "in line 1."
         )
     return number

@@ -1,8 +1,8 @@
-"""Evaluation on N candidates in total: all held-out items of a user and random others up to N.
+"""Evaluation mode `totalN`: a user's held-out items plus random others, N candidates in total.
 
-RecBole's `uniN` draws N negatives for each held-out item, anew at every evaluation, so that a user
-with eight of them has up to 8 (N + 1) candidates. Here everybody has N, and they are a function of
-seed, phase, user and catalogue, whatever model is evaluated and how often.
+RecBole's `uniN` draws N new negatives for each held-out item at every evaluation: a user with eight
+held-out items has up to 8 (N + 1) candidates. With `totalN` every user has N, a function of seed,
+phase, user and catalogue: all models and all evaluations get the same ones.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.settings.recbole import total_candidates
 
-CANDIDATE_STREAM, CANDIDATE_SORTING_STREAM = 9, 10  # apart from all draws of the training
+CANDIDATE_STREAM, CANDIDATE_SORTING_STREAM = 9, 10  # separate from the training draws
 _PHASES = ("valid", "test")
 
 
 class CandidateDraw:
     """Random items that a user does not know, the same for every model.
 
-    Users and items are told apart by their tokens and not by their numbers, which differ where
-    models load different files.
+    Draws are keyed by the tokens of user and item. Inner ids would not do: they differ between
+    models that load different files.
     """
 
     def __init__(self, seed: int, phase: str, dataset: Dataset) -> None:
@@ -51,17 +51,17 @@ class CandidateDraw:
         self._seed = seed, _PHASES.index(phase)
 
     def draw(self, user: int, known: set[int], n_items: int) -> np.ndarray:
-        """Up to `n_items` distinct items outside the known ones; int64, fewer if there are fewer.
+        """Distinct unknown items, int64 [`n_items`]; fewer if the catalogue has fewer.
 
         Args:
             user: inner id.
             known: inner ids of the items that cannot be drawn.
-            n_items: how many to draw.
+            n_items: number of items to draw.
         """
         n_available = len(self._items) - len(known - {0})
         if n_items <= 0 or n_available <= 0:
             return np.empty(0, dtype=np.int64)
-        if n_available >= 4 * n_items:  # then few draws hit a known item
+        if n_available >= 4 * n_items:  # few draws hit a known item
             drawn = self._by_rejection(user, known, n_items)
             if len(drawn) == n_items:
                 return drawn
@@ -84,7 +84,7 @@ class CandidateDraw:
             np.arange(4 * n_items + 16),
         )
         drawn = self._items[(uniforms * len(self._items)).astype(np.int64)]
-        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]  # the first of each
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]  # without repeats
         return drawn[~np.isin(drawn, list(known))][:n_items]
 
 
@@ -97,11 +97,11 @@ def _token_keys(tokens: Sequence[str]) -> np.ndarray:
 class TotalCandidatesLoader(NegSampleEvalDataLoader):
     """RecBole's loader of sampled candidates, with `n_candidates` in total for every user.
 
-    A user with more held-out items than that has these alone.
+    A user with `n_candidates` or more held-out items gets no other candidates.
     """
 
     def __init__(self, config: Config, dataset: Dataset, sampler: Any, n_candidates: int) -> None:
-        """RecBole's arguments, and the number of candidates.
+        """Wrap RecBole's loader; all arguments but `n_candidates` are RecBole's.
 
         Raises:
             DataError: no user has more candidates than the largest of `topk`.
@@ -127,13 +127,13 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
         return self._draw.draw(user, known, self.n_candidates - len(positives))
 
     def collate_fn(self, index: Sequence[int]) -> Any:
-        """The candidates of some users, held-out items first, in RecBole's form of a batch."""
+        """RecBole's batch for the users at `index`; each user's held-out items come first."""
         batch, rows, positive_rows, positive_items, labels = [], [], [], [], []
         for row, user in enumerate(self.uid_list[np.array(index)]):
             positives = self._positives(user)
             items = torch.from_numpy(self._negatives(user, positives))
             candidates = positives
-            if len(items):  # with the input of the user's first row
+            if len(items):  # other candidates copy the input of the user's first row
                 others = positives[:1].repeat(len(items))
                 others[self.iid_field] = items
                 candidates = cat_interactions([positives, others])
@@ -147,7 +147,7 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
         return joined, torch.cat(rows), torch.cat(positive_rows), torch.cat(positive_items)
 
     def _check(self) -> None:
-        """Say what candidates cannot measure: rankings that hold them all."""
+        """Refuse, or warn of, rankings that contain all candidates and measure nothing."""
         if not len(self.uid_list):
             return
         n_positives = np.array([len(self._positives(user)) for user in self.uid_list])
@@ -158,23 +158,23 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
         name = f"eval_args mode total{self.n_candidates} ({self._sampler.phase})"
         if (n_candidates <= largest).all():
             raise DataError(
-                f"{name}: no user has more than {n_candidates.max()} candidates, so that every "
-                f"item is a hit at {largest}. Lower --topk, or use mode full."
+                f"{name}: no user has more than {n_candidates.max()} candidates, so every item is "
+                f"a hit at {largest}. Lower --topk, or use mode full."
             )
         for which, why in (
-            (room == 0, "have so many held-out items, which then are all their candidates"),
-            (n_candidates < self.n_candidates, "have fewer candidates, as the catalogue has"),
-            (n_candidates <= largest, f"have no more candidates than {largest}: all are hits"),
+            (room == 0, "have that many held-out items and no other candidates"),
+            (n_candidates < self.n_candidates, "have fewer candidates: the catalogue is too small"),
+            (n_candidates <= largest, f"have at most {largest} candidates: all of them are hits"),
         ):
             if which.any():
                 getLogger().warning(f"{name}: {which.sum():,} of {len(which):,} users {why}.")
 
 
 def with_total_candidates(loader: AbstractDataLoader, phase: str) -> AbstractDataLoader:
-    """The loader, or with a mode `totalN` one of N candidates in total on the same rows.
+    """Replace a loader by a `TotalCandidatesLoader` if the phase's mode is `totalN`.
 
     Args:
-        loader: RecBole's, of the phase.
+        loader: RecBole's loader of the phase.
         phase: `valid` or `test`.
     """
     config = loader.config

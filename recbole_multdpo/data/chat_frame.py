@@ -1,9 +1,8 @@
-"""What a tokenizer's chat template puts around a user's message, up to where the answer begins.
+"""The text that a tokenizer's chat template renders around a user's message, up to the answer.
 
-A chat template is a program of the model's publisher. What it renders here depends on nothing but
-the tokenizer and the settings: a template that shows the date is given `DATE`, so that the same
-command has the same prompt tomorrow. A prompt never ends inside of a thought: a title there would
-be scored as the first words of it.
+The result depends only on the tokenizer and the settings: a template that shows the date gets
+`DATE`, so the same command has the same prompt tomorrow. A prompt never ends inside a thinking
+block: a title there would be scored as the first words of a thought.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from transformers.utils import chat_template_utils
 
 from recbole_multdpo.errors import ConfigError
 
-# the day that Llama 3's template falls back to where there is no clock
+# the default of Llama 3's template without a clock
 DATE = datetime(2024, 7, 26)
 DEFAULT_KWARGS = {"enable_thinking": False}
-_HISTORY_MARK, _ANSWER_MARK = "historygoeshere", "answergoeshere"  # letters: nothing to escape
+_HISTORY_MARK, _ANSWER_MARK = "historygoeshere", "answergoeshere"  # letters need no escaping
 _OFF = "set --use_chat_template=False"
 
-# words of tags around a thought: <think>, [THINK], <|START_THINKING|>, <seed:think>, and the like
+# words in tags of thinking blocks: <think>, [THINK], <|START_THINKING|>, <seed:think>, ...
 _THOUGHTS = frozenset(
     "think thinking thought thoughts reason reasoning analysis reflect reflection reflections"
     " scratchpad scratch cot monologue deliberate deliberation rationale plan planning".split()
@@ -36,8 +35,8 @@ _OFF_WORDS = frozenset("no non not off disabled without".split())
 # with attributes, and with DeepSeek's wide bars and underscores
 _NAME = r"(/?[\w:.▁-]+)"
 _TAG = re.compile(rf"<{_NAME}(?: [^<>]*)?>|\[{_NAME}\]|◁{_NAME}▷|<[|｜]{_NAME}[|｜]>")
-_TAGS_ONLY = re.compile(r"\s*[<\[◁].*[>\]▷]\s*", re.DOTALL)  # and no quotation mark or space
-# where thoughts are a channel of their own: what opens it, and what leads from there to the answer
+_TAGS_ONLY = re.compile(r"\s*[<\[◁].*[>\]▷]\s*", re.DOTALL)  # not only white space or quotes
+# models that think in a separate channel: its opening, and the text that leads to the answer
 _CHANNELS = (
     (
         re.compile(r"<\|channel\|>(?:analysis|commentary)(?:<\|message\|>)?"),
@@ -53,22 +52,21 @@ def chat_texts(
     tail: str,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[str, str]:
-    """The chat template around a user's message `head` + history + `tail`.
+    """Render the chat template around a user's message `head` + history + `tail`.
 
     Args:
-        tokenizer: one with a chat template.
-        head: of the message, before the history.
-        tail: of the message, after it.
-        template_kwargs: variables of the template; `enable_thinking` is False unless it is among
-            them.
+        tokenizer: a tokenizer with a chat template.
+        head: beginning of the message, before the history.
+        tail: end of the message, after the history.
+        template_kwargs: variables of the template; `enable_thinking` defaults to False.
 
     Returns:
-        What stands before the history, and what between it and the answer.
+        The text before the history, and the text between history and answer.
 
     Raises:
-        ConfigError: the template fails, does not show the message exactly once, renders the same
-            twice differently, or opens a thought that cannot be closed; or a variable is not the
-            template's to set.
+        ConfigError: the template fails, does not show the message exactly once, is not
+            deterministic, or opens a thinking block that cannot be closed; or a variable is
+            reserved.
     """
     given = {**DEFAULT_KWARGS, **(template_kwargs or {})}
     _check_kwargs(given)
@@ -76,14 +74,14 @@ def chat_texts(
     try:
         rendered = _render(tokenizer, asked, True, given)
         again = _render(tokenizer, asked, True, given)
-    except Exception as error:  # a chat template is a program; it can fail in any way
+    except Exception as error:  # a chat template is a program and can raise anything
         raise ConfigError(
             f"the backbone's chat template fails on a plain user message ({error}); {_OFF}"
         ) from error
     if rendered != again:
         raise ConfigError(
-            "the backbone's chat template makes another text of the same message each time, so "
-            f"that no two prompts would be alike; {_OFF}"
+            "the backbone's chat template renders the same message differently each time, so "
+            f"prompts would not be reproducible; {_OFF}"
         )
     parts = rendered.split(_HISTORY_MARK)
     if len(parts) != 2:
@@ -92,11 +90,11 @@ def chat_texts(
             f"of once; {_OFF}"
         )
     before, after = parts
-    own = _own_beginning(tokenizer, asked, rendered, given)
-    thinks = open_thought(_behind(after, tail)) is not None
-    if own and (thinks or not given["enable_thinking"]):
-        after += own
-    return before, _closed(after, tail, tokenizer)
+    opening = _answer_opening(tokenizer, asked, rendered, given)
+    thinks = open_thinking_tag(_after_message(after, tail)) is not None
+    if opening and (thinks or not given["enable_thinking"]):
+        after += opening
+    return before, _close_thinking(after, tail, tokenizer)
 
 
 def _check_kwargs(given: Mapping[str, Any]) -> None:
@@ -106,7 +104,7 @@ def _check_kwargs(given: Mapping[str, Any]) -> None:
     )
     if taken:
         raise ConfigError(
-            f"chat_template_kwargs: {', '.join(taken)} cannot be set; it takes variables that the "
+            f"chat_template_kwargs: {', '.join(taken)} cannot be set; use variables that the "
             "template reads, such as {'enable_thinking': False}. Leave it out."
         )
 
@@ -126,7 +124,7 @@ def _render(
 
 
 class _FixedDate(datetime):
-    """A clock that stands still at `DATE`."""
+    """A `datetime` whose current time is always `DATE`."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> _FixedDate:
@@ -135,9 +133,9 @@ class _FixedDate(datetime):
 
 @contextmanager
 def _fixed_clock() -> Iterator[None]:
-    """Within it, `strftime_now` of chat templates says `DATE`.
+    """Context manager in which `strftime_now` of chat templates returns `DATE`.
 
-    A variable of that name would not do: transformers hands templates plain data, no functions.
+    It cannot be passed as a variable: transformers gives templates plain data, not functions.
     """
     clock = chat_template_utils.datetime
     chat_template_utils.datetime = _FixedDate  # type: ignore[misc]
@@ -147,32 +145,32 @@ def _fixed_clock() -> Iterator[None]:
         chat_template_utils.datetime = clock  # type: ignore[misc]
 
 
-def _own_beginning(
+def _answer_opening(
     tokenizer: PreTrainedTokenizerBase,
     asked: list[dict[str, str]],
     rendered: str,
     given: Mapping[str, Any],
 ) -> str:
-    """What the template itself puts between its opening of an answer and the answer's first word.
+    """The tags that the template inserts between its generation prompt and an answer's first word.
 
-    An empty thought in Qwen3's, the header of the channel of answers in gpt-oss's; in most nothing.
-    Empty also where an answer of the past begins in another way than one that is asked for.
-    Quotation marks and white space around an answer are no part of this.
+    An empty thinking block in Qwen3's template, the header of the answer channel in gpt-oss's;
+    empty in most. Also empty if an earlier answer begins differently from the generation prompt.
+    Quotation marks and white space around an answer do not count.
     """
     try:
         answered = [*asked, {"role": "assistant", "content": _ANSWER_MARK}]
         whole = _render(tokenizer, answered, False, given)
-    except Exception:  # a template may demand more of an answer than we have
+    except Exception:  # a template may require more fields of an answer
         return ""
     begun, mark, _ = whole.partition(_ANSWER_MARK)
     if not mark or not begun.startswith(rendered):
         return ""
-    own = begun[len(rendered) :]
-    return own if _TAGS_ONLY.fullmatch(own) else ""
+    opening = begun[len(rendered) :]
+    return opening if _TAGS_ONLY.fullmatch(opening) else ""
 
 
-def open_thought(text: str) -> str | None:
-    """The tag that opens a thought in `text` which nothing after it closes, else None."""
+def open_thinking_tag(text: str) -> str | None:
+    """The tag of a thinking block that is open at the end of `text`; None if none is open."""
     for opening, end in _CHANNELS:
         *_, last = [None, *opening.finditer(text)]
         if last is not None and end not in text[last.end() :]:
@@ -189,11 +187,11 @@ def open_thought(text: str) -> str | None:
 
 
 def _closing_tag(tag: str, known: Callable[[str], bool]) -> str | None:
-    """What closes the tag of `open_thought`; None where no tag is known that does.
+    """The tag that closes a tag of `open_thinking_tag`; None if it is unknown.
 
     Args:
         tag: the opening tag.
-        known: whether template or tokenizer have a special token.
+        known: returns True if the template or the tokenizer has a special token.
     """
     for opening, end in _CHANNELS:
         if opening.fullmatch(tag):
@@ -207,19 +205,19 @@ def _closing_tag(tag: str, known: Callable[[str], bool]) -> str | None:
     return next((end for end in candidates if end != tag and known(end)), None)
 
 
-def _behind(after: str, tail: str) -> str:
-    """What follows the user's message, as far as the template has left its words as they were."""
+def _after_message(after: str, tail: str) -> str:
+    """The part of `after` behind the user's message; all of it if the template changed `tail`."""
     return after.rpartition(tail.strip())[2]
 
 
-def _closed(after: str, tail: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """`after`, and behind it the end of the thought that it opens, if any: an empty one.
+def _close_thinking(after: str, tail: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`after` with the thinking block that it opens, if any, closed as an empty one.
 
     Raises:
-        ConfigError: no tag is known that closes it.
+        ConfigError: the closing tag is unknown.
     """
-    behind = _behind(after, tail)
-    tag = open_thought(behind)
+    behind = _after_message(after, tail)
+    tag = open_thinking_tag(behind)
     if tag is None:
         return after
     source, vocabulary = str(tokenizer.chat_template), tokenizer.get_added_vocab()
@@ -229,9 +227,10 @@ def _closed(after: str, tail: str, tokenizer: PreTrainedTokenizerBase) -> str:
         closed += end
     elif end is not None:
         closed += ("\n" if behind.endswith("\n") else "") + f"{end}\n\n"
-    if open_thought(_behind(closed, tail)) is not None:
+    if open_thinking_tag(_after_message(closed, tail)) is not None:
         raise ConfigError(
-            f"the backbone's chat template opens a thought ({tag}) in which a title cannot stand, "
-            f"and no tag is known that closes it; choose a model that answers without, or {_OFF}"
+            f"the backbone's chat template opens a thinking block ({tag}), which cannot contain a "
+            "title, and its closing tag is unknown; choose a model that answers without thinking, "
+            f"or {_OFF}"
         )
     return closed

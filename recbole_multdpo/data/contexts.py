@@ -1,9 +1,10 @@
-"""Users as examples: their items in time order, and their split into history and targets."""
+"""Users' items in time order, and their split into history and targets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,12 +12,12 @@ from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.data.spans import unfold_spans
 
 RANKING_STREAM = 5
-SPLIT_STREAM = 1  # keeps this draw apart from the sampler's draws of negatives
+SPLIT_STREAM = 1  # separates this draw from the sampler's draws of negatives
 
 
 @dataclass(frozen=True)
 class UserItems:
-    """Items per user in compressed rows: user u owns entries `start[u]:start[u + 1]`, oldest first.
+    """Items per user in compressed rows: user u has entries `start[u]:start[u + 1]`, oldest first.
 
     Attributes:
         start: int64 [n_users + 1].
@@ -45,9 +46,9 @@ class UserItems:
             users: integer [n], inner user ids below `n_users`.
             items: integer [n], inner item ids.
             levels: integer [n], preference levels, 1 or higher.
-            times: [n] in any unit that grows; equal times keep the order given. None: the order
-                given stands for time.
-            n_users: users of the data set; those without interactions own no entries.
+            times: [n] in any increasing unit; equal times keep the given order. None: the rows are
+                in order of time.
+            n_users: users of the data set; those without interactions have no entries.
         """
         position = np.arange(len(users))
         order = np.lexsort((position, position if times is None else times, users))
@@ -71,7 +72,7 @@ class UserItems:
         return cls.build(users, items, np.ones(len(items), dtype=np.int64), None, len(lists))
 
     def union(self, other: UserItems) -> UserItems:
-        """Every user's items of both, each once; `other`'s come last."""
+        """Each user's items of both, without repeats; items of `other` come last."""
         users = [np.repeat(np.arange(len(part.counts)), part.counts) for part in (self, other)]
         return UserItems.build(
             np.concatenate(users),
@@ -82,11 +83,11 @@ class UserItems:
         )
 
     def with_groups(self, group: np.ndarray) -> UserItems:
-        """Every user's items and, after them, all other items of the same groups.
+        """Each user's items, followed by all other items of the same groups.
 
         Args:
-            group: int64 [n_items], number of the group of each item, 0 or higher; items that stand
-                alone have a group of their own. What item 0, the padding, has does not matter.
+            group: int64 [n_items], group number of each item, 0 or higher; an item without
+                equivalents is alone in its group. The entry of item 0, the padding, is ignored.
         """
         size = np.bincount(group[1:])
         is_shared = size[group[self.items]] > 1
@@ -107,7 +108,7 @@ class UserItems:
         return self.union(others)
 
     def holds(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each item [n] is one of its user's [n]: bool [n]."""
+        """bool [n], True where `items` [n] contains an item of the user in `users` [n]."""
         stride = max(int(self.items.max(initial=0)), int(items.max(initial=0))) + 1
         owners = np.repeat(np.arange(len(self.counts)), self.counts)
         return np.isin(users * stride + items, owners * stride + self.items)
@@ -124,13 +125,13 @@ class UserItems:
 
 @dataclass(frozen=True)
 class HistorySplit:
-    """One draw for a batch of users.
+    """Histories and targets drawn for a batch of users.
 
     Attributes:
-        histories: per example the item ids that the prompt may show; 'temporal': oldest first,
-            'random': in random order. Empty for a user of one item.
-        targets: per example the held-out item ids, at least one.
-        target_levels: per example the targets' preference levels.
+        histories: item ids that each prompt may show; 'temporal': oldest first, 'random': in random
+            order. Empty for a user with one item.
+        targets: held-out item ids of each example, at least one.
+        target_levels: preference levels of the targets.
     """
 
     histories: list[np.ndarray]
@@ -139,9 +140,9 @@ class HistorySplit:
 
 
 def n_targets(counts: np.ndarray, target_share: float, max_targets: int) -> np.ndarray:
-    """Targets per example, int64 as `counts`: a share of the user's items, half rounded up.
+    """Number of targets per example, int64: a share of the user's items, half rounded up.
 
-    At least one and at most `max_targets`; of two or more items one is left for the history.
+    At least 1 and at most `max_targets`; a user with two or more items keeps one for the history.
     """
     share = np.floor(counts * target_share + 0.5).astype(np.int64)
     return np.minimum(np.clip(share, 1, max_targets), np.maximum(counts - 1, 1))
@@ -150,11 +151,11 @@ def n_targets(counts: np.ndarray, target_share: float, max_targets: int) -> np.n
 def ranking_histories(
     known_items: UserItems, users: np.ndarray, *, seed: int, mode: str, max_history: int
 ) -> list[np.ndarray]:
-    """What prompts show when users are ranked: up to `max_history` of their known items.
+    """Histories shown in prompts at evaluation: up to `max_history` known items of each user.
 
-    As in training: with mode 'random' a random selection in random order, fixed by (seed, user);
-    with 'temporal' the latest items in the order of time. A model trained on random selections
-    ranks better from one than from the latest items, which are alike (docs/experiments.md).
+    They follow the training split: a random selection in random order, fixed by (seed, user), with
+    mode 'random'; the latest items in order of time with 'temporal'. A model trained on random
+    selections ranks better with one than with the latest items (docs/experiments.md).
     """
     if mode == "temporal":
         return [known_items.history(user)[-max_history:] for user in users.tolist()]
@@ -172,34 +173,32 @@ def split_history(
     *,
     seed: int,
     epoch: int,
-    mode: str,
+    mode: Literal["random", "temporal", "all"],
     target_share: float,
     max_targets: int,
     max_history: int,
 ) -> HistorySplit:
-    """Draw history and targets of every user anew for an epoch.
+    """Draw the history and targets of each user for an epoch.
 
-    The draw is a function of (seed, epoch, user): neither the batch nor the number of processes
-    matters.
+    The draw is a function of (seed, epoch, user). It depends neither on the batch nor on the number
+    of processes.
 
     Args:
         train_items: the users' training items.
         users: int64 [B], each with at least one item.
         seed: the run's seed.
         epoch: number of the epoch within its training stage, from 0.
-        mode: 'random' holds out random items and shows the rest in random order; 'temporal' cuts
-            the user's time line at a random place, holds out the items that follow and shows those
+        mode: 'random' holds out random items and shows the rest in random order. 'temporal' cuts
+            the user's time line at a random position, holds out the items after it and shows those
             before; every cut that leaves a full window of targets is equally likely. 'all' makes
-            every item a target, in random order, and shows none: the example is a conversation.
+            every item a target, in random order, and shows none: the prompt shows a conversation.
         target_share: share of a user's items that is held out ('temporal': length of the window).
         max_targets: cap on targets.
         max_history: cap on the history ('temporal': the latest items before the cut).
 
     Raises:
-        ValueError: a user without items, or an unknown mode.
+        ValueError: a user has no items.
     """
-    if mode not in ("random", "temporal", "all"):
-        raise ValueError(f"mode={mode!r} is not known; allowed: random, temporal, all")
     counts = train_items.start[users + 1] - train_items.start[users]
     if (counts == 0).any():
         raise ValueError(f"users without training items: {users[counts == 0][:5].tolist()}")

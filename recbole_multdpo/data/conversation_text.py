@@ -1,9 +1,8 @@
 """The text of a conversation in one column of a `.user` file: a JSON list of chat messages.
 
 `[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]`, as chat templates
-take it. JSON is the escape rule: tabs, line ends and quotation marks inside a message stand in the
-file as `\\t`, `\\n` and `\\"`, so that a conversation is one field of one line, and `decode` gives
-back every character that `encode` was given.
+take it. JSON escapes tabs, line ends and quotation marks inside a message, so a conversation is one
+field of one line, and `decode` restores every character.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ MAX_FIELD_CHARACTERS = 131_072
 
 
 class Message(TypedDict):
-    """One turn: who speaks (one of `ROLES`; the recommender is the assistant) and what they say."""
+    """One turn: the speaker's role, one of `ROLES` (the recommender is the assistant), and text."""
 
     role: str
     content: str
 
 
 def encode(messages: Sequence[Message]) -> str:
-    """One line of JSON, without tabs and line ends.
+    """Messages as one line of JSON.
 
-    A lone surrogate, which no file can hold, becomes a question mark.
+    A lone surrogate, which UTF-8 cannot encode, becomes a question mark.
 
     Raises:
         ValueError: a role is not one of `ROLES`, or the field would be longer than
@@ -46,7 +45,7 @@ def encode(messages: Sequence[Message]) -> str:
 
 
 def decode(text: str) -> list[Message]:
-    """The messages that `encode` was given.
+    """Parse the output of `encode`.
 
     Raises:
         DataError: the text is not a JSON list of messages.

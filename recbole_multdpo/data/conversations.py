@@ -1,8 +1,8 @@
-"""Conversations as examples: what was said and which items were mentioned, per RecBole user.
+"""Conversations in place of histories: the turns and mentioned items of each RecBole user.
 
-The "user" of `.inter` is then a conversation, and its items are the recommendations that followed.
-The `.user` file, as `recbole_multdpo.data.convert` writes it, holds the conversations. Nothing here
-is learnt per user: a conversation of the test part is a text like any other.
+With context=conversation a "user" of `.inter` is a conversation, and its items are the
+recommendations that followed. The `.user` file, as `recbole_multdpo.data.convert` writes it, holds
+the conversations. Nothing is learnt per user: a test conversation is a text like any other.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Conversations:
 
     Attributes:
         turns: every distinct turn of the data set as (role, text on one line); entry 0 is unused,
-            as item 0 is, so that a prompt is put together from turns as from items.
-        start: int64 [n_users + 1]; user u owns `turn_ids[start[u]:start[u + 1]]`, oldest first.
+            like item 0, so that a prompt is built from turns as it is from items.
+        start: int64 [n_users + 1]; user u has `turn_ids[start[u]:start[u + 1]]`, oldest first.
         turn_ids: int64 [n_spoken], indices into `turns`.
-        mentioned: the catalogue's items that each conversation mentions.
+        mentioned: catalogue items that each conversation mentions.
     """
 
     turns: list[tuple[str, str]]
@@ -46,7 +46,7 @@ class Conversations:
         return self.turn_ids[self.start[user] : self.start[user + 1]]
 
     def texts(self, users: np.ndarray) -> list[str]:
-        """The distinct texts that these users' conversations are made of."""
+        """The distinct texts of these users' turns."""
         ids = {turn for user in users.tolist() for turn in self.of(user).tolist()}
         return [self.turns[turn][1] for turn in sorted(ids)]
 
@@ -57,7 +57,7 @@ class Conversations:
         return total[self.start[1:]] - total[self.start[:-1]]
 
     def digest(self) -> str:
-        """SHA-256 over all that was said, by whom, and mentioned."""
+        """SHA-256 of all turns and mentioned items."""
         hashed = hashlib.sha256(json.dumps(self.turns).encode())
         for array in (self.start, self.turn_ids, self.mentioned.start, self.mentioned.items):
             hashed.update(np.ascontiguousarray(array).tobytes())
@@ -76,9 +76,9 @@ def read_conversations(
 ) -> Conversations:
     """Read the columns `conversation` and `context_items` of a `.user` file.
 
-    A turn becomes one line of text (`clean_text`), so that no line of a prompt is a turn but those
-    that the prompt makes; turns without text are left out. Rows of other users are skipped, as are
-    mentioned ids that are no item of the catalogue.
+    A turn becomes one line of text (`clean_text`), so that no text can imitate the start of another
+    turn in a prompt. Turns without text are left out, rows of unknown users are skipped, and so are
+    mentioned ids outside the catalogue.
 
     Args:
         path: the `.user` file.
@@ -90,8 +90,8 @@ def read_conversations(
         items_separator: between the ids in `context_items`.
 
     Raises:
-        DataError: the file cannot be read, names a user twice, lacks one, or a conversation is no
-            JSON list of messages of known roles.
+        DataError: the file cannot be read, has a duplicate user or lacks one, or a conversation is
+            not a JSON list of messages with known roles.
     """
     inner_user = {str(token): user for user, token in enumerate(user_tokens) if user}
     inner_item = {str(token): item for item, token in enumerate(item_tokens) if item}
@@ -113,7 +113,7 @@ def read_conversations(
         if user is None:
             continue
         if user in spoken:
-            raise DataError(f"{path}, line {number}: user {token!r} stands there twice")
+            raise DataError(f"{path}, line {number}: duplicate user {token!r}. Keep one row.")
         turns = _turns(f"{path}, line {number}", conversation)
         spoken[user] = [turn_index.setdefault(turn, len(turn_index)) for turn in turns]
         ids = filter(None, items.split(items_separator))

@@ -1,4 +1,4 @@
-"""RecBole's data set with contexts: the users' items or their conversations, and item texts."""
+"""RecBole's data set with conversations, item texts, low ratings and preference levels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from recbole_multdpo.data.loading import CountedDataset
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.errors import ConfigError, DataError
 
-LOW_STREAM = 7  # keeps the choice of low ratings apart from the training draws
+LOW_STREAM = 7  # separates the choice of low ratings from the training draws
 
 
 class ContextDataset(CountedDataset):
-    """RecBole's `Dataset` plus the conversations that its users stand for, if they do.
+    """RecBole's `Dataset` with either context of a prompt: histories, or its users' conversations.
 
     Attributes:
         conversations: with context=conversation, else None.
-        repeats: with mentioned_items=exclude, per part how many recommendations were left out
-            because their conversation had mentioned the item; else empty.
+        repeats: with mentioned_items=exclude, per part the number of recommendations that were left
+            out because their conversation had mentioned the item; else empty.
     """
 
     conversations: Conversations | None = None
@@ -51,7 +51,7 @@ class ContextDataset(CountedDataset):
 
     @property
     def excluded(self) -> UserItems | None:
-        """Items that are no answers, negatives or candidates of a user; None if there are none."""
+        """Items that are never answers, negatives or candidates of a user; None for no items."""
         if self.conversations is None or self.config["mentioned_items"] == "keep":
             return None
         return self.conversations.mentioned
@@ -60,7 +60,7 @@ class ContextDataset(CountedDataset):
         """RecBole's parts of the split, without the recommendations of excluded items.
 
         Raises:
-            DataError: nothing is left of a part.
+            DataError: a part would be empty.
         """
         parts = super().build()
         if self.excluded is None:
@@ -86,8 +86,8 @@ class ContextDataset(CountedDataset):
 class LLMRecDataset(ContextDataset):
     """`ContextDataset` plus `item_texts`.
 
-    Loading, filtering, id mapping and splitting are RecBole's own, so that a language model and a
-    classical model given the same settings and seed see the same split of the same catalogue.
+    RecBole itself loads, filters, maps ids and splits, so a language model and a classical model
+    with the same settings and seed see the same split of the same catalogue.
 
     Attributes:
         item_texts: one text per inner item id; entry 0 is [PAD].
@@ -108,7 +108,7 @@ class LLMRecDataset(ContextDataset):
             self._map_low_ratings()
 
     def _filter_by_field_value(self) -> None:
-        """RecBole's filter by `val_interval`; what it drops for a low rating is kept aside."""
+        """RecBole's filter by `val_interval`, keeping a copy of the rows below the interval."""
         if self.config["low_ratings"] == "ignore":
             super()._filter_by_field_value()
             return
@@ -117,13 +117,13 @@ class LLMRecDataset(ContextDataset):
         self._low = before[before[rating_field] < self.inter_feat[rating_field].min()]
 
     def _map_low_ratings(self) -> None:
-        """Inner ids for the low-rated pairs whose user and item are in the data set."""
+        """Map low-rated pairs of known users and items to inner ids, leaving out liked pairs."""
         fields = (self.uid_field, self.iid_field)
         users, items = (self._low[f].map(self.field2token_id[f]) for f in fields)
         known = (users.notna() & items.notna()).to_numpy()
         low = self._low[known]
         users, items = (ids[known].to_numpy(dtype=np.int64) for ids in (users, items))
-        # rated again, and liked then
+        # the user also rated the item higher
         liked = np.isin(
             self._pair_keys(users, items), self._pair_keys(*(self.inter_feat[f] for f in fields))
         )
@@ -136,25 +136,25 @@ class LLMRecDataset(ContextDataset):
 
     @property
     def low_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Users and items of all ratings below `val_interval`; None where they are ignored."""
+        """Users and items of all ratings below `val_interval`; None if they are ignored."""
         if self.config["low_ratings"] == "ignore":
             return None
         return self._low_users, self._low_items
 
     def low_rated_items(self) -> UserItems:
-        """Items that each user rated below `val_interval`, as many as this part may know.
+        """Items that each user rated below `val_interval`, limited to what this part may know.
 
-        With `eval_args.order: TO` those not after the user's last interaction of the part; in
-        random order the part's share of them, drawn by (seed, user, item): a model that knew the
-        others too would know what cannot be a test item. The levels in it mean nothing.
+        With `eval_args.order: TO`, items rated until the user's last interaction of the part; in
+        random order, the part's share of them, drawn by (seed, user, item): the others would reveal
+        which items cannot be test items. The levels in it are meaningless.
         """
         users, items, times = self._low_users, self._low_items, self._low_times
         if self.config["eval_args"]["order"] == "TO":
             own_times, last = self._times_of_rows(), np.full(self.user_num, -np.inf)
             if own_times is None:
                 raise DataError(
-                    f"low_ratings with eval_args order TO needs {self.time_field!r}: leave it out "
-                    "of unused_col"
+                    f"low_ratings with eval_args order TO needs {self.time_field!r}: remove it "
+                    "from unused_col"
                 )
             np.maximum.at(last, self.inter_feat[self.uid_field].numpy(), own_times)
             may_know = times <= last[users]
@@ -171,11 +171,11 @@ class LLMRecDataset(ContextDataset):
         return self.time_field in rows and is_number
 
     def _times_of_rows(self) -> np.ndarray | None:
-        """The time of every interaction of this part, float64 [n]; None where there are none."""
+        """Times of this part's interactions, float64 [n]; None if they have no times."""
         if not self._has_times(self.inter_feat):
             return None
         times = self.inter_feat[self.time_field].numpy()
-        return times if times.ndim == 1 else times[:, 0]  # with its bucket, where it is embedded
+        return times if times.ndim == 1 else times[:, 0]  # RecBole may add a discretised column
 
     def _pair_keys(self, users, items) -> np.ndarray:  # type: ignore[no-untyped-def]
         return np.asarray(users, dtype=np.int64) * self.item_num + np.asarray(items, dtype=np.int64)
@@ -185,8 +185,7 @@ class LLMRecDataset(ContextDataset):
 
         Args:
             level_thresholds: ratings in descending order, e.g. [5, 4.5, 4]: an interaction's level
-                is the number of thresholds its rating reaches. Empty: every interaction has level
-                1.
+                is the number of thresholds that its rating reaches. Empty: all levels are 1.
 
         Raises:
             DataError: thresholds are set but there is no rating, or a rating is below all of them.
@@ -200,10 +199,10 @@ class LLMRecDataset(ContextDataset):
             if rating_field not in self.inter_feat:
                 raise DataError(
                     f"level_thresholds needs ratings, but column {rating_field!r} is not loaded; "
-                    "add it to load_col.inter, and leave it out of unused_col"
+                    "add it to load_col.inter, and remove it from unused_col"
                 )
             ratings = self.inter_feat[rating_field].numpy()
-            # of the ratings' type: 4.1 as float32 is less than 4.1
+            # in the ratings' dtype: 4.1 as float32 is less than 4.1
             thresholds = np.array(level_thresholds, dtype=ratings.dtype)
             levels = (ratings[:, None] >= thresholds).sum(1)
             if (levels == 0).any():
@@ -217,23 +216,23 @@ class LLMRecDataset(ContextDataset):
 def read_item_texts(
     dataset: Dataset, text_fields: Sequence[str], year_field: str | None
 ) -> tuple[list[str], TextReport]:
-    """The texts of a data set's items, from its `.item` file.
+    """Read the texts of a data set's items from its `.item` file.
 
     Args:
         dataset: any RecBole data set.
-        text_fields: columns that make a text.
-        year_field: column that tells items of the same text apart, or None.
+        text_fields: columns that form the text.
+        year_field: column that disambiguates items with the same text, or None.
 
     Returns:
-        One text per inner item id (entry 0 is [PAD]), and what happened to them.
+        One text per inner item id (entry 0 is [PAD]), and a report on them.
 
     Raises:
         ConfigError: `text_fields` is empty.
-        DataError: the file cannot be read, or holds no text.
+        DataError: the file cannot be read, or contains no text.
     """
     if not text_fields:
         raise ConfigError(
-            "item_text_fields is empty: name the .item columns that make an item's text, e.g. "
+            "item_text_fields is empty: name the .item columns that form an item's text, e.g. "
             '--item_text_fields="[movie_title]", or set it in the data set\'s property file'
         )
     columns = [*text_fields, *([year_field] if year_field else [])]

@@ -1,4 +1,4 @@
-"""Negatives drawn by weights that the model gives, for every example at the start of an epoch."""
+"""Negatives drawn by the policy at the start of every epoch (`negatives: dynamic`)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import torch
 
 from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.random_keys import random_uniforms
-from recbole_multdpo.data.sampler import NegativeSampler, first_to_ring
+from recbole_multdpo.data.sampler import NegativeSampler, smallest_clocks
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runtime import processes
 
-DYNAMIC_STREAM = 6  # keeps this draw apart from the uniform one, which may have chosen the pool
+DYNAMIC_STREAM = 6  # separates this draw from the uniform one, which may have drawn the pool
 
 
 class DynamicNegatives(NegativeSampler):
-    """Serves the negatives that `draw` has drawn for the present epoch.
+    """Returns the negatives that `draw` has drawn for the current epoch.
 
-    Used in the order: `start_epoch`, `draw` until every user was drawn for, then `sample`.
+    Call `start_epoch`, then `draw` until every user has negatives, then `sample`.
     """
 
     def __init__(self, known: UserItems, n_items: int, n_negatives: int) -> None:
-        """Make room for the draw.
+        """Allocate the table of negatives.
 
         Args:
-            known: the items a user's negatives must avoid, see `NegativeSampler`.
+            known: items that a user's negatives must avoid, see `NegativeSampler`.
             n_items: catalogue size with the [PAD] item 0, which is never drawn.
             n_negatives: M, negatives per user.
         """
@@ -34,28 +34,28 @@ class DynamicNegatives(NegativeSampler):
         self._is_drawn = np.zeros(len(known.counts), dtype=bool)
 
     def start_epoch(self, epoch: int) -> None:
-        """Forget the negatives of the epoch before."""
+        """Discard the negatives of the previous epoch."""
         self.epoch = epoch
         self._is_drawn[:] = False
 
     def draw_epoch(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> None:
-        """Nothing: these negatives are drawn by the policy."""
+        """Do nothing: the policy draws these negatives."""
 
     def pool(self, users: np.ndarray, size: int, *, seed: int, epoch: int) -> np.ndarray:
-        """Items [B, size] from which to draw, uniform among the available ones; 0-padded."""
+        """Candidates for the draw: int64 [B, size], uniform among available items, 0-padded."""
         return super().sample(users, size, seed=seed, epoch=epoch)
 
     def draw(self, users: np.ndarray, log_weights: np.ndarray, *, seed: int) -> None:
-        """Draw without replacement, in proportion to the weights that are left.
+        """Draw negatives without replacement, in proportion to the remaining weights.
 
-        Each item gets an exponential clock whose rate is its weight; the items whose clocks ring
-        first are the draw. In logarithms this is the Gumbel top-k trick, and no weight overflows.
-        The draw is a function of the weights and of (seed, epoch, user).
+        Each item gets an exponential clock whose rate is its weight, and the items that ring first
+        are drawn. In logarithms, where no weight overflows, this is the Gumbel top-k trick. The
+        draw is a function of the weights and of (seed, epoch, user).
 
         Args:
             users: int64 [B].
-            log_weights: float [B, n_items], up to a constant per user; −inf for items that must
-                not be drawn. Known items and item 0 are never drawn.
+            log_weights: float [B, n_items], up to a constant per user; −inf excludes an item. Known
+                items and item 0 are never drawn.
             seed: the run's seed.
 
         Raises:
@@ -67,14 +67,14 @@ class DynamicNegatives(NegativeSampler):
         items = np.arange(self.n_items)
         uniforms = random_uniforms(seed, self.epoch, DYNAMIC_STREAM, users[:, None], items)
         never = self.known_mask(users) | (items == 0) | np.isneginf(log_weights)
-        with np.errstate(divide="ignore"):  # a clock of 0 rings first
+        with np.errstate(divide="ignore"):  # log 0: this clock rings first
             clocks = np.log(-np.log1p(-uniforms))
         clocks = np.where(never, np.inf, clocks - np.where(never, 0.0, log_weights))
-        self._drawn[users] = first_to_ring(clocks, self._drawn.shape[1])
+        self._drawn[users] = smallest_clocks(clocks, self._drawn.shape[1])
         self._is_drawn[users] = True
 
     def exchange(self) -> None:
-        """Give all processes what each of them has drawn, every user by one of them."""
+        """All-gather the draws of all processes, each of which has drawn for its own users."""
         own = np.where(self._is_drawn[:, None], self._drawn, 0)
         self._drawn = processes.all_reduce_sum(torch.from_numpy(own)).numpy()
         self._is_drawn = (
@@ -82,23 +82,23 @@ class DynamicNegatives(NegativeSampler):
         )
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was drawn for the present epoch: the policy that drew it is gone a step later."""
+        """Draws of the current epoch, for checkpoints: the policy that made them keeps changing."""
         return {
             "drawn": torch.from_numpy(self._drawn.astype(np.int32)),
             "is_drawn": torch.from_numpy(self._is_drawn.copy()),
         }
 
     def restore(self, epoch: int, state: dict[str, torch.Tensor]) -> None:
-        """Put `state` of an epoch back.
+        """Restore the `state` of an epoch.
 
         Raises:
-            CheckpointError: it is of other users or another number of negatives.
+            CheckpointError: the number of users or of negatives differs.
         """
         drawn, is_drawn = state["drawn"].numpy(), state["is_drawn"].numpy()
         if drawn.shape != self._drawn.shape or is_drawn.shape != self._is_drawn.shape:
             raise CheckpointError(
-                f"the saved negatives are {list(drawn.shape)} items, and {list(self._drawn.shape)} "
-                "are needed. Use the data and the settings of the checkpoint."
+                f"the saved negatives have shape {list(drawn.shape)} instead of "
+                f"{list(self._drawn.shape)}. Use the data and the settings of the checkpoint."
             )
         self.start_epoch(epoch)
         self._drawn[:] = drawn
@@ -108,8 +108,8 @@ class DynamicNegatives(NegativeSampler):
         """The drawn negatives of users, see `NegativeSampler.sample`.
 
         Raises:
-            ValueError: nothing was drawn for one of them in this epoch, or fewer than `n_negatives`
-                were asked for when this object was made.
+            ValueError: a user has no draw in this epoch, or `n_negatives` exceeds the constructor's
+                `n_negatives`.
         """
         if epoch != self.epoch or not self._is_drawn[users].all():
             raise ValueError(f"the dynamic negatives of epoch {epoch} have not been drawn")

@@ -1,7 +1,7 @@
-"""Item texts, read raw from a RecBole `.item` file.
+"""Item texts, read unchanged from a RecBole `.item` file.
 
 RecBole would split titles at spaces (`token_seq`) or pad them into its feature table; the language
-model needs them as they are written.
+model needs the original text.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from recbole_multdpo.errors import DataError
 
 @dataclass(frozen=True)
 class TextReport:
-    """What happened to the texts: counts for the log and for `result.json`."""
+    """Counts of missing, empty and shared texts, for the log and for `result.json`."""
 
     n_items: int
     n_missing: int  # catalogue items without a row in the .item file
     n_empty: int  # rows whose text columns are all empty
-    n_with_year: int  # texts that got their year because it tells them apart
-    n_shared: int  # items that share their text with another item even so
+    n_with_year: int  # texts that got a year to disambiguate them
+    n_shared: int  # items that still share their text with another item
     n_entities: int = 0  # texts in which HTML entities were decoded
 
     def __str__(self) -> str:
         return (
             f"{self.n_items} item texts: {self.n_missing} items missing in the .item file, "
-            f"{self.n_empty} without text, {self.n_with_year} told apart by their year, "
+            f"{self.n_empty} without text, {self.n_with_year} disambiguated by year, "
             f"{self.n_shared} that share a text with another item, "
             f"{self.n_entities} with HTML entities decoded"
         )
@@ -42,10 +42,10 @@ _ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31
 
 
 def decode_entities(text: str) -> str:
-    """HTML entities as the characters they stand for: `Pen &amp;amp; Ink` becomes `Pen & Ink`.
+    """Decode HTML entities: `Pen &amp;amp; Ink` becomes `Pen & Ink`.
 
-    Only those that end in a semicolon, as in `&#39;`: `AT&T` and `&copy that` are text. Text that
-    was escaped twice is decoded twice.
+    Only entities that end in a semicolon, such as `&#39;`, are decoded: `AT&T` and `&copy that` are
+    text. Text that was escaped twice is decoded twice.
     """
     for _ in range(3):
         decoded = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
@@ -56,11 +56,10 @@ def decode_entities(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """One line of text in Unicode's composed form (NFC).
+    """Normalise a text to one line in Unicode's composed form (NFC).
 
-    Control characters (category Cc) become spaces and every run of white space becomes one space.
-    Invisible characters that shape the text (joiners, direction marks) stay: emoji and titles
-    written from right to left need them.
+    Control characters (category Cc) become spaces, and every run of white space becomes one space.
+    Joiners and direction marks stay: emoji and right-to-left titles need them.
     """
     text = unicodedata.normalize("NFC", text)
     text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
@@ -77,10 +76,10 @@ def read_item_file(
     """Read `columns` of a RecBole `.item` file (`atomic_file.read_columns`).
 
     Returns:
-        For every item, by its token (the id as written), the cleaned values of `columns`.
+        The cleaned values of `columns` by item token (the id as written).
 
     Raises:
-        DataError: the file cannot be read as an atomic file, or names an item twice.
+        DataError: the file cannot be read as an atomic file, or has a duplicate item.
     """
     rows: dict[str, tuple[str, ...]] = {}
     for number, (item, *values) in read_columns(
@@ -95,7 +94,7 @@ def read_item_file(
         remedy="Set --item_text_fields and --item_year_field to columns of this file.",
     ):
         if item in rows:
-            raise DataError(f"{path}, line {number}: item {item!r} stands there twice. Keep one.")
+            raise DataError(f"{path}, line {number}: duplicate item {item!r}. Keep one row.")
         rows[item] = tuple(clean_text(value) for value in values)
     return rows
 
@@ -105,21 +104,20 @@ def make_item_texts(
     rows: Mapping[str, tuple[str, ...]],
     n_text_columns: int,
 ) -> tuple[list[str], TextReport]:
-    """One text per inner item id.
+    """Make one text per inner item id.
 
-    The text columns are joined by ", ", and HTML entities in them are decoded. Where items would
-    have the same text and their rows carry different years after the text columns, they get them,
-    as in "Hamlet (1996)"; elsewhere the year is left out, because it would double the number of
-    tokens. Items that still share a text stay two items. An item without any text is called by its
-    id, as in "item 42".
+    The text columns are joined by ", ", and HTML entities in them are decoded. Items with the same
+    text but different years get the year appended, as in "Hamlet (1996)"; other items do not, since
+    it would double their tokens. Items that still share a text stay separate items. An item without
+    a text is named by its id, as in "item 42".
 
     Args:
         tokens: external item ids in inner order; entry 0 is [PAD].
         rows: from `read_item_file`: text columns, then optionally the year.
-        n_text_columns: how many of the values are text.
+        n_text_columns: number of text columns in `rows`.
 
     Returns:
-        The texts, entry 0 "[PAD]", and what happened to them.
+        The texts, entry 0 "[PAD]", and a report on them.
 
     Raises:
         DataError: no item of the catalogue has a text.
@@ -144,11 +142,11 @@ def make_item_texts(
     years_of: dict[str, set[str]] = defaultdict(set)
     for text, year in zip(texts[1:], years[1:], strict=True):
         years_of[text].add(year)
-    told_apart = [i for i in range(1, len(texts)) if len(years_of[texts[i]]) > 1 and years[i]]
-    for item in told_apart:
+    ambiguous = [i for i in range(1, len(texts)) if len(years_of[texts[i]]) > 1 and years[i]]
+    for item in ambiguous:
         texts[item] = f"{texts[item]} ({years[item]})"
     counts = Counter(texts[1:])
     n_shared = sum(count for count in counts.values() if count > 1)
     return texts, TextReport(
-        len(texts) - 1, n_missing, n_empty, len(told_apart), n_shared, n_entities
+        len(texts) - 1, n_missing, n_empty, len(ambiguous), n_shared, n_entities
     )

@@ -1,7 +1,7 @@
-"""Users of a finished data set who look like pieces of one person (`linked_lists`).
+"""Check for users whose lists are pieces of one person's list (`linked_lists`).
 
-Converters join such rows; files that were made by hand may still hold them. Then the test answer of
-one user stands in the training list of another, and models are praised for remembering it.
+Converters join such rows; files made by hand may still contain them. Then the test answer of one
+user is in the training list of another, and a model is rewarded for memorising it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from scipy.sparse.csgraph import connected_components
 from recbole_multdpo.data.linked_lists import Links, find_links
 from recbole_multdpo.errors import DataError
 
-SHORTEST_RUN = 3  # items; where nobody knows how the files were made, two prove too little
-_FEW = 20  # fewer leaked answers are said, not refused
-_SHARE = 0.01  # of the test answers
+SHORTEST_RUN = 3  # items; two are too weak evidence for files of unknown origin
+_FEW = 20  # fewer leaked answers are a warning, not an error
+_SHARE = 0.01  # as does a smaller share of the test answers
 
 
 def linked_users(config: Mapping[str, Any], dataset: Dataset) -> Links | None:
-    """Users who are pieces of one list; to be called before the data set is split.
+    """Find users whose lists are pieces of one list; call it before the data set is split.
 
     Args:
         config: the run's settings.
         dataset: loaded, in the order of the files.
 
     Returns:
-        Links between inner user ids; None if conversations are the users, or if there are none.
+        Links between inner user ids; None if users are conversations, or if there are no links.
     """
     if config["context"] == "conversation":
         return None
@@ -53,7 +53,7 @@ def linked_users(config: Mapping[str, Any], dataset: Dataset) -> Links | None:
 def check_linked_users(
     config: Mapping[str, Any], dataset: Dataset, parts: Sequence[Dataset], links: Links | None
 ) -> None:
-    """Refuse a split, or warn of it, in which linked users tell each other's test answers.
+    """Refuse, or warn of, a split in which linked users leak each other's test answers.
 
     Args:
         config: the run's settings; `linked_users=keep` only warns.
@@ -62,7 +62,7 @@ def check_linked_users(
         links: from `linked_users`.
 
     Raises:
-        DataError: more than a few test answers stand in the training list of a linked user.
+        DataError: more than a few test answers are in the training list of a linked user.
     """
     if links is None:
         return
@@ -71,22 +71,22 @@ def check_linked_users(
     person = connected_components(graph, directed=False)[1]
     linked = np.bincount(person)[person] > 1
     training, test = (_rows(part, linked) for part in (parts[0], parts[-1]))
-    # how many training lists of the person hold an answer; the user's own does not count
+    # training lists of the person that contain an answer, not counting the user's own
     lists = training.assign(person=person[training["user"]]).value_counts(["person", "item"])
     answers = test.assign(person=person[test["user"]])
     n_lists = lists.reindex(pd.MultiIndex.from_frame(answers[["person", "item"]]), fill_value=0)
     own = pd.MultiIndex.from_frame(test).isin(pd.MultiIndex.from_frame(training))
-    n_told, n_test = int((n_lists.to_numpy() > own).sum()), len(parts[-1])
-    if not n_told:
+    n_leaked, n_test = int((n_lists.to_numpy() > own).sum()), len(parts[-1])
+    if not n_leaked:
         return
     found = (
         f"{linked.sum():,} of {dataset.user_num - 1:,} users look like pieces of one person's list "
         f"(windows or growing prefixes: the lists fit together by {links.min_overlap} or more "
-        f"items in a row), and {n_told:,} of {n_test:,} test answers stand in the training list "
-        "of such another user"
+        f"items in a row), and {n_leaked:,} of {n_test:,} test answers are in the training list of "
+        "another such user"
     )
-    if config["linked_users"] == "keep" or n_told < max(_FEW, _SHARE * n_test):
-        getLogger().warning(f"{found}. Models may remember them.")
+    if config["linked_users"] == "keep" or n_leaked < max(_FEW, _SHARE * n_test):
+        getLogger().warning(f"{found}. Models may have memorised them.")
         return
     raise DataError(
         f"{found}. Make one list of each person's rows: python -m recbole_multdpo.data.convert "
@@ -96,6 +96,6 @@ def check_linked_users(
 
 
 def _rows(part: Dataset, wanted: NDArray[np.bool_]) -> pd.DataFrame:
-    """The distinct pairs of user and item of a part, of wanted users."""
+    """The distinct (user, item) pairs of the wanted users in a part."""
     users, items = (part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field))
     return pd.DataFrame({"user": users, "item": items})[wanted[users]].drop_duplicates()

@@ -1,4 +1,4 @@
-"""Loaders: examples for training, users for ranking; RecBole's loaders with the smallest change."""
+"""Data loaders: examples for training, users for ranking; RecBole's loaders, minimally changed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.runtime import processes
 
-SHUFFLE_STREAM = 4  # keeps the order of examples apart from the sampler's draws
-FILLER = 0  # RecBole's padding user, as which an example goes that must weigh nothing
+SHUFFLE_STREAM = 4  # separates the order of examples from the sampler's draws
+FILLER = 0  # RecBole's padding user, which marks an example of weight 0
 
 
 class _Batches:
-    """Batches of indices from the `first` on; its length is that of all of them."""
+    """Batches of indices from number `first` on; its length counts all batches."""
 
     def __init__(self, batches: Any, first: int) -> None:
         self.batches = batches
@@ -45,9 +45,9 @@ class _Batches:
 class SetwiseDataLoader(AbstractDataLoader):
     """Iterates over the training users in an order given by (seed, epoch); yields `SetwiseBatch`es.
 
-    The order and every draw depend on the epoch set by `set_epoch` alone, so a resumed run sees the
-    data that the uninterrupted one would have seen. Several processes see the same batches, each
-    its own share of every one.
+    The order and all draws depend only on the epoch set by `set_epoch`, so a resumed run sees the
+    same data as an uninterrupted one. All processes see the same batches; each takes its share of
+    every batch.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class SetwiseDataLoader(AbstractDataLoader):
             DataError: there is no example to train on.
         """
         trainable = sampler.train_items.counts > 0
-        if sampler.n_negatives:  # who knows the whole catalogue has nothing to rank below it
+        if sampler.n_negatives:  # users who know the whole catalogue have no negatives
             trainable &= sampler.negative_sampler.n_available > 0
         self.users = np.flatnonzero(trainable)
         if not len(self.users):
             raise DataError(
-                "no user of the training part can be trained on: nobody has both an item and one "
-                "that could be drawn as a negative. Give more data, or use "
-                "--negative_distribution=uniform, which also draws items that nobody has chosen."
+                "no user of the training part can be trained on: no user has both an item and "
+                "another item that can be drawn as a negative. Add data, or use "
+                "--negative_distribution=uniform, which also draws items without interactions."
             )
         self.sample_size = len(self.users)
         self.examples_per_batch = batch_size
@@ -86,16 +86,16 @@ class SetwiseDataLoader(AbstractDataLoader):
 
     @property
     def setwise_sampler(self) -> SetwiseSampler:
-        """What makes the batches."""
+        """The sampler that makes the batches."""
         return self._sampler
 
     @property
     def _index_sampler(self) -> _Batches:
-        # torch's loader takes the batches of indices from here, with and without workers
+        # torch's loader reads the batches of indices from this property, with and without workers
         return _Batches(super()._index_sampler, self.first_batch)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch whose draw the next iteration yields, and the batch it begins with."""
+        """Set the epoch of the next iteration and the batch that it starts from."""
         self.epoch = epoch
         self.first_batch = first_batch
         key = random_keys(self.config["seed"], epoch, SHUFFLE_STREAM)[0]
@@ -113,15 +113,15 @@ class SetwiseDataLoader(AbstractDataLoader):
         return batch
 
     def _share(self, index: Sequence[int]) -> tuple[np.ndarray, int]:
-        """This process's users of a batch, and how many of them, at the end, only fill it up.
+        """This process's users of a batch, and the number of fillers at their end.
 
-        Users are dealt out by the number of their items, so that all processes get examples of
-        about the same length, and equally many: gradients are exchanged in step.
+        Users are distributed by their number of items: all processes get examples of similar
+        length. All processes get equally many, since they exchange gradients in step.
         """
         users, n_processes = self.users[np.asarray(index)], processes.world_size()
         if n_processes == 1:
             return users, 0
-        # stable: equal on all processes
+        # stable: the same order on all processes
         order = np.argsort(-self._sampler.train_items.counts[users], kind="stable")
         own = users[order][processes.rank() :: n_processes]
         n_fillers = -(-len(users) // n_processes) - len(own)
@@ -129,22 +129,21 @@ class SetwiseDataLoader(AbstractDataLoader):
 
 
 class RankingDataLoader(FullSortEvalDataLoader):
-    """RecBole's full-ranking loader, with a number of users rather than of scores per batch.
+    """RecBole's full-ranking loader with `rank_batch_users` users per batch.
 
-    Users come by the number of their known items or the length of their conversation, so that the
-    prompts of a batch are of similar length and little of it is padding. Metrics are means over
-    users: their order does not matter.
+    Users are sorted by their number of known items or the length of their conversation, to limit
+    padding: the prompts of a batch have similar lengths. Metrics are means over users, so the order
+    does not affect them.
 
-    Several processes share the batches: each asks for another one when it is done with the last,
-    since a user's search takes as long as it takes. The longest come first, so that nobody waits
-    for one at the end.
+    Several processes share the batches through a work queue, because search times vary. The longest
+    batches come first, so that no process waits for a long one at the end.
     """
 
     uid_list: torch.Tensor
     user_df: Interaction
 
     def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
-        """RecBole's arguments."""
+        """Wrap RecBole's loader; the arguments are RecBole's."""
         super().__init__(config, dataset, sampler)
         conversations = dataset.conversations
         n_known = [len(self.uid2history_item[user]) for user in self.uid_list.tolist()]
@@ -159,10 +158,10 @@ class RankingDataLoader(FullSortEvalDataLoader):
         self.set_batch_size(self.step * self._dataset.item_num)
 
     def __iter__(self) -> Iterator[Any]:
-        """RecBole's batches, those of this process."""
-        return super().__iter__() if processes.world_size() == 1 else self._claimed()
+        """This process's batches, in RecBole's form."""
+        return super().__iter__() if processes.world_size() == 1 else self._from_work_queue()
 
-    def _claimed(self) -> Iterator[Any]:
+    def _from_work_queue(self) -> Iterator[Any]:
         users = range(self.sample_size)
         batches = [users[start : start + self.step] for start in users[:: self.step]]
         for number in processes.work_queue(len(batches)):
@@ -170,7 +169,7 @@ class RankingDataLoader(FullSortEvalDataLoader):
 
 
 def some_users(part: Dataset, n_users: int, seed: int) -> Dataset:
-    """The rows of `n_users` users of a part of the split, chosen by the seed."""
+    """A random subset of a part of the split: the rows of `n_users` users, chosen by the seed."""
     users = part.inter_feat[part.uid_field]
     distinct = users.unique()
     keys = torch.from_numpy(random_keys(seed, distinct.numpy()).astype(np.float64))
@@ -178,8 +177,8 @@ def some_users(part: Dataset, n_users: int, seed: int) -> Dataset:
     return part.copy(part.inter_feat[torch.isin(users, chosen)])
 
 
-def never_rank(loader: AbstractDataLoader, excluded: UserItems | None) -> None:
-    """Keep items out of an evaluation loader's full rankings, or out of its sampled candidates."""
+def exclude_items(loader: AbstractDataLoader, excluded: UserItems | None) -> None:
+    """Exclude items from an evaluation loader's full rankings or sampled candidates, in place."""
     if excluded is None:
         return
     users = loader._dataset.inter_feat[loader._dataset.uid_field].unique().tolist()
@@ -200,7 +199,7 @@ def evaluation_loaders(
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
     """Loaders for validation during training, for the reported validation, and for test.
 
-    The first ranks `valid_users` users only; it is the second where that is 0.
+    The first ranks a subset of `valid_users` users; with `valid_users: 0` it is the second loader.
     """
     _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
     modes = config["eval_args"]["mode"]
@@ -208,7 +207,7 @@ def evaluation_loaders(
     def loader(phase: str, part: Dataset, sampler: Any) -> AbstractDataLoader:
         kind = RankingDataLoader if modes[phase] == "full" else NegSampleEvalDataLoader
         made = with_total_candidates(kind(config, part, sampler), phase)
-        never_rank(made, dataset.excluded)
+        exclude_items(made, dataset.excluded)
         return made
 
     valid, test = loader("valid", parts[1], valid_sampler), loader("test", parts[2], test_sampler)

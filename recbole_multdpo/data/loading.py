@@ -1,8 +1,8 @@
-"""How RecBole's data sets read their files here, and what became of every interaction.
+"""RecBole's data sets with our file reader and with counts of the interactions they drop.
 
-RecBole drops interactions while it loads: of users and items without a row in the `.user` and
-`.item` file, outside of `val_interval`, repeated, of rare users and items. It says nothing of it.
-Here every loss is counted by its reason, and what is kept and what is lost add up to what was read.
+RecBole silently drops interactions while it loads: of users and items without a row in the `.user`
+and `.item` file, outside `val_interval`, repeated ones, and those of rare users and items. Here
+every loss is counted by reason; kept and lost interactions add up to those read.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from recbole.data.interaction import cat_interactions
 from recbole.utils import FeatureSource, ModelType
 
 from recbole_multdpo.data.atomic_file import AtomicFile, open_atomic_file, read_table
-from recbole_multdpo.data.times import TimeColumn, what_needs_times
+from recbole_multdpo.data.times import TimeColumn, times_needed_by
 from recbole_multdpo.errors import DataError
 
-# reasons that no setting asks for: any loss to them is a warning
-_NO_ENTITY = "no entity in .link and .kg"  # what RecBole's knowledge models cannot do without
+# reasons that no setting asks for: any loss for them is a warning
+_NO_ENTITY = "no entity in .link and .kg"  # RecBole's knowledge models need one
 _UNASKED = ("no row in .user", "no row in .item", "empty value", _NO_ENTITY)
 
 
 @dataclass(frozen=True)
 class Amount:
-    """Interactions, and the users and items that have one."""
+    """Number of interactions, and of the users and items that have one."""
 
     rows: int
     users: int
@@ -56,12 +56,12 @@ class Amount:
 
 @dataclass
 class RowCounts:
-    """What was read, what was lost to which reason, and what is kept.
+    """Interactions read, lost by reason, and kept.
 
     Attributes:
         read: all interactions of the files.
-        kept: those of the data set.
-        lost: by reason. A user or item is lost with its last interaction.
+        kept: interactions of the data set.
+        lost: lost interactions by reason. A user or item is lost with its last interaction.
     """
 
     read: Amount
@@ -69,20 +69,20 @@ class RowCounts:
     lost: dict[str, Amount] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise AssertionError unless what is kept and what is lost add up to what was read."""
+        """Raise AssertionError unless kept and lost interactions add up to those read."""
         rest = self.read
         for amount in self.lost.values():
             rest -= amount
         if rest != self.kept:
-            raise AssertionError(f"{self.kept} are kept, and by the counts of losses {rest}")
+            raise AssertionError(f"{self.kept} are kept, but the counts of losses leave {rest}")
 
     def as_dict(self) -> dict[str, Any]:
-        """For `result.json`."""
+        """The counts as written to `result.json`."""
         lost = {reason: vars(amount) for reason, amount in self.lost.items()}
         return {"read": vars(self.read), "kept": vars(self.kept), "lost": lost}
 
     def log(self) -> None:
-        """One line for all that settings ask for, a warning for the rest and for a large loss."""
+        """Log the losses in one line; a warning if no setting asks for one, or if it is large."""
         if not self.lost:
             return
         parts = "; ".join(
@@ -97,7 +97,7 @@ class RowCounts:
             if any(reason.startswith("no row") for reason in unasked):
                 message += " (--filter_inter_by_user_or_item=False keeps these)"
         elif 2 * rare > self.read.rows:
-            message += ". More than half is lost to rare users and items"
+            message += ". More than half are lost with rare users and items"
         else:
             getLogger().info(message)
             return
@@ -105,10 +105,10 @@ class RowCounts:
 
 
 class CountedDataset(Dataset):
-    """RecBole's `Dataset`, read by our reader, that counts what it drops.
+    """RecBole's `Dataset` with our file reader and counts of dropped interactions.
 
     Attributes:
-        row_counts: what was read, lost and kept.
+        row_counts: interactions read, lost and kept.
     """
 
     row_counts: RowCounts
@@ -121,7 +121,7 @@ class CountedDataset(Dataset):
             FeatureSource.ITEM: [self.iid_field],
         }
         of_interactions = source == FeatureSource.INTERACTION
-        intervals = list(self.config["val_interval"] or ())  # which drop what is empty
+        intervals = list(self.config["val_interval"] or ())  # they drop empty values
         file = open_atomic_file(
             Path(filepath), self.config["field_separator"], self.config["encoding"] or "utf-8"
         )
@@ -134,10 +134,10 @@ class CountedDataset(Dataset):
                 _check_number_lists(file, table, self.config["seq_separator"])
                 _check_one_row_each(file.path, table, id_fields)
                 return table
-            times = TimeColumn(self.time_field, what_needs_times(self.config))
+            times = TimeColumn(self.time_field, times_needed_by(self.config))
             return read_table(file, names, id_fields, intervals, times)
 
-        # RecBole splits the first line at every separator; it gets one without quotation marks
+        # RecBole splits the first line at every separator, so it gets one without quotation marks
         columns = zip(file.columns, file.types, strict=True)
         header = file.separator.join(f"{name}:{kind}" for name, kind in columns) + "\n"
         with (
@@ -166,7 +166,7 @@ class CountedDataset(Dataset):
 
     @contextmanager
     def _counting(self, reason: str) -> Iterator[None]:
-        """Count what the body drops."""
+        """Count the interactions that the body drops."""
         before = self._amount()
         yield
         lost = before - self._amount()
@@ -210,7 +210,7 @@ class CountedDataset(Dataset):
                     continue
                 in_file = self.inter_feat[id_field].isin(self._ids_in_files[source])
                 self._drop(~in_file, f"no row in {file}")
-                # the file has them, and val_interval has removed them from it
+                # in the file, but removed by val_interval
                 self._drop(~self.inter_feat[id_field].isin(feat[id_field]), "val_interval")
         super()._filter_inter_by_user_or_item()
 
@@ -223,13 +223,13 @@ class CountedDataset(Dataset):
             super()._filter_link()
 
     def _remap_ID_all(self) -> None:
-        # said here, before RecBole adds rows of its own to the tables and fills them too
+        # before RecBole adds its own rows to the tables and fills them too
         for feat in (getattr(self, name) for name in self.feat_name_list):
             for name in feat.select_dtypes(np.float64):
                 if count := int(feat[name].isna().sum()):
                     getLogger().warning(
-                        f"{count:,} of {len(feat):,} values of {name} are empty: RecBole puts the "
-                        f"mean in their place. Leave {name} out of --load_col to do without it."
+                        f"{count:,} of {len(feat):,} values of {name} are empty: RecBole replaces "
+                        f"them by the mean. Remove {name} from --load_col to avoid this."
                     )
         super()._remap_ID_all()
 
@@ -245,28 +245,27 @@ def _check_number_lists(file: AtomicFile, table: pd.DataFrame, separator: str) -
                 numbers = [np.nan]
             if not np.isfinite(numbers).all():
                 raise DataError(
-                    f"{file.path}: {name} is {value[:40]!r} and no list of finite numbers with "
-                    f"{separator!r} between them. Mend the row, set --seq_separator, or leave "
-                    f"{name} out of --load_col."
+                    f"{file.path}: {name} is {value[:40]!r} and not a list of finite numbers "
+                    f"separated by {separator!r}. Fix the row, set --seq_separator, or remove "
+                    f"{name} from --load_col."
                 )
 
 
 def _check_one_row_each(path: Path, table: pd.DataFrame, id_fields: Sequence[str]) -> None:
-    """Refuse a second row of a user or item: RecBole looks up features by the number of the row."""
+    """Refuse a second row of a user or item: RecBole looks up features by row number."""
     for name in id_fields:
         repeated = table[name][table[name].duplicated()]
         if len(repeated):
             raise DataError(
-                f"{path}: {path.suffix[1:]} {repeated.iloc[0]!r} stands there twice (rows that "
-                f"repeat a {name}: {len(repeated):,}). Keep one row of each."
+                f"{path}: duplicate {path.suffix[1:]} {repeated.iloc[0]!r} (rows that repeat a "
+                f"{name}: {len(repeated):,}). Keep one row of each."
             )
 
 
 def dataset_class(config: Config) -> type[CountedDataset]:
-    """The class of data sets that a model of RecBole wants, as RecBole's `create_dataset` finds it.
+    """The data set class of a RecBole model, chosen as in `create_dataset` of RecBole 1.2.1.
 
-    From RecBole 1.2.1, without what `create_dataset` does besides: it unpickles a file that lies
-    where it would have saved one.
+    Unlike `create_dataset`, this does not unpickle a data set saved on disk.
     """
     own = getattr(recbole_datasets, f"{config['model']}Dataset", None)
     if own is not None:
@@ -280,11 +279,11 @@ def dataset_class(config: Config) -> type[CountedDataset]:
 
 @cache
 def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
-    """One of RecBole's classes of data sets, with `CountedDataset` before it."""
+    """Subclass one of RecBole's data set classes with `CountedDataset` as the first base."""
     if issubclass(dataset_class, CountedDataset):
         return dataset_class
     made = type(dataset_class.__name__, (CountedDataset, dataset_class), {})
-    # where pickle looks: RecBole's checkpoints hold some models' data
+    # pickle must find the class: RecBole's checkpoints contain some models' data set
     made.__qualname__ = f"Counted{dataset_class.__name__}"
     globals()[made.__qualname__] = made
     return made

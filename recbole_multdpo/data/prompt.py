@@ -1,12 +1,12 @@
-"""Prompts: a named template around a history or a conversation, joined from ready token ids.
+"""Prompts: a named template around a history or a conversation, concatenated from token ids.
 
 A prompt is `head + pieces + tail`; the pieces are the titles of a history or the turns of a
-conversation. Every piece is tokenised once, with what stands before it, when the builder is made; a
-example's prompt is then a concatenation of ready token lists. Nothing is ever tokenised across a
-joint, so prompt and item tokens cannot merge (see `recbole_multdpo.data.item_tokens`). Titles and
-turns never pass through a chat template, and special tokens are recognised in the frame only. A
-conversation is quoted in the user's message, one line per turn: a chat template that demands turns
-in alternation takes it too, and no text of a turn can speak in another role.
+conversation. The builder tokenises every piece once, with its separator, and concatenates token ids
+for each prompt. Text is never tokenised across a boundary, so prompt and item tokens cannot merge
+(see `recbole_multdpo.data.item_tokens`). Titles and turns never pass through a chat template, and
+special tokens are recognised only in the frame. A conversation is quoted in the user's message, one
+line per turn: this suits chat templates that require alternating turns, and no text of a turn can
+take on another role.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from recbole_multdpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The words around a history or a conversation.
+    """The fixed text around a history or a conversation.
 
     Attributes:
         head: before the first piece.
         separator: before every title of a history.
-        plain_tail: after the pieces where the model simply continues the text.
-        chat_tail: after the pieces where the tokenizer's chat template asks for an answer.
+        plain_tail: after the pieces, without a chat template.
+        chat_tail: after the pieces, inside a chat template.
         speakers: before every turn of a conversation, by role; empty for a history.
     """
 
@@ -44,16 +44,16 @@ class PromptTemplate:
     speakers: Mapping[str, str] = field(default_factory=dict)
 
 
-def _liked(noun: str, verb: str) -> PromptTemplate:
+def _history_template(noun: str) -> PromptTemplate:
     return PromptTemplate(
-        head=f"A user {verb} these {noun}s:",
+        head=f"A user liked these {noun}s:",
         separator="\n-",
         plain_tail=f"\nAnother {noun} for this user:",
         chat_tail=f"\n\nName one more {noun} that this user will like. Answer with its title only.",
     )
 
 
-def _talk(noun: str) -> PromptTemplate:
+def _conversation_template(noun: str) -> PromptTemplate:
     return PromptTemplate(
         head=f"A user asks for {noun}s:",
         separator="\n",
@@ -64,13 +64,13 @@ def _talk(noun: str) -> PromptTemplate:
 
 
 NOUNS = {"movies": "movie", "books": "book", "items": "item"}
-TEMPLATES = {name: _liked(noun, "liked") for name, noun in NOUNS.items()}
-CONVERSATION_TEMPLATES = {name: _talk(noun) for name, noun in NOUNS.items()}
+TEMPLATES = {name: _history_template(noun) for name, noun in NOUNS.items()}
+CONVERSATION_TEMPLATES = {name: _conversation_template(noun) for name, noun in NOUNS.items()}
 
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """The fixed text of a prompt: around the pieces, before each, and before an item's text."""
+    """The fixed text of a prompt: around the pieces, before each one, and before an item's text."""
 
     head: str
     separator: str
@@ -79,7 +79,7 @@ class PromptFrame:
     speakers: Mapping[str, str] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
-        """The fixed pieces, so that a tokenizer can be fitted to them too."""
+        """All fixed texts, for fitting a tokenizer."""
         return [self.head, *(self.speakers.values() or [self.separator]), self.tail]
 
 
@@ -90,22 +90,22 @@ def prompt_frame(
     context: str = "history",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PromptFrame:
-    """Resolve a template name against a tokenizer.
+    """Make the frame of a template name and a tokenizer.
 
     Args:
         template_name: a key of `TEMPLATES` and `CONVERSATION_TEMPLATES`.
-        tokenizer: where the chat template comes from; None stands for "has none".
-        use_chat_template: True, False, or 'auto' (where the tokenizer has one).
-        context: what the prompt shows, 'history' or 'conversation'.
+        tokenizer: the source of the chat template; None: no chat template.
+        use_chat_template: True, False, or 'auto' (if the tokenizer has one).
+        context: content of the prompt, 'history' or 'conversation'.
         chat_template_kwargs: variables of the chat template, see `chat_texts`.
 
     Raises:
-        ConfigError: unknown template; a chat template is demanded of a tokenizer without one, or
-            cannot be used (`chat_texts`).
+        ConfigError: unknown template; `use_chat_template` is True for a tokenizer without a chat
+            template; or the chat template cannot be used (`chat_texts`).
     """
     if template_name not in TEMPLATES:
         allowed = ", ".join(sorted(TEMPLATES))
-        raise ConfigError(f"prompt_template={template_name!r} is not known; allowed: {allowed}")
+        raise ConfigError(f"prompt_template={template_name!r} is unknown; allowed: {allowed}")
     templates = CONVERSATION_TEMPLATES if context == "conversation" else TEMPLATES
     template = templates[template_name]
     has_chat = tokenizer is not None and bool(tokenizer.chat_template)
@@ -115,7 +115,7 @@ def prompt_frame(
             "set --use_chat_template=False or choose an instruct model"
         )
     if use_chat_template is False or not has_chat:
-        # the title after the tail begins with a space, as the titles of the history do
+        # a title begins with a space after the tail, as it does in the history
         return PromptFrame(
             template.head, template.separator, template.plain_tail, " ", template.speakers
         )
@@ -125,7 +125,7 @@ def prompt_frame(
 
 
 class PromptBuilder:
-    """Turns histories of item ids, or lists of turns, into right-padded prompt token ids."""
+    """Builds right-padded prompt token ids from histories of item ids, or lists of turns."""
 
     def __init__(
         self,
@@ -137,18 +137,17 @@ class PromptBuilder:
         max_prompt_tokens: int,
         roles: Sequence[str] | None = None,
     ) -> None:
-        """Tokenise the frame and every piece once.
+        """Tokenise the frame and every piece.
 
         Args:
-            tokenizer: a Hugging Face tokenizer. Where it opens every text with its BOS token, so
-                does every prompt.
+            tokenizer: a Hugging Face tokenizer. If it prepends its BOS token, so does the builder.
             texts: one text per inner item id, or per turn; entry 0 belongs to [PAD].
             frame: the fixed text, from `prompt_frame`.
             max_history: pieces kept at most, the latest ones; None for no limit.
-            max_prompt_tokens: token limit of a prompt; the oldest pieces are left out to meet it,
-                each as a whole. A turn that is too long by itself is cut at its end, so that the
-                latest turn is always shown.
-            roles: per text who speaks it, where the texts are turns; a key of `frame.speakers`.
+            max_prompt_tokens: token limit of a prompt. The oldest pieces are dropped whole to meet
+                it. A turn that is too long on its own is truncated at its end, so that the latest
+                turn is always shown.
+            roles: for turns, the role of each text, a key of `frame.speakers`; None for titles.
 
         Raises:
             ConfigError: the frame alone exceeds `max_prompt_tokens`, or leaves no room for a turn.
@@ -167,12 +166,12 @@ class PromptBuilder:
         self._speakers = before = {
             role: _encode_behind(tokenizer, text) for role, text in frame.speakers.items()
         }
-        # a turn shows at least one token after the name of its speaker
+        # a turn has at least one token after its speaker
         needed = max((len(ids) + 1 for ids in before.values()), default=0)
         if self._budget < needed:
             raise ConfigError(
-                f"max_prompt_tokens={max_prompt_tokens} is less than the template itself takes "
-                f"({max_prompt_tokens - self._budget + needed} tokens); raise it"
+                f"max_prompt_tokens={max_prompt_tokens} is too small: the template needs "
+                f"{max_prompt_tokens - self._budget + needed} tokens. Raise it"
             )
         encoded = encode_plain(tokenizer, [f" {text}" for text in texts[1:]])
         if roles is None:
@@ -183,7 +182,7 @@ class PromptBuilder:
                 ids[: self._budget - len(opening)]
                 for opening, ids in zip(openings, encoded, strict=True)
             ]
-        # 32 bits: the turns of a large set are hundreds of millions of tokens
+        # int32: a large data set has hundreds of millions of tokens in its turns
         self._pieces = [self._head[:0].astype(np.int32)] + [
             np.concatenate([opening, ids]).astype(np.int32)
             for opening, ids in zip(openings, encoded, strict=True)
@@ -191,12 +190,12 @@ class PromptBuilder:
         self._piece_lengths = np.array([len(piece) for piece in self._pieces])
 
     def longest(self, max_history: int | None) -> int:
-        """Tokens of a prompt that shows the longest pieces, at most `max_history` of them."""
+        """Length in tokens of the longest possible prompt with at most `max_history` pieces."""
         pieces = np.sort(self._piece_lengths)[::-1][:max_history]
         return len(self._head) + len(self._tail) + min(int(pieces.sum()), self._budget)
 
     def frame_ids(self) -> dict[str, Any]:
-        """Token ids of the fixed text: `head`, `tail`, and what opens a title or a turn by role."""
+        """Token ids of the fixed texts `head`, `tail`, `before_title`, and `before_turn`."""
         return {
             "head": self._head.tolist(),
             "tail": self._tail.tolist(),
@@ -205,9 +204,9 @@ class PromptBuilder:
         }
 
     def kept(self, history: np.ndarray, max_history: int | None = None) -> np.ndarray:
-        """The part of `history` (pieces, oldest first) that the prompt shows: its latest ones.
+        """The latest pieces of `history` (oldest first) that fit into the prompt.
 
-        The oldest go first, even where an older piece would fit and a later one does not.
+        Pieces are dropped from the oldest on, even if a shorter, older piece would still fit.
         """
         limit = self.max_history if max_history is None else max_history
         latest = history if limit is None else history[max(len(history) - limit, 0) :]
@@ -218,12 +217,12 @@ class PromptBuilder:
     def build(
         self, histories: Sequence[np.ndarray], max_history: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Prompts of several examples.
+        """Build the prompts of a batch.
 
         Args:
-            histories: per example the pieces (item ids, or indices of turns), oldest first; each
-                may be empty.
-            max_history: pieces kept at most; by default the builder's own limit.
+            histories: the pieces of each prompt (item ids, or indices of turns), oldest first; may
+                be empty.
+            max_history: pieces kept at most; None: the builder's own limit.
 
         Returns:
             prompt_ids long [B, P] right padded with 0, prompt_lengths long [B].
@@ -245,16 +244,16 @@ class PromptBuilder:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """Token ids of a fixed text, special tokens recognised: int64 [n]."""
+    """Token ids of a fixed text with special tokens recognised, int64 [n]."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
     return np.array(ids, dtype=np.int64)
 
 
 def _encode_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """`_encode` of a text that stands behind another one, where no space opens it.
+    """`_encode` of a text that follows another one, without a prepended space.
 
-    Tokenizers after SentencePiece put one before every text that they are given: Llama 2 and
-    Mistral would read each line break of a prompt as a space and a line break.
+    SentencePiece tokenizers prepend a space to every text: Llama 2 and Mistral would read each line
+    break of a prompt as a space and a line break.
     """
     alone = _encode(tokenizer, text)
     if len(alone) > 1 and tokenizer.convert_ids_to_tokens(int(alone[0])) == "▁":

@@ -1,7 +1,7 @@
-"""The prompt of a run as text, kept in its folder: what was rendered once serves all that follows.
+"""The prompt frame of a run, stored in its folder as `prompt.json`.
 
-`prompt.json` holds the fixed texts and the token ids that they were read as. It is data: no chat
-template is run again. A checksum tells an edited file from a written one.
+The file holds the fixed texts and their token ids, so the chat template is rendered once per run.
+A checksum detects edits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Text(TypedDict):
 
 
 class _Content(TypedDict):
-    """What `prompt.json` must be like."""
+    """Schema of `prompt.json`."""
 
     format: int
     text: _Text
@@ -48,11 +48,11 @@ _CONTENT: TypeAdapter[_Content] = TypeAdapter(_Content)
 
 @dataclass(frozen=True)
 class StoredPrompt:
-    """The fixed text of a run's prompts, and its tokens.
+    """The fixed text of a run's prompts and its token ids.
 
     Attributes:
-        frame: the text.
-        token_ids: `PromptBuilder.frame_ids` of it.
+        frame: the fixed text.
+        token_ids: `PromptBuilder.frame_ids` of the frame.
     """
 
     frame: PromptFrame
@@ -64,27 +64,27 @@ class StoredPrompt:
         return _digest({"text": asdict(self.frame), "tokens": self.token_ids})
 
     def check_tokens(self, token_ids: Mapping[str, Any]) -> None:
-        """Refuse a tokenizer that reads the text otherwise than the run's did.
+        """Refuse a tokenizer that encodes the frame differently.
 
         Args:
-            token_ids: `PromptBuilder.frame_ids` of the frame, by the tokenizer at hand.
+            token_ids: `PromptBuilder.frame_ids` of the current tokenizer.
 
         Raises:
-            CheckpointError: they are not those of the file.
+            CheckpointError: they differ from the stored ids.
         """
         if token_ids != self.token_ids:
             raise CheckpointError(
-                f"the tokenizer reads the run's prompt ({PROMPT_FILE}) as other tokens than it did "
-                "when the run began: was it replaced, or is it read by another version of "
-                "transformers? Put the tokenizer of that time back, or start a new run."
+                f"the tokenizer encodes the run's prompt ({PROMPT_FILE}) differently than when the "
+                "run began: was it replaced, or does another version of transformers load it? "
+                "Restore the tokenizer, or start a new run."
             )
 
 
 def write_prompt(folder: Path, prompt: StoredPrompt) -> None:
-    """Write `prompt.json` of a run, whole or not at all.
+    """Write `prompt.json` of a run atomically.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written to.
     """
     content = {
         "format": FORMAT,
@@ -97,7 +97,7 @@ def write_prompt(folder: Path, prompt: StoredPrompt) -> None:
 
 
 def read_prompt(folder: Path) -> StoredPrompt | None:
-    """The prompt of a run; None where the run is of a version that kept none.
+    """Read the prompt of a run; None if the run is from a version that did not store it.
 
     Raises:
         CheckpointError: the file is damaged or was edited.
@@ -106,16 +106,16 @@ def read_prompt(folder: Path) -> StoredPrompt | None:
     try:
         content = fitted(_CONTENT, read_json(file))
         if content["format"] != FORMAT:
-            raise ValueError(f"it is of format {content['format']}, not {FORMAT}")
+            raise ValueError(f"its format is {content['format']}, not {FORMAT}")
         prompt = StoredPrompt(PromptFrame(**content["text"]), content["tokens"])
         if prompt.fingerprint != content["checksum"]:
-            raise ValueError("it is not what was written")
+            raise ValueError("its checksum does not match")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file}, the prompt that the run was trained with, cannot be used ({error}). Put the "
-            "file back as it was; without it the prompt is rendered anew, with a warning."
+            f"{file}, the prompt that the run was trained with, cannot be used ({error}). Restore "
+            "the file; if it is missing, the prompt is rendered again, with a warning."
         ) from error
     return prompt
 

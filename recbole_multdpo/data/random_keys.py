@@ -1,10 +1,10 @@
-"""Counter-based random numbers: a key depends on its coordinates, not on what was drawn before.
+"""Counter-based random numbers: a key depends on its coordinates, not on earlier draws.
 
 Every draw of the training data is addressed by (seed, epoch, stream, example, index). The numbers
-are therefore the same in any batch, in any order and on any number of processes, and they come
-vectorised, which NumPy's own generators (one stream per object) do not offer. The mixing function
-is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), applied to each coordinate and
-once more after each was added to the key.
+are therefore the same in any batch, in any order and on any number of processes. They are also
+vectorised over the coordinates, which NumPy's generators (one stream per object) are not. The
+mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), applied to each
+coordinate and again after adding it to the key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, in place: twice as fast as with a new array per operation."""
+    """SplitMix64's finaliser, in place, which is twice as fast as with new arrays."""
     shifted = x >> np.uint64(30)
     x ^= shifted
     x *= np.uint64(0xBF58476D1CE4E5B9)
@@ -28,9 +28,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def random_keys(*coordinates: int | np.ndarray) -> np.ndarray:
     """Uniform uint64 keys, one per element of the broadcast integer `coordinates`.
 
-    Coordinates count modulo 2^64, so −1 is the coordinate 2^64 − 1. Their order and their number
-    matter: (1, 2), (2, 1) and (1, 2, 0) have unrelated keys. With all coordinates but one fixed,
-    different values of that one never share a key.
+    Coordinates are taken modulo 2^64, so −1 is 2^64 − 1. Their order and number matter: (1, 2),
+    (2, 1) and (1, 2, 0) have unrelated keys. Coordinates that differ in exactly one value never
+    share a key.
 
     Returns:
         uint64 of the broadcast shape, at least one-dimensional.

@@ -1,6 +1,8 @@
-"""The set-wise sampler: per example all targets as positives with their level, and M negatives."""
+"""The set-wise sampler: all targets as positives with their levels, and M negatives per example."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,36 +22,36 @@ from recbole_multdpo.losses.batch import (
     SetwiseBatch,
 )
 
-# streams keep these draws apart from the history/target split and from each other
+# streams separate these draws from the history/target split and from each other
 REJECTION_STREAM, SORTING_STREAM, LOW_STREAM = 2, 3, 8
 REJECTION_ROUNDS = 8
-ROWS_AT_ONCE = 1024  # examples drawn for together: their arrays stay in the processor's cache
-FILTER_BITS = 2**12  # places of a user's filter of known items, a power of two
+ROWS_AT_ONCE = 1024  # users per block: its arrays stay in the processor's cache
+FILTER_BITS = 2**12  # slots of a user's filter of known items, a power of two
 
 
 class NegativeSampler:
     """Draws distinct negatives outside each user's known items.
 
-    Item weights are w_i = 1 (uniform) or popularity^alpha; draws are without replacement, one after
-    the other in proportion to the weights that are left. Items of weight 0 are never drawn.
+    Item weights are w_i = 1 (uniform) or popularity^alpha. Draws are sequential, without
+    replacement, in proportion to the remaining weights. Items of weight 0 are never drawn.
 
     Attributes:
-        n_available: int64 [n_users], items that can be drawn for each user; 0: the user's
-            examples have no negative at all.
+        n_available: int64 [n_users], number of items that can be drawn for each user; 0: the user's
+            examples have no negatives.
     """
 
     def __init__(self, known: UserItems, n_items: int, weights: np.ndarray | None = None) -> None:
         """Prepare the draw.
 
         Args:
-            known: the items a user's negatives must avoid: the training items. Validation and test
-                items are not avoided on purpose; that would tell the model which items they are.
+            known: items that a user's negatives must avoid: the training items. Validation and test
+                items are not avoided: their absence would reveal them to the model.
             n_items: catalogue size with the [PAD] item 0, which is never drawn.
             weights: float [n_items], not negative; None for uniform.
 
         Raises:
             ValueError: weights of the wrong shape, negative or all zero.
-            ConfigError: weights beyond the range of floating-point numbers.
+            ConfigError: the sum of the weights overflows.
         """
         self.known = known
         self.n_items = n_items
@@ -63,12 +65,12 @@ class NegativeSampler:
             raise ConfigError("the weights of the items overflow; lower --popularity_alpha")
         self._weights = weights
         self._is_uniform = bool((weights[1:] == weights[1]).all())
-        # divided by its own last entry, which then is exactly 1 and above every uniform number;
-        # weights.sum() adds in another order and may come out larger
+        # divided by its own last entry, which becomes exactly 1, above every uniform number;
+        # weights.sum() adds in another order and may be larger
         self._cumulative = weights.cumsum()
         self._cumulative /= self._cumulative[-1]
         users = np.repeat(np.arange(len(known.counts)), known.counts)
-        # a last entry that no pair reaches, so that every search ends inside the array
+        # a sentinel above all pairs keeps every search inside the array
         end = np.iinfo(np.int64).max
         self._known_pairs = np.append(np.sort(users * n_items + known.items), end)
         drawable = weights > 0
@@ -82,22 +84,22 @@ class NegativeSampler:
         self._in_table = np.zeros(0, dtype=bool)
 
     def known_mask(self, users: np.ndarray) -> np.ndarray:
-        """Which items of the catalogue are known to each user [B]: bool [B, n_items]."""
+        """bool [B, n_items], True for items that are known to the user in `users` [B]."""
         mask = np.zeros((len(users), self.n_items), dtype=bool)
         mask[self._known_entries(users)] = True
         return mask
 
     def is_known(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each of the items [B, K] is known to its user [B]: bool [B, K].
+        """bool [B, K], True for `items` [B, K] that are known to the user in `users` [B].
 
-        A search among all known pairs misses the processor's cache at every step. The filter, in
-        which a user's items share places, answers no for nearly all items; the rest is searched.
+        A binary search among all known pairs misses the processor's cache at every step. A Bloom
+        filter per user rules out nearly all items first; only the rest is searched.
         """
-        place = items & (FILTER_BITS - 1)
-        index = place >> 3
+        slot = items & (FILTER_BITS - 1)
+        index = slot >> 3
         index = index + (FILTER_BITS // 8 * np.arange(len(users)))[:, None]
-        bits = self._filter[users].take(index)  # copied together, the rows stay in the cache
-        bits >>= (place & 7).astype(np.uint8)
+        bits = self._filter[users].take(index)  # gathered rows are contiguous and stay in the cache
+        bits >>= (slot & 7).astype(np.uint8)
         maybe = (bits & 1).view(bool)
         found = np.flatnonzero(maybe)
         pairs = users[found // items.shape[1]] * self.n_items + items.ravel()[found]
@@ -105,14 +107,14 @@ class NegativeSampler:
         return maybe
 
     def _known_entries(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The known items of users [B], one after the other: rows [n] within 0 ... B, items [n]."""
+        """The known items of users [B], concatenated: rows [n] from 0 to B - 1, items [n]."""
         start = self.known.start[users]
         counts = self.known.start[users + 1] - start
         rows, entries = unfold_spans(start, counts)
         return rows, self.known.items[entries]
 
     def _known_filter(self) -> np.ndarray:
-        """A bit per user and place, set where a known item has it: uint8 [n_users, bytes]."""
+        """Filter of known items, one bit per user and slot: uint8 [n_users, FILTER_BITS / 8]."""
         n_users = len(self.known.counts)
         result = np.zeros((n_users, FILTER_BITS // 8), dtype=np.uint8)
         for first in range(0, n_users, ROWS_AT_ONCE):
@@ -124,9 +126,9 @@ class NegativeSampler:
         return result
 
     def draw_epoch(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> None:
-        """Draw what `sample` will be asked for in an epoch, in a fraction of the time.
+        """Draw all negatives of an epoch at once, much faster than `sample` batch by batch.
 
-        Takes four bytes per negative of every user of the data set. Arguments as of `sample`.
+        The table takes four bytes per user and negative. Arguments as in `sample`.
         """
         n_users = len(self.known.counts)
         self._table = np.zeros((n_users, n_negatives), dtype=np.int32)
@@ -136,10 +138,10 @@ class NegativeSampler:
         self._table_key = (n_negatives, seed, epoch)
 
     def sample(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> np.ndarray:
-        """Negatives of every user, in the order drawn.
+        """Negatives of each user, in the order drawn.
 
-        The draw is a function of (seed, epoch, user), and asking for more negatives only appends to
-        it as long as rejection serves both.
+        The draw is a function of (seed, epoch, user). A larger `n_negatives` extends the draw of a
+        smaller one if rejection sampling serves both.
 
         Args:
             users: int64 [B].
@@ -158,14 +160,14 @@ class NegativeSampler:
         result = np.zeros((len(users), n_negatives), dtype=np.int64)
         if n_negatives == 0:
             return result
-        # rejection is quick while most draws are accepted; else sort the catalogue by its clocks
+        # rejection is fast while most draws are accepted; otherwise sort the whole catalogue
         is_dense = self.n_available[users] < 4 * n_negatives
         rows = np.flatnonzero(~is_dense)
         n_draws = n_negatives + n_negatives // 16 + 2  # few draws are rejected
         for _ in range(REJECTION_ROUNDS):
             blocks = _blocks(rows)
-            rest = [self._by_rejection(users, b, result, n_draws, seed, epoch) for b in blocks]
-            rows = np.concatenate([rows[:0], *rest])
+            unfilled = [self._by_rejection(users, b, result, n_draws, seed, epoch) for b in blocks]
+            rows = np.concatenate([rows[:0], *unfilled])
             n_draws *= 2
         for block in _blocks(np.concatenate([rows, np.flatnonzero(is_dense)])):
             result[block] = self._by_sorting(users[block], result[block], seed, epoch)
@@ -180,11 +182,10 @@ class NegativeSampler:
         seed: int,
         epoch: int,
     ) -> np.ndarray:
-        """Fill rows of `result` [B, M] from draws with replacement, known and repeated left out.
+        """Fill rows of `result` [B, M] with new, unknown items from draws with replacement.
 
         Returns:
-            The rows, of those given, that `n_draws` did not fill: they hold what was accepted,
-            then zeros.
+            The rows that `n_draws` did not fill; they contain the accepted items, then zeros.
         """
         n_negatives = result.shape[1]
         items = self._draw(users[rows], n_draws, seed, epoch)
@@ -199,10 +200,10 @@ class NegativeSampler:
         return rows[~is_full]
 
     def _draw(self, users: np.ndarray, n_draws: int, seed: int, epoch: int) -> np.ndarray:
-        """The first draws of users [B], 0 where known or drawn before: int32 [B, n_draws]."""
+        """The first draws of users [B], 0 if known or repeated: int32 [B, n_draws]."""
         index = np.arange(n_draws)
         uniforms = random_uniforms(seed, epoch, REJECTION_STREAM, users[:, None], index)
-        if self._is_uniform:  # what the search would find
+        if self._is_uniform:  # the same result as the search
             uniforms *= self.n_items - 1
             items = uniforms.astype(np.int32)
             items += 1
@@ -218,26 +219,26 @@ class NegativeSampler:
         """The same distribution by exponential clocks over the whole catalogue: [B, M], 0-padded.
 
         The items whose clocks of rate w ring first are a draw without replacement. `drawn` [B, M]
-        is what rejection accepted before it gave up, then zeros: it stays, and the clocks of the
-        other items go on from there. To throw it away and draw anew would favour the sets that
-        rejection completes easily, those of heavy items.
+        contains the items that rejection accepted before it gave up, then zeros. They are kept, and
+        the clocks of the other items continue from there: discarding them would favour the sets
+        that rejection completes easily, those of items with large weights.
         """
         n_negatives = drawn.shape[1]
         items = np.arange(self.n_items)
-        # a stream of its own: rejection may already have used this user's numbers
+        # a separate stream: rejection may already have used this user's numbers
         uniforms = random_uniforms(seed, epoch, SORTING_STREAM, users[:, None], items)
-        with np.errstate(divide="ignore", invalid="ignore"):  # by a weight of 0, replaced below
+        with np.errstate(divide="ignore", invalid="ignore"):  # weights of 0 are replaced below
             clocks = -np.log1p(-uniforms) / self._weights
         clocks[self.known_mask(users)] = np.inf
         np.put_along_axis(clocks, drawn, np.arange(n_negatives)[None] - n_negatives, axis=1)
         clocks[:, self._weights == 0] = np.inf
-        return first_to_ring(clocks, n_negatives)
+        return smallest_clocks(clocks, n_negatives)
 
 
-def first_to_ring(clocks: np.ndarray, n_items: int) -> np.ndarray:
-    """Columns of the smallest clocks [B, C] in each row, smallest first: int64 [B, n_items].
+def smallest_clocks(clocks: np.ndarray, n_items: int) -> np.ndarray:
+    """Columns of the smallest clocks [B, C] in each row, in ascending order: int64 [B, n_items].
 
-    Clocks at +inf never ring; rows with fewer than `n_items` others are padded with 0.
+    Clocks at +inf never ring; rows with fewer than `n_items` finite clocks are padded with 0.
     """
     first = np.argsort(clocks, axis=1, kind="stable")[:, :n_items]
     first[np.isposinf(np.take_along_axis(clocks, first, axis=1))] = 0
@@ -245,15 +246,15 @@ def first_to_ring(clocks: np.ndarray, n_items: int) -> np.ndarray:
 
 
 def _blocks(rows: np.ndarray) -> list[np.ndarray]:
-    """The rows in parts of at most `ROWS_AT_ONCE`."""
+    """Split rows into blocks of at most `ROWS_AT_ONCE`."""
     return [rows[first : first + ROWS_AT_ONCE] for first in range(0, len(rows), ROWS_AT_ONCE)]
 
 
 def _drop_repeats(items: np.ndarray) -> None:
-    """Set entries of items int32 [B, K] that repeat an earlier one of their row to 0."""
+    """Set entries of items int32 [B, K] that repeat an earlier entry of their row to 0."""
     n_bits = items.shape[1].bit_length()
     fits = int(items.max(initial=0)) < 2 ** (31 - n_bits)
-    # item and place in one key: sorting keys is much faster than sorting places by item
+    # item and column in one key: sorting keys is much faster than an argsort by item
     keys = np.left_shift(items, n_bits, dtype=np.int32 if fits else np.int64)
     keys |= np.arange(items.shape[1], dtype=np.int32)
     keys.sort(axis=1)
@@ -263,7 +264,7 @@ def _drop_repeats(items: np.ndarray) -> None:
 
 
 class SetwiseSampler:
-    """Makes `SetwiseBatch`es: prompts from drawn histories, targets as positives, and negatives."""
+    """Makes `SetwiseBatch`es: prompts of drawn histories, targets as positives, and negatives."""
 
     def __init__(
         self,
@@ -272,7 +273,7 @@ class SetwiseSampler:
         negative_sampler: NegativeSampler,
         *,
         seed: int,
-        history_split: str,
+        history_split: Literal["random", "temporal"],
         target_share: float,
         max_targets: int,
         n_negatives: int,
@@ -294,14 +295,16 @@ class SetwiseSampler:
             max_targets: cap on targets.
             n_negatives: negatives per example; 0 for supervised fine-tuning.
             one_positive: keep one target only (DPO, S-DPO): a random one, or with 'temporal' the
-                item right after the cut. The history stays that of the many-positive draw.
-            history_as_targets: the items of the history, or those that the conversation mentions,
-                are positives too, of the lowest positive level, as in a denoising autoencoder.
-            low_rated: items that are negatives of every example of their user, at most
-                `max_targets` of them, and that `negative_sampler` avoids; None for none.
-            low_above_unrated: whether these stand above the negatives drawn, or below.
-            conversations: what the prompts show instead of histories; all items of a user are then
-                targets, as with the `history_split` 'all'.
+                item right after the cut. The history is the same as with many positives.
+            history_as_targets: True to make the items of the history, or those that the
+                conversation mentions, positives of the lowest positive level too, as in a denoising
+                autoencoder.
+            low_rated: negatives in every example of their user, at most `max_targets` of them, that
+                `negative_sampler` avoids; None for none.
+            low_above_unrated: True if low-rated items rank above the drawn negatives, False if
+                below.
+            conversations: conversations to show instead of histories; all items of a user are then
+                targets, as with the mode 'all' of `split_history`.
         """
         self.train_items = train_items
         self.prompts = prompts
@@ -332,7 +335,7 @@ class SetwiseSampler:
         )
 
     def build_prompts(self, users: np.ndarray, split: HistorySplit) -> tuple[Tensor, Tensor]:
-        """Prompts of users int64 [B] that show the split's histories, or their conversations.
+        """Prompts of users int64 [B], with the split's histories or the users' conversations.
 
         Returns:
             Token ids long [B, P], right padded, and lengths long [B].
@@ -342,21 +345,21 @@ class SetwiseSampler:
         return self.prompts.build([self.conversations.of(user) for user in users.tolist()])
 
     def shown_items(self, users: np.ndarray, split: HistorySplit) -> list[np.ndarray]:
-        """Per example the items of its history, or those that its conversation mentions."""
+        """Items of each example's history, or items that its conversation mentions."""
         if self.conversations is None:
             return split.histories
         return [self.conversations.mentioned.history(user) for user in users.tolist()]
 
     def sample(self, users: np.ndarray, epoch: int) -> SetwiseBatch:
-        """The batch of some users in an epoch.
+        """Make the batch of some users in an epoch.
 
         Args:
             users: int64 [B], B >= 1, each with training items.
             epoch: number of the epoch within its training stage.
 
         Returns:
-            B examples; candidates are [positives | low-rated items | negatives drawn], each part
-            padded on its own.
+            B examples; candidates are [positives | low-rated items | drawn negatives], each part
+            padded separately.
         """
         users = np.asarray(users, dtype=np.int64)
         split = self.split(users, epoch)
@@ -393,7 +396,7 @@ class SetwiseSampler:
         )
 
     def _low_rated(self, user: int, epoch: int) -> np.ndarray:
-        """The low-rated items of a user's example: all, or a choice that changes every epoch."""
+        """Low-rated items of a user's example, at most `max_targets`, drawn for each epoch."""
         if self.low_rated is None:
             return np.zeros(0, dtype=np.int64)
         items = self.low_rated.history(user)
@@ -402,7 +405,7 @@ class SetwiseSampler:
 
 
 def _padded(rows: list[np.ndarray], value: int) -> np.ndarray:
-    """Ragged rows as one int64 array [B, longest], filled up with `value`."""
+    """Rows of different lengths as one int64 array [B, longest], padded with `value`."""
     lengths = np.array([len(row) for row in rows])
     result = np.full((len(rows), int(lengths.max(initial=0))), value, dtype=np.int64)
     result[np.arange(result.shape[1]) < lengths[:, None]] = np.concatenate(rows)

@@ -1,10 +1,10 @@
-"""What RecBole's sequential models see at validation and test.
+"""Validation and test of RecBole's sequential models, one ranking per user.
 
-RecBole makes a row of every event, with the events before it as the input, before it splits. A
-later test row of a user then has test items in its input (a rolling test), seen items may be ranked
-again, and every event is a ranking of its own. Here all held-out rows of a user have one input, the
-user is ranked for once with all held-out items as positives, and seen items are not ranked: what
-holds for every other kind of model.
+Before it splits, RecBole makes a row of every event with the earlier events as the input. A later
+test row of a user then has test items in its input (a rolling test), seen items may be ranked
+again, and every event is a separate ranking. Here sequential models are evaluated like all others:
+all held-out rows of a user have the same input, each user gets one ranking with all held-out items
+as positives, and seen items are not ranked.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ PHASES = ("valid", "test")
 
 
 def with_one_input(parts: Sequence[Dataset], knows_validation: bool) -> list[Dataset]:
-    """The parts of a sequential split, every user's held-out rows with the same input.
+    """Give all held-out rows of a user the same input.
 
-    It is the input of the user's first held-out row, as RecBole made it: all events before what is
-    held out, the latest `MAX_ITEM_LIST_LENGTH` of them. Rows of a user follow each other in time
-    over the parts, as splits by order of time make them.
+    It is RecBole's input of the user's first held-out row: the latest `MAX_ITEM_LIST_LENGTH` events
+    before it. The split must be by order of time.
 
     Args:
         parts: training, validation and test part.
-        knows_validation: whether the test rows' input has the validation items.
+        knows_validation: True if the input of test rows includes the validation items.
+
+    Returns:
+        The parts of the split.
     """
     train, valid, test = parts
     held_out = [part.inter_feat for part in (parts[2:] if knows_validation else parts[1:])]
@@ -47,11 +49,11 @@ def with_one_input(parts: Sequence[Dataset], knows_validation: bool) -> list[Dat
 
 
 def _with_first_input(part: Dataset, sources: Sequence[Interaction]) -> Dataset:
-    """The part, each row with the input of its user's first row among the sources."""
+    """Copy of the part, each row with the input of its user's first row among the sources."""
     if not len(part):
         return part
     users = torch.cat([source[part.uid_field] for source in sources]).numpy()
-    distinct, at = np.unique(users, return_index=True)  # the first place of each
+    distinct, at = np.unique(users, return_index=True)
     first = np.zeros(part.user_num, dtype=np.int64)
     first[distinct] = at
     rows = torch.from_numpy(first)[part.inter_feat[part.uid_field]]
@@ -62,7 +64,7 @@ def _with_first_input(part: Dataset, sources: Sequence[Interaction]) -> Dataset:
 
 
 def input_fields(part: Dataset) -> list[str]:
-    """The columns that make the input: lists of what came before, and their length."""
+    """The columns of the model's input: lists of earlier values, and their length."""
     suffix = part.config["LIST_SUFFIX"]
     return [
         name
@@ -72,7 +74,7 @@ def input_fields(part: Dataset) -> list[str]:
 
 
 def known_items(parts: Sequence[Dataset]) -> list[set[int]]:
-    """Every user's items in some parts; a user's first event, which is a row of none, too."""
+    """Every user's items in some parts, including the first event, which has no row of its own."""
     known: list[set[int]] = [set() for _ in range(parts[0].user_num)]
     for part in parts:
         users = part.inter_feat[part.uid_field].tolist()
@@ -86,10 +88,10 @@ def known_items(parts: Sequence[Dataset]) -> list[set[int]]:
 
 
 class UserSequenceLoader(FullSortEvalDataLoader):
-    """RecBole's full ranking of users, with each user's sequence as the input."""
+    """RecBole's full-ranking loader with each user's sequence as the input."""
 
     def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
-        """RecBole's arguments; the rows of a user in `dataset` have the same input."""
+        """Wrap RecBole's loader; all rows of a user in `dataset` must have the same input."""
         super().__init__(_as_general(config), dataset, sampler)
         users = dataset.inter_feat[dataset.uid_field].numpy()  # sorted by RecBole's constructor
         self.user_df = dataset[torch.from_numpy(np.unique(users, return_index=True)[1])]
@@ -101,7 +103,7 @@ class UserSequenceLoader(FullSortEvalDataLoader):
 
 
 def sequence_loaders(config: Config, parts: Sequence[Dataset]) -> list[AbstractDataLoader]:
-    """Loaders of the validation and the test part; candidates are items that the user has not."""
+    """Loaders of the validation and test parts; candidates are items new to the user."""
     sampler = Sampler(["train", *PHASES], list(parts))
     loaders: list[AbstractDataLoader] = []
     for number, phase in enumerate(PHASES, 1):
@@ -118,7 +120,7 @@ def sequence_loaders(config: Config, parts: Sequence[Dataset]) -> list[AbstractD
 
 
 def _as_general(config: Config) -> Config:
-    """The configuration as one of a general model, for RecBole's loader to group rows by user."""
+    """Copy of the configuration with the type of a general model, whose loader groups by user."""
     general = copy(config)
     general.final_config_dict = {**config.final_config_dict, "MODEL_TYPE": ModelType.GENERAL}
     return general

@@ -1,7 +1,7 @@
-"""Where data sets come from, and what to tell a user whose data set is not there.
+"""Sources of data sets, and the error messages for a data set that is missing.
 
-RecBole downloads the sets that it hosts. Everything else, and every failed download, ends in a
-`DataError` that names the files to put where and the converter to run.
+RecBole downloads the data sets that it hosts. For any other missing set, and for a failed download,
+a `DataError` names the files to get and the converter to run.
 """
 
 from __future__ import annotations
@@ -58,24 +58,24 @@ _ANY = (
 
 
 def hosted_by_recbole(name: str) -> bool:
-    """Whether RecBole knows an address for the data set."""
+    """True if RecBole has a download address for the data set."""
     file = Path(recbole.__file__).parent / "properties/dataset/url.yaml"
     return name in read_settings_file(file)
 
 
 def how_to_get(config: Config) -> str:
-    """What to do about a data set that is not there, with its folder filled in."""
+    """Instructions for getting a missing data set, with its folder filled in."""
     text = HOW_TO_GET.get(config["dataset"], _ANY)
     return text.replace("{folder}", str(config["data_path"])).replace("{name}", config["dataset"])
 
 
 @contextmanager
-def present(config: Config) -> Iterator[None]:
-    """Load a data set inside: what is missing or cannot be downloaded is a `DataError`.
+def explaining_missing_files(config: Config) -> Iterator[None]:
+    """Context manager around loading a data set: missing files raise a `DataError` with a remedy.
 
     Raises:
-        DataError: the folder lacks interaction files; or it does not exist and RecBole has no
-            address for it or the download fails. What a failed download left is removed.
+        DataError: the folder lacks interaction files; or it does not exist, and RecBole has no
+            address for it or the download fails. Files left by a failed download are removed.
     """
     name, folder = config["dataset"], Path(config["data_path"])
     parts = config["benchmark_filename"]
@@ -89,8 +89,8 @@ def present(config: Config) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, EOFError, BadZipFile, SystemExit) as error:
         if not missing or (folder / files[0]).is_file():
-            raise  # it was there, or has been downloaded: something else is wrong
-        shutil.rmtree(folder, ignore_errors=True)  # an empty folder would stop the next attempt
+            raise  # the data set exists or was downloaded: the error has another cause
+        shutil.rmtree(folder, ignore_errors=True)  # an empty folder would block the next attempt
         raise DataError(
             f"{name} could not be downloaded ({error or 'declined'}). {how_to_get(config)}"
         ) from error

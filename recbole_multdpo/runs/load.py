@@ -17,7 +17,7 @@ from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
 from recbole_multdpo.data.linked_users import check_linked_users, linked_users
 from recbole_multdpo.data.loading import dataset_class, train_and_valid
-from recbole_multdpo.data.sources import present
+from recbole_multdpo.data.sources import explaining_missing_files
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.runs.fingerprints import pairs_fingerprint
 from recbole_multdpo.runtime import processes
@@ -30,7 +30,7 @@ def load_dataset(config: Config, make_dataset: Callable[[Config], Dataset]) -> D
     missing = processes.all_reduce_max(int(not Path(config["data_path"]).exists()))
     in_turn = processes.local_main_process_first() if missing else nullcontext()
     try:
-        with in_turn, present(config):
+        with in_turn, explaining_missing_files(config):
             check_atomic_files(config)
             dataset = make_dataset(config)
     except MultDPOError:

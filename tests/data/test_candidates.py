@@ -177,7 +177,7 @@ def test_fewer_candidates_than_asked_for_are_told(
     by_user = "--eval_args={'split': {'RS': [0.4, 0.2, 0.4]}, 'mode': 'total4'}"
     with caplog.at_level(logging.WARNING):
         _, test = loaders(data_path, "EASE", by_user)
-    assert "total4 (test): 20 of 20 users have so many held-out items" in caplog.text
+    assert "total4 (test): 20 of 20 users have that many held-out items" in caplog.text
     assert all(set(items) == positives for positives, items in candidates(test).values())
 
 

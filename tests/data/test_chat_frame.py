@@ -1,11 +1,11 @@
-"""Chat templates, after published ones: the date, thoughts, and what may be handed to them."""
+"""Chat templates modelled on published ones: date, thinking blocks, and variables."""
 
 from datetime import datetime
 
 import pytest
 from transformers.utils import chat_template_utils
 
-from recbole_multdpo.data.chat_frame import chat_texts, open_thought
+from recbole_multdpo.data.chat_frame import chat_texts, open_thinking_tag
 from recbole_multdpo.data.prompt import prompt_frame
 from recbole_multdpo.errors import ConfigError
 
@@ -77,7 +77,7 @@ def test_another_date_is_a_variable_of_the_template(make_tokenizer):
 def test_a_template_that_differs_each_time_is_refused(make_tokenizer):
     names = list(range(10**6))
     tokenizer = make_tokenizer(TURNS + "{{ names | random }}")
-    with pytest.raises(ConfigError, match="another text of the same message .*use_chat_template"):
+    with pytest.raises(ConfigError, match="same message differently .*use_chat_template"):
         chat_texts(tokenizer, "a", "b", {"names": names})
 
 
@@ -88,7 +88,7 @@ def test_what_is_not_the_templates_cannot_be_set(make_tokenizer, key):
 
 
 # -------------------------------------------------------------------------------------------------
-# thoughts
+# thinking blocks
 
 
 def test_thinking_is_off_unless_asked_for(make_tokenizer):
@@ -119,7 +119,7 @@ def test_thinking_is_off_unless_asked_for(make_tokenizer):
             "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>",
         ),
         ("<|channel>thought\n", "<|channel>thought\n<channel|>"),
-        # closed already, or no thought at all
+        # already closed, or not a thinking block
         ("<think>\n\n</think>\n\n", EMPTY_THOUGHT),
         ("</think>", "</think>"),  # DeepSeek-V3.1
         ("<|START_THINKING|><|END_THINKING|>", "<|START_THINKING|><|END_THINKING|>"),
@@ -128,12 +128,12 @@ def test_thinking_is_off_unless_asked_for(make_tokenizer):
         ("<non-thinking>", "<non-thinking>"),
     ],
 )
-def test_an_opened_thought_is_closed(make_tokenizer, opened, closed):
+def test_an_open_thinking_block_is_closed(make_tokenizer, opened, closed):
     tokenizer = make_tokenizer(TURNS + OPEN + opened + "{% endif %}")
     assert tail_of(tokenizer) == "\n\nName one.<|im_end|>\n<|im_start|>assistant\n" + closed
 
 
-def test_special_tokens_close_a_thought_where_the_template_knows_them(make_tokenizer):
+def test_special_tokens_of_the_template_close_a_thinking_block(make_tokenizer):
     known = "{% if false %}<|END_THINKING|><|end_of_thought|><｜end▁of▁thought｜>{% endif %}"
     for tag, end in (
         ("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -142,12 +142,12 @@ def test_special_tokens_close_a_thought_where_the_template_knows_them(make_token
     ):
         opening = TURNS + OPEN + tag + "{% endif %}"
         assert tail_of(make_tokenizer(known + opening)).endswith(f"{tag}{end}\n\n")
-        with pytest.raises(ConfigError, match=r"opens a thought .*--use_chat_template=False"):
+        with pytest.raises(ConfigError, match=r"thinking block .*--use_chat_template=False"):
             tail_of(make_tokenizer(opening))
 
 
-def test_a_thought_is_closed_as_the_template_closes_it(make_tokenizer):
-    """Its own answers of the past show the form of the empty thought."""
+def test_a_thinking_block_is_closed_as_the_template_closes_it(make_tokenizer):
+    """Its rendering of earlier answers shows the form of the empty thinking block."""
     answers = TURNS.replace("own is defined", "true").replace("own", "'<think>\n[none]</think>\n'")
     tokenizer = make_tokenizer(answers + OPEN + "<think>\n{% endif %}")
     assert tail_of(tokenizer).endswith("assistant\n<think>\n[none]</think>\n")
@@ -159,7 +159,7 @@ def test_the_channel_of_answers_is_opened(make_tokenizer):
     )
 
 
-def test_words_of_the_user_open_no_thought(make_tokenizer):
+def test_words_of_the_user_open_no_thinking_block(make_tokenizer):
     tokenizer = make_tokenizer(TURNS + OPEN + "{% endif %}")
     head, tail = chat_texts(tokenizer, "<think>", "[THINK] now.")
     assert (head, tail) == (
@@ -180,5 +180,5 @@ def test_words_of_the_user_open_no_thought(make_tokenizer):
         ("a <b> [c] thinking", None),
     ],
 )
-def test_open_thoughts_are_found(text, tag):
-    assert open_thought(text) == tag
+def test_open_thinking_tags_are_found(text, tag):
+    assert open_thinking_tag(text) == tag

@@ -267,11 +267,6 @@ def test_users_without_items_are_refused_by_number():
         split(user_items([1], [], [2]), [0, 1, 2])
 
 
-def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="'tempral'.*random, temporal"):
-        split(user_items([1, 2]), [0], mode="tempral")
-
-
 @settings(max_examples=20)
 @given(st.integers(1, 40))
 def test_a_repeated_user_gets_the_same_draw_twice(size):

@@ -72,7 +72,7 @@ def test_the_digest_covers_texts_roles_and_mentioned_items(tmp_path):
     ("rows", "message"),
     [
         ([row("c1", [])], r"no row for 2 users of the \.inter files: c2, c3"),
-        ([row("c1", []), row("c1", [])], r"line 3: user 'c1' stands there twice"),
+        ([row("c1", []), row("c1", [])], r"line 3: duplicate user 'c1'"),
         (["c1\t\tnot json"], r"line 2: not a conversation"),
         ([row("c1", {"role": "user"})], r"line 2: not a conversation"),
         ([row("c1", [{"role": "tool", "content": "x"}])], r"line 2: unknown role 'tool'; allowed"),

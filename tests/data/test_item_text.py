@@ -129,7 +129,7 @@ def test_errors_name_file_line_and_remedy(item_file):
         item_file(f"{HEADER}\n1\tToy\t1995\n2\tHeat\n")
     with pytest.raises(DataError, match=r"toy\.item, line 2: 4 columns instead of 3"):
         item_file(f"{HEADER}\n1\tToy\tStory\t1995\n")
-    with pytest.raises(DataError, match=r"toy\.item, line 4: item '1' stands there twice"):
+    with pytest.raises(DataError, match=r"toy\.item, line 4: duplicate item '1'"):
         item_file(f"{HEADER}\n1\tToy\t1995\n\n1\tHeat\t1995\n")
 
 

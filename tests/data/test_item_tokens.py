@@ -110,7 +110,7 @@ def test_a_tokenizer_whose_words_are_special_tokens_is_refused():
     backend = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "toy": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wordy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
-    with pytest.raises(DataError, match=r"'toy </s> story' holds '</s>'.*\.item file"):
+    with pytest.raises(DataError, match=r"'toy </s> story' contains '</s>'.*\.item or \.user file"):
         encode_items(wordy, ["[PAD]", "toy", "toy </s> story"], prefix="", max_item_tokens=0)
     # a word that it does not know is no attack
     assert rows(encode(wordy, ["toy story"])) == [[], [2, 1, 0]]
@@ -121,7 +121,7 @@ def test_an_unknown_word_that_becomes_the_terminator_is_refused():
     backend = Tokenizer(models.WordLevel({"</s>": 0, "toy": 1}, unk_token="</s>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wordy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="</s>")
-    with pytest.raises(DataError, match="'toy story' holds '</s>'"):
+    with pytest.raises(DataError, match="'toy story' contains '</s>'"):
         encode(wordy, ["toy story"])
 
 

@@ -152,7 +152,7 @@ def test_empty_prices_get_the_mean_and_are_said(counts, caplog):
     prices = [*PRICES[:3], ("i3", ""), *PRICES[4:]]
     with caplog.at_level(logging.WARNING):
         assert not counts(INTER, prices).lost
-    assert "1 of 20 values of price are empty: RecBole puts the mean in their place" in caplog.text
+    assert "1 of 20 values of price are empty: RecBole replaces them by the mean" in caplog.text
 
 
 @MODELS
@@ -176,7 +176,7 @@ def test_a_second_row_of_an_item_or_user_is_refused(counts, suffix, again):
     columns = COLUMNS[:-1] + ", 'user': ['user_id', 'age']}"
     items = [*PRICES, *([again] if suffix == "item" else [])]
     users = [*((f"u{u}", 30) for u in USERS), *([again] if suffix == "user" else [])]
-    with pytest.raises(DataError, match=f"toy.{suffix}: {suffix} '{again[0]}' stands there twice"):
+    with pytest.raises(DataError, match=f"toy.{suffix}: duplicate {suffix} '{again[0]}'"):
         counts(INTER, items, f"--load_col={columns}", users=users)
 
 
@@ -190,7 +190,7 @@ def test_lists_of_numbers_hold_numbers(counts, value):
     if value in ("1 2", ""):
         assert not counts(INTER, items, change=as_lists).lost
         return
-    with pytest.raises(DataError, match=rf"price is '{value}' and no list of finite numbers"):
+    with pytest.raises(DataError, match=rf"price is '{value}' and not a list of finite numbers"):
         counts(INTER, items, change=as_lists)
 
 

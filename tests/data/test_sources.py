@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recbole_multdpo.data import sources
-from recbole_multdpo.data.sources import HOW_TO_GET, hosted_by_recbole, present
+from recbole_multdpo.data.sources import HOW_TO_GET, explaining_missing_files, hosted_by_recbole
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runs.load import load_dataset
 from recbole_multdpo.settings.config import load_config, properties_folder
@@ -90,7 +90,7 @@ def test_a_folder_without_its_files(tmp_path):
 
 def test_errors_of_a_set_that_is_there_stay_themselves(tmp_path):
     config = config_of("toy", write_toy(tmp_path))
-    with pytest.raises(RuntimeError, match="a bug"), present(config):
+    with pytest.raises(RuntimeError, match="a bug"), explaining_missing_files(config):
         raise RuntimeError("a bug")
     assert (tmp_path / "toy" / "toy.inter").exists()
 

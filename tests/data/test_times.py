@@ -73,7 +73,7 @@ def test_a_column_is_of_one_kind() -> None:
         column = TimeColumn("timestamp")
         column.number("line 2", first)
         column.number("line 3", first)
-        with pytest.raises(DataError, match=r"line 4: .* in line 2\. Write all times in one way"):
+        with pytest.raises(DataError, match=r"line 4: .* in line 2\. Write all times in one form"):
             column.number("line 4", second)
 
 
@@ -90,7 +90,7 @@ def test_times_that_are_one_number_in_float64_are_refused(first: str, second: st
     column = TimeColumn("timestamp")
     column.number("line 2", first)
     column.number("line 3", first)
-    with pytest.raises(DataError, match=r"line 4: .* one number in float64"):
+    with pytest.raises(DataError, match=r"line 4: .* time is equal in float64"):
         column.number("line 4", second)
 
 
@@ -102,7 +102,7 @@ def test_long_times_that_differ_in_float64_are_read(tmp_path: Path) -> None:
         numbers = [column.number("line 2", text) for text in texts]
         assert numbers == sorted(set(numbers))
     rows = shuffled_rows(lambda time: str(1700000000000000000 + 100 * time))
-    with pytest.raises(DataError, match="one number in float64"):
+    with pytest.raises(DataError, match="time is equal in float64"):
         pairs_of_parts(write(tmp_path, rows), "EASE", LEAVE_ONE_OUT)
     rows = shuffled_rows(lambda time: str(1700000000000000 + 100 * time))  # the remedy
     truth = pairs_of_parts(write(tmp_path / "plain", shuffled_rows()), "EASE", LEAVE_ONE_OUT)

@@ -92,11 +92,11 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "header only": (edited("inter", lambda old: old[: old.index(b"\n") + 1]), r"empty"),
     "no types": (
         edited("inter", lambda old: old.replace(b":token", b"")),
-        r"inter, line 1: 'user_id' is no column. Write <name>:<type>",
+        r"inter, line 1: 'user_id' is not a column. Write <name>:<type>",
     ),
     "unknown type": (
         edited("inter", lambda old: old.replace(b":float", b":int")),
-        r"'rating:int' is no column.*token_seq",
+        r"'rating:int' is not a column.*token_seq",
     ),
     "missing column": (
         edited("inter", lambda old: old.replace(b"item_id", b"movie")),
@@ -123,16 +123,19 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         r"inter, line 2: rating is 'good' and not a finite number.*remove the row",
     ),
     "nan rating": (with_row("inter", "u1\ti1\tnan\t3"), r"line 2: rating is 'nan'"),
-    "no rating": (with_row("inter", "u1\ti1\t\t3"), r"line 2: rating is ''.*out of --load_col"),
+    "no rating": (
+        with_row("inter", "u1\ti1\t\t3"),
+        r"line 2: rating is ''.*remove rating from --load_col",
+    ),
     "infinite time": (with_row("inter", "u1\ti1\t5\tinf"), r"line 2: timestamp is 'inf'"),
     "no user": (with_row("inter", "\ti1\t5\t3"), r"line 2: user_id is empty"),
     "short row": (with_row("inter", "u1\ti1"), r"line 2: 2 columns instead of 4"),
     "long row": (with_row("inter", "u1\ti1\t5\t3\t9"), r"line 2: 5 columns instead of 4"),
     "spaces for tabs": (
         edited("inter", lambda old: old.replace(b"\t", b" ")),
-        r"is no column.*'\\t' between columns",
+        r"is not a column.*'\\t' between columns",
     ),
-    "item twice": (with_row("item", "i1\tTitle\t1990"), r"item 'i1' stands there twice"),
+    "item twice": (with_row("item", "i1\tTitle\t1990"), r"duplicate item 'i1'"),
     "no title at all": (
         edited("item", lambda old: re.sub(rb"Title \d+", b"", old)),
         r"no item of the catalogue has a text",

@@ -218,13 +218,13 @@ DATA: dict[str, tuple[Change, list[str], str, Change | list[str]]] = {
     "empty rating, left out": (
         edit("inter", "\t5\t0", "\t\t0"),
         [],
-        "leave rating out of --load_col",
+        "remove rating from --load_col",
         ["--load_col={'inter': ['user_id', 'item_id', 'timestamp'], 'item': ['item_id']}"],
     ),
     "empty rating, a number": (
         edit("inter", "\t5\t0", "\t\t0"),
         [],
-        "Give a number",
+        "Write a number",
         edit("inter", "\t\t0", "\t4\t0"),
     ),
     "text as a number": (
@@ -242,7 +242,7 @@ DATA: dict[str, tuple[Change, list[str], str, Change | list[str]]] = {
     "item twice": (
         edit("item", "\ni1\t", "\ni0\t"),
         [],
-        "stands there twice",
+        "duplicate item",
         edit("item", "\ni0\tBlue", "\ni1\tBlue"),
     ),
     "long title": (
