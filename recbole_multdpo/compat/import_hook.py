@@ -1,7 +1,7 @@
-"""Applies `compat` when a program that uses this package imports RecBole by itself.
+"""Import hook that applies `compat` when a program imports RecBole after this package.
 
-RecBole 1.2.1 does not even start with today's packages, and knows nothing of our models. Where it
-is imported before this package, the patches are applied at once.
+RecBole 1.2.1 does not even start with today's packages, and knows nothing of our models. If it was
+imported before this package, the patches are applied at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 
 
 class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports RecBole's package, which holds next to nothing itself, and applies `compat`."""
+    """Finder and loader of the package `recbole`, which applies `compat` after importing it."""
 
     apply: Callable[[], object]
 
@@ -26,7 +26,7 @@ class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         forget()
         found = importlib.util.find_spec(fullname)
-        watch(self.apply)  # to look for it is not to import it
+        watch(self.apply)  # finding the package does not import it yet
         if found is not None and found.loader is not None:
             self._loader, found.loader = found.loader, self
         return found
@@ -47,7 +47,7 @@ _first_import = _FirstImport()
 
 
 def watch(apply: Callable[[], object]) -> None:
-    """Call `apply` when RecBole is first imported; now, where it is imported already."""
+    """Call `apply` at the first import of RecBole, or now if it is imported already."""
     _first_import.apply = apply
     if "recbole" in sys.modules:
         apply()
@@ -56,6 +56,6 @@ def watch(apply: Callable[[], object]) -> None:
 
 
 def forget() -> None:
-    """Leave imports alone."""
+    """Remove the hook."""
     if _first_import in sys.meta_path:
         sys.meta_path.remove(_first_import)

@@ -1,10 +1,10 @@
 """RecBole 1.2.1 on the current numpy, pandas, scipy and torch.
 
-RecBole 1.2.1 was released before numpy 2 and torch 2.6 and breaks with them in a handful of
-places. `apply` mends each place with one small patch, only where the installed versions need it,
-and returns what it found. RecBole itself is imported by `apply`, never by importing this module.
+RecBole 1.2.1 was released before numpy 2 and torch 2.6 and breaks with them in a handful of places.
+`apply` fixes each with one small patch, only if the installed versions need it. It also imports
+RecBole; importing this module does not.
 
-`python -m recbole_multdpo.compat` prints the versions found and what was patched and why.
+`python -m recbole_multdpo.compat` prints the installed versions, the patches and their reasons.
 """
 
 import importlib
@@ -55,25 +55,23 @@ class Patch:
 
     Attributes:
         name: short name of the place.
-        needed: whether the installed versions break there.
-        applied: whether this process runs with the cure; equals `needed` after `apply`.
-        why: what breaks, and how it was cured or why nothing was to be done.
+        why: what breaks, and what the patch does.
+        needed: False if the installed versions work without the patch, which is then not applied.
     """
 
     name: str
-    needed: bool
-    applied: bool
     why: str
+    needed: bool = True
 
 
 _applied: list[Patch] | None = None
 
 
 def apply() -> list[Patch]:
-    """Import RecBole and mend what the installed versions break; later calls change nothing.
+    """Import RecBole and patch it for the installed versions; later calls change nothing.
 
     Returns:
-        One record per place looked at, in the order of application.
+        One record per patch, in the order of application.
 
     Raises:
         InstallationError: RecBole is absent or not 1.2.1, or pandas is 3 or newer.
@@ -102,7 +100,7 @@ def apply() -> list[Patch]:
 
 
 def _check_installation() -> None:
-    """Refuse versions that no patch can mend, naming the command that does."""
+    """Refuse unusable versions, with the command that installs usable ones."""
     recbole = _version("recbole")
     if recbole is None:
         raise InstallationError(
@@ -124,7 +122,7 @@ def _check_installation() -> None:
 
 
 def _version(distribution: str) -> str | None:
-    """Version of an installed distribution, None where it is absent."""
+    """Version of an installed distribution, None if it is absent."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -136,7 +134,7 @@ def _major(version: str) -> int:
 
 
 def _quiet_warnings() -> Patch:
-    """Deprecations inside RecBole's own code, which its users can do nothing about."""
+    """Hide deprecation warnings about RecBole's code, which users cannot change."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
     # Raised while Python 3.12 and newer compile a file; the "module" is then its path.
     warnings.filterwarnings("ignore", category=SyntaxWarning, module=r".*[/\\]recbole[/\\]")
@@ -144,8 +142,6 @@ def _quiet_warnings() -> Patch:
         warnings.filterwarnings("ignore", message, UserWarning, module=r"recbole\.")
     return Patch(
         "deprecations",
-        True,
-        True,
         "Python, pandas and torch announce changes to lines in RecBole's code, dozens of times a "
         "run; they have no effect with the versions allowed here and are not printed",
     )
@@ -169,10 +165,9 @@ def _numpy_aliases() -> Patch:
         compatibility_settings(None)  # RecBole's data classes use np.float without any Config
     return Patch(
         "numpy aliases",
-        needed,
-        needed,
         f"Config reads np.float_, np.complex_ and np.unicode_, gone in numpy 2 (found "
         f"{np.__version__}); np.float, np.int and the like are set from today's names",
+        needed,
     )
 
 
@@ -191,40 +186,35 @@ def _scipy_dok_update() -> Patch:
         dok_matrix._update = _update
     return Patch(
         "scipy dok_matrix",
-        needed,
-        needed,
         "LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN and MCCLK call dok_matrix._update, which "
         f"{'is gone from' if needed else 'still exists in'} scipy {scipy.__version__}",
+        needed,
     )
 
 
 def _collector_numbers() -> Patch:
     """`Collector.get_data_struct` calls .cpu() on plain numbers and counters."""
-    from recbole.evaluator.collector import Collector, DataStruct
+    from recbole.evaluator.collector import Collector
 
     original = Collector.get_data_struct
-    needed = not _handles_numbers(Collector, DataStruct)
-    if needed:
 
-        @wraps(original)
-        def get_data_struct(self: Any) -> Any:
-            """Hide what is no tensor from RecBole's loop over .cpu(), and put it back."""
-            collected = self.data_struct._data_dict
-            others = {key: value for key, value in collected.items() if not hasattr(value, "cpu")}
-            for key in others:
-                del collected[key]
-            try:
-                result = original(self)
-            finally:
-                collected.update(others)
-            result._data_dict.update(others)
-            return result
+    @wraps(original)
+    def get_data_struct(self: Any) -> Any:
+        """Hide values without .cpu() from RecBole's loop, and put them back."""
+        collected = self.data_struct._data_dict
+        others = {key: value for key, value in collected.items() if not hasattr(value, "cpu")}
+        for key in others:
+            del collected[key]
+        try:
+            result = original(self)
+        finally:
+            collected.update(others)
+        result._data_dict.update(others)
+        return result
 
-        Collector.get_data_struct = get_data_struct
+    Collector.get_data_struct = get_data_struct
     return Patch(
         "metric collector",
-        needed,
-        needed,
         "ItemCoverage, GiniIndex, AveragePopularity, ShannonEntropy and TailPercentage need item "
         "counts, on which RecBole's Collector calls .cpu(): \"'int' has no attribute 'cpu'\"",
     )
@@ -246,8 +236,6 @@ def _tail_percentage() -> Patch:
     TailPercentage.get_tail = get_tail
     return Patch(
         "tail percentage",
-        True,
-        True,
         "RecBole's TailPercentage searches a list of items for every recommended item, in minutes "
         "for a large catalogue; now once per distinct item, with the same result",
     )
@@ -269,8 +257,6 @@ def _pop_counts() -> Patch:
     Pop.calculate_loss = calculate_loss
     return Patch(
         "popularity",
-        True,
-        True,
         "RecBole's Pop counts an item once per training batch, so that with the default batches "
         "of 2,048 rows a small data set has hardly any popularity; now it counts rows",
     )
@@ -312,8 +298,6 @@ def _exact_times() -> Patch:
     Dataset._remove_duplication = _remove_duplication
     return Patch(
         "times",
-        True,
-        True,
         "RecBole rounds times to float32, 128 seconds in Unix times, before it sorts by them; they "
         "stay float64, and rows of one time stay in the file's order",
     )
@@ -336,22 +320,8 @@ def _parts_of_files() -> Patch:
     Dataset.build = build
     return Patch(
         "two files",
-        True,
-        True,
         "benchmark_filename=[train, test] ends in an IndexError; it is a run without validation",
     )
-
-
-def _handles_numbers(collector_class: Any, struct_class: Any) -> bool:
-    """Whether the collector can hand out a plain number."""
-    probe = collector_class.__new__(collector_class)
-    probe.data_struct = struct_class()
-    probe.data_struct.set("data.num_items", 1)
-    try:
-        probe.get_data_struct()
-    except AttributeError:
-        return False
-    return True
 
 
 def _download_barrier() -> Patch:
@@ -370,8 +340,6 @@ def _download_barrier() -> Patch:
     Dataset._download = _download
     return Patch(
         "dataset download",
-        True,
-        True,
         "the first download of a data set waits at a barrier of a process group that a single "
         "process does not have, and raises after extracting; the barrier is skipped",
     )
@@ -382,14 +350,9 @@ def _checkpoint_loading() -> Patch:
     import torch
     from recbole.trainer import trainer
 
-    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    needed = (major, minor) >= (2, 6)
-    if needed:
-        trainer.torch = _TrainerTorch(torch)
+    trainer.torch = _TrainerTorch(torch)
     return Patch(
         "checkpoint loading",
-        needed,
-        needed,
         f"torch {torch.__version__} refuses the pickled Config in the checkpoints of RecBole's own "
         "models; RecBole's trainer may load those that this process wrote, any other is refused",
     )
@@ -444,8 +407,6 @@ def _anomaly_detection() -> Patch:
     torch.autograd.set_detect_anomaly(asked_for)
     return Patch(
         "anomaly detection",
-        True,
-        True,
         "recbole.model.sequential_recommender.sine calls torch.autograd.set_detect_anomaly(True), "
         "which slows down every backward pass of every model, and hides which loss is not finite",
     )
@@ -470,8 +431,6 @@ def _no_pickles() -> Patch:
     kd_dagfm.eval = partial(_teacher, teachers)
     return Patch(
         "pickles",
-        True,
-        True,
         "RecBole loads <dataset>-<class>.pth, <dataset>-for-<model>-dataloader.pth, item_emb.npy "
         "and pretrained models as pickles, and evaluates the setting teacher; a pickle and an "
         "expression can run any code, so that none is loaded but what this process wrote",
@@ -491,8 +450,8 @@ class _NoPickle(types.ModuleType):
         raise CheckpointError(
             "saved data sets and loaders of RecBole are pickles, and loading a pickle can run any "
             "code: they are neither written nor read. Leave out save_dataset, save_dataloaders, "
-            "dataset_save_path and dataloaders_save_path, and remove the .pth file beside the "
-            "checkpoints; the data set is built from its atomic files."
+            "dataset_save_path and dataloaders_save_path, and remove the .pth file next to "
+            "the checkpoints; the data set is built from its atomic files."
         )
 
 
@@ -548,8 +507,6 @@ def _ray_import() -> Patch:
             sys.modules["ray"] = before
     return Patch(
         "ray",
-        True,
-        True,
         "recbole.quick_start imports ray, which has no release for Python 3.12 and newer and does "
         "not start with numpy 2; its one use, a report to ray's parameter search, is passed on to "
         "a ray that the program has imported, and is nothing otherwise",
@@ -564,14 +521,14 @@ def _report(*args: Any, **metrics: Any) -> None:
 
 
 def _foreign_models() -> Patch:
-    """RecBole finds models in its own package, and ends in what it lacks for the last of them."""
+    """RecBole looks for LLMRec in its own package and fails at an optional dependency of it."""
     from recbole.config import Config
 
     original = Config._get_model_and_dataset
 
     @wraps(original)
     def _get_model_and_dataset(self: Any, model: Any, dataset: Any) -> Any:
-        """Say where our models are run; RecBole's own configuration has none of their settings."""
+        """Raise an error for our models, which names the command that runs them."""
         given = self.external_config_dict.get("model") if model is None else model
         name = given if isinstance(given, str) else getattr(given, "__name__", "")
         if type(self) is not Config:
@@ -596,21 +553,9 @@ def _foreign_models() -> Patch:
     Config._get_model_and_dataset = _get_model_and_dataset
     return Patch(
         "our models",
-        True,
-        True,
         "RecBole's run_recbole and Config look for LLMRec among RecBole's models and end in \"No "
         "module named 'lightgbm'\"; they say how it is run",
     )
-
-
-def import_quick_start() -> types.ModuleType:
-    """`recbole.quick_start`, without ray.
-
-    Raises:
-        InstallationError: as `apply`.
-    """
-    apply()
-    return importlib.import_module("recbole.quick_start")
 
 
 def main(write: Callable[[str], Any] = print) -> int:
@@ -624,8 +569,7 @@ def main(write: Callable[[str], Any] = print) -> int:
     except InstallationError as error:
         write(f"error: {error}")
         return 1
-    write(f"\n{'patch':<18}  {'needed':<6}  {'applied':<7}  why")
+    write(f"\n{'patch':<18}  {'needed':<6}  why")
     for record in patches:
-        needed, applied = ("yes" if flag else "no" for flag in (record.needed, record.applied))
-        write(f"{record.name:<18}  {needed:<6}  {applied:<7}  {record.why}")
+        write(f"{record.name:<18}  {'yes' if record.needed else 'no':<6}  {record.why}")
     return 0
