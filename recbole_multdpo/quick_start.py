@@ -26,7 +26,6 @@ from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.errors import ConfigError, MultDPOError, TrainingError
-from recbole_multdpo.model.backbone import merge_lora, save_backbone
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
     data_fingerprints,
@@ -205,10 +204,10 @@ def _run_llmrec(
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=everything))
     model.histories = known_at_test(config, parts)
     model.assistant = None if assistant is None else assistant.at_test()
-    if model.uses_lora and not model.ranks_by_base:
+    if not model.ranks_by_base:
         # before the test, so that it ranks by the weights that are kept, rounded as they are;
         # plain transformers loads them: the adapter alone would need the SFT weights
-        model.lm = merge_lora(model.lm)
+        model.merge_adapter()
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
         init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates
@@ -219,11 +218,9 @@ def _run_llmrec(
         processes.broadcast_from_main(
             lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
         )
-    lm = merge_lora(model.lm) if model.uses_lora and model.ranks_by_base else model.lm
-    _check_finite(lm)
-    processes.broadcast_from_main(
-        lambda: save_backbone(lm, model.tokenizer, folder.path / MODEL_FOLDER)
-    )
+    model.merge_adapter()
+    _check_finite(model.lm)
+    processes.broadcast_from_main(lambda: model.save(folder.path / MODEL_FOLDER))
     return {
         **_made_from(config, folder, fingerprints),
         "loss": settings.loss,

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
@@ -37,6 +39,7 @@ from recbole_multdpo.model.backbone import (
     load_backbone,
     merge_lora,
     reference_context,
+    save_backbone,
 )
 from recbole_multdpo.model.backbone_check import (
     MAX_ITEM_TOKENS,
@@ -47,6 +50,7 @@ from recbole_multdpo.model.backbone_check import (
 )
 from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.probe import Trial
+from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.best_first import best_first_topk
 from recbole_multdpo.scoring.catalogue import without_forced_ends
@@ -66,7 +70,6 @@ from recbole_multdpo.scoring.windows import LayerKinds
 
 if TYPE_CHECKING:
     from recbole_multdpo.classical.assistant import Assistant
-    from recbole_multdpo.model.reference_cache import ReferenceCache
 
 PREFERENCE_ADAPTER_SEED = 1  # added to the run's seed: the second adapter must not repeat the first
 
@@ -312,19 +315,37 @@ class LLMRec(GeneralRecommender):
         self.device = device
         return self
 
-    def start_preference_stage(self, loss_name: str) -> None:
+    def start_preference_stage(self, loss_name: str, cache_dir: Path | None = None) -> None:
         """Freeze the present policy as the reference and train on from it with `loss_name`.
 
         With LoRA the adapter is merged and a fresh one takes its place, so that the reference is
         the model with the adapter disabled; otherwise a frozen copy is kept. The log-ratio is zero
         at this moment.
+
+        Args:
+            loss_name: a key of `LOSSES`.
+            cache_dir: folder in which log-probabilities under the reference are kept between runs;
+                None to compute them always.
         """
         self.loss_name = loss_name
         if self.uses_lora:
-            self.lm = merge_lora(self.lm)
+            self.merge_adapter()
             self.lm = self._with_adapter(self.seed + PREFERENCE_ADAPTER_SEED).to(self.device)
         elif self._uses_reference:
             self.reference = frozen_copy(self.lm)
+        if cache_dir is not None:
+            self.reference_cache = ReferenceCache(
+                cache_dir / f"reference-{self.reference_digest()}"
+            )
+
+    def merge_adapter(self) -> None:
+        """Merge the LoRA adapter, where there is one, into the weights it adapts."""
+        if isinstance(self.lm, PeftModel):
+            self.lm = merge_lora(self.lm)
+
+    def save(self, folder: Path) -> None:
+        """Write the LM and its tokenizer as plain transformers loads them, without an adapter."""
+        save_backbone(self.lm, self.tokenizer, folder)
 
     def user_name(self, user_id: int) -> str:
         """The user's id in the data files."""

@@ -24,7 +24,6 @@ from recbole_multdpo.data.prompt_file import (
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
@@ -162,12 +161,10 @@ class StageRunner:
             self._train_sft(trainer, train, valid)
         for stage in later:
             with self.clock.stage(stage.name):
-                model.start_preference_stage(self.settings.loss)
+                cache_dir = None
                 if self.settings.reference_cache:
                     cache_dir = cache_folder(self.settings, self.folder.path)
-                    model.reference_cache = ReferenceCache(
-                        cache_dir / f"reference-{model.reference_digest()}"
-                    )
+                model.start_preference_stage(self.settings.loss, cache_dir)
                 trainer = self._trainer(model, stage)
                 batch_size = self.config["train_batch_size"]
                 loader = train_loader(self.config, model, train, self.settings.loss, batch_size)
