@@ -51,8 +51,6 @@ TINY = "tiny"
 SMOLLM2 = "smollm2"
 CACHE_VARIABLE = "RECBOLE_MULTDPO_CACHE"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# The packed scorer passes a 4-D mask, which the flash-attention kernels do not take.
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 ALL_LINEAR = "all-linear"
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -101,19 +99,17 @@ def load_backbone(
         texts: item texts and prompt pieces that `tiny` is fitted to (`make_tiny_backbone`).
         seed: of the weights of `tiny`.
         dtype: of the weights, a key of `DTYPES`.
-        attn_implementation: one of `ATTENTION_IMPLEMENTATIONS`.
+        attn_implementation: `sdpa` or `eager`.
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
         trust_remote_code: let a folder or hub repository bring its own Python code.
         tiny_hidden_size, tiny_num_layers, tiny_num_heads, tiny_vocab_size: sizes of `tiny`.
         tiny_whole_texts: texts that are one token each in `tiny`.
 
     Raises:
-        ConfigError: a setting is not allowed; the folder is missing, incomplete or damaged; the hub
+        ConfigError: the folder is missing, incomplete or damaged; the hub
             cannot be reached and its cache lacks the model; the tokenizer has no EOS token or more
             tokens than the model has embeddings.
     """
-    _check_choice("dtype", dtype, DTYPES)
-    _check_choice("attn_implementation", attn_implementation, ATTENTION_IMPLEMENTATIONS)
     tokenizer: PreTrainedTokenizerBase
     if name == TINY:
         lm, tokenizer = make_tiny_backbone(
@@ -179,20 +175,14 @@ def add_lora(
         seed: of the matrices A.
 
     Raises:
-        ConfigError: a number out of range, or a name that no linear layer has (the message lists
-            those that exist). A head that shares its weight with the input embedding cannot be
-            adapted, because merging would change the embedding too.
+        ConfigError: a name that no linear layer has (the message lists those that exist). A head
+            that shares its weight with the input embedding cannot be adapted, because merging would
+            change the embedding too.
         ValueError: `lm` carries an adapter already.
     """
     if isinstance(lm, PeftModel) or hasattr(lm, "peft_config"):
         raise ValueError("the model carries an adapter already; call merge_lora first")
     lm = causal_lm(lm)
-    if r < 1:
-        raise ConfigError(f"lora_r={r} must be at least 1.")
-    if alpha <= 0:
-        raise ConfigError(f"lora_alpha={alpha} must be greater than 0.")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"lora_dropout={dropout} must be in [0, 1).")
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT annotates int, but divides only
@@ -633,14 +623,3 @@ def _content_hash(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> st
         digest.update(f"{key}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _check_choice(
-    setting: str, value: str, allowed: Sequence[str] | dict[str, torch.dtype]
-) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.3)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"{setting}={value!r} is not allowed; choose {' or '.join(allowed)}.{hint}"
-        )

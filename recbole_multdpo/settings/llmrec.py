@@ -74,7 +74,7 @@ class LLMRecSettings(BaseModel):
     tiny_hidden_size: Count = Field(description="width of the tiny backbone")
     tiny_num_layers: Count = Field(description="transformer blocks of the tiny backbone")
     tiny_num_heads: Count = Field(description="attention heads of the tiny backbone")
-    tiny_vocab_size: Annotated[int, Field(ge=257)] = Field(description="its tokenizer's tokens")
+    tiny_vocab_size: Annotated[int, Field(ge=258)] = Field(description="its tokenizer's tokens")
     tiny_title_tokens: bool = Field(description="every item text is one token of the tiny backbone")
 
     # texts and prompts
