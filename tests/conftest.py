@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from recbole_multdpo.model.backbone import CACHE_VARIABLE
+from tests.integration.toy import write_toy
 
 # on a machine shared with other work an example may take any time
 settings.register_profile("shared", deadline=None)
@@ -54,6 +56,12 @@ def own_cache(tmp_path_factory):
         if CACHE_VARIABLE not in os.environ:
             patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the data set `toy`, for --data_path; a copy for each module."""
+    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

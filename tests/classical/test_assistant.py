@@ -13,16 +13,11 @@ import torch
 from recbole_multdpo.classical.assistant import CURVE_FILE, Assistant, choose_weight, make_assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
-from tests.integration.toy import toy_arguments, toy_model, write_toy
+from tests.integration.toy import toy_arguments, toy_model
 
 EASE = ["--assistant=EASE", "--EASE.reg_weight=10"]
 # what only a language model has
 LLM_ONLY = ("--model", "--max_", "--num_neg", "--sft", "--train_b", "--valid_users", "--item_")
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 def classical_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:

@@ -15,7 +15,7 @@ from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from tests.integration.toy import N_USERS, toy_arguments, write_toy
+from tests.integration.toy import N_USERS, toy_arguments
 
 pytestmark = pytest.mark.integration
 SMALL = ["--model=LLMRec,Pop,ItemKNN", "--loss=sft,dpo", "--seeds=2"]
@@ -31,11 +31,6 @@ def arguments(data_path: Path, folder: Path, *extra: str) -> list[str]:
     """The comparison's command line, its cache where it is by default."""
     given = toy_arguments(data_path, folder, *SMALL, *extra)
     return [text for text in given if not text.startswith("--sft_cache_dir")]
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,7 @@ from recbole_multdpo.comparison.runs import Runner, run_comparison, run_in_subpr
 from recbole_multdpo.comparison.tuning import TRIALS_FILE, tune, write_tuning
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import load_config
-from tests.integration.toy import toy_arguments, write_toy
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
+from tests.integration.toy import toy_arguments
 
 
 class FakeRuns:

@@ -15,7 +15,7 @@ import pytest
 from recbole_multdpo.evaluate import main
 from recbole_multdpo.quick_start import run
 from tests.integration.test_conversations import DATA, write_conversations
-from tests.integration.toy import N_USERS, toy_arguments, write_toy
+from tests.integration.toy import N_USERS, toy_arguments
 from tests.settings.test_information import LEAVE_ONE_OUT
 from tests.settings.test_information import arguments as classical_arguments
 
@@ -48,11 +48,6 @@ RUNS = {
         ["--generation_tokens=6", "--grounding_weight=assistant", "--assistant=EASE"],
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 def make(name: str, data_path: Path, folder: Path) -> dict[str, Any]:

@@ -26,11 +26,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def finished(data_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished mult_dpo run."""
     folder = tmp_path_factory.mktemp("runs") / "finished"

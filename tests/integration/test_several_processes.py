@@ -32,7 +32,7 @@ from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.distributed import DeepSpeedEngine, TorchEngine
 from recbole_multdpo.training.step import TrainingStep
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import toy_arguments, toy_model, write_toy
+from tests.integration.toy import toy_arguments, toy_model
 from tests.several_processes import free_port, launcher_environment, run_processes
 
 pytestmark = pytest.mark.integration
@@ -41,11 +41,6 @@ ROOT = Path(__file__).parents[2]
 UNEVEN_SFT = ["--sft_batch_size=5", "--rank_batch_users=5", "--sft_cache=False"]
 UNEVEN = ["--train_batch_size=7", *UNEVEN_SFT]
 LOSS, WEIGHT, LORA_WEIGHT = 2e-5, 2e-4, 2e-6
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,11 @@ from recbole_multdpo.classical.assistant import Assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
 from recbole_multdpo.scoring.grounding import min_max
-from tests.integration.toy import N_ITEMS, toy_model, write_toy
+from tests.integration.toy import N_ITEMS, toy_model
 
 SETTINGS = ["--model=BIGRec", "--generation_tokens=8"]
 LORA = ["--finetune=lora", "--lora_r=4"]
 ASSISTED = ["--grounding_layer=0", "--grounding_weight=assistant", "--assistant=EASE"]
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import N_ITEMS, toy_arguments, toy_model, write_toy
 
 
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
-
-
 def test_recbole_hooks_and_rankers_agree(data_path: Path, tmp_path: Path) -> None:
     _, _, model = toy_model(data_path, tmp_path)
     model.eval()

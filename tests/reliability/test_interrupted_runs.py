@@ -21,18 +21,13 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runtime.interruption import Interrupted
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import toy_arguments
 from tests.reliability.kills import differences, what_is_left
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 # three steps in an epoch; what a signal in the middle could lose or double
 SETTINGS = ["--sft_epochs=1", "--epochs=2", "--sft_cache=False", "--track_bounds=True"]
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

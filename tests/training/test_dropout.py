@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.quick_start import run
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import toy_arguments
 
 SIZES = {
     "hidden_size": 16,
@@ -23,11 +23,6 @@ SIZES = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
