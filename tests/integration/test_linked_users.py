@@ -59,7 +59,7 @@ def test_pieces_of_one_person_are_refused_with_the_counts(tmp_path, rows, split)
         start(tmp_path, split)
     said = str(caught.value)
     assert f"{len(pieces)} of {len(pieces)} users look like pieces of one person's list" in said
-    assert "test answers stand in the training list" in said and "--linked_users=keep" in said
+    assert "test answers are in the training list" in said and "--linked_users=keep" in said
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -88,7 +88,7 @@ def test_windows_in_ready_parts(tmp_path, by_person):
     if by_person:
         start(tmp_path, "--benchmark_filename=[train, valid, test]")
         return
-    with pytest.raises(DataError, match="test answers stand in the training list"):
+    with pytest.raises(DataError, match="test answers are in the training list"):
         start(tmp_path, "--benchmark_filename=[train, valid, test]")
 
 

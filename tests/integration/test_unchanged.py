@@ -391,7 +391,7 @@ def test_an_edited_prompt_is_refused(copied, name) -> None:
     file = folder / "prompt.json"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("A user liked", "A user loved", 1), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"prompt\.json.*is not what was written"):
+    with pytest.raises(CheckpointError, match=r"prompt\.json.*its checksum does not match"):
         load_run(folder) if name == "lm" else run([f"--resume={folder}"])
 
 
