@@ -19,8 +19,8 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.model.general_recommender.itemknn import ItemKNN
 from scipy.sparse import csr_matrix, issparse
 
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.settings.conversation_models import USER_FREE
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from recbole_multdpo.data.atomic_file import read_columns
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.conversation_text import ROLES, decode
 from recbole_multdpo.data.item_text import clean_text
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import DataError
 
 CONVERSATION, CONTEXT_ITEMS = "conversation", "context_items"  # columns of the .user file

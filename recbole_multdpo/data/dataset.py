@@ -13,11 +13,11 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.conversations import Conversations, read_conversations
 from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
 from recbole_multdpo.data.loading import CountedDataset
 from recbole_multdpo.data.random_keys import random_uniforms
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
 
 LOW_STREAM = 7  # separates the choice of low ratings from the training draws

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.sampler import NegativeSampler, smallest_clocks
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runtime import processes
 

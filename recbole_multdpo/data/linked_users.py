@@ -1,4 +1,4 @@
-"""Check for users whose lists are pieces of one person's list (`linked_lists`).
+"""Check for users whose lists are pieces of one person's list (`list_links`).
 
 Converters join such rows; files made by hand may still contain them. Then the test answer of one
 user is in the training list of another, and a model is rewarded for memorising it.
@@ -18,7 +18,7 @@ from recbole.utils import FeatureType
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from recbole_multdpo.data.linked_lists import Links, find_links
+from recbole_multdpo.data.list_links import Links, find_links
 from recbole_multdpo.errors import DataError
 
 SHORTEST_RUN = 3  # items; two are too weak evidence for files of unknown origin

@@ -290,10 +290,10 @@ def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
 
 
 def train_and_valid(parts: list[Dataset]) -> Dataset:
-    """The rows of the training and the validation part as one training part."""
+    """Training and validation part concatenated into one training part."""
     return parts[0].copy(cat_interactions([part.inter_feat for part in parts[:2]]))
 
 
 def fitted_part(information: str, parts: list[Dataset]) -> Dataset:
-    """What the tested weights are fitted to."""
+    """The part that the tested weights are fitted to: with refit, validation rows as well."""
     return train_and_valid(parts) if information == "refit" else parts[0]

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_multdpo.data.contexts import HistorySplit, UserItems, split_history
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.data.spans import unfold_spans
+from recbole_multdpo.data.user_items import HistorySplit, UserItems, split_history
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses.batch import (
     LOWER_NEGATIVE_LEVEL,

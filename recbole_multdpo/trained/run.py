@@ -15,10 +15,10 @@ from recbole_multdpo.classical.assistant import Assistant, restored_assistant
 from recbole_multdpo.classical.run import untrained
 from recbole_multdpo.classical.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.classical.weights import load_weights
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
 from recbole_multdpo.data.loading import fitted_part, train_and_valid
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_prompt
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.model.backbone_check import InexactBackbone
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result

@@ -11,7 +11,6 @@ import numpy as np
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.utils import init_seed
 
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
@@ -22,6 +21,7 @@ from recbole_multdpo.data.prompt_file import (
     write_prompt,
 )
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import check_checkpoint

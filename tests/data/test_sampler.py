@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_multdpo.data import sampler as sampler_module
-from recbole_multdpo.data.contexts import UserItems, split_history
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame
 from recbole_multdpo.data.random_keys import random_uniforms
@@ -18,6 +17,7 @@ from recbole_multdpo.data.sampler import (
     NegativeSampler,
     SetwiseSampler,
 )
+from recbole_multdpo.data.user_items import UserItems, split_history
 from recbole_multdpo.errors import ConfigError
 
 

@@ -11,8 +11,8 @@ import torch
 from recbole.data.interaction import Interaction
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_multdpo.data.contexts import UserItems
 from recbole_multdpo.data.sampler import NegativeSampler
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses.batch import NEGATIVE_LEVEL
 from recbole_multdpo.model.backbone import save_backbone

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
-from recbole_multdpo.data.convert.atomic_files import REJECTED_FILE, REPORT_FILE, DatasetFolder
+from recbole_multdpo.data.convert.dataset_folder import REJECTED_FILE, REPORT_FILE, DatasetFolder
 from recbole_multdpo.data.convert.raw_files import reading_as
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler

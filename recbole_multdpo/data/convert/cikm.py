@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from recbole_multdpo.data.conversation_text import Message
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, id_problem, text_field
-from recbole_multdpo.data.convert.conversations import Turn, properties, write_conversations
+from recbole_multdpo.data.convert.conversation_files import Turn, properties, write_conversations
+from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, id_problem, text_field
 from recbole_multdpo.data.convert.raw_files import find_file, json_lines, read_json, title_and_year
 from recbole_multdpo.data.convert.splits import SPLITS, draw_split, split_files
 from recbole_multdpo.errors import DataError

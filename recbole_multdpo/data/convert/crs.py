@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from recbole_multdpo.data.convert import cikm, rank_grpo
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder
+from recbole_multdpo.data.convert.dataset_folder import DatasetFolder
 from recbole_multdpo.data.convert.splits import add_split_arguments
 
 HELP = "conversations: He et al.'s JSONL (Reddit-Movie, ReDial, INSPIRED) or Rank-GRPO's folders"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, id_problem, text_field
+from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, id_problem, text_field
 from recbole_multdpo.data.convert.raw_files import (
     Reject,
     csv_rows,

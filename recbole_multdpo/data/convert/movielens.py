@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, id_problem, text_field
+from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, id_problem, text_field
 from recbole_multdpo.data.convert.raw_files import (
     Reject,
     csv_rows,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.data.conversation_text import ROLES, Message
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, text_field
-from recbole_multdpo.data.convert.conversations import Turn, properties, write_conversations
+from recbole_multdpo.data.convert.conversation_files import Turn, properties, write_conversations
+from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, text_field
 from recbole_multdpo.data.convert.raw_files import (
     Reject,
     find_files,

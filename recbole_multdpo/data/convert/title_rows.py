@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from recbole_multdpo.data.convert.atomic_files import title_text
+from recbole_multdpo.data.convert.dataset_folder import title_text
 from recbole_multdpo.data.convert.raw_files import Reject, json_rows
 
 FORMS = """\

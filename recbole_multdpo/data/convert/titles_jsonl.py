@@ -16,14 +16,14 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.data.convert.atomic_files import (
+from recbole_multdpo.data.convert.dataset_folder import (
     DatasetFolder,
     id_problem,
     text_field,
     title_text,
 )
+from recbole_multdpo.data.convert.merging import Readers, merge_rows
 from recbole_multdpo.data.convert.raw_files import find_files, read_json
-from recbole_multdpo.data.convert.readers import Readers, find_readers
 from recbole_multdpo.data.convert.splits import (
     SPLITS,
     add_split_arguments,
@@ -63,7 +63,7 @@ prompt_template: {template}
 """
 
 
-class Catalogue:
+class TitleIds:
     """Ids of titles, which are compared as a run would read them (`title_text`).
 
     Attributes:
@@ -126,10 +126,10 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     min_overlap = _min_overlap(options.link)
     names = find_files(options.input, ["id2name.json"])
     id_to_title = _id_to_title(names[0], folder) if names else {}
-    catalogue = Catalogue(id_to_title)
+    title_ids = TitleIds(id_to_title)
     files = split_files(options.input, ["json", "jsonl"])
     _check_parts(files, options)
-    known = set(catalogue.id_of)
+    known = set(title_ids.id_of)
     rows = [
         row
         for path in files.values()
@@ -141,9 +141,9 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
             f"A row should be one of these:\n{FORMS}"
         )
     _check_histories(rows, folder)
-    items = [[catalogue.find(title) for title in row.history + row.targets] for row in rows]
-    numbers = {item: number for number, item in enumerate(catalogue.id_of.values())}
-    readers = find_readers(
+    items = [[title_ids.find(title) for title in row.history + row.targets] for row in rows]
+    numbers = {item: number for number, item in enumerate(title_ids.id_of.values())}
+    readers = merge_rows(
         [[numbers[item] for item in row] for row in items],
         [None] * len(rows) if min_overlap == _NO_LINK else _keys(rows),
         min_overlap,
@@ -155,13 +155,13 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     folder.counts["titles_repeated_within_a_row"] = sum(len(r) - len(set(r)) for r in items)
     _write_interactions(folder, readers, parts, _users(rows, readers), list(numbers))
     table = folder.table("item", ["item_id:token", "title:token_seq"])
-    for title, item in catalogue.id_of.items():
+    for title, item in title_ids.id_of.items():
         table.write(item, text_field(title))
-    folder.n_decoded = len(catalogue.decoded)
+    folder.n_decoded = len(title_ids.decoded)
     folder.counts |= {
         "users": len(readers.lists),
-        "titles_without_an_id": catalogue.n_added,
-        "ids_whose_title_has_another_id": len(id_to_title) - table.n_rows + catalogue.n_added,
+        "titles_without_an_id": title_ids.n_added,
+        "ids_whose_title_has_another_id": len(id_to_title) - table.n_rows + title_ids.n_added,
     }
     if parts.of_reader is not None:
         folder.counts["users_per_part"] = dict(Counter(parts.of_reader))

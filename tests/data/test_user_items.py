@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_multdpo.data.contexts import UserItems, n_targets, ranking_histories, split_history
+from recbole_multdpo.data.user_items import UserItems, n_targets, ranking_histories, split_history
 
 
 def user_items(*lists):
@@ -251,7 +251,7 @@ def test_temporal_history_holds_the_latest_items_before_the_cut():
 def test_the_largest_random_number_keeps_the_cut_in_range(monkeypatch):
     """The last cut leaves the last window, not an empty one."""
     monkeypatch.setattr(
-        "recbole_multdpo.data.contexts.random_uniforms", lambda *_: np.array([1 - 2.0**-53])
+        "recbole_multdpo.data.user_items.random_uniforms", lambda *_: np.array([1 - 2.0**-53])
     )
     result = split(user_items([1, 2, 3, 4]), [0], mode="temporal")
     assert result.histories[0].tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""One list per reader from rows that are pieces of it (`linked_lists`)."""
+"""One list per reader from rows that are pieces of it (`list_links`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_multdpo.data.linked_lists import Links, find_links
+from recbole_multdpo.data.list_links import Links, find_links
 
 Lists = Sequence[Sequence[int]]
 
@@ -33,7 +33,7 @@ class Readers:
     links: Links
 
 
-def find_readers(rows: Lists, keys: Sequence[Hashable], min_overlap: int | None = None) -> Readers:
+def merge_rows(rows: Lists, keys: Sequence[Hashable], min_overlap: int | None = None) -> Readers:
     """One list per reader, in the order of their first rows.
 
     Args:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from recbole_multdpo.data.conversation_text import Message, encode
-from recbole_multdpo.data.convert.atomic_files import DatasetFolder, text_field
+from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, text_field
 from recbole_multdpo.data.convert.splits import SPLITS
 from recbole_multdpo.data.item_text import decode_entities
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pandas._libs.parsers import STR_NA_VALUES
 
-from recbole_multdpo.data.convert.atomic_files import (
+from recbole_multdpo.data.convert.dataset_folder import (
     PANDAS_MISSING,
     DatasetFolder,
     id_problem,
@@ -169,7 +169,7 @@ def test_sigterm_leaves_nothing(tmp_path):
     code = (
         "import sys, time;"
         "from recbole_multdpo.data.convert import __main__ as command, titles_jsonl;"
-        "titles_jsonl.find_readers = lambda *_: (print('ready', flush=True), time.sleep(60));"
+        "titles_jsonl.merge_rows = lambda *_: (print('ready', flush=True), time.sleep(60));"
         "sys.exit(command.main())"
     )
     (tmp_path / "train.jsonl").write_text('{"history": ["A"], "targets": ["B"]}\n')
@@ -190,7 +190,7 @@ def test_a_killed_process_leaves_no_data_set(tmp_path):
     """SIGKILL cannot be caught: a hidden folder stays, under another name than the data set's."""
     code = (
         "import sys, time; from pathlib import Path;"
-        "from recbole_multdpo.data.convert.atomic_files import DatasetFolder;"
+        "from recbole_multdpo.data.convert.dataset_folder import DatasetFolder;"
         "folder = DatasetFolder(Path(sys.argv[1])); folder.table('inter', ['a:token']).write('1');"
         "print('ready', flush=True); time.sleep(60)"
     )

@@ -65,7 +65,7 @@ def id_problem(token: str) -> str | None:
     return None
 
 
-class Table:
+class AtomicFileWriter:
     """One atomic file being written, row by row."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -123,7 +123,7 @@ class DatasetFolder:
         self.notes: list[str] = []
         self.n_decoded = 0
         self._first_rejects: list[str] = []
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, AtomicFileWriter] = {}
         self._rejects: IO[str] | None = None
         if self.output.exists() and not (self.output.is_dir() and not any(self.output.iterdir())):
             raise DataError(f"--output={output} exists already; remove it or choose another name")
@@ -159,9 +159,9 @@ class DatasetFolder:
                 "space, or choose another folder"
             ) from error
 
-    def table(self, suffix: str, columns: Sequence[str]) -> Table:
+    def table(self, suffix: str, columns: Sequence[str]) -> AtomicFileWriter:
         """A new file `<name>.<suffix>`, e.g. suffix `inter` or `train.inter`."""
-        table = Table(self.path / f"{self.name}.{suffix}", columns)
+        table = AtomicFileWriter(self.path / f"{self.name}.{suffix}", columns)
         self._tables[suffix] = table
         return table
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from recbole_multdpo.data.convert.readers import find_readers
+from recbole_multdpo.data.convert.merging import merge_rows
 
 
 def rows_and_lists(rng, n_readers=60, length=20, size=8, step=1):
@@ -25,7 +25,7 @@ def check_places(rows, readers):
 @pytest.mark.parametrize("step", [1, 2, 4])
 def test_windows_become_the_lists_they_were_cut_from(step):
     rows, lists = rows_and_lists(random.Random(0), step=step)
-    readers = find_readers(rows, [None] * len(rows))
+    readers = merge_rows(rows, [None] * len(rows))
     assert sorted(readers.lists) == sorted(lists)
     assert readers.contradicting == []
     assert sorted(row for members in readers.rows for row in members) == list(range(len(rows)))
@@ -38,14 +38,14 @@ def test_prefixes_become_the_longest_of_them():
     lists = [rng.sample(range(500), 12) for _ in range(60)]
     rows = [one[:n] for one in lists for n in range(2, 13)]
     rng.shuffle(rows)
-    readers = find_readers(rows, [None] * len(rows))
+    readers = merge_rows(rows, [None] * len(rows))
     assert sorted(readers.lists) == sorted(lists)
     check_places(rows, readers)
 
 
 def test_rows_without_an_overlap_stay_apart():
     rows = [random.Random(n).sample(range(500), 9) for n in range(50)]
-    readers = find_readers(rows, [None] * len(rows))
+    readers = merge_rows(rows, [None] * len(rows))
     assert readers.lists == rows
     assert readers.rows == [[n] for n in range(50)]
 
@@ -53,7 +53,7 @@ def test_rows_without_an_overlap_stay_apart():
 def test_a_list_that_goes_on_in_two_ways_keeps_one_of_them():
     beginnings = [[0, 1, 2, 3, 4], [9, 0, 1, 2, 3, 4], [8, 9, 0, 1, 2, 3, 4]]
     rows = [*beginnings, [1, 2, 3, 4, 6, 7, 50], [1, 2, 3, 4, 6, 7, 60, 61], [70, 71]]
-    readers = find_readers(rows, [None] * len(rows), min_overlap=4)
+    readers = merge_rows(rows, [None] * len(rows), min_overlap=4)
     assert readers.lists == [[8, 9, 0, 1, 2, 3, 4, 6, 7, 50], [70, 71]]
     assert readers.rows == [[0, 1, 2, 3], [5]]
     assert readers.contradicting == [4]
@@ -62,15 +62,15 @@ def test_a_list_that_goes_on_in_two_ways_keeps_one_of_them():
 
 def test_a_key_joins_what_overlaps_and_then_what_does_not():
     rows = [[5, 6, 7], [1, 2], [6, 7, 8], [9, 6, 10], [1, 2]]
-    readers = find_readers(rows, ["a", None, "a", "a", None])
+    readers = merge_rows(rows, ["a", None, "a", "a", None])
     assert readers.lists == [[5, 6, 7, 8, 9, 10], [1, 2], [1, 2]]
     assert readers.rows == [[0, 2, 3], [1], [4]]
     assert readers.places == [[0, 1, 2], [0, 1], [1, 2, 3], [4, 1, 5], [0, 1]]
-    shuffled = find_readers([[3, 4, 5], [1, 2, 3], [5, 6]], [7, 7, 7])
+    shuffled = merge_rows([[3, 4, 5], [1, 2, 3], [5, 6]], [7, 7, 7])
     assert shuffled.lists == [[1, 2, 3, 4, 5, 6]]
 
 
 def test_keys_of_their_own_do_not_hide_an_overlap():
     rows, lists = rows_and_lists(random.Random(0))
-    readers = find_readers(rows, list(range(len(rows))))
+    readers = merge_rows(rows, list(range(len(rows))))
     assert sorted(readers.lists) == sorted(lists)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_multdpo.data.linked_lists import LONGEST_RUN, find_links
+from recbole_multdpo.data.list_links import LONGEST_RUN, find_links
 
 REAL = Path(os.environ.get("MULTDPO_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
