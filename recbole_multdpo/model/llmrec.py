@@ -443,6 +443,7 @@ class LLMRec(GeneralRecommender):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
+    @torch.no_grad()
     def reference_logps(self, batch: SetwiseBatch) -> Tensor:
         """log pi_ref of every candidate, [B, C], nats; from the cache if there is one."""
         if self.reference_cache is not None:
