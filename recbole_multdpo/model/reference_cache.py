@@ -108,13 +108,13 @@ class ReferenceCache:
 
 def _digests(batch: SetwiseBatch, candidates: np.ndarray) -> list[bytes]:
     """Every context's digest: of the tokens of its prompt and of its candidates, in order."""
-    prompts = batch.prompt_ids.cpu().numpy()
+    prompts = batch.prompts.ids.cpu().numpy()
     return [
         hashlib.blake2b(
             prompt[:length].tobytes() + b"|" + row[row > 0].tobytes(), digest_size=DIGEST_BYTES
         ).digest()
         for prompt, length, row in zip(
-            prompts, batch.prompt_lengths.tolist(), candidates, strict=True
+            prompts, batch.prompts.lengths.tolist(), candidates, strict=True
         )
     ]
 

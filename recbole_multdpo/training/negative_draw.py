@@ -19,6 +19,7 @@ from tqdm import tqdm
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runtime import processes
 
@@ -56,8 +57,7 @@ def draw_negatives(
     claimed = processes.work_queue(len(parts))
     for number in tqdm(claimed, total=len(parts), desc="negatives", disable=not show_progress):
         part = parts[number]
-        prompt_ids, prompt_lengths = sampler.build_prompts(part, sampler.split(part, epoch))
-        prompts = prompt_ids.to(model.device), prompt_lengths.to(model.device)
+        prompts = sampler.build_prompts(part, sampler.split(part, epoch)).to(model.device)
         weights = _log_weights(model, negatives, prompts, part, sampler.seed, epoch)
         if weights.isnan().any():
             raise TrainingError(
@@ -71,7 +71,7 @@ def draw_negatives(
 def _log_weights(
     model: LLMRec,
     negatives: DynamicNegatives,
-    prompts: tuple[Tensor, Tensor],
+    prompts: Prompts,
     users: np.ndarray,
     seed: int,
     epoch: int,
@@ -96,7 +96,7 @@ def _log_weights(
 def _pool(
     model: LLMRec,
     negatives: DynamicNegatives,
-    prompts: tuple[Tensor, Tensor],
+    prompts: Prompts,
     users: np.ndarray,
     seed: int,
     epoch: int,
@@ -109,14 +109,12 @@ def _pool(
         return torch.from_numpy(drawn).to(model.device)
     if settings.negative_pool == "ranker":
         known = negatives.known_mask(users)
-        return model.rank(*prompts, torch.from_numpy(known).to(model.device), size).items
+        return model.rank(prompts, torch.from_numpy(known).to(model.device), size).items
     return None
 
 
-def _scores(
-    model: LLMRec, lm: nn.Module, prompts: tuple[Tensor, Tensor], pool: Tensor | None
-) -> Tensor:
+def _scores(model: LLMRec, lm: nn.Module, prompts: Prompts, pool: Tensor | None) -> Tensor:
     """log π under an LM of the pool [B, n], or of all items [B, n_items], nats."""
     if pool is None:
-        return model.score_all(*prompts, lm)
-    return model.score(*prompts, pool, lm)
+        return model.score_all(prompts, lm)
+    return model.score(prompts, pool, lm)

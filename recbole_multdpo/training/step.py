@@ -192,7 +192,7 @@ class TrainingStep:
         """Parts of the batch and the weights of their examples; equally many in all processes."""
         settings = self.settings
         n_parts = min(settings.gradient_accumulation_steps, len(batch))
-        lengths = packed_lengths(batch.prompt_lengths, batch.candidates, self.items)
+        lengths = packed_lengths(batch.prompts.lengths, batch.candidates, self.items)
         longest = int(lengths.argmax())
         if self.engine.lockstep and 0 < settings.max_tokens_per_batch < lengths[longest]:
             raise TrainingError(
@@ -281,7 +281,7 @@ class TrainingStep:
 
     def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError, number: int) -> OutOfMemory:
         settings = self.settings
-        n_tokens = int(packed_lengths(part.prompt_lengths, part.candidates, self.items).max())
+        n_tokens = int(packed_lengths(part.prompts.lengths, part.candidates, self.items).max())
         asked = "" if settings.auto_batch else "set --auto_batch=True, or "
         return OutOfMemory(
             f"out of memory in step {number} of the {self.stage.name} stage with {len(part)} "

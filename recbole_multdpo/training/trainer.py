@@ -140,7 +140,7 @@ class SetwiseTrainer(Trainer):
                 self.settings,
                 make_engine(self.config, self.model, self.optimizer),
                 self.stage,
-                items=self.model.items,
+                items=self.model.catalogue.items,
                 user_name=self.model.user_name,
                 bounds_log=self.bounds_log,
                 max_rows=self.resumed_max_rows,

@@ -101,7 +101,7 @@ def test_fused_ranking_is_that_of_the_sums(data_path: Path, tmp_path: Path) -> N
     model.assistant_weight = 20.0
     fused = model.topk(users, None, 6)
     catalogue = torch.arange(model.n_items).expand(len(users), -1)
-    sums = model.score(*model.user_prompts(users), catalogue)
+    sums = model.score(model.user_prompts(users), catalogue)
     sums = sums + 20.0 * model.assistant.log_shares(users)
     best = sums[:, 1:].topk(6)
     torch.testing.assert_close(fused.scores, best.values, atol=1e-4, rtol=1e-5)
