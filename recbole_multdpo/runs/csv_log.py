@@ -16,19 +16,40 @@ LIMIT = 256 * MB
 
 
 class CsvLog:
-    """Appends rows to a CSV file; a resumed run continues it where `rewind_logs` has cut it."""
+    """Appends rows to a CSV file; a resumed run continues it where `rewind_logs` has cut it.
+
+    A file that an older version began keeps its columns: newer ones, which come last, are left out.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         """Open the file, making it where there is none."""
         self.path = path
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:
             path.write_text(",".join(columns) + "\n", encoding="utf-8")
+        with path.open("rb") as file:
+            self._n_columns = file.readline(10_000).count(b",") + 1
 
     def append(self, rows: Iterable[Sequence[Any]]) -> None:
         """Write rows, their values in the order of the columns."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            safe = (map(csv_cell, row) for row in rows)
+            safe = (map(csv_cell, row[: self._n_columns]) for row in rows)
             csv.writer(file, lineterminator="\n").writerows(safe)
+
+
+def copy_log(source: Path, target: Path, columns: Sequence[str]) -> None:
+    """Copy a log; cells of columns that an older version did not write are empty.
+
+    Args:
+        source: what a `CsvLog` wrote.
+        target: the new file.
+        columns: its columns today.
+    """
+    text, header = source.read_text(encoding="utf-8", errors="surrogateescape"), ",".join(columns)
+    old_header, _, rows = text.partition("\n")
+    if header.startswith(f"{old_header},"):
+        empty = "," * header.count(",", len(old_header))
+        text = f"{header}\n" + rows.replace("\n", f"{empty}\n")
+    target.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -14,7 +14,16 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.runs.csv_log import CsvLog, read_rows
 
 STEPS_FILE, VALIDATIONS_FILE = "steps.csv", "validations.csv"
-METRICS = ("loss", "positive_logp", "negative_logp", "margin", "grad_norm", "learning_rate")
+# a column that a version adds comes last
+METRICS = (
+    "loss",
+    "positive_logp",
+    "negative_logp",
+    "margin",
+    "grad_norm",
+    "learning_rate",
+    "reward_accuracy",
+)
 STEP_COLUMNS = ("stage", "step", "epoch", "seconds", *METRICS)
 VALIDATION_COLUMNS = ("stage", "step", "metric", "value")
 
@@ -37,7 +46,7 @@ class StepLog:
         self._stage = stage
         self._steps = CsvLog(folder / STEPS_FILE, STEP_COLUMNS)
         self._validations = CsvLog(folder / VALIDATIONS_FILE, VALIDATION_COLUMNS)
-        rows = read_rows(folder / STEPS_FILE, STEP_COLUMNS)
+        rows = read_rows(folder / STEPS_FILE, ("stage", "seconds"))
         try:
             spent = max((float(r["seconds"]) for r in rows if r["stage"] == stage), default=0.0)
         except ValueError as error:

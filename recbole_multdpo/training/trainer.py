@@ -181,6 +181,9 @@ class SetwiseTrainer(Trainer):
             )
         if processes.is_main_process():
             self.step_log = StepLog(self.run_folder, self.stage.name)
+        if self.wandblogger.log_wandb:
+            name = self.stage.name
+            self.wandblogger._wandb.define_metric(f"{name}/*", step_metric=f"{name}_step")
         if self.stage.kind == "preference" and self.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
@@ -230,15 +233,19 @@ class SetwiseTrainer(Trainer):
         return self._finish_epoch()
 
     def _count(self, metrics: Mapping[str, float], n_contexts: int) -> None:
-        """A trained batch into the epoch's sums and TensorBoard."""
-        position = self.position
+        """Log a step's metrics and add them to the epoch's sums."""
+        position, step = self.position, f"{self.stage.name}_step"
+        is_first = position.batch == 0
         position.batch += 1
         position.n_contexts += n_contexts
         if self.step_log is not None:
             self.step_log.step(self.global_step, position.epoch + 1, metrics)
         for name, value in metrics.items():
             self.tensorboard.add_scalar(f"{self.stage.name}/{name}", value, self.global_step)
-            position.sums[name] = position.sums.get(name, 0.0) + value * n_contexts
+            # an epoch that an older version began lacks newer metrics: no mean of a part of it
+            if is_first or name in position.sums:
+                position.sums[name] = position.sums.get(name, 0.0) + value * n_contexts
+        self.wandblogger.log_metrics({**metrics, step: self.global_step}, head=self.stage.name)
 
     def _finish_epoch(self) -> float:
         """Log the epoch's means; its mean loss."""

@@ -8,6 +8,7 @@ after steps of 1e-3, those of LoRA by less.
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -40,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 # batches that two processes cannot halve: 7, 7, 7, 3 and 5, 5, 5, 5, 4 of 24 users
 UNEVEN_SFT = ["--sft_batch_size=5", "--rank_batch_users=5", "--sft_cache=False"]
 UNEVEN = ["--train_batch_size=7", *UNEVEN_SFT]
+PARTS = ["--gradient_accumulation_steps=2"]
 LOSS, WEIGHT, LORA_WEIGHT = 2e-5, 2e-4, 2e-6
 
 
@@ -120,6 +122,27 @@ def test_two_processes_train_as_one(
         toy_arguments(data_path, tmp_path / "two", *UNEVEN, *both, *two),
         WEIGHT,
     )
+
+
+def test_rewards_are_means_over_the_examples_of_all_processes(
+    data_path: Path, tmp_path: Path
+) -> None:
+    """Batches of 7 that two processes share as 4 and 3, computed in parts of unequal size."""
+    extra = [*UNEVEN, "--level_thresholds=[5, 4]", "--loss=mult2_dpo", "--epochs=1"]
+    run(toy_arguments(data_path, tmp_path / "one", *extra))
+    run_processes(2, run, toy_arguments(data_path, tmp_path / "two", *extra, *PARTS))
+    one, two = (steps_of(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for first, second in zip(one, two, strict=True):
+        for name in ("positive_logp", "negative_logp", "margin", "reward_accuracy"):
+            assert float(second[name]) == pytest.approx(float(first[name]), abs=1e-3), name
+    assert 0 < float(one[-1]["reward_accuracy"]) < 1
+
+
+def steps_of(folder: Path) -> list[dict[str, str]]:
+    """Rows of the preference stage in `steps.csv`."""
+    with (folder / "steps.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["stage"] == "preference"]
 
 
 def test_a_share_weighed_by_itself_trains_another_model(data_path: Path, tmp_path: Path) -> None:
