@@ -32,7 +32,7 @@ from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
-from recbole_multdpo.runtime.reading import fitted, read_json
+from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
 
 CURVE_FILE = "assistant_weights.csv"
@@ -168,30 +168,25 @@ def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Pa
     )
 
 
+_REMEDY = "Remove its folder: the assistant is trained again."
+
+
 def _scores_in(file: Path, shape: tuple[int, int]) -> np.ndarray:
     """The table that `_write_scores` wrote.
 
     Raises:
         CheckpointError: it is damaged, or of other users or items.
     """
-    try:
+    with readable(file, _REMEDY, CheckpointError, (EOFError,)):
         scores: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         if scores.shape != shape or scores.dtype != np.float32:
             raise ValueError(f"{scores.dtype} {scores.shape} instead of float32 {shape}")
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}). Remove its folder: the assistant is trained anew."
-        ) from error
     return scores
 
 
 def _valid_result(file: Path) -> dict[str, float]:
-    try:
+    with readable(file, _REMEDY, CheckpointError):
         return dict(fitted(TypeAdapter(dict[str, float]), read_json(file)))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}). Remove its folder: the assistant is trained anew."
-        ) from error
 
 
 def _train(

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.errors import DataError
-from recbole_multdpo.runtime.reading import MB, is_file, read_bytes
+from recbole_multdpo.runtime.reading import MB, is_file, read_bytes, readable
 from recbole_multdpo.runtime.shown_text import csv_cell
 
 LIMIT = 256 * MB
@@ -64,12 +63,10 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
     if not is_file(path):
         return []
-    try:
+    with readable(path, "Remove it.", also=(csv.Error,)):
         text = read_bytes(path, LIMIT).decode("utf-8")
         whole_lines = text[: text.rfind("\n") + 1]
         rows = list(csv.DictReader(io.StringIO(whole_lines)))
         if any(row.get(name) is None for row in rows for name in columns):
             raise ValueError(f"a row lacks a column; there must be {', '.join(columns)}")
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}). Remove it.") from error
     return rows
