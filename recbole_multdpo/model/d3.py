@@ -94,5 +94,5 @@ class D3(LLMRec):
         if self.assistant is None or self.assistant_weight == 0:
             return None
         odds = self.assistant_weight / (1 - self.assistant_weight)
-        shares = self.assistant.log_shares(user_ids, self.settings.assistant_temperature)
+        shares = self.assistant.log_probs(user_ids, self.settings.assistant_temperature)
         return odds * log_shares_of_nodes(self.catalogue.trie, shares)

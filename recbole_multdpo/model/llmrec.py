@@ -631,7 +631,7 @@ class LLMRec(GeneralRecommender):
         """
         if self.assistant is None or self.assistant_weight == 0:
             return None
-        return self.assistant_weight * self.assistant.log_shares(user_ids)
+        return self.assistant_weight * self.assistant.log_probs(user_ids)
 
     def tune_ranking(self, validate: Callable[[], float]) -> dict[str, Any]:
         """Choose on the validation part what only the ranking depends on; LLMRec has nothing.

@@ -176,7 +176,7 @@ def test_a_log_softmax_of_the_scores_weighs_the_same() -> None:
     assistant = assistant_of({9: 5.0, 4: 0.3}, {5: 3.0, 6: -1.0})
     users = torch.tensor([1, 2])
     torch.testing.assert_close(
-        min_max(assistant.log_shares(users)[:, 1:]), min_max(assistant.scores_of(users)[:, 1:])
+        min_max(assistant.log_probs(users)[:, 1:]), min_max(assistant.scores_of(users)[:, 1:])
     )
 
 

@@ -45,7 +45,7 @@ def mixture(model, users):  # type: ignore[no-untyped-def]
     """1/4 log pi + 3/4 log m of every item, m being the shares of all items of its text."""
     catalogue = torch.arange(model.n_items).expand(len(users), -1)
     logps = model.score(model.user_prompts(users), catalogue)
-    shares = model.assistant.log_shares(users, 0.05).exp()
+    shares = model.assistant.log_probs(users, 0.05).exp()
     texts = model.item_texts
     same = torch.tensor([[a == b for b in texts] for a in texts]).float()
     same[0] = same[:, 0] = 0
