@@ -1,4 +1,4 @@
-"""CSV files that a stage of training appends to."""
+"""CSV files that training appends to."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ LIMIT = 256 * MB
 
 
 class CsvLog:
-    """Appends rows to a CSV file; a resumed run continues it where `rewind_logs` has cut it.
+    """Appends rows to a CSV file; a resumed run continues the file that `rewind_logs` truncated.
 
-    A file that an older version began keeps its columns: newer ones, which come last, are left out.
+    A file of an older version keeps its columns: newer ones, which come last, are left out.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        """Open the file, making it where there is none."""
+        """Open the file; a new one gets its header.
+
+        Args:
+            path: the file.
+            columns: names without commas.
+        """
         self.path = path
         if not path.exists() or path.stat().st_size == 0:
             path.write_text(",".join(columns) + "\n", encoding="utf-8")
@@ -29,19 +34,19 @@ class CsvLog:
             self._n_columns = file.readline(10_000).count(b",") + 1
 
     def append(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Write rows, their values in the order of the columns."""
+        """Write rows of values in the order of the columns."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
             safe = (map(csv_cell, row[: self._n_columns]) for row in rows)
             csv.writer(file, lineterminator="\n").writerows(safe)
 
 
 def copy_log(source: Path, target: Path, columns: Sequence[str]) -> None:
-    """Copy a log; cells of columns that an older version did not write are empty.
+    """Copy a log; columns that an older version did not write are empty.
 
     Args:
-        source: what a `CsvLog` wrote.
+        source: file of a `CsvLog`.
         target: the new file.
-        columns: its columns today.
+        columns: names of all columns of this version.
     """
     text, header = source.read_text(encoding="utf-8", errors="surrogateescape"), ",".join(columns)
     old_header, _, rows = text.partition("\n")
@@ -52,14 +57,14 @@ def copy_log(source: Path, target: Path, columns: Sequence[str]) -> None:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Whole rows of a CSV file, column to text; none where there is no such file.
+    """Complete rows of a CSV file, column to text; [] if the file does not exist.
 
     Args:
-        path: what a `CsvLog` wrote.
-        columns: its columns.
+        path: file of a `CsvLog`.
+        columns: names that every row must have.
 
     Raises:
-        DataError: it is no such file.
+        DataError: the file cannot be read, or a row lacks a column.
     """
     if not is_file(path):
         return []

@@ -110,7 +110,7 @@ class TrainingStep:
             engine: of the stage's model.
             stage: decides how examples are weighted and which metrics there are.
             items: token table of the catalogue, on the device of the batches.
-            user_name: maps RecBole's inner user id to the id in the data files.
+            user_name: maps RecBole's inner user id to the user's id in the data files.
             bounds_log: file of the bounds; None for no bounds.
             max_rows: examples of a part, at most; None for no limit.
         """

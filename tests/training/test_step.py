@@ -70,7 +70,7 @@ def slow_metrics(model, batch: SetwiseBatch, loss: str) -> dict[str, float]:  # 
             if output.reference_logps is not None:
                 reward -= float(output.reference_logps[row, column])
             elif loss in ("simpo", "pro"):
-                reward /= int(model.items.lengths[batch.candidates[row, column]])
+                reward /= int(model.catalogue.items.lengths[batch.candidates[row, column]])
             (chosen if level >= 1 else rejected).append((beta * reward, logp))
         rows["rewards/accuracies"].append(mean([c[0] > r[0] for c in chosen for r in rejected]))
         (rewarded, logp), (punished, other) = (
