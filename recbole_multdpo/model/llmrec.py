@@ -121,20 +121,22 @@ class LLMRec(GeneralRecommender):
         fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
             settings.backbone,
-            # several copies of the frame, so that the tokenizer spends a token or two on it
-            texts=[f" {text}" for text in dataset.item_texts[1:]]
-            + fitted_frame.texts() * 20
-            + self._training_turns(),
-            seed=self.seed,
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
-            tiny_hidden_size=settings.tiny_hidden_size,
-            tiny_num_layers=settings.tiny_num_layers,
-            tiny_num_heads=settings.tiny_num_heads,
-            tiny_vocab_size=settings.tiny_vocab_size,
-            tiny_whole_texts=dataset.item_texts[1:] if settings.tiny_title_tokens else (),
+            tiny_kwargs={
+                # several copies of the frame, so that the tokenizer spends a token or two on it
+                "texts": [f" {text}" for text in dataset.item_texts[1:]]
+                + fitted_frame.texts() * 20
+                + self._training_turns(),
+                "whole_texts": dataset.item_texts[1:] if settings.tiny_title_tokens else (),
+                "hidden_size": settings.tiny_hidden_size,
+                "num_layers": settings.tiny_num_layers,
+                "num_heads": settings.tiny_num_heads,
+                "vocab_size": settings.tiny_vocab_size,
+                "seed": self.seed,
+            },
         )
         self.tokenizer = self.backbone.tokenizer
         if frame is None:
