@@ -229,7 +229,7 @@ def _padding(model, batches) -> Row:  # type: ignore[no-untyped-def]
     padded = {0: 0, TOKENS: 0}
     filled = 0
     for batch in batches:
-        lengths = packed_lengths(batch.prompt_lengths, batch.candidates, model.items)
+        lengths = packed_lengths(batch.prompts.lengths, batch.candidates, model.catalogue.items)
         filled += int(lengths.sum())
         for budget in padded:
             groups = length_buckets(lengths, max_rows=len(batch), max_tokens=budget)

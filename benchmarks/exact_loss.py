@@ -28,10 +28,12 @@ from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.losses.plackett_luce import set_preference_logp
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.runs.folder import hardware
 from recbole_multdpo.runtime.durable_files import write_atomically
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.packed import packed_logps
 
 N_NEGATIVES = 50
@@ -92,13 +94,13 @@ def step_row(lm: nn.Module, vocabulary: int, n: int, repeats: int) -> dict[str, 
     """Seconds with N = n positives."""
     n_candidates = n + N_NEGATIVES
     ids = torch.randint(3, vocabulary, (n_candidates + 1, ITEM_TOKENS)).tolist()
-    items = ItemTokens.from_lists([[], *ids[1:]])
-    prompts = torch.randint(3, vocabulary, (N_EXAMPLES, PROMPT_TOKENS))
-    lengths = torch.full((N_EXAMPLES,), PROMPT_TOKENS)
+    catalogue = ItemCatalogue.build(ItemTokens.from_lists([[], *ids[1:]]))
+    prompt_ids = torch.randint(3, vocabulary, (N_EXAMPLES, PROMPT_TOKENS))
+    prompts = Prompts(prompt_ids, torch.full((N_EXAMPLES,), PROMPT_TOKENS))
     candidates = torch.arange(1, n_candidates + 1).expand(N_EXAMPLES, -1)
     levels = (torch.arange(n_candidates) < n).long().expand(N_EXAMPLES, -1)
     with torch.no_grad():
-        reference = packed_logps(lm, prompts, lengths, candidates, items)
+        reference = packed_logps(lm, prompts, candidates, catalogue)
     leaf = reference.clone().requires_grad_()
 
     def loss(name: str, logps: Tensor) -> None:
@@ -106,7 +108,7 @@ def step_row(lm: nn.Module, vocabulary: int, n: int, repeats: int) -> dict[str, 
 
     def step(name: str) -> None:
         lm.zero_grad()
-        loss(name, packed_logps(lm, prompts, lengths, candidates, items))
+        loss(name, packed_logps(lm, prompts, candidates, catalogue))
 
     tasks: dict[str, Callable[[], None]] = {}
     for name in ("mult_dpo", "pl_dpo"):

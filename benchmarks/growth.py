@@ -54,8 +54,8 @@ def steps(shapes: list[tuple[int, int]], timer: Timer, options: argparse.Namespa
     body, head = float(sum(p.numel() for p in layers)), float(hidden * vocabulary)
     costs = []
     for example in examples:
-        fed = float((example.items.lengths[example.candidates] - 1).sum())
-        costs.append((example.prompt_ids.shape[1] + fed) * body + (1 + fed) * head)
+        fed = float((example.catalogue.items.lengths[example.candidates] - 1).sum())
+        costs.append((example.prompts.width + fed) * body + (1 + fed) * head)
     names = [f"train step, P {p} C {c}" for p, c in shapes]
     functions = {
         name: (lambda example=example: step(example))
@@ -71,8 +71,8 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
     from recbole_multdpo.data.item_tokens import encode_items
     from recbole_multdpo.model.llmrec import LLMRec
     from recbole_multdpo.runs.load import load_dataset, split_dataset
-    from recbole_multdpo.scoring.best_first import best_first_topk
-    from recbole_multdpo.scoring.trie import ItemTrie
+    from recbole_multdpo.scoring.best_first import TrieSearch
+    from recbole_multdpo.scoring.catalogue import ItemCatalogue
     from recbole_multdpo.scoring.trie_scores import trie_scores
     from recbole_multdpo.settings.config import load_config
 
@@ -91,28 +91,29 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
     model = model.to(options.device).eval()
     users = torch.from_numpy(model.histories.counts).nonzero()[:, 0]
     users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:N_USERS]]
-    ids, lengths = model.user_prompts(users)
+    prompts = model.user_prompts(users)
     titles = [generated.split_year(title)[0] for title in generated.real_titles(options.titles)]
     prefix = model.prompts.frame.item_prefix
     searches, costs, tries = {}, {}, {}
     for n_items in CATALOGUES:
         texts = ["", *titles[:n_items]]
         items = encode_items(model.tokenizer, texts, prefix=prefix, max_item_tokens=0)
-        trie = ItemTrie.build(items).to(model.device)
+        catalogue = ItemCatalogue.build(items).to(model.device)
 
-        def best_first(trie: ItemTrie = trie) -> torch.Tensor:
-            found = best_first_topk(model.lm, trie, ids, lengths, None, 20, expand_per_step=16)
-            return found.expanded.double().mean()
+        def best_first(catalogue: ItemCatalogue = catalogue) -> torch.Tensor:
+            search = TrieSearch(model.lm, catalogue, prompts, None, 20)
+            return search.run(expand_per_step=16).expanded.double().mean()
 
-        def along(trie: ItemTrie = trie) -> None:
-            trie_scores(model.lm, trie, ids[:1, : int(lengths[0])], lengths[:1])
+        def along(catalogue: ItemCatalogue = catalogue) -> None:
+            trie_scores(model.lm, catalogue, prompts.split(1)[0].trimmed())
 
-        name = f"{n_items} titles, {trie.num_internal} inner nodes"
+        internal = catalogue.trie.num_internal
+        name = f"{n_items} titles, {internal} inner nodes"
         expanded = float(best_first())
         print(f"{name}: {expanded:.0f} expanded per user")
         searches[f"best_first, {name}"], costs[f"best_first, {name}"] = best_first, expanded
         tries[f"along the trie, {name}"] = along
-        costs[f"along the trie, {name}"] = trie.num_internal
+        costs[f"along the trie, {name}"] = internal
     searched = timer.alternate(searches, options.repeats)
     searched = {name: [s / N_USERS for s in seconds] for name, seconds in searched.items()}
     return grown(searched, costs) + grown(timer.alternate(tries, 1), costs)

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.cache import cache_argument
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
 
 
 def naive_logps(
     lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
+    prompts: Prompts,
     candidates: Tensor,
-    items: ItemTokens,
+    catalogue: ItemCatalogue,
     *,
     logits_everywhere: bool,
 ) -> Tensor:
@@ -31,14 +32,15 @@ def naive_logps(
         logits_everywhere: vocabulary logits at every position, or only at those that predict a
             token of the item.
     """
+    items = catalogue.items
     lengths = items.lengths[candidates].flatten()  # [R], R = B * C rows
-    starts = prompt_lengths.repeat_interleave(candidates.shape[1])
-    width = prompt_ids.shape[1] + int(lengths.max())
-    columns = torch.arange(width, device=prompt_ids.device)
+    starts = prompts.lengths.repeat_interleave(candidates.shape[1])
+    width = prompts.width + int(lengths.max())
+    columns = torch.arange(width, device=prompts.device)
     offsets = columns - starts[:, None]  # [R, width], place in the item
     in_item = (offsets >= 0) & (offsets < lengths[:, None])
-    prompts = prompt_ids.repeat_interleave(candidates.shape[1], dim=0)
-    input_ids = nn.functional.pad(prompts, (0, width - prompt_ids.shape[1]))
+    prompt_ids = prompts.ids.repeat_interleave(candidates.shape[1], dim=0)
+    input_ids = nn.functional.pad(prompt_ids, (0, width - prompts.width))
     tokens = items.ids[candidates.flatten()].gather(1, offsets.clamp(0, items.ids.shape[1] - 1))
     input_ids = torch.where(in_item, tokens, input_ids)
     valid = (columns < (starts + lengths)[:, None]).long()
@@ -61,48 +63,41 @@ def naive_logps(
 
 
 def kv_logps(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> Tensor:
     """The prompt once, its keys and values repeated for candidates padded to the longest one."""
-    cache, first = _prompt(lm, prompt_ids, prompt_lengths)
-    return _after_prompt(lm, cache, first, prompt_ids, prompt_lengths, candidates, items)
+    cache, first = _prompt(lm, prompts)
+    return _after_prompt(lm, cache, first, prompts, candidates, catalogue.items)
 
 
 @torch.no_grad()
 def kv_scores(
-    lm: nn.Module, prompt_ids: Tensor, items: ItemTokens, *, items_per_chunk: int = 256
+    lm: nn.Module, prompt: Prompts, items: ItemTokens, *, items_per_chunk: int = 256
 ) -> Tensor:
-    """log π of the whole catalogue after one prompt [P]: [n_items], item 0 is 0.
+    """log π of the whole catalogue after one prompt: [n_items], item 0 is 0.
 
     The prompt is run once. Items are sorted by length, so that chunks are hardly padded.
     """
-    prompt_ids, lengths = prompt_ids[None], prompt_ids.new_tensor([len(prompt_ids)])
-    cache, first = _prompt(lm, prompt_ids, lengths)
+    cache, first = _prompt(lm, prompt)
     scores = first.new_zeros(len(items.lengths))
     for chunk in items.lengths.argsort(stable=True)[1:].split(items_per_chunk):
-        scores[chunk] = _after_prompt(
-            lm, copy.deepcopy(cache), first, prompt_ids, lengths, chunk[None], items
-        )[0]
+        scores[chunk] = _after_prompt(lm, copy.deepcopy(cache), first, prompt, chunk[None], items)[
+            0
+        ]
     return scores
 
 
-def _prompt(
-    lm: nn.Module, prompt_ids: Tensor, prompt_lengths: Tensor
-) -> tuple[DynamicCache, Tensor]:
+def _prompt(lm: nn.Module, prompts: Prompts) -> tuple[DynamicCache, Tensor]:
     """Keys and values of the prompts, and the log-probabilities after them, [B, V]."""
     model = causal_lm(lm)
     cache = DynamicCache(config=model.config)
     hidden = model.base_model(
-        input_ids=prompt_ids,
-        attention_mask=_valid(prompt_ids, prompt_lengths),
+        input_ids=prompts.ids,
+        attention_mask=_valid(prompts.ids, prompts.lengths),
         use_cache=True,
         **{cache_argument(model.base_model): cache},
     ).last_hidden_state
-    last = hidden[torch.arange(len(hidden), device=hidden.device), prompt_lengths - 1]
+    last = hidden[torch.arange(len(hidden), device=hidden.device), prompts.lengths - 1]
     return cache, model.get_output_embeddings()(last).float().log_softmax(1)
 
 
@@ -114,8 +109,7 @@ def _after_prompt(
     lm: nn.Module,
     cache: DynamicCache,
     first: Tensor,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
+    prompts: Prompts,
     candidates: Tensor,
     items: ItemTokens,
 ) -> Tensor:
@@ -127,12 +121,12 @@ def _after_prompt(
     total = first.gather(1, items.ids[candidates, 0])  # [B, C]
     if ids.shape[1] > 1:
         cache.batch_repeat_interleave(n_candidates)
-        prompt_mask = _valid(prompt_ids, prompt_lengths).repeat_interleave(n_candidates, 0)
+        prompt_mask = _valid(prompts.ids, prompts.lengths).repeat_interleave(n_candidates, 0)
         fed = torch.arange(ids.shape[1] - 1, device=ids.device)
         hidden = model.base_model(
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prompt_mask, _valid(ids[:, :-1], lengths)], dim=1),
-            position_ids=prompt_lengths.repeat_interleave(n_candidates)[:, None] + fed,
+            position_ids=prompts.lengths.repeat_interleave(n_candidates)[:, None] + fed,
             use_cache=True,
             **{cache_argument(model.base_model): cache},
         ).last_hidden_state

@@ -21,6 +21,7 @@ from benchmarks import generated
 from benchmarks.common import DTYPES, Row, Timer, arguments, faster, report
 from benchmarks.others import kv_scores, naive_logps
 from recbole_multdpo import compat
+from recbole_multdpo.losses.batch import Prompts
 
 N_NAIVE = 32  # items scored one by one, of which the time of the catalogue is scaled up
 SEARCH_GOALS = {"ml-100k": 4.0, "generated": 10.0}  # best-first against trie
@@ -101,10 +102,10 @@ def compare(
     )
     parts = split_dataset(config, load_dataset(config, LLMRecDataset))
     model = LLMRec(config, parts[0]).to(config["device"])
-    prompts = _prompts(model, parts, options)
+    users = _users(model, parts, options)
     rows = []
     if not (options.run and dataset == "ml-100k"):
-        rows = untrained(dataset, model, prompts, timer, options)
+        rows = untrained(dataset, model, users, timer, options)
         stage = Stage("sft", options.epochs, model.settings.sft_learning_rate, 0)
         trainer = SetwiseTrainer(config, model, stage, folder)
         loader = train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
@@ -112,14 +113,14 @@ def compare(
         fit_stage(trainer, loader, None)
         torch.set_num_threads(options.threads)
     model.lm.to(DTYPES[options.dtype])
-    return rows + trained(dataset, model.eval(), prompts, timer, options)
+    return rows + trained(dataset, model.eval(), users, timer, options)
 
 
-class Prompts:
+class Users:
     """Prompts, excluded and test items of some users, in batches of `rank_batch_users`."""
 
     def __init__(self, model, users: Tensor, test) -> None:  # type: ignore[no-untyped-def]
-        self.ids, self.lengths = model.user_prompts(users)
+        self.prompts = model.user_prompts(users)
         shape = (len(users), test.item_num)
         self.excluded = torch.zeros(shape, dtype=torch.bool, device=model.device)
         for row, user in enumerate(users.tolist()):
@@ -129,28 +130,26 @@ class Prompts:
         self.targets = pad_sequence([items[tested == user] for user in users], batch_first=True)
         self.targets = self.targets.to(model.device)  # 0 is padding
 
-    def batches(self, rows: Tensor) -> list[tuple[Tensor, ...]]:
-        """(ids, lengths, excluded, targets) of the users `rows`, padded batch by batch."""
-        found: list[tuple[Tensor, ...]] = []
-        for part in rows.split(self.per_batch):
-            lengths = self.lengths[part]
-            ids = self.ids[part, : int(lengths.max())]
-            found.append((ids, lengths, self.excluded[part], self.targets[part]))
-        return found
+    def batches(self, rows: Tensor) -> list[tuple[Prompts, Tensor, Tensor]]:
+        """(prompts, excluded, targets) of the users `rows`, padded batch by batch."""
+        return [
+            (self.prompts.select(part).trimmed(), self.excluded[part], self.targets[part])
+            for part in rows.split(self.per_batch)
+        ]
 
 
-def _prompts(model, parts, options: argparse.Namespace) -> Prompts:  # type: ignore[no-untyped-def]
+def _users(model, parts, options: argparse.Namespace) -> Users:  # type: ignore[no-untyped-def]
     generator = torch.Generator().manual_seed(0)
     users = 1 + torch.randperm(parts[0].user_num - 1, generator=generator)
     users = users[torch.from_numpy(model.histories.counts)[users] > 0][: options.users]
-    return Prompts(model, users, parts[2])
+    return Users(model, users, parts[2])
 
 
-def untrained(dataset, model, prompts, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
+def untrained(dataset, model, users, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
     """Flat scores, one user: a search that is given up against one to the end, once each."""
-    batch = prompts.batches(prompts.lengths.argsort()[:1])
+    batch = users.batches(users.prompts.lengths.argsort()[:1])
     found, seconds, expanded = [], [], []
-    for max_expanded in (None, model.trie.num_internal):
+    for max_expanded in (None, model.catalogue.trie.num_internal):
 
         def search(limit: int | None = max_expanded) -> None:
             items, nodes = best_first(model, batch, options.k, max_expanded=limit)
@@ -159,45 +158,45 @@ def untrained(dataset, model, prompts, timer, options) -> list[Row]:  # type: ig
 
         seconds.append(timer(search))
     assert found[0].equal(found[1]), "giving up changes the ranking"
-    share = expanded[1] / model.trie.num_internal
+    share = expanded[1] / model.catalogue.trie.num_internal
     name = f"ranking {dataset}, untrained (expands {share:.0%}): giving up vs to the end"
     return [per_user(faster(name, seconds[:1], seconds[1:]))]
 
 
-def trained(dataset, model, prompts, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
+def trained(dataset, model, users, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
     """All sides with a trained model, seconds per user."""
     from recbole_multdpo.scoring.topk import stable_topk
     from recbole_multdpo.scoring.trie_scores import trie_scores
 
-    k, trie, items = options.k, model.trie, model.items
-    by_length = prompts.lengths.argsort()
+    k, catalogue = options.k, model.catalogue
+    trie, items = catalogue.trie, catalogue.items
+    by_length = users.prompts.lengths.argsort()
     middle = by_length[len(by_length) // 2]
-    batches, shuffled = prompts.batches(by_length), prompts.batches(torch.arange(len(by_length)))
+    batches, shuffled = users.batches(by_length), users.batches(torch.arange(len(by_length)))
     first = max(len(by_length) - options.trie_users, 0) // 2
-    one = prompts.batches(by_length[first:][: options.trie_users])  # prompts of middling length
-    ids, lengths, excluded, _ = one[0]
-    prompt = prompts.ids[middle, : prompts.lengths[middle]]
+    one = users.batches(by_length[first:][: options.trie_users])  # prompts of middling length
+    prompts, excluded, _ = one[0]
+    prompt = users.prompts.select(middle[None]).trimmed()
 
     def along_trie() -> Tensor:
-        return trie_scores(model.lm, trie, ids, lengths)
+        return trie_scores(model.lm, catalogue, prompts)
 
     few = torch.randperm(len(items.lengths) - 1, generator=torch.Generator().manual_seed(0))
     few = 1 + few[:N_NAIVE].to(prompt.device)[None]
 
     @torch.no_grad()
     def naive() -> Tensor:
-        length = prompt.new_tensor([len(prompt)])
-        return naive_logps(model.lm, prompt[None], length, few, items, logits_everywhere=False)
+        return naive_logps(model.lm, prompt, few, catalogue, logits_everywhere=False)
 
     ranked, expanded = best_first(model, batches, k)
     scores = along_trie()
     expected, _ = stable_topk(scores.masked_fill(excluded, -torch.inf), k)
     assert ranked[first:][: len(expected)].equal(expected), "best-first and trie rank differently"
     to_metrics, fewer = best_first(model, batches, k, to_metrics=True)
-    targets = prompts.targets[by_length]
+    targets = users.targets[by_length]
     assert hits(to_metrics, targets).equal(hits(ranked, targets)), "the metrics would differ"
     by_cache = kv_scores(model.lm, prompt, items)
-    alone = trie_scores(model.lm, trie, prompt[None], prompt.new_tensor([len(prompt)]))[0]
+    alone = trie_scores(model.lm, catalogue, prompt)[0]
     assert (by_cache - alone)[1:].abs().max() < 1e-2, "prompt cache and trie score differently"
     assert (naive()[0] - alone[few[0]]).abs().max() < 1e-2, "naive and trie score differently"
 
@@ -213,12 +212,12 @@ def trained(dataset, model, prompts, timer, options) -> list[Row]:  # type: igno
         },
         options.repeats,
     )
-    n_users, n_one = len(by_length), len(ids)
+    n_users, n_one = len(by_length), len(prompts)
     n_expanded = float(expanded[first:][:n_one].double().mean())
     n_items = len(items.lengths) - 1
     name = f"ranking {dataset}, K {k}:"
     scaled = [value * n_items / N_NAIVE for value in seconds["naive"]]
-    n_prompt, n_fed = len(prompt), int((items.lengths[1:] - 1).sum())
+    n_prompt, n_fed = prompt.width, int((items.lengths[1:] - 1).sum())
     internal = trie.num_internal
     rows = [
         per_user(
@@ -300,22 +299,16 @@ def best_first(  # type: ignore[no-untyped-def]
     model, batches, k: int, max_expanded: int | None = None, to_metrics: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Items [U, k] and nodes expanded [U] of all batches."""
-    from recbole_multdpo.scoring.best_first import best_first_topk
+    from recbole_multdpo.scoring.best_first import TrieSearch
 
-    found = [
-        best_first_topk(
-            model.lm,
-            model.trie,
-            ids,
-            lengths,
-            excluded,
-            k,
-            expand_per_step=model.settings.expand_per_step,
-            max_expanded=max_expanded,
-            targets=targets if to_metrics else None,
+    found = []
+    for prompts, excluded, targets in batches:
+        search = TrieSearch(
+            model.lm, model.catalogue, prompts, excluded, k, max_expanded=max_expanded
         )
-        for ids, lengths, excluded, targets in batches
-    ]
+        if to_metrics:
+            search.set_targets(targets)
+        found.append(search.run(expand_per_step=model.settings.expand_per_step))
     return torch.cat([f.items for f in found]), torch.cat([f.expanded for f in found])
 
 

@@ -21,7 +21,9 @@ from benchmarks.common import DTYPES, Row, Timer, arguments, faster, peak_mebiby
 from benchmarks.others import kv_logps, naive_logps
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import add_lora, reference_context
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.packed import packed_lengths, packed_logps, split_candidates
 
@@ -49,10 +51,9 @@ class Examples:
     tokens, 12 on average, terminator included.
     """
 
-    prompt_ids: Tensor
-    prompt_lengths: Tensor
+    prompts: Prompts
     candidates: Tensor
-    items: ItemTokens
+    catalogue: ItemCatalogue
 
     @classmethod
     def draw(cls, n_prompt: int, n_candidates: int, n_examples: int, vocabulary: int) -> Examples:
@@ -64,19 +65,18 @@ class Examples:
         tokens = torch.randint(0, vocabulary, (n_items, 32), generator=generator)
         texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
         return cls(
-            torch.randint(0, vocabulary, (n_examples, n_prompt), generator=generator),
-            torch.full((n_examples,), n_prompt),
+            Prompts(
+                torch.randint(0, vocabulary, (n_examples, n_prompt), generator=generator),
+                torch.full((n_examples,), n_prompt),
+            ),
             1 + torch.arange(n_items).view(n_examples, n_candidates),
-            ItemTokens.from_lists([[], *texts]),
+            ItemCatalogue.build(ItemTokens.from_lists([[], *texts])),
         )
 
     def to(self, device: str) -> Examples:
         """The same examples on `device`."""
         return Examples(
-            self.prompt_ids.to(device),
-            self.prompt_lengths.to(device),
-            self.candidates.to(device),
-            self.items.to(device),
+            self.prompts.to(device), self.candidates.to(device), self.catalogue.to(device)
         )
 
     def floor_ratios(self, body: float, head: float) -> dict[str, float]:
@@ -86,8 +86,8 @@ class Examples:
             body: operations per token through the layers.
             head: operations per scored position.
         """
-        lengths = self.items.lengths[self.candidates].double()  # [B, C]
-        n_prompt, n_candidates = float(self.prompt_ids.shape[1]), lengths.shape[1]
+        lengths = self.catalogue.items.lengths[self.candidates].double()  # [B, C]
+        n_prompt, n_candidates = float(self.prompts.width), lengths.shape[1]
         rows, fed = (n_prompt + lengths).sum(), (lengths - 1).sum()
         padded = len(lengths) * n_candidates * (lengths.max() - 1)
         prompts = len(lengths) * n_prompt
@@ -160,7 +160,7 @@ def compare(
         "naive, candidate logits": partial(naive_logps, logits_everywhere=False),
         "kv": kv_logps,
     }
-    sizes = (examples.prompt_ids.shape[1], *examples.candidates.shape[::-1])
+    sizes = (examples.prompts.width, *examples.candidates.shape[::-1])
     size = "P {} C {}".format(*sizes[:2])
     assert_equal(lm, examples, scorers, TOLERANCE[options.dtype])
 
@@ -230,17 +230,17 @@ def compare_parts(
     lm: nn.Module, examples: Examples, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
     """One long example in parts of its candidates against the same at once: time and memory."""
-    width = packed_lengths(examples.prompt_lengths, examples.candidates, examples.items)
-    budget = int(width.max()) // 2
-    parts = split_candidates(examples.prompt_lengths, examples.candidates, examples.items, budget)
+    packed = examples.prompts.lengths, examples.candidates, examples.catalogue.items
+    budget = int(packed_lengths(*packed).max()) // 2
+    parts = split_candidates(*packed, budget)
 
     def whole() -> Tensor:
         return logps_of(packed_logps, lm, examples)
 
     def in_parts() -> Tensor:
-        prompts = examples.prompt_ids, examples.prompt_lengths
+        prompts, catalogue = examples.prompts, examples.catalogue
         scored = [
-            checkpoint(packed_logps, lm, *prompts, part, examples.items, use_reentrant=False)
+            checkpoint(packed_logps, lm, prompts, part, catalogue, use_reentrant=False)
             for part in parts
         ]
         return torch.cat(scored, 1)
@@ -277,9 +277,7 @@ def less_memory(name: str, ours: float, other: float) -> Row:
 
 def logps_of(score: Callable[..., Tensor], lm: nn.Module, examples: Examples) -> Tensor:
     """Log-probabilities [B, C] by one scorer."""
-    return score(
-        lm, examples.prompt_ids, examples.prompt_lengths, examples.candidates, examples.items
-    )
+    return score(lm, examples.prompts, examples.candidates, examples.catalogue)
 
 
 def loss_of(logps: Tensor) -> Tensor:

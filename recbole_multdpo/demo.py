@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,43 +124,34 @@ def launch(
 def make_page(recommenders: Sequence[Recommender]) -> Any:
     """The page, not yet served, with a tab for every kind of input that one of the runs takes."""
     gr = _import_gradio()
-    talks = any(recommender.run.on_conversations for recommender in recommenders)
-    titles = any(not recommender.run.on_conversations for recommender in recommenders)
+    kinds = {recommender.run.on_conversations for recommender in recommenders}
+    turns = "One message per line, begun by “user:” or “assistant:”"
+    tabs = [
+        *([("Liked titles", "titles", "Titles, one per line", 4, _for_titles)] * (False in kinds)),
+        *([("Conversation", "talk", turns, 4, _for_talk)] * (True in kinds)),
+        ("User of the data set", "user", "User id, as in the .inter file", 1, _for_user),
+    ]
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")
         k = gr.Slider(1, 20, value=10, step=1, label="Recommendations", render=False)
         answers = gr.HTML(render=False)
-        if titles:
-            with gr.Tab("Liked titles"):
-                liked = gr.Textbox(label="Titles, one per line", lines=4, elem_id="titles")
-                asked = gr.Button("Recommend", variant="primary", elem_id="ask_titles")
-                asked.click(
-                    lambda text, n: side_by_side(recommenders, _for_titles(text, n)),
-                    [liked, k],
-                    answers,
-                )
-        if talks:
-            with gr.Tab("Conversation"):
-                said = gr.Textbox(
-                    label="One message per line, begun by “user:” or “assistant:”",
-                    lines=4,
-                    elem_id="talk",
-                )
-                asked = gr.Button("Recommend", variant="primary", elem_id="ask_talk")
-                asked.click(
-                    lambda text, n: side_by_side(recommenders, _for_talk(text, n)),
-                    [said, k],
-                    answers,
-                )
-        with gr.Tab("User of the data set"):
-            user = gr.Textbox(label="User id, as in the .inter file", elem_id="user")
-            asked = gr.Button("Recommend", variant="primary", elem_id="ask_user")
-            asked.click(
-                lambda text, n: side_by_side(recommenders, _for_user(text, n)), [user, k], answers
-            )
+        for heading, name, label, lines, query in tabs:
+            with gr.Tab(heading):
+                text = gr.Textbox(label=label, lines=lines, elem_id=name)
+                button = gr.Button("Recommend", variant="primary", elem_id=f"ask_{name}")
+                button.click(partial(_answers, recommenders, query), [text, k], answers)
         k.render()
         answers.render()
     return page
+
+
+def _answers(
+    recommenders: Sequence[Recommender],
+    query: Callable[[str, int], Callable[[Recommender], Answer]],
+    text: str,
+    k: int,
+) -> str:
+    return side_by_side(recommenders, query(text, k))
 
 
 def _for_titles(text: str, k: int) -> Callable[[Recommender], Answer]:

@@ -28,9 +28,5 @@ class CheckpointError(MultDPOError, RuntimeError):
     """A checkpoint or cache is absent, truncated, or belongs to other settings."""
 
 
-class ProcessError(MultDPOError, RuntimeError):
-    """Another process of the run has ended, so that this one cannot continue."""
-
-
 class TrainingError(MultDPOError, RuntimeError):
     """Training cannot go on, for example because the loss is not finite."""

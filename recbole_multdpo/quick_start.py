@@ -38,8 +38,8 @@ from recbole_multdpo.runs.resume import (
     ResumePoint,
     check_unchanged,
     find_resume_point,
+    resolve_resume,
     settings_hash,
-    settle_resume,
 )
 from recbole_multdpo.runs.unchanged import check_folder
 from recbole_multdpo.runtime import processes
@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
     with processes.process_group(config["device"], single=config.deepspeed is not None):
-        config["resume"] = processes.broadcast_from_main(lambda: settle_resume(config))
+        config["resume"] = processes.broadcast_from_main(lambda: resolve_resume(config))
         if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
         return _run(config)

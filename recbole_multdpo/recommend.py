@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.runtime.reading import readable
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
     add_input_arguments,
@@ -88,10 +89,8 @@ def read_users(file: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read or has no id.
     """
-    try:
+    with readable(file, "Set --users_file to a text file in UTF-8."):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--users_file={file} cannot be read: {error}") from error
     users = [line.strip() for line in lines if line.strip()]
     if not users:
         raise DataError(f"--users_file={file} holds no user id; write one per line.")

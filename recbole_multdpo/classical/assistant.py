@@ -1,8 +1,8 @@
-"""The collaborative assistant: scores of one of RecBole's models, to rank with beside the text.
+"""The collaborative assistant: one of RecBole's models whose scores are added to the LM's.
 
-It is trained as `--model=<its name>` trains it, on the same training part, and its scores of all
-items are kept for the users, or conversations, that are ranked: on disk, as a table of float32 of
-which ranking reads the rows that it needs.
+It is trained as `--model=<its name>` trains it, on the same training part. Its scores of all items
+for all ranked users (or conversations) are stored on disk as a float32 table; ranking reads only
+the rows it needs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
-from recbole_multdpo.runtime.reading import fitted, read_json
+from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
 
 CURVE_FILE = "assistant_weights.csv"
@@ -46,13 +46,13 @@ _NOT_IN_KEY = frozenset(
 
 @dataclass(frozen=True)
 class Assistant:
-    """Scores of the users of the validation and the test part.
+    """Scores for the users of the validation and the test part.
 
     Attributes:
         name: the model.
-        scores: float32 [n_ranked, n_items], the model's own scores, of any unit.
-        test_scores: likewise, as the model is tested: with what `test_information` lets it know.
-        row_of_user: long [n_users], the user's row in `scores`, −1 for the others.
+        scores: float32 [n_ranked, n_items], the model's own scores, in any unit.
+        test_scores: the same for the test, where `test_information` may let the model know more.
+        row_of_user: long [n_users], the user's row in `scores`, −1 for users without one.
         valid_result: validation metrics of the assistant alone.
     """
 
@@ -63,31 +63,32 @@ class Assistant:
     valid_result: dict[str, float]
 
     def at_test(self) -> Assistant:
-        """The assistant with the scores for the test."""
+        """Copy of the assistant that gives the scores for the test."""
         return replace(self, scores=self.test_scores)
 
     def scores_of(self, user_ids: Tensor) -> Tensor:
         """The model's own scores for users, long [B]: float32 [B, n_items], on their device.
 
         Raises:
-            ValueError: a user is of neither part.
+            ValueError: a user is in neither part.
         """
         rows = self.row_of_user[user_ids.cpu().numpy()]
         if (rows < 0).any():
-            raise ValueError(f"{self.name} was not asked for the scores of some of these users.")
+            raise ValueError(f"{self.name} has no scores for some of these users.")
         return torch.from_numpy(np.array(self.scores[rows])).to(user_ids.device)
 
-    def log_shares(self, user_ids: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-softmax over the catalogue of each user's scores: float32 [B, n_items], nats.
+    def log_probs(self, user_ids: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-softmax of `scores_of` / temperature over the catalogue.
 
-        Of `scores_of` divided by the temperature; −inf for item 0.
+        Returns:
+            float32 [B, n_items], nats; −inf for item 0.
         """
         scores = self.scores_of(user_ids)
         scores[:, 0] = -torch.inf
         return (scores / temperature).log_softmax(1)
 
 
-def restored_assistant(
+def restore_assistant(
     config: Config,
     dataset: ContextDataset,
     parts: list[Dataset],
@@ -95,15 +96,15 @@ def restored_assistant(
     own: Path,
     scratch: Path,
 ) -> Assistant:
-    """The assistant of a finished run, as `make_assistant` left it; trained again if it is gone.
+    """Load the assistant of a finished run; train it again if its scores are gone.
 
     Args:
         config: the assistant's configuration.
         dataset: the whole data set.
         parts: training, validation and test part.
-        cache_dir: where the run shared scores; None for nowhere.
+        cache_dir: cache of scores that the run used; None for none.
         own: the run's folder for the assistant.
-        scratch: where it is trained again.
+        scratch: folder for training again.
     """
     kept = [own]
     if cache_dir is not None:
@@ -117,16 +118,16 @@ def restored_assistant(
 def make_assistant(
     config: Config, dataset: ContextDataset, parts: list[Dataset], cache_dir: Path | None, own: Path
 ) -> Assistant:
-    """Train the assistant and score, or take its scores from the cache.
+    """Train the assistant and compute its scores, or load them from the cache.
 
-    The generators' states afterwards are those of before, so that the language model is the same
-    with and without an assistant.
+    The global random state is restored afterwards, so that the language model is the same with and
+    without an assistant.
 
     Args:
         config: the assistant's configuration.
         dataset: the whole data set.
         parts: training, validation and test part.
-        cache_dir: where scores are shared between runs; None keeps them to this run.
+        cache_dir: cache of scores that runs share; None writes to `own`.
         own: this run's folder for the assistant.
     """
     users = _ranked_users(parts)
@@ -136,11 +137,11 @@ def make_assistant(
         if cache_dir is not None and folder.exists():
             getLogger().info(f"scores of {config['model']} taken from {folder}")
             return
-        with _generators_untouched(), atomic_folder(folder) as temporary:
+        with _random_state_restored(), atomic_folder(folder) as temporary:
             config["checkpoint_dir"] = str(own.parent)
             _train(config, dataset, parts, users, temporary)
 
-    processes.broadcast_from_main(train)  # the others read what it has written
+    processes.broadcast_from_main(train)  # the other processes read its files
     return _read(config, dataset, parts, folder)
 
 
@@ -150,13 +151,13 @@ def _ranked_users(parts: Sequence[Dataset]) -> Tensor:
 
 
 def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Path) -> Assistant:
-    """What `_train` has written into a folder."""
+    """Load the scores that `_train` wrote into a folder."""
     users = _ranked_users(parts)
     row_of_user = np.full(dataset.user_num, -1)
     row_of_user[users.numpy()] = np.arange(len(users))
     files = [folder / name for name in ("scores.npy", "test_scores.npy")]
     scores, test_scores = (
-        _scores_in(file if file.exists() else files[0], (len(users), dataset.item_num))
+        _read_scores(file if file.exists() else files[0], (len(users), dataset.item_num))
         for file in files
     )
     return Assistant(
@@ -164,51 +165,46 @@ def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Pa
         scores=scores,
         test_scores=test_scores,
         row_of_user=row_of_user,
-        valid_result=_valid_result(folder / "valid.json"),
+        valid_result=_read_metrics(folder / "valid.json"),
     )
 
 
-def _scores_in(file: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The table that `_write_scores` wrote.
+_REMEDY = "Remove its folder to train the assistant again."
+
+
+def _read_scores(file: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Memory-map the table that `_write_scores` wrote.
 
     Raises:
-        CheckpointError: it is damaged, or of other users or items.
+        CheckpointError: it is damaged, or has another shape or type.
     """
-    try:
+    with readable(file, _REMEDY, CheckpointError, (EOFError,)):
         scores: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         if scores.shape != shape or scores.dtype != np.float32:
             raise ValueError(f"{scores.dtype} {scores.shape} instead of float32 {shape}")
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}). Remove its folder: the assistant is trained anew."
-        ) from error
     return scores
 
 
-def _valid_result(file: Path) -> dict[str, float]:
-    try:
+def _read_metrics(file: Path) -> dict[str, float]:
+    with readable(file, _REMEDY, CheckpointError):
         return dict(fitted(TypeAdapter(dict[str, float]), read_json(file)))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}). Remove its folder: the assistant is trained anew."
-        ) from error
 
 
 def _train(
     config: Config, dataset: ContextDataset, parts: list[Dataset], users: Tensor, folder: Path
 ) -> None:
-    """Train the model and write its scores of `users`, for validation and test, and its metrics."""
+    """Train the model; write its validation metrics and its scores for validation and test."""
     init_seed(config["seed"], config["reproducibility"])
     run = prepare_classical(config, dataset, parts)
     show_progress = config["show_progress"]
     run.fit(show_progress)
-    # which also loads the best epoch's weights
+    # evaluate also loads the best epoch's weights
     valid_result = run.trainer.evaluate(run.valid_data, show_progress=show_progress)
     numbers = {name: float(value) for name, value in valid_result.items()}
     write_atomically(folder / "valid.json", json.dumps(numbers))
     _write_scores(folder / "scores.npy", run.model, users, dataset, config)
     tested = run.for_test(show_progress)
-    if tested is not run:  # else the test's are the same
+    if tested is not run:  # else the scores for the test are the same
         if not tested.has_best_weights:
             tested.trainer.resume_checkpoint(tested.trainer.saved_model_file)
         _write_scores(folder / "test_scores.npy", tested.model, users, dataset, config)
@@ -217,7 +213,7 @@ def _train(
 def _write_scores(
     file: Path, model: AbstractRecommender, users: Tensor, dataset: Dataset, config: Config
 ) -> None:
-    """Write the scores of all items for users, float32 [n, n_items], as an array's file."""
+    """Write the scores of all items for n users as a .npy file, float32 [n, n_items]."""
     scores = np.lib.format.open_memmap(
         file, mode="w+", dtype=np.float32, shape=(len(users), dataset.item_num)
     )
@@ -235,7 +231,7 @@ def _write_scores(
 def _scores(
     model: AbstractRecommender, users: Tensor, dataset: Dataset, config: Config
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, scores [m, n_items]) of a part of the users after the other."""
+    """Yield (first row, scores [m, n_items]) for consecutive chunks of the users."""
     model.eval()
     for start in range(0, len(users), USERS_AT_ONCE):
         some = users[start : start + USERS_AT_ONCE]
@@ -265,8 +261,8 @@ def _key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> s
 
 
 @contextmanager
-def _generators_untouched() -> Iterator[None]:
-    """Restore the global generators, which RecBole seeds and draws from."""
+def _random_state_restored() -> Iterator[None]:
+    """Restore the global random state on exit; RecBole seeds it and draws from it."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         yield
@@ -280,26 +276,26 @@ def choose_weight(
     metric: str,
     larger_is_better: bool,
 ) -> tuple[float, list[dict[str, float]]]:
-    """The weight with the best validation metric, the smallest one of equals.
+    """Pick the weight with the best validation metric; the smallest one on ties.
 
     Args:
-        weights: to be tried.
-        evaluate: validation metrics of a weight.
-        metric: name of the metric that decides, such as `ndcg@10`.
-        larger_is_better: whether larger values of it are.
+        weights: the weights to try.
+        evaluate: gives the validation metrics for a weight.
+        metric: name of the metric to optimise, such as `ndcg@10`.
+        larger_is_better: False for a metric to minimise.
 
     Returns:
-        The weight, and the curve: `weight` and the metrics of each, by rising weight.
+        The weight, and the curve: `weight` and the metrics of each, by ascending weight.
     """
     curve = []
     for weight in sorted(set(weights)):
         curve.append({"weight": weight, **evaluate(weight)})
         getLogger().info(f"assistant_weight={weight:g}: {metric} {curve[-1][metric]:.4f}")
     sign = 1 if larger_is_better else -1
-    best = max(curve, key=lambda point: sign * point[metric])  # the first of equal ones
+    best = max(curve, key=lambda point: sign * point[metric])  # max takes the first on ties
     return best["weight"], curve
 
 
 def write_curve(path: Path, curve: Sequence[dict[str, Any]]) -> None:
-    """The curve as CSV, one row per weight."""
+    """Write the curve as CSV, one row per weight."""
     write_atomically(path, pd.DataFrame(curve).to_csv(index=False))

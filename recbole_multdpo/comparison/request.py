@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.runtime.reading import parsed, read_json
+from recbole_multdpo.runtime.reading import parsed, read_json, readable
 
 REQUEST_FILE = "comparison.json"
 
@@ -210,10 +210,7 @@ def saved_request(folder: Path) -> Request:
     Raises:
         ConfigError: `comparison.json` is missing or damaged.
     """
-    try:
-        saved: Request = parsed(_REQUEST, read_json(folder / REQUEST_FILE))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder / REQUEST_FILE} cannot be read ({error}). Start the comparison again."
-        ) from error
+    file = folder / REQUEST_FILE
+    with readable(file, "Start the comparison again.", ConfigError):
+        saved: Request = parsed(_REQUEST, read_json(file))
     return replace(saved, run_dir=str(folder))

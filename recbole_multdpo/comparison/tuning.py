@@ -26,7 +26,7 @@ from recbole_multdpo.runs.csv_log import read_rows
 from recbole_multdpo.runs.folder import RESULT_FILE, read_result
 from recbole_multdpo.runs.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
 from recbole_multdpo.runtime.durable_files import write_atomically
-from recbole_multdpo.runtime.reading import fitted, read_json
+from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.runtime.shown_text import csv_cell
 from recbole_multdpo.settings.text import dump_settings, parse_setting
 
@@ -301,12 +301,8 @@ def _remembered_trials(file: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the file is damaged.
     """
-    try:
+    with readable(file, "Remove its folder to tune the system again.", ConfigError):
         return list(fitted(TypeAdapter(list[dict[str, int | float]]), read_json(file)))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error}). Remove its folder to tune the system again."
-        ) from error
 
 
 def _range_distribution(optuna: Any, values: Mapping[str, Any]) -> Any:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from recbole_multdpo.data.chat_frame import chat_texts
 from recbole_multdpo.data.item_tokens import encode_plain
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.losses.batch import Prompts
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,7 @@ class PromptBuilder:
         n_fitting = int(np.searchsorted(from_the_end, self._budget, side="right"))
         return latest[len(latest) - n_fitting :]
 
-    def build(
-        self, histories: Sequence[np.ndarray], max_history: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def build(self, histories: Sequence[np.ndarray], max_history: int | None = None) -> Prompts:
         """Build the prompts of a batch.
 
         Args:
@@ -225,7 +223,7 @@ class PromptBuilder:
             max_history: pieces kept at most; None: the builder's own limit.
 
         Returns:
-            prompt_ids long [B, P] right padded with 0, prompt_lengths long [B].
+            The prompts on the CPU, padded with 0.
         """
         prompts = [
             np.concatenate(
@@ -240,7 +238,7 @@ class PromptBuilder:
         lengths = np.array([len(prompt) for prompt in prompts])
         ids = np.zeros((len(prompts), lengths.max()), dtype=np.int64)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(prompts)
-        return torch.from_numpy(ids), torch.from_numpy(lengths)
+        return Prompts(torch.from_numpy(ids), torch.from_numpy(lengths))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:

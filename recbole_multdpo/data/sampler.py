@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
@@ -19,6 +18,7 @@ from recbole_multdpo.losses.batch import (
     NEGATIVE_LEVEL,
     PADDING_LEVEL,
     POSITIVE_LEVEL,
+    Prompts,
     SetwiseBatch,
 )
 
@@ -334,12 +334,8 @@ class SetwiseSampler:
             max_history=self.prompts.max_history or 0,
         )
 
-    def build_prompts(self, users: np.ndarray, split: HistorySplit) -> tuple[Tensor, Tensor]:
-        """Prompts of users int64 [B], with the split's histories or the users' conversations.
-
-        Returns:
-            Token ids long [B, P], right padded, and lengths long [B].
-        """
+    def build_prompts(self, users: np.ndarray, split: HistorySplit) -> Prompts:
+        """Prompts of users int64 [B], with the split's histories or the users' conversations."""
         if self.conversations is None:
             return self.prompts.build(split.histories)
         return self.prompts.build([self.conversations.of(user) for user in users.tolist()])
@@ -386,11 +382,9 @@ class SetwiseSampler:
         candidates = [_padded(targets, 0), _padded(low, 0), negatives]
         all_levels = [_padded(levels, PADDING_LEVEL), _padded(low_levels, PADDING_LEVEL)]
 
-        prompt_ids, prompt_lengths = self.build_prompts(users, split)
         return SetwiseBatch(
             user_ids=torch.from_numpy(users),
-            prompt_ids=prompt_ids,
-            prompt_lengths=prompt_lengths,
+            prompts=self.build_prompts(users, split),
             candidates=torch.from_numpy(np.concatenate(candidates, axis=1)),
             levels=torch.from_numpy(np.concatenate([*all_levels, unrated_levels], axis=1)),
         )

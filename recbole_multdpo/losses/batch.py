@@ -1,4 +1,4 @@
-"""The batch type: examples x candidates with preference levels."""
+"""Prompts, and the batch type: examples x candidates with preference levels."""
 
 from __future__ import annotations
 
@@ -15,22 +15,75 @@ MAX_PADDING = 0.1  # share of a bucket's tokens
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Token ids of B prompts, with their lengths.
+
+    Attributes:
+        ids: long [B, P], right padded; padding is never attended.
+        lengths: long [B], valid tokens of each prompt, at least 1: a candidate's first token is
+            predicted from the prompt's last one.
+
+    Raises:
+        ValueError: a length is not in 1 … P. Only tensors on the CPU are checked, as the host would
+            have to wait for other devices.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        is_on_host = self.lengths.device.type == "cpu"
+        if is_on_host and not ((self.lengths >= 1) & (self.lengths <= self.ids.shape[1])).all():
+            raise ValueError(
+                f"lengths of prompts must be 1 to {self.ids.shape[1]}, the width of their ids."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def width(self) -> int:
+        """Columns of `ids`."""
+        return self.ids.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.ids.device
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same prompts on `device`."""
+        return Prompts(self.ids.to(device), self.lengths.to(device))
+
+    def select(self, rows: Tensor) -> Prompts:
+        """The prompts `rows` (long [R], or a mask [B]), in that order; the padding is kept."""
+        return Prompts(self.ids[rows], self.lengths[rows])
+
+    def split(self, size: int) -> list[Prompts]:
+        """Parts of `size` prompts, the last one of what is left; views."""
+        pairs = zip(self.ids.split(size), self.lengths.split(size), strict=True)
+        return [Prompts(ids, lengths) for ids, lengths in pairs]
+
+    def trimmed(self) -> Prompts:
+        """Without the columns that are padding in every row; the host waits for the device."""
+        return Prompts(self.ids[:, : int(self.lengths.max())], self.lengths)
+
+
+@dataclass(frozen=True)
 class SetwiseBatch:
     """B examples, each with a prompt and up to C candidate items.
 
     Attributes:
         user_ids: long [B], RecBole's inner user ids, which identify examples in messages and logs;
             0 for a filler that evens out the processes' shares and has weight 0.
-        prompt_ids: long [B, P], token ids, right padded.
-        prompt_lengths: long [B], valid tokens of each prompt, at least 1.
+        prompts: one per example.
         candidates: long [B, C], RecBole's inner item ids; 0 is padding.
         levels: long [B, C], preference level: higher is better, >= 1 positive, 0 negative, -2
             negatives ranked below those, -1 padding.
     """
 
     user_ids: Tensor
-    prompt_ids: Tensor
-    prompt_lengths: Tensor
+    prompts: Prompts
     candidates: Tensor
     levels: Tensor
 
@@ -43,7 +96,12 @@ class SetwiseBatch:
 
     def select(self, rows: Tensor) -> SetwiseBatch:
         """The examples `rows` (long [R]), in that order, with the batch's padding."""
-        return SetwiseBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return SetwiseBatch(
+            self.user_ids[rows],
+            self.prompts.select(rows),
+            self.candidates[rows],
+            self.levels[rows],
+        )
 
 
 def length_buckets(lengths: Tensor, *, max_rows: int, max_tokens: int) -> list[Tensor]:

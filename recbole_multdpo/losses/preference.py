@@ -68,6 +68,11 @@ class Loss:
             p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in DATA_PARAMETERS
         )
 
+    @property
+    def has_reward_per_token(self) -> bool:
+        """True if the loss compares β times log-probabilities per token, as SimPO does."""
+        return self.needs_lengths and not self.needs_reference
+
 
 LOSSES: dict[str, Loss] = {
     "sft": Loss(setwise.sft, "many", "none", needs_reference=False),
@@ -159,9 +164,30 @@ def preference_loss(
     return loss.function(logratios, levels, beta, **data, **options)
 
 
-def rewards(policy_logps: Tensor, reference_logps: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """Implicit rewards β · (log π_θ − log π_ref), [B, C] in nats, detached; 0 at padding."""
-    return beta * _logratios(policy_logps.detach(), reference_logps.detach(), levels)
+def rewards(
+    policy_logps: Tensor,
+    reference_logps: Tensor | None,
+    levels: Tensor,
+    beta: float,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Implicit rewards β · (log π_θ − log π_ref), or β · log π_θ without a reference.
+
+    Args:
+        policy_logps: [B, C] log π_θ(y|x), nats.
+        reference_logps: [B, C] log π_ref(y|x), nats; None for no reference.
+        levels: integer [B, C]; only padding matters.
+        beta: as in the loss.
+        lengths: integer [B, C], tokens of each item, by which rewards are divided where the loss
+            `has_reward_per_token`; None for sums over tokens.
+
+    Returns:
+        [B, C] in nats, detached; 0 at padding.
+    """
+    if reference_logps is not None:
+        reference_logps = reference_logps.detach()
+    values = beta * _logratios(policy_logps.detach(), reference_logps, levels)
+    return values if lengths is None else pairwise.per_token(values, lengths)
 
 
 def _find(name: str) -> Loss:

@@ -30,6 +30,26 @@ def set_means(values: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     return positives, negatives
 
 
+def reward_accuracies(rewards: Tensor, levels: Tensor) -> Tensor:
+    """Share of each example's (positive, negative) pairs in which the positive's reward is higher.
+
+    A tie does not count, as in TRL: with equal policy and reference the accuracy is 0. With one
+    positive and one negative it is TRL's `rewards/accuracies`.
+
+    Args:
+        rewards: [B, C], nats; ignored at padding.
+        levels: integer [B, C].
+
+    Returns:
+        Float [B] in [0, 1]; NaN where an example has no such pair.
+    """
+    positives, negatives = set_masks(levels)
+    ascending = torch.where(negatives, rewards, torch.inf).sort(-1).values
+    n_lower = torch.searchsorted(ascending, rewards.contiguous())  # [B, C] negatives below
+    n_right = torch.where(positives, n_lower, 0).sum(-1)
+    return n_right / (positives.sum(-1) * negatives.sum(-1))
+
+
 def boundaries(levels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Masks (this level, all lower levels), two [B, C], for every level but the batch's lowest.
 

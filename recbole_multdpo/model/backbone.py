@@ -17,7 +17,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,31 +79,22 @@ class Backbone:
 def load_backbone(
     name: str,
     *,
-    texts: Sequence[str],
-    seed: int,
     dtype: str = "float32",
     attn_implementation: str = "sdpa",
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
-    tiny_hidden_size: int = 128,
-    tiny_num_layers: int = 4,
-    tiny_num_heads: int = 4,
-    tiny_vocab_size: int = 2000,
-    tiny_whole_texts: Sequence[str] = (),
+    tiny_kwargs: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Makes or loads the language model and checks that it can serve as a recommender.
 
     Args:
         name: `tiny`, `smollm2`, a local folder, or a hub id, looked up in this order; a folder of
             the name `tiny` or `smollm2` is reached as `./tiny`.
-        texts: item texts and prompt pieces that `tiny` is fitted to (`make_tiny_backbone`).
-        seed: of the weights of `tiny`.
         dtype: of the weights, a key of `DTYPES`.
         attn_implementation: `sdpa` or `eager`.
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
         trust_remote_code: let a folder or hub repository bring its own Python code.
-        tiny_hidden_size, tiny_num_layers, tiny_num_heads, tiny_vocab_size: sizes of `tiny`.
-        tiny_whole_texts: texts that are one token each in `tiny`.
+        tiny_kwargs: arguments of `make_tiny_backbone`, by name; needed for `tiny`.
 
     Raises:
         ConfigError: the folder is missing, incomplete or damaged; the hub
@@ -112,15 +103,7 @@ def load_backbone(
     """
     tokenizer: PreTrainedTokenizerBase
     if name == TINY:
-        lm, tokenizer = make_tiny_backbone(
-            texts,
-            hidden_size=tiny_hidden_size,
-            num_layers=tiny_num_layers,
-            num_heads=tiny_num_heads,
-            vocab_size=tiny_vocab_size,
-            whole_texts=tiny_whole_texts,
-            seed=seed,
-        )
+        lm, tokenizer = make_tiny_backbone(**(tiny_kwargs or {}))
         fingerprint = _content_hash(lm, tokenizer)
         _cast_parameters(lm, DTYPES[dtype])
         lm.set_attn_implementation(attn_implementation)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.prompt_file import StoredPrompt
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import reference_context
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.grounding import (
@@ -118,13 +119,12 @@ class BIGRec(LLMRec):
                 batch_tokens=self.settings.score_batch_tokens,
             )
 
-    def write(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> list[str]:
-        """The title that the model writes after each prompt, ids [B, P] of lengths [B]."""
+    def write(self, prompts: Prompts) -> list[str]:
+        """The title that the model writes after each of B prompts."""
         return generate_texts(
             self.lm,
             self.tokenizer,
-            prompt_ids,
-            prompt_lengths,
+            prompts,
             num_beams=self.settings.generation_beams,
             max_new_tokens=self.settings.generation_tokens,
         )
@@ -132,11 +132,11 @@ class BIGRec(LLMRec):
     def written_for(self, user_ids: Tensor) -> list[str]:
         """The title that the model writes for each user; once per user while gamma is chosen."""
         if self._written is None:
-            return self.write(*self.user_prompts(user_ids))
+            return self.write(self.user_prompts(user_ids))
         users = user_ids.tolist()
         new = [user for user in users if user not in self._written]
         if new:
-            texts = self.write(*self.user_prompts(user_ids.new_tensor(new)))
+            texts = self.write(self.user_prompts(user_ids.new_tensor(new)))
             self._written.update(zip(new, texts, strict=True))
         return [self._written[user] for user in users]
 
@@ -240,18 +240,17 @@ class BIGRec(LLMRec):
 
     def rank(
         self,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
+        prompts: Prompts,
         excluded: Tensor | None,
         k: int,
         targets: Tensor | None = None,
-        addends: Tensor | None = None,
+        item_bias: Tensor | None = None,
     ) -> TopK:
-        """`topk` for prompts [B, P] of lengths [B], of nobody whom an assistant could know.
+        """`topk` for B prompts of nobody whom an assistant could know.
 
-        There are no `addends`: distances are no log-probabilities.
+        There is no `item_bias`: distances are no log-probabilities.
         """
-        return self._ground(self.write(prompt_ids, prompt_lengths), self.popularity, excluded, k)
+        return self._ground(self.write(prompts), self.popularity, excluded, k)
 
     def _ground(
         self, texts: Sequence[str], weights: Tensor | None, excluded: Tensor | None, k: int

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
 from recbole_multdpo.scoring.topk import TopK
@@ -28,15 +29,15 @@ class D3(LLMRec):
 
     settings: D3Settings
 
-    def addends(self, user_ids: Tensor) -> Tensor | None:
+    def item_bias(self, user_ids: Tensor) -> Tensor | None:
         """What the assistant adds to log π of each item, [B, n_items], nats; None for nothing.
 
         Items of the same text share what it thinks of all of them.
         """
-        of_nodes = self._addends_of_nodes(user_ids)
+        of_nodes = self._node_bias(user_ids)
         if of_nodes is None:
             return None
-        of_items = of_nodes[:, self.trie.leaf_of_item.clamp(min=0)].float()
+        of_items = of_nodes[:, self.catalogue.trie.leaf_of_item.clamp(min=0)].float()
         of_items[:, 0] = 0.0  # item 0, which has no text, is never ranked
         return of_items
 
@@ -53,53 +54,45 @@ class D3(LLMRec):
         """
         if self.settings.ranker != "beam":
             return super().topk(user_ids, excluded, k, targets)
-        of_nodes = self._addends_of_nodes(user_ids.to(self.device))
-        return self._beam(*self.user_prompts(user_ids), excluded, k, of_nodes)
+        node_bias = self._node_bias(user_ids.to(self.device))
+        return self._beam(self.user_prompts(user_ids), excluded, k, node_bias)
 
     def rank(
         self,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
+        prompts: Prompts,
         excluded: Tensor | None,
         k: int,
         targets: Tensor | None = None,
-        addends: Tensor | None = None,
+        item_bias: Tensor | None = None,
     ) -> TopK:
         """`topk` for prompts, whose users the assistant does not know, as `LLMRec.rank`.
 
         Raises:
-            ValueError: `addends` with a beam, which would need them for prefixes.
+            ValueError: `item_bias` with a beam, which would need one for prefixes.
         """
         if self.settings.ranker != "beam":
-            return super().rank(prompt_ids, prompt_lengths, excluded, k, targets, addends)
-        if addends is not None:
-            raise ValueError("a beam search takes no addends of items; use topk")
-        return self._beam(prompt_ids, prompt_lengths, excluded, k, None)
+            return super().rank(prompts, excluded, k, targets, item_bias)
+        if item_bias is not None:
+            raise ValueError("a beam search takes no bias of items; use topk")
+        return self._beam(prompts, excluded, k, None)
 
     def _beam(
-        self,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
-        excluded: Tensor | None,
-        k: int,
-        of_nodes: Tensor | None,
+        self, prompts: Prompts, excluded: Tensor | None, k: int, node_bias: Tensor | None
     ) -> TopK:
         return beam_topk(
             self.lm,
-            self.trie,
-            prompt_ids,
-            prompt_lengths,
+            self.catalogue,
+            prompts,
             excluded,
             k,
             beam_size=self.settings.beam_size,
-            over_catalogue=self.over_catalogue,
-            addends=of_nodes,
+            node_bias=node_bias,
         )
 
-    def _addends_of_nodes(self, user_ids: Tensor) -> Tensor | None:
+    def _node_bias(self, user_ids: Tensor) -> Tensor | None:
         """w / (1 − w) log m of every prefix, float64 [B, n_nodes]."""
         if self.assistant is None or self.assistant_weight == 0:
             return None
         odds = self.assistant_weight / (1 - self.assistant_weight)
-        shares = self.assistant.log_shares(user_ids, self.settings.assistant_temperature)
-        return odds * log_shares_of_nodes(self.trie, shares)
+        shares = self.assistant.log_probs(user_ids, self.settings.assistant_temperature)
+        return odds * log_shares_of_nodes(self.catalogue.trie, shares)

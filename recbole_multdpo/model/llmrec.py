@@ -32,7 +32,7 @@ from recbole_multdpo.data.prompt_file import StoredPrompt
 from recbole_multdpo.data.user_items import ranking_histories
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
-from recbole_multdpo.losses.batch import POSITIVE_LEVEL, SetwiseBatch
+from recbole_multdpo.losses.batch import POSITIVE_LEVEL, Prompts, SetwiseBatch
 from recbole_multdpo.model.backbone import (
     add_lora,
     frozen_copy,
@@ -52,8 +52,8 @@ from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.probe import Trial
 from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.scoring.best_first import best_first_topk
-from recbole_multdpo.scoring.catalogue import without_forced_ends
+from recbole_multdpo.scoring.best_first import TrieSearch
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import (
@@ -64,7 +64,6 @@ from recbole_multdpo.scoring.packed import (
 from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logps_with_prompt
 from recbole_multdpo.scoring.parts import OwnHead, parts_of
 from recbole_multdpo.scoring.topk import TopK
-from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import trie_scores
 from recbole_multdpo.scoring.windows import LayerKinds
 
@@ -122,20 +121,22 @@ class LLMRec(GeneralRecommender):
         fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
             settings.backbone,
-            # several copies of the frame, so that the tokenizer spends a token or two on it
-            texts=[f" {text}" for text in dataset.item_texts[1:]]
-            + fitted_frame.texts() * 20
-            + self._training_turns(),
-            seed=self.seed,
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
-            tiny_hidden_size=settings.tiny_hidden_size,
-            tiny_num_layers=settings.tiny_num_layers,
-            tiny_num_heads=settings.tiny_num_heads,
-            tiny_vocab_size=settings.tiny_vocab_size,
-            tiny_whole_texts=dataset.item_texts[1:] if settings.tiny_title_tokens else (),
+            tiny_kwargs={
+                # several copies of the frame, so that the tokenizer spends a token or two on it
+                "texts": [f" {text}" for text in dataset.item_texts[1:]]
+                + fitted_frame.texts() * 20
+                + self._training_turns(),
+                "whole_texts": dataset.item_texts[1:] if settings.tiny_title_tokens else (),
+                "hidden_size": settings.tiny_hidden_size,
+                "num_layers": settings.tiny_num_layers,
+                "num_heads": settings.tiny_num_heads,
+                "vocab_size": settings.tiny_vocab_size,
+                "seed": self.seed,
+            },
         )
         self.tokenizer = self.backbone.tokenizer
         if frame is None:
@@ -150,17 +151,14 @@ class LLMRec(GeneralRecommender):
                 )
             )
         self.item_texts = dataset.item_texts
-        self.items = encode_items(
+        items = encode_items(
             self.tokenizer,
             dataset.item_texts,
             prefix=frame.item_prefix,
             max_item_tokens=settings.max_item_tokens,
         )
-        self.trie = ItemTrie.build(self.items)
-        self.over_catalogue = settings.normalize_over == "catalogue"
-        if self.over_catalogue:
-            self.items = without_forced_ends(self.items, self.trie)
-            self.trie = ItemTrie.build(self.items)
+        normalised = settings.normalize_over == "catalogue"
+        self.catalogue = ItemCatalogue.build(items, normalised=normalised)
         self.prompts = self._prompt_builder(frame)
         if prompt is not None:
             prompt.check_tokens(self.prompts.frame_ids())
@@ -203,7 +201,7 @@ class LLMRec(GeneralRecommender):
         if positions is None:
             return
         settings = self.settings
-        prompt, item = self._longest_prompt(), int(self.items.lengths.max())
+        prompt, item = self._longest_prompt(), int(self.catalogue.items.lengths.max())
         if prompt + item > positions:
             raise ConfigError(
                 f"max_prompt_tokens={settings.max_prompt_tokens}: prompts take up to {prompt} "
@@ -227,12 +225,12 @@ class LLMRec(GeneralRecommender):
     def _use(self) -> Use:
         """How the LM is used, for it to be probed at prompts of `_probed_tokens`."""
         settings = self.settings
-        item_tokens = min(max(int(self.items.lengths.max()), 5), MAX_ITEM_TOKENS)
+        item_tokens = min(max(int(self.catalogue.items.lengths.max()), 5), MAX_ITEM_TOKENS)
         prompt_tokens = self._probed_tokens
         if self._positions is not None:
             prompt_tokens = max(min(prompt_tokens, self._positions - item_tokens), 1)
         terminator = self.tokenizer.eos_token_id
-        tokens = set(self.items.ids[self._is_item_token()].tolist()) - {terminator}
+        tokens = set(self.catalogue.items.ids[self._is_item_token()].tolist()) - {terminator}
         used = {"scorer": settings.scorer, **self._ranker()}
         if self.uses_lora:
             targets = settings.lora_target_modules
@@ -253,25 +251,27 @@ class LLMRec(GeneralRecommender):
 
     def _is_item_token(self) -> Tensor:
         """Where the items' tokens stand in their table: bool [n_items, L]."""
-        return torch.arange(self.items.ids.shape[1]) < self.items.lengths.cpu()[:, None]
+        return (
+            torch.arange(self.catalogue.items.ids.shape[1])
+            < self.catalogue.items.lengths.cpu()[:, None]
+        )
 
     def _ranker(self) -> dict[str, str]:
         """The setting `ranker`; {} for a model that does not rank by log-probabilities."""
         return {"ranker": self.settings.ranker}
 
-    def _placed(self, prompts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _placed(self, prompts: Prompts) -> Prompts:
         """Prompts on the model's device; the LM is probed before it sees longer ones than ever."""
-        prompt_ids, prompt_lengths = prompts
-        if prompt_ids.shape[1] > self._probed_tokens:
-            self._probed_tokens = prompt_ids.shape[1]
+        if prompts.width > self._probed_tokens:
+            self._probed_tokens = prompts.width
             try:
                 check_backbone(self.lm, self._use(), self.device)
             except InexactBackbone as error:
                 raise ConfigError(
-                    f"a prompt of {prompt_ids.shape[1]} tokens is longer than any of the run, and "
+                    f"a prompt of {prompts.width} tokens is longer than any of the run, and "
                     f"{error} Or give a shorter history or conversation."
                 ) from error
-        return prompt_ids.to(self.device), prompt_lengths.to(self.device)
+        return prompts.to(self.device)
 
     def _prompt_builder(self, frame: PromptFrame) -> PromptBuilder:
         if self.conversations is None:
@@ -311,7 +311,7 @@ class LLMRec(GeneralRecommender):
         """Move the token tables together with the weights."""
         super()._apply(fn, recurse)
         device = next(self.lm.parameters()).device
-        self.items, self.trie = self.items.to(device), self.trie.to(device)
+        self.catalogue = self.catalogue.to(device)
         self.device = device
         return self
 
@@ -367,11 +367,6 @@ class LLMRec(GeneralRecommender):
         return self
 
     @property
-    def _normalising_trie(self) -> ItemTrie | None:
-        """What the scorers normalise over: the catalogue's trie, or None for the vocabulary."""
-        return self.trie if self.over_catalogue else None
-
-    @property
     def _is_padded(self) -> bool:
         """Whether candidates are scored in rows of their own."""
         return self.settings.scorer == "padded"
@@ -379,8 +374,7 @@ class LLMRec(GeneralRecommender):
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
         score = padded_logps if self._is_padded else packed_logps
         parts, run = self._parts(batch)
-        prompts, trie = (batch.prompt_ids, batch.prompt_lengths), self._normalising_trie
-        return torch.cat([run(score, lm, *prompts, part, self.items, trie) for part in parts], 1)
+        return torch.cat([run(score, lm, batch.prompts, part, self.catalogue) for part in parts], 1)
 
     def _logps_with_prompt(self, batch: SetwiseBatch) -> tuple[Tensor, Tensor]:
         """The policy's log pi of candidates [B, C] and of prompts [B], over the vocabulary."""
@@ -388,9 +382,8 @@ class LLMRec(GeneralRecommender):
         if self._is_padded:
             score, with_prompt = padded_logps, padded_logps_with_prompt
         (first, *rest), run = self._parts(batch)
-        scored = self.lm, batch.prompt_ids, batch.prompt_lengths
-        logps, prompt_logps = run(with_prompt, *scored, first, self.items)
-        others = [run(score, *scored, part, self.items) for part in rest]
+        logps, prompt_logps = run(with_prompt, self.lm, batch.prompts, first, self.catalogue.items)
+        others = [run(score, self.lm, batch.prompts, part, self.catalogue) for part in rest]
         return torch.cat([logps, *others], 1), prompt_logps
 
     def _parts(self, batch: SetwiseBatch) -> tuple[list[Tensor], Callable[..., Any]]:
@@ -401,7 +394,9 @@ class LLMRec(GeneralRecommender):
         part at a time again: loss and gradients are those of all candidates at once.
         """
         limit = self.settings.max_tokens_per_batch
-        parts = split_candidates(batch.prompt_lengths, batch.candidates, self.items, limit)
+        parts = split_candidates(
+            batch.prompts.lengths, batch.candidates, self.catalogue.items, limit
+        )
         if len(parts) == 1:
             return parts, lambda score, *arguments: score(*arguments)
         return parts, partial(checkpoint, use_reentrant=False)
@@ -433,7 +428,8 @@ class LLMRec(GeneralRecommender):
             numerics.append("by layer and own head")
         # as a tuple, so that the keys of earlier versions are found
         digest = hashlib.sha256(repr(tuple(numerics)).encode())
-        tables = {"ids": self.items.ids, "lengths": self.items.lengths}
+        items = self.catalogue.items
+        tables = {"ids": items.ids, "lengths": items.lengths}
         with self.reference_lm() as reference:
             tensors = tables | {
                 name: value for name, value in reference.state_dict().items() if "lora_" not in name
@@ -443,6 +439,7 @@ class LLMRec(GeneralRecommender):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
+    @torch.no_grad()
     def reference_logps(self, batch: SetwiseBatch) -> Tensor:
         """log pi_ref of every candidate, [B, C], nats; from the cache if there is one."""
         if self.reference_cache is not None:
@@ -484,11 +481,11 @@ class LLMRec(GeneralRecommender):
         """
         if self.loss_name == "sft" and self.settings.sft_on_prompt:
             policy_logps, prompt_logps = self._logps_with_prompt(batch)
-            is_positive = batch.levels >= POSITIVE_LEVEL
+            is_positive, lengths = batch.levels >= POSITIVE_LEVEL, self.catalogue.items.lengths
             # mean over tokens, so that prompt and targets weigh by their length
-            item_tokens = torch.where(is_positive, self.items.lengths[batch.candidates], 0).sum(1)
+            item_tokens = torch.where(is_positive, lengths[batch.candidates], 0).sum(1)
             positive_logps = torch.where(is_positive, policy_logps, 0.0).sum(1)
-            n_tokens = item_tokens + batch.prompt_lengths - 1
+            n_tokens = item_tokens + batch.prompts.lengths - 1
             losses = -(positive_logps + prompt_logps) / n_tokens
             return StepOutput(losses, policy_logps.detach(), None)
         reference_logps = self.reference_logps(batch) if self._uses_reference else None
@@ -500,7 +497,7 @@ class LLMRec(GeneralRecommender):
             torch.zeros_like(policy_logps) if reference_logps is None else reference_logps,
             batch.levels,
             self.settings.beta,
-            lengths=self.items.lengths[batch.candidates],
+            lengths=self.catalogue.items.lengths[batch.candidates],
             kl=kl,
             **{name: getattr(self.settings, name) for name in LOSSES[self.loss_name].options},
         )
@@ -523,12 +520,8 @@ class LLMRec(GeneralRecommender):
             parts_of(lm).head, OwnHead
         )
 
-    def user_prompts(self, user_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompts of users from their known items or their conversations.
-
-        Returns:
-            ids long [B, P] right padded, lengths long [B].
-        """
+    def user_prompts(self, user_ids: Tensor) -> Prompts:
+        """Prompts of users from their known items or their conversations, on the model's device."""
         if self.conversations is not None:
             said = [self.conversations.of(user) for user in user_ids.tolist()]
             return self._placed(self.prompts.build(said))
@@ -545,13 +538,11 @@ class LLMRec(GeneralRecommender):
         )
         return [self.prompts.kept(items, self.settings.ranking_history) for items in histories]
 
-    def history_prompts(self, histories: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def history_prompts(self, histories: Sequence[np.ndarray]) -> Prompts:
         """Prompts that show these item ids, the latest last; as `user_prompts`."""
         return self._placed(self.prompts.build(histories, self.settings.ranking_history))
 
-    def conversation_prompts(
-        self, conversations: Sequence[Sequence[tuple[str, str]]]
-    ) -> tuple[Tensor, Tensor]:
+    def conversation_prompts(self, conversations: Sequence[Sequence[tuple[str, str]]]) -> Prompts:
         """Prompts of conversations of (role, text) turns; as `user_prompts`."""
         turns = [turn for conversation in conversations for turn in conversation]
         builder = self._turn_prompts([("", ""), *turns], self.prompts.frame)
@@ -561,21 +552,14 @@ class LLMRec(GeneralRecommender):
         return self._placed(builder.build(numbers))
 
     @torch.no_grad()
-    def score(
-        self,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
-        candidates: Tensor,
-        lm: nn.Module | None = None,
-    ) -> Tensor:
+    def score(self, prompts: Prompts, candidates: Tensor, lm: nn.Module | None = None) -> Tensor:
         """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C].
 
         Under the policy, or under another `lm` with the same tokenizer.
         """
         lm = self.lm if lm is None else lm
-        trie = self._normalising_trie
         budget = self.settings.score_batch_tokens
-        shared, each = prompt_ids.shape[1], int(self.items.lengths.max())
+        shared, each = prompts.width, int(self.catalogue.items.lengths.max())
         score: Callable[..., Tensor] = packed_logps
         if self._is_padded:
             shared, each, score = 0, shared + each, padded_logps
@@ -586,30 +570,23 @@ class LLMRec(GeneralRecommender):
         rows = [
             torch.cat(
                 [
-                    score(lm, ids, lengths, columns, self.items, trie)
+                    score(lm, some, columns, self.catalogue)
                     for columns in part.split(n_columns, dim=1)
                 ],
                 dim=1,
             )
-            for ids, lengths, part in zip(
-                prompt_ids.split(rows_at_once),
-                prompt_lengths.split(rows_at_once),
-                candidates.split(rows_at_once),
-                strict=True,
+            for some, part in zip(
+                prompts.split(rows_at_once), candidates.split(rows_at_once), strict=True
             )
         ]
         return torch.cat(rows)
 
-    def score_all(
-        self, prompt_ids: Tensor, prompt_lengths: Tensor, lm: nn.Module | None = None
-    ) -> Tensor:
+    def score_all(self, prompts: Prompts, lm: nn.Module | None = None) -> Tensor:
         """log pi of the whole catalogue, [B, n_items], nats, -inf for [PAD]; as `score`."""
         if not self._is_padded:
-            lm = self.lm if lm is None else lm
-            prompts = prompt_ids, prompt_lengths
-            return trie_scores(lm, self.trie, *prompts, over_catalogue=self.over_catalogue)
-        catalogue = torch.arange(self.n_items, device=self.device).expand(len(prompt_ids), -1)
-        scores = self.score(prompt_ids, prompt_lengths, catalogue, lm)
+            return trie_scores(self.lm if lm is None else lm, self.catalogue, prompts)
+        every_item = torch.arange(self.n_items, device=self.device).expand(len(prompts), -1)
+        scores = self.score(prompts, every_item, lm)
         scores[:, 0] = -torch.inf
         return scores
 
@@ -625,9 +602,9 @@ class LLMRec(GeneralRecommender):
         )
         candidates = torch.zeros(len(users), int(counts.max()), dtype=torch.long, device=row.device)
         candidates[row, column] = items
-        scores = self.score(*self.user_prompts(users), candidates)[row, column]
-        addends = self.addends(users)
-        return scores if addends is None else scores + addends[row, items]
+        scores = self.score(self.user_prompts(users), candidates)[row, column]
+        item_bias = self.item_bias(users)
+        return scores if item_bias is None else scores + item_bias[row, items]
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of the whole catalogue, [n_users * n_items], nats, -inf for [PAD]: RecBole's hook.
@@ -636,15 +613,15 @@ class LLMRec(GeneralRecommender):
         which does not.
         """
         users = interaction[self.USER_ID]
-        catalogue = torch.arange(self.n_items, device=self.device).expand(len(users), -1)
-        scores = self.score(*self.user_prompts(users), catalogue)
-        addends = self.addends(users.to(self.device))
-        if addends is not None:
-            scores = scores + addends
+        every_item = torch.arange(self.n_items, device=self.device).expand(len(users), -1)
+        scores = self.score(self.user_prompts(users), every_item)
+        item_bias = self.item_bias(users.to(self.device))
+        if item_bias is not None:
+            scores = scores + item_bias
         scores[:, 0] = -np.inf
         return scores.flatten()
 
-    def addends(self, user_ids: Tensor) -> Tensor | None:
+    def item_bias(self, user_ids: Tensor) -> Tensor | None:
         """What the assistant adds to the log-probability of each item.
 
         Args:
@@ -656,7 +633,7 @@ class LLMRec(GeneralRecommender):
         """
         if self.assistant is None or self.assistant_weight == 0:
             return None
-        return self.assistant_weight * self.assistant.log_shares(user_ids)
+        return self.assistant_weight * self.assistant.log_probs(user_ids)
 
     def tune_ranking(self, validate: Callable[[], float]) -> dict[str, Any]:
         """Choose on the validation part what only the ranking depends on; LLMRec has nothing.
@@ -705,46 +682,31 @@ class LLMRec(GeneralRecommender):
             excluded: bool [B, n_items], items that must not rank, or None.
             k: list length.
             targets: long [B, T], 0 is padding: only the places of these items need to be exact, see
-                `best_first_topk`. None for exact lists.
+                `TrieSearch.set_targets`. None for exact lists.
 
         Returns:
             Items and scores [B, k]; equal scores are ordered by ascending item id.
         """
-        addends = self.addends(user_ids.to(self.device))
-        return self.rank(*self.user_prompts(user_ids), excluded, k, targets, addends)
+        item_bias = self.item_bias(user_ids.to(self.device))
+        return self.rank(self.user_prompts(user_ids), excluded, k, targets, item_bias)
 
     def rank(
         self,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
+        prompts: Prompts,
         excluded: Tensor | None,
         k: int,
         targets: Tensor | None = None,
-        addends: Tensor | None = None,
+        item_bias: Tensor | None = None,
     ) -> TopK:
-        """`topk` for prompts [B, P] of lengths [B], and what is added to each item's score."""
+        """`topk` for B prompts, and what is added to each item's score, [B, n_items], nats."""
         if self.settings.ranker == "exhaustive":
             return exhaustive_topk(
-                self.score,
-                prompt_ids,
-                prompt_lengths,
-                excluded,
-                k,
-                n_items=self.n_items,
-                addends=addends,
+                self.score, prompts, excluded, k, n_items=self.n_items, item_bias=item_bias
             )
-        return best_first_topk(
-            self.lm,
-            self.trie,
-            prompt_ids,
-            prompt_lengths,
-            excluded,
-            k,
-            expand_per_step=self.settings.expand_per_step,
-            over_catalogue=self.over_catalogue,
-            addends=addends,
-            targets=targets,
-        )
+        search = TrieSearch(self.lm, self.catalogue, prompts, excluded, k, item_bias=item_bias)
+        if targets is not None:
+            search.set_targets(targets)
+        return search.run(expand_per_step=self.settings.expand_per_step)
 
 
 def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:

@@ -27,13 +27,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.reduced import number_of_layers, reduced_copy
 from recbole_multdpo.scoring.beam import beam_topk
-from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.best_first import TrieSearch
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.packed import packed_logps
 from recbole_multdpo.scoring.padded import padded_logps
 from recbole_multdpo.scoring.topk import TopK
-from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import trie_scores
 
 # In float32 exact scorers are 1e-5 nats off with random weights; what is further off is tried in
@@ -72,12 +73,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Prompts [2, P] with their lengths [2], items and their trie."""
+    """Two prompts, and the items, over the vocabulary."""
 
-    prompt_ids: Tensor
-    prompt_lengths: Tensor
-    items: ItemTokens
-    trie: ItemTrie
+    prompts: Prompts
+    catalogue: ItemCatalogue
 
 
 def faults(
@@ -188,8 +187,7 @@ def _inputs(trial: Trial, device: torch.device) -> _Inputs:
     for row, length in enumerate(lengths.tolist()):
         prompt_ids[row, :length] = torch.tensor(draw(length))
     items = ItemTokens.from_lists([[], *([*text, trial.terminator] for text in texts)])
-    trie = ItemTrie.build(items).to(device)
-    return _Inputs(prompt_ids.to(device), lengths.to(device), items.to(device), trie)
+    return _Inputs(Prompts(prompt_ids, lengths).to(device), ItemCatalogue.build(items).to(device))
 
 
 def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
@@ -201,13 +199,13 @@ def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
         one's first), by the item that follows the prompt; nats.
     """
     keeps = "logits_to_keep" in signature(lm.forward).parameters
-    lengths = inputs.items.lengths.tolist()
-    firsts = inputs.items.ids[1:, 0]
+    items = inputs.catalogue.items
+    lengths, firsts = items.lengths.tolist(), items.ids[1:, 0]
     totals, before = [], []
-    for row, n_prompt in enumerate(inputs.prompt_lengths.tolist()):
-        prompt = inputs.prompt_ids[row, :n_prompt]
+    for row, n_prompt in enumerate(inputs.prompts.lengths.tolist()):
+        prompt = inputs.prompts.ids[row, :n_prompt]
         for item, length in enumerate(lengths[1:], start=1):
-            text = inputs.items.ids[item, :length]
+            text = items.ids[item, :length]
             # logits of a whole prompt are most of the work with a large vocabulary
             keep = {"logits_to_keep": length + WATCHED} if keeps else {}
             ids = torch.cat([prompt, text])[None]
@@ -223,17 +221,16 @@ def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
 def _by_candidates(score: Callable[..., Tensor]) -> Callable[[PreTrainedModel, _Inputs], Tensor]:
     def scores(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
-        n_items = len(inputs.items.lengths)
-        candidates = torch.arange(n_items, device=lm.device).expand(2, -1)
-        return score(lm, inputs.prompt_ids, inputs.prompt_lengths, candidates, inputs.items)
+        candidates = torch.arange(len(inputs.catalogue), device=lm.device).expand(2, -1)
+        return score(lm, inputs.prompts, candidates, inputs.catalogue)
 
     return scores
 
 
 def _by_trie(rank: Callable[..., TopK]) -> Callable[[PreTrainedModel, _Inputs], Tensor]:
     def scores(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
-        n_items = inputs.trie.num_items
-        top = rank(lm, inputs.trie, inputs.prompt_ids, inputs.prompt_lengths, None, n_items - 1)
+        n_items = len(inputs.catalogue)
+        top = rank(lm, inputs.catalogue, inputs.prompts, None, n_items - 1)
         found = top.scores.new_zeros(2, n_items)
         return found.scatter(1, top.items, top.scores)
 
@@ -241,7 +238,7 @@ def _by_trie(rank: Callable[..., TopK]) -> Callable[[PreTrainedModel, _Inputs], 
 
 
 def _all_by_trie(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
-    return trie_scores(lm, inputs.trie, inputs.prompt_ids, inputs.prompt_lengths)
+    return trie_scores(lm, inputs.catalogue, inputs.prompts)
 
 
 # scores [2, n_items] of all items, whatever stands at item 0
@@ -250,9 +247,7 @@ METHODS: dict[str, Callable[[PreTrainedModel, _Inputs], Tensor]] = {
     "padded": _by_candidates(padded_logps),
     "trie_scores": _all_by_trie,
     # in several steps, as a search does
-    "best_first": _by_trie(
-        lambda *arguments: best_first_topk(*arguments, expand_per_step=2),
-    ),
+    "best_first": _by_trie(lambda *arguments: TrieSearch(*arguments).run(expand_per_step=2)),
     # as wide as the trie, so that no item is dropped
     "beam": _by_trie(lambda *arguments: beam_topk(*arguments, beam_size=arguments[-1] * 2)),
 }

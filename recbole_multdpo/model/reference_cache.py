@@ -21,6 +21,7 @@ from torch import Tensor
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.runtime.durable_files import atomic_folder
+from recbole_multdpo.runtime.reading import readable
 
 FILE_NAME = "logps.npz"
 DIGEST_BYTES = 16
@@ -108,23 +109,21 @@ class ReferenceCache:
 
 def _digests(batch: SetwiseBatch, candidates: np.ndarray) -> list[bytes]:
     """Every context's digest: of the tokens of its prompt and of its candidates, in order."""
-    prompts = batch.prompt_ids.cpu().numpy()
+    prompts = batch.prompts.ids.cpu().numpy()
     return [
         hashlib.blake2b(
             prompt[:length].tobytes() + b"|" + row[row > 0].tobytes(), digest_size=DIGEST_BYTES
         ).digest()
         for prompt, length, row in zip(
-            prompts, batch.prompt_lengths.tolist(), candidates, strict=True
+            prompts, batch.prompts.lengths.tolist(), candidates, strict=True
         )
     ]
 
 
 def _read(path: Path) -> dict[bytes, np.ndarray]:
-    try:
+    with readable(path, "Delete its folder.", CheckpointError, (KeyError, zipfile.BadZipFile)):
         with np.load(path, allow_pickle=False) as saved:
             digests, counts, logps = saved["digests"], saved["counts"], saved["logps"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). Delete its folder.") from error
     whole = len(digests) == DIGEST_BYTES * len(counts) and counts.sum() == len(logps)
     if not whole or not np.isfinite(logps).all():
         raise CheckpointError(f"{path} has holes. Delete its folder.")

@@ -11,7 +11,7 @@ import pandas as pd
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.style import new_figure
 from recbole_multdpo.runtime.csv_table import read_table
-from recbole_multdpo.runtime.reading import is_file
+from recbole_multdpo.runtime.reading import is_file, readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +36,8 @@ def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.
         raise DataError(f"there is no {file}. Run with --track_bounds=True.")
     names = "step n_positives multinomial exact gap corollary sorted_upper".split()
     columns = dict.fromkeys([*names, "log_positive_mass", "log_negative_mass"], float)
-    try:
+    with readable(file, "Run the training again."):
         rows = read_table(file, {"preference": str, **columns}, dtype={"user": str})
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}). Run the training again.") from error
     rows = rows[rows["preference"] == preference]
     if max_positives is not None:
         rows = rows[rows["n_positives"] <= max_positives]

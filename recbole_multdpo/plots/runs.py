@@ -16,7 +16,7 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.runs.folder import read_result
 from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
 from recbole_multdpo.runtime.csv_table import read_table
-from recbole_multdpo.runtime.reading import fitted, is_file, read_json
+from recbole_multdpo.runtime.reading import fitted, is_file, read_json, readable
 from recbole_multdpo.settings.llmrec import ZERO_SHOT
 from recbole_multdpo.settings.text import read_settings_file
 
@@ -92,12 +92,8 @@ class Run:
 def _table(file: Path, columns: Mapping[str, type]) -> pd.DataFrame:
     if not is_file(file):
         return pd.DataFrame({"stage": []})
-    try:
+    with readable(file, "Leave the run out, or train it again."):
         return read_table(file, columns)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file} cannot be read ({error}). Leave the run out, or train it again."
-        ) from error
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -140,12 +136,8 @@ def _titles(folder: Path) -> dict[str, str]:
     file = folder / "results.json"
     if not is_file(file):
         return {}
-    try:
+    with readable(file, f"Write it again: --resume={folder}."):
         runs = fitted(_RUNS, read_json(file))["runs"]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file} cannot be read ({error}). Write it again: --resume={folder}."
-        ) from error
     members = [Member(System(model="", title=run["system"]), run["seed"]) for run in runs]
     return {member.folder_name: member.system.name for member in members}
 

@@ -11,7 +11,7 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.results import metric_label
 from recbole_multdpo.plots.style import line_style, new_figure
 from recbole_multdpo.runtime.csv_table import read_table
-from recbole_multdpo.runtime.reading import is_file
+from recbole_multdpo.runtime.reading import is_file, readable
 from recbole_multdpo.runtime.shown_text import csv_text, mathtext
 
 if TYPE_CHECKING:
@@ -42,12 +42,8 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
     file = folder / "tuning.csv"
     if not is_file(file):
         raise DataError(f"there is no {file}. Run a comparison with --tune.")
-    try:
+    with readable(file, f"Write it again: --resume={folder}."):
         rows = read_table(file, {"system": str})
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file} cannot be read ({error}). Write it again: --resume={folder}."
-        ) from error
     for name, value in (("setting", setting), ("metric", metric.lower())):
         if value not in rows:
             raise DataError(

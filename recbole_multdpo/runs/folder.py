@@ -36,7 +36,7 @@ from recbole_multdpo.runs.logs import LOGS, rewind_logs
 from recbole_multdpo.runs.per_user import FILE_NAME as PER_USER_FILE
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
-from recbole_multdpo.runtime.reading import fitted, read_json
+from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.runtime.shown_text import terminal
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.text import dump_settings
@@ -427,15 +427,11 @@ def read_result(file: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         MultDPOError: the file is damaged, not there, or lacks what is needed.
     """
-    try:
+    with readable(file, "Remove it and resume the run to write it again.", MultDPOError):
         result: dict[str, Any] = fitted(_RESULT, read_json(file))
         missing = [name for name in needed if name not in result]
         if missing:
             raise ValueError(f"there is no {missing[0]}")
-    except (OSError, ValueError) as error:
-        raise MultDPOError(
-            f"{file} cannot be read ({error}). Remove it and resume the run to write it anew."
-        ) from error
     return result
 
 

@@ -1,7 +1,10 @@
-"""What a run appends to while it trains, and its sizes at a checkpoint.
+"""Log files of a run: their sizes at a checkpoint, and truncation to these sizes on resume.
 
-A resumed run trains the steps after its checkpoint again. The files are cut back to the sizes that
-they had there, so that every step is in them once.
+A resumed run repeats the steps after its checkpoint. Its log files are truncated to their sizes at
+the checkpoint, so that they hold every step once.
+
+TensorBoard's `purge_step` cannot do this: it hides the later steps of all tags, and the two stages
+count their steps from 1.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ LOGS = ("tensorboard", "bounds.csv", STEPS_FILE, VALIDATIONS_FILE)
 
 
 def log_sizes(run_folder: Path) -> dict[str, int]:
-    """Bytes of every log file, by its path in the run's folder; what they hold is on the disk."""
+    """Bytes of every log file, by path relative to the run's folder; flushes the files to disk."""
     sizes = {}
     for file in _log_files(run_folder):
         with file.open("r+b") as handle:
@@ -27,24 +30,27 @@ def log_sizes(run_folder: Path) -> dict[str, int]:
 
 
 def rewind_logs(run_folder: Path, sizes: Mapping[str, int]) -> None:
-    """Cut the log files back to the sizes of a checkpoint; a file that it does not have is removed.
+    """Truncate the log files to their sizes at a checkpoint; remove files that are newer.
 
-    Call before anything writes to them. A file that somebody removed or shortened is named in a
-    warning and no reason to stop.
+    Call it before anything writes to them. A missing or shorter file is a warning, not an error.
+
+    Args:
+        run_folder: the run's folder.
+        sizes: `log_sizes` at the checkpoint; {} removes all log files.
     """
     present = {file.relative_to(run_folder).as_posix(): file for file in _log_files(run_folder)}
     for name, size in sizes.items():
         if name not in present or present[name].stat().st_size < size:
             getLogger().warning(
                 f"{run_folder / name} is missing or shorter than when the checkpoint was written: "
-                "what it held of the steps before is not logged again"
+                "its earlier steps are not logged again"
             )
     for name, file in present.items():
         if name in sizes:
             os.truncate(file, min(sizes[name], file.stat().st_size))
         else:
             file.unlink()
-    for folder in (run_folder / LOGS[0]).glob("*/"):  # of RecBole's table of settings
+    for folder in (run_folder / LOGS[0]).glob("*/"):  # with RecBole's hyperparameters
         if not any(folder.iterdir()):
             folder.rmdir()
 

@@ -6,7 +6,6 @@ result of stay together.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.runtime.reading import file_sha256
 
 MODEL_FOLDER = "model"
 # what transformers may read from a folder; anything else added to it does no harm
@@ -23,7 +23,7 @@ READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", 
 
 def file_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a folder, by its name."""
-    return {file.name: _checksum(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    return {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
@@ -42,7 +42,7 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
             raise CheckpointError(
                 f"{file} is missing, which the run wrote. Put it back, or run its command again."
             )
-        if _checksum(file) != checksum:
+        if file_sha256(file) != checksum:
             raise CheckpointError(
                 f"{file} is not what the run wrote: it is damaged, or of another model. Put the "
                 "file of this run back, or run its command again."
@@ -92,11 +92,3 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         if not torch.isfinite(torch.stack(values.aminmax())).all():
             return name
     return None
-
-
-def _checksum(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from recbole.evaluator import Evaluator
 
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.runtime.csv_table import read_table
-from recbole_multdpo.runtime.reading import is_file
+from recbole_multdpo.runtime.reading import is_file, readable
 from recbole_multdpo.runtime.shown_text import csv_cell, csv_text
 
 FILE_NAME = "per_user.csv"
@@ -172,13 +172,9 @@ def read_per_user(path: Path) -> pd.DataFrame:
     if not is_file(path):
         raise MultDPOError(f"there is no {path}: the run did not finish, or ranks nothing.")
     columns = {"user": str, "n_train": float, "n_test": float}
-    try:
+    with readable(path, "Remove the run's folder and run it again.", MultDPOError, (TypeError,)):
         rows = read_table(path, columns, dtype={"user": str}, keep_default_na=False, na_values=[""])
         metrics = [name for name in rows.columns if name != "user"]
         rows["user"] = rows["user"].map(csv_text)
         rows[metrics] = rows[metrics].astype(float, errors="raise")
-    except (OSError, ValueError, TypeError) as error:
-        raise MultDPOError(
-            f"{path} cannot be read ({error}). Remove the run's folder and run it again."
-        ) from error
     return rows.astype({name: int for name in ("n_train", "n_test") if rows[name].notna().all()})

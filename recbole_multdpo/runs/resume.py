@@ -1,4 +1,4 @@
-"""Which run `--resume` continues, whether it may, and from which of its checkpoints."""
+"""Find the run that `--resume` continues, check its settings, and pick its checkpoint."""
 
 from __future__ import annotations
 
@@ -30,19 +30,17 @@ CHANGEABLE = frozenset(
     " sft_cache sft_cache_dir reference_cache linked_users".split()
 )
 BACKBONE_SETTING = "backbone"
-
-
-_RESUMED = ("settings", "logs")  # what every checkpoint of a step has
+_REQUIRED_STATE = ("settings", "logs")
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on.
+    """Checkpoint from which a run continues.
 
     Attributes:
         stage: one of `STAGES`; stages before it are finished.
         folder: the checkpoint.
-        state: what its `state.json` holds.
+        state: contents of its `state.json`.
     """
 
     stage: str
@@ -60,7 +58,7 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 def check_unchanged(
     folder: Path,
     saved: Mapping[str, Any],
-    present: Mapping[str, Any],
+    current: Mapping[str, Any],
     *,
     backbone_moved: bool = False,
 ) -> None:
@@ -69,15 +67,15 @@ def check_unchanged(
     Args:
         folder: the run, for the message.
         saved: its settings.
-        present: those that it is to go on with.
-        backbone_moved: whether the backbone's name may differ, as its fingerprint is compared.
+        current: the settings to continue with.
+        backbone_moved: allow another name of the backbone; its fingerprint is compared elsewhere.
 
     Raises:
         ConfigError: a setting differs; both values are shown.
     """
     differing = [
-        f"{key}: {saved.get(key)!r} there, {present.get(key)!r} now"
-        for key in changed_settings(saved, present)
+        f"{key}: {saved.get(key)!r} there, {current.get(key)!r} now"
+        for key in changed_settings(saved, current)
         if not (backbone_moved and key == BACKBONE_SETTING)
     ]
     if differing:
@@ -87,28 +85,31 @@ def check_unchanged(
         )
 
 
-def changed_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Settings that make two runs different ones, by name.
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that differ and may not change on resume.
 
-    Settings that the saved ones lack are those of a later version, at their default.
+    A setting missing from `saved` was added by a later version; it does not count.
 
     Args:
-        saved: of a run that was begun.
-        present: what they are compared with.
+        saved: settings of a run that was started.
+        current: settings to compare them with.
     """
     return [
         key
         for key in sorted(saved)
-        if key not in CHANGEABLE and _plain(saved[key]) != _plain(present.get(key))
+        if key not in CHANGEABLE and _as_json(saved[key]) != _as_json(current.get(key))
     ]
 
 
-def _plain(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def settle_resume(config: Config) -> str | None:
-    """Replace `--resume=auto` by a folder or None, which is returned; refuse changed settings.
+def resolve_resume(config: Config) -> str | None:
+    """Replace `--resume=auto` by a run folder or None, and refuse changed settings.
+
+    Returns:
+        The folder to continue; None for a new run.
 
     Raises:
         ConfigError: a setting differs from the folder's; both values are shown.
@@ -121,9 +122,9 @@ def settle_resume(config: Config) -> str | None:
     if config["resume"]:
         folder = Path(config["resume"])
         saved = settings_of_run(folder)
-        # a checkpoint will say whether it is the same backbone
-        is_kept = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
-        check_unchanged(folder, saved, config.to_dict(), backbone_moved=is_kept)
+        # the checkpoint has a fingerprint of the backbone, which is compared instead of its name
+        has_fingerprint = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
+        check_unchanged(folder, saved, config.to_dict(), backbone_moved=has_fingerprint)
     resume: str | None = config["resume"]
     return resume
 
@@ -133,10 +134,9 @@ def _has_checkpoints(folder: Path) -> bool:
 
 
 def _newest_unfinished(config: Config) -> Path | None:
-    """The run of these settings that was active last: in `run_dir`, else below `checkpoint_dir`.
+    """Most recently active unfinished run of these settings: `run_dir`, else in `checkpoint_dir`.
 
-    Finished runs and those that another process is busy with are no candidates, except that
-    `run_dir` names the one to continue.
+    Runs that are finished or in use by another process are skipped, unless `run_dir` names them.
     """
     if config["run_dir"] is not None:
         folder = Path(config["run_dir"])
@@ -150,9 +150,9 @@ def _newest_unfinished(config: Config) -> Path | None:
         try:
             saved = settings_of_run(folder)
         except ConfigError as error:
-            config.warnings.append(f"--resume=auto passes over {folder}: {error}")
+            config.warnings.append(f"--resume=auto skips {folder}: {error}")
             continue
-        # other data of the same name may lie elsewhere: moved data want the folder's name
+        # data of the same name in another place may differ: to use moved data, name the run folder
         same = settings_hash(saved) == wanted and saved.get("data_path") == data_path
         if same and not is_in_use(folder):
             log = folder / LOG_FILE
@@ -162,16 +162,16 @@ def _newest_unfinished(config: Config) -> Path | None:
 
 
 def find_resume_point(checkpoints: Path) -> ResumePoint | None:
-    """The newest whole checkpoint of a run; damaged ones are passed over with a warning.
+    """Newest intact checkpoint of a run; damaged ones are skipped with a warning.
 
     Args:
         checkpoints: the folder with one folder per stage. No other process may write there.
 
     Returns:
-        None where no checkpoint was written yet.
+        None if no checkpoint was written yet.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is whole.
+        CheckpointError: there are checkpoints, but none is intact.
     """
     failures = []
     for stage in reversed(STAGES):
@@ -179,16 +179,18 @@ def find_resume_point(checkpoints: Path) -> ResumePoint | None:
         for folder in step_folders(checkpoints / stage):
             try:
                 state = check_checkpoint(folder)
-                lacking = [name for name in _RESUMED if name not in state]
-                if lacking:
-                    raise CheckpointError(f"{folder} is no step of a run: it has no {lacking[0]}")
+                missing = [name for name in _REQUIRED_STATE if name not in state]
+                if missing:
+                    raise CheckpointError(
+                        f"{folder} is not a step of a run: its state has no {missing[0]}"
+                    )
                 return ResumePoint(stage, folder, state)
             except CheckpointError as error:
-                getLogger().warning(f"{error}; trying the one before")
+                getLogger().warning(f"{error}; trying the previous one")
                 failures.append(str(error))
     if failures:
         raise CheckpointError(
             f"no checkpoint in {checkpoints} can be used: {'; '.join(failures)}. Remove the folder "
-            "to begin the run anew."
+            "to start the run from scratch."
         )
     return None

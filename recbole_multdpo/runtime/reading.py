@@ -8,13 +8,17 @@ to do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+
+from recbole_multdpo.errors import DataError, MultDPOError
 
 MB = 2**20
 TEXT_LIMIT = 16 * MB  # of JSON: results are kilobytes
@@ -43,6 +47,37 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+@contextmanager
+def readable(
+    path: Path,
+    remedy: str,
+    error: type[MultDPOError] = DataError,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Report what reading a file raises as `PATH cannot be read (...). REMEDY`.
+
+    Args:
+        path: the file.
+        remedy: a sentence for the user.
+        error: raised in place of `OSError` and `ValueError`.
+        also: further exceptions to replace.
+    """
+    causes: tuple[type[Exception], ...] = (OSError, ValueError, *also)
+    try:
+        yield
+    except causes as cause:
+        raise error(f"{path} cannot be read ({cause}). {remedy}") from cause
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(MB):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:

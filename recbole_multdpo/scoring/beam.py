@@ -5,7 +5,7 @@ children; the texts that end among the best `beam_size` children of a step are c
 open children are the next beam. Scores are sums, not divided by the length. This is the search of
 transformers' `generate` with `length_penalty=0`, constrained to the trie.
 
-A prefix may have an addend besides its log-probability (what a collaborative model thinks of the
+A prefix may have a bias besides its log-probability (what a collaborative model thinks of the
 items below it), as in `best_first`; here it is part of the score, there only a bound.
 """
 
@@ -15,11 +15,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.best_first import TrieSearch, compacted
-from recbole_multdpo.scoring.cache import check_attention
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ItemTrie
@@ -28,15 +28,13 @@ from recbole_multdpo.scoring.trie import ItemTrie
 @torch.no_grad()
 def beam_topk(
     lm: nn.Module,
-    trie: ItemTrie,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
+    catalogue: ItemCatalogue,
+    prompts: Prompts,
     excluded: Tensor | None,
     k: int,
     *,
     beam_size: int,
-    over_catalogue: bool = False,
-    addends: Tensor | None = None,
+    node_bias: Tensor | None = None,
 ) -> TopK:
     """k items for each of B users: those that the beam completes, then all others.
 
@@ -46,16 +44,15 @@ def beam_topk(
 
     Args:
         lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
-        trie: the catalogue's texts.
-        prompt_ids: long [B, P], right padded.
-        prompt_lengths: long [B], at least 1.
+        catalogue: the items, and what probabilities are normalised over: over the catalogue, a
+            forced token has log-probability 0.
+        prompts: of the B users.
         excluded: bool [B, n_items], items that must not be ranked, or None. A prefix of none but
             excluded items is not in a beam.
         k: items per user.
         beam_size: prefixes per step, at least 1.
-        over_catalogue: normalise over the catalogue: then a forced token has log-probability 0.
-        addends: [B, n_nodes], nats, added to the log-probability of a node's prefix; not larger at
-            a node than at its parent. None for nothing.
+        node_bias: [B, n_nodes], nats, added to the log-probability of a node's prefix; not larger
+            at a node than at its parent. None for nothing.
 
     Returns:
         `TopK`; equal scores by ascending item id.
@@ -65,11 +62,7 @@ def beam_topk(
         TrainingError: a log-probability is NaN.
         ConfigError: the model's attention cannot follow the trie's mask.
     """
-    model = causal_lm(lm)
-    check_attention(model)
-    search = _BeamSearch(
-        model, trie, prompt_ids, prompt_lengths, excluded, beam_size, over_catalogue, addends
-    )
+    search = _BeamSearch(lm, catalogue, prompts, excluded, beam_size, node_bias)
     while search.step_beam():
         pass
     if search.found_nan:
@@ -82,48 +75,36 @@ class _BeamSearch(TrieSearch):
     """State of B users' beams; N nodes, I of them internal, R unfinished rows.
 
     On top of `TrieSearch`, whose frontier it does not use: `node_logps` [B, N] (log-probability of
-    every scored prefix, otherwise −inf), `node_addends` [B, N] (−inf where no allowed item is
+    every scored prefix, otherwise −inf), `node_bias` [B, N] (−inf where no allowed item is
     below), `is_complete` [B, N] (leaves that were among the best of their step), and `scored`, the
     rows and nodes of the last step.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        trie: ItemTrie,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
+        lm: nn.Module,
+        catalogue: ItemCatalogue,
+        prompts: Prompts,
         excluded: Tensor | None,
         beam_size: int,
-        over_catalogue: bool,
-        addends: Tensor | None,
+        node_bias: Tensor | None,
     ) -> None:
-        shape = (len(prompt_ids), len(trie.token))
+        trie = catalogue.trie
+        shape = (len(prompts), len(trie.token))
         self.beam_size = beam_size
         self.node_logps = torch.full(
             shape,
             -math.inf,
-            dtype=torch.promote_types(model.dtype, torch.float32),
-            device=prompt_ids.device,
+            dtype=torch.promote_types(causal_lm(lm).dtype, torch.float32),
+            device=prompts.device,
         )
-        super().__init__(
-            model,
-            trie,
-            prompt_ids,
-            prompt_lengths,
-            excluded,
-            k=beam_size,
-            slack=0.0,
-            over_catalogue=over_catalogue,
-            max_expanded=None,
-            max_logit_elements=None,
-        )
-        allowed = torch.zeros(shape, dtype=torch.bool, device=prompt_ids.device)
+        super().__init__(lm, catalogue, prompts, excluded, beam_size)
+        allowed = torch.zeros(shape, dtype=torch.bool, device=prompts.device)
         allowed[:, : trie.num_internal] = self.alive
         users, items = self.allowed[:, 1:].nonzero(as_tuple=True)
         allowed[users, trie.leaf_of_item[items + 1]] = True
-        given = torch.zeros_like(self.node_logps) if addends is None else addends
-        self.node_addends = given.to(self.node_logps).masked_fill(~allowed, -math.inf)
+        given = torch.zeros_like(self.node_logps) if node_bias is None else node_bias
+        self.node_bias = given.to(self.node_logps).masked_fill(~allowed, -math.inf)
         self.is_complete = torch.zeros_like(allowed)
 
     def _file(self, rows: Tensor, children: Tensor, child_scores: Tensor) -> None:
@@ -136,9 +117,7 @@ class _BeamSearch(TrieSearch):
         users = self.users[rows]
         n_internal = self.trie.num_internal
         scores = self.node_logps.new_full((len(self.users), len(self.trie.token)), -math.inf)
-        scores[rows, children] = (
-            self.node_logps[users, children] + self.node_addends[users, children]
-        )
+        scores[rows, children] = self.node_logps[users, children] + self.node_bias[users, children]
         best, nodes = scores.topk(min(self.beam_size, scores.shape[1]), dim=1)
         row, column = ((best > -math.inf) & (nodes >= n_internal)).nonzero(as_tuple=True)
         self.is_complete[self.users[row], nodes[row, column]] = True
@@ -168,13 +147,13 @@ class _BeamSearch(TrieSearch):
     def _complete_scores(self) -> Tensor:
         """Scores of complete texts, −inf elsewhere: [B, leaves]."""
         first = self.trie.num_internal
-        scores = self.node_logps[:, first:] + self.node_addends[:, first:]
+        scores = self.node_logps[:, first:] + self.node_bias[:, first:]
         return scores.masked_fill(~self.is_complete[:, first:], -math.inf)
 
     def ranking_scores(self) -> Tensor:
         """Scores by which the items are ranked [B, n_items], −inf for those that must not be."""
         trie = self.trie
-        totals = self.node_logps + self.node_addends  # [B, N]
+        totals = self.node_logps + self.node_bias  # [B, N]
         leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
         above = trie.path[trie.parent[leaves]]  # [n_items, D], padded with the root, never scored
         bounds = totals.new_full((len(totals), trie.num_items), -math.inf)

@@ -4,8 +4,8 @@ The score of an item is log π(item | prompt), summed over the tokens of its tex
 token adds a number <= 0, so the score of a prefix bounds all items below it: once K items are
 complete, a prefix that scores below the K-th of them cannot matter. Each step feeds the best open
 prefixes of every user through the model, all users in lockstep, until no user has a prefix left
-that can still beat the K-th item. Where items have addends (a collaborative score) on top of their
-log-probability, the bound of a prefix is its log-probability plus the largest addend below it.
+that can still beat the K-th item. Where items have a bias (a collaborative score) on top of their
+log-probability, the bound of a prefix is its log-probability plus the largest bias below it.
 
 The prompt and every fed node stay in one growing key-value cache per user. A node attends to its
 prompt, its ancestors and itself; children of the root are scored from the prompt's last position.
@@ -23,12 +23,12 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
-from recbole_multdpo.scoring.catalogue import log_softmax_within
+from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
@@ -41,153 +41,81 @@ from recbole_multdpo.scoring.windows import LayerKinds
 # choice. A fed node costs more the longer the cache is, so that a large trie is worth fewer of its
 # nodes than a small one: a quarter, but not before this many (docs/performance.md).
 PATIENCE = 4096
-
-
-@torch.no_grad()
-def best_first_topk(
-    lm: nn.Module,
-    trie: ItemTrie,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    excluded: Tensor | None,
-    k: int,
-    *,
-    expand_per_step: int = 32,
-    slack: float = 1e-4,
-    over_catalogue: bool = False,
-    addends: Tensor | None = None,
-    targets: Tensor | None = None,
-    max_expanded: int | None = None,
-    max_logit_elements: int | None = None,
-) -> TopK:
-    """The k items of highest log π(item | prompt) for each of B users, without scoring the others.
-
-    Rows are padded to the longest prompt and to the busiest user of a step, so users of similar
-    prompt length belong in one call. All tensors live on the model's device.
-
-    Args:
-        lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
-        trie: the catalogue's texts.
-        prompt_ids: long [B, P], right padded; padding is never attended.
-        prompt_lengths: long [B], at least 1.
-        excluded: bool [B, n_items], items that must not be ranked (a user's history), or None.
-        k: items per user.
-        expand_per_step: nodes fed per user and step, at most. The more, the fewer forward passes,
-            and the more nodes that a bound known one step earlier would have spared.
-        slack: nats by which a prefix may stand below the K-th item and still be expanded, so that
-            rounding prunes no item. More of it costs nodes, never exactness.
-        over_catalogue: normalise over the catalogue (`recbole_multdpo.scoring.catalogue`).
-        addends: [B, n_items], nats of any sign, added to the log-probabilities: items are ranked,
-            and scored, by the sum. None for nothing.
-        targets: long [B, T], items of which alone it matters whether and where they rank, 0 is
-            padding. A user's search ends once that is certain: targets among the first k stand at
-            their exact places, and no other target is listed, but the lists may lack better items
-            after the last target. None for exact lists.
-        max_expanded: a user's search that has expanded more nodes than this is given up for scoring
-            all items along the trie. By default a quarter of the internal nodes, but not before
-            `PATIENCE` nodes.
-        max_logit_elements: logits held at once; by default chosen for the device.
-
-    Returns:
-        `TopK`. Scores are computed in float32, in float64 for a float64 model. Equal scores stand
-        in ascending order of item id; excluded items and items of probability 0 are never ranked.
-
-    Raises:
-        ValueError: the model is in training mode, or an argument is out of range.
-        TrainingError: a log-probability is NaN.
-        ConfigError: the model's attention cannot follow the trie's mask.
-    """
-    if expand_per_step < 1 or k < 1:
-        raise ValueError(f"expand_per_step={expand_per_step} and k={k} must be at least 1.")
-    if not ((prompt_lengths >= 1) & (prompt_lengths <= prompt_ids.shape[1])).all():
-        raise ValueError(
-            f"prompt_lengths must be 1 to {prompt_ids.shape[1]}, the width of prompt_ids."
-        )
-    model = causal_lm(lm)
-    check_attention(model)
-    search = TrieSearch(
-        model,
-        trie,
-        prompt_ids,
-        prompt_lengths,
-        excluded,
-        k,
-        slack,
-        over_catalogue,
-        max_expanded,
-        max_logit_elements,
-        addends,
-    )
-    if targets is not None:
-        search.aim_at(targets)
-    while search.step(expand_per_step):
-        pass
-    rows = search.given_up.nonzero()[:, 0]
-    if len(rows):
-        lengths = prompt_lengths[rows]
-        scores = trie_scores(
-            lm,
-            trie,
-            prompt_ids[rows, : int(lengths.max())],
-            lengths,
-            over_catalogue=over_catalogue,
-        )
-        if addends is not None:
-            scores = scores + addends[rows]
-        search.item_scores[rows] = scores.masked_fill(~search.allowed[rows], -math.inf)
-        search.expanded[rows] += trie.num_internal - 1
-    if search.found_nan:
-        raise TrainingError(NAN_SCORES)
-    items, scores = stable_topk(search.item_scores, k)
-    return TopK(items, scores, search.expanded)
+# nats by which a prefix may stand below the K-th item and still be expanded, so that rounding
+# prunes no item; more of it costs nodes, never exactness
+SLACK = 1e-4
 
 
 class TrieSearch:
-    """State of B users' searches; I internal nodes, R unfinished rows.
+    """The k items of highest log π(item | prompt) for each of B users, without scoring the others.
 
-    Tables over all B users: `allowed` [B, n_items], `alive` [B, I] (some allowed item is below the
-    node), `item_scores` [B, n_items] (−inf until the item is complete), `expanded` [B],
-    `given_up` [B]; `targets` [B, T] and `leads_there` [B, I] (a target hangs below the node), or
-    None without targets.
+        search = TrieSearch(lm, catalogue, prompts, excluded, k)
+        found = search.run(expand_per_step=16)
+
+    Rows are padded to the longest prompt and to the busiest user of a step, so users of similar
+    prompt length belong in one search. All tensors live on the model's device.
+
+    Its state, with I internal nodes and R unfinished rows. Tables over all B users: `allowed`
+    [B, n_items], `alive` [B, I] (some allowed item is below the node), `item_scores` [B, n_items]
+    (−inf until the item is complete), `expanded` [B], `given_up` [B]; `targets` [B, T] and
+    `leads_there` [B, I] (a target hangs below the node), or None without targets.
     Tables over the R rows still in the batch: `users` [R], `prompt_lengths` [R],
     `prompt_mask` [R, P], `frontier` [R, I] (log-probability of an open prefix, otherwise −inf),
-    `largest_addend` [R, I] (of the allowed items below a node; None without addends), `slots`
+    `largest_bias` [R, I] (of the allowed items below a node; None without a bias), `slots`
     [R, I] (a fed node's place in the cache), `cached_positions` [R, K] (of the K tokens in the
     cache; kept up to date where some layers do not look back all the way), and the cache.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
-        model: PreTrainedModel,
-        trie: ItemTrie,
-        prompt_ids: Tensor,
-        prompt_lengths: Tensor,
+        lm: nn.Module,
+        catalogue: ItemCatalogue,
+        prompts: Prompts,
         excluded: Tensor | None,
         k: int,
-        slack: float,
-        over_catalogue: bool,
-        max_expanded: int | None,
-        max_logit_elements: int | None,
-        addends: Tensor | None = None,
+        *,
+        item_bias: Tensor | None = None,
+        max_expanded: int | None = None,
     ) -> None:
-        parts = parts_of(model)
+        """Feed the prompts and score the first tokens of all items.
+
+        Args:
+            lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
+            catalogue: the items, and what probabilities are normalised over.
+            prompts: of the B users.
+            excluded: bool [B, n_items], items that must not be ranked (a user's history), or None.
+            k: items per user.
+            item_bias: [B, n_items], nats of any sign, added to the log-probabilities: items are
+                ranked, and scored, by the sum. None for nothing.
+            max_expanded: a user's search that has expanded more nodes than this is given up for
+                scoring all items along the trie. By default a quarter of the internal nodes, but
+                not before `PATIENCE` nodes.
+
+        Raises:
+            ValueError: the model is in training mode, or k < 1.
+            ConfigError: the model's attention cannot follow the trie's mask.
+        """
+        if k < 1:
+            raise ValueError(f"k={k} must be at least 1.")
+        self.model = causal_lm(lm)
+        check_attention(self.model)
+        parts = parts_of(self.model)
         self.body, self.head = parts.body, parts.head
-        self.layer_kinds = LayerKinds.of(model.config)
-        self.trie = trie
-        self.k = min(k, trie.num_items)
-        self.slack = slack
-        self.over_catalogue = over_catalogue
+        self.layer_kinds = LayerKinds.of(self.model.config)
+        self.catalogue, self.prompts = catalogue, prompts
+        self.trie = trie = catalogue.trie
+        self.k = k
         patience = max(PATIENCE, trie.num_internal // 4)
         self.max_expanded = patience if max_expanded is None else max_expanded
-        self.max_logit_elements = max_logit_elements
         self.cache = Cache(layer_class_to_replicate=BufferedLayer)
         # the prompt alone is causal, which keeps its right padding out of every valid position
         self.caching = {cache_argument(self.body): self.cache, "use_cache": True}
-        hidden = self.body(input_ids=prompt_ids, **self.caching).last_hidden_state  # [B, P, H]
+        hidden = self.body(input_ids=prompts.ids, **self.caching).last_hidden_state  # [B, P, H]
         self.masked = torch.finfo(hidden.dtype).min
         dtype = torch.promote_types(hidden.dtype, torch.float32)
 
-        n_users, device = len(prompt_ids), prompt_ids.device
+        n_users, device = len(prompts), prompts.device
         shape = (n_users, trie.num_items)
         self.allowed = torch.ones(shape, dtype=torch.bool, device=device)
         if excluded is not None:
@@ -198,39 +126,80 @@ class TrieSearch:
         self.given_up = torch.zeros(n_users, dtype=torch.bool, device=device)
         self.found_nan = torch.zeros((), dtype=torch.bool, device=device)
         self.targets: Tensor | None = None
-        self.addends = addends
-        self.largest_addend = None
-        if addends is not None:
-            self.largest_addend = _largest_below(
-                trie, addends.masked_fill(~self.allowed, -math.inf)
+        self.item_bias = item_bias
+        self.largest_bias = None
+        if item_bias is not None:
+            self.largest_bias = _largest_below(
+                trie, item_bias.masked_fill(~self.allowed, -math.inf)
             )
 
         self.users = torch.arange(n_users, device=device)
-        self.prompt_lengths = prompt_lengths
-        columns = torch.arange(prompt_ids.shape[1], device=device)
-        self.prompt_mask = torch.zeros_like(prompt_ids, dtype=hidden.dtype).masked_fill_(
-            columns >= prompt_lengths[:, None], self.masked
+        self.prompt_lengths = prompts.lengths
+        columns = torch.arange(prompts.width, device=device)
+        self.prompt_mask = torch.zeros_like(prompts.ids, dtype=hidden.dtype).masked_fill_(
+            columns >= prompts.lengths[:, None], self.masked
         )
         self.cached_positions = columns.expand(n_users, -1)
         shape = (n_users, trie.num_internal)
         self.frontier = torch.full(shape, -math.inf, dtype=dtype, device=device)
         # paths are padded with the root, whose place is the prompt's last token: attended anyway
         self.slots = torch.zeros(shape, dtype=torch.long, device=device)
-        self.slots[:, ROOT] = prompt_lengths - 1
+        self.slots[:, ROOT] = prompts.lengths - 1
         self._score_children(
             self.users,
             torch.full_like(self.users, ROOT),
             self.item_scores.new_zeros(n_users),
-            hidden[self.users, prompt_lengths - 1],
+            hidden[self.users, prompts.lengths - 1],
         )
 
-    def aim_at(self, targets: Tensor) -> None:
-        """Search no further than the places of these items [B, T] need."""
+    def set_targets(self, targets: Tensor) -> None:
+        """Search no further than the places of some items need, of which alone these matter.
+
+        A user's search ends once it is certain whether and where they rank: targets among the first
+        k stand at their exact places, and no other target is listed, but the lists may lack better
+        items after the last target.
+
+        Args:
+            targets: long [B, T], 0 is padding.
+        """
         self.targets = targets
         parents = self.trie.parent[self.trie.leaf_of_item[targets]]
         parents = parents.masked_fill(targets == 0, ROOT)
         self.leads_there = torch.zeros_like(self.frontier, dtype=torch.bool)
         self.leads_there.scatter_(1, self.trie.path[parents].flatten(1), True)
+
+    @torch.no_grad()
+    def run(self, *, expand_per_step: int = 32) -> TopK:
+        """Search until no prefix that is left can matter.
+
+        Args:
+            expand_per_step: nodes fed per user and step, at most. The more, the fewer forward
+                passes, and the more nodes that a bound known one step earlier would have spared.
+
+        Returns:
+            `TopK`. Scores are computed in float32, in float64 for a float64 model. Equal scores
+            stand in ascending order of item id; excluded items and items of probability 0 are never
+            ranked.
+
+        Raises:
+            ValueError: `expand_per_step` < 1.
+            TrainingError: a log-probability is NaN.
+        """
+        if expand_per_step < 1:
+            raise ValueError(f"expand_per_step={expand_per_step} must be at least 1.")
+        while self.step(expand_per_step):
+            pass
+        rows = self.given_up.nonzero()[:, 0]
+        if len(rows):
+            scores = trie_scores(self.model, self.catalogue, self.prompts.select(rows).trimmed())
+            if self.item_bias is not None:
+                scores = scores + self.item_bias[rows]
+            self.item_scores[rows] = scores.masked_fill(~self.allowed[rows], -math.inf)
+            self.expanded[rows] += self.trie.num_internal - 1
+        if self.found_nan:
+            raise TrainingError(NAN_SCORES)
+        items, scores = stable_topk(self.item_scores, self.k)
+        return TopK(items, scores, self.expanded)
 
     def _needed(self, bounds: Tensor) -> Tensor:
         """What a bound must reach to matter to each unfinished user: [R, I] to [R, 1].
@@ -240,12 +209,12 @@ class TrieSearch:
         all places that are asked for are certain. With no target in reach nothing matters.
         """
         item_scores = self.item_scores[self.users]
-        last = item_scores.topk(self.k, dim=1).values[:, -1:]
+        last = item_scores.topk(min(self.k, self.trie.num_items), dim=1).values[:, -1:]
         if self.targets is None:
             return last
         towards = bounds.masked_fill(~self.leads_there[self.users], -math.inf)
         towards = towards.amax(1, keepdim=True)
-        is_open = (towards >= last - self.slack) & (towards > -math.inf)
+        is_open = (towards >= last - SLACK) & (towards > -math.inf)
         found = item_scores.gather(1, self.targets[self.users])  # [R, T]; -inf for padding
         in_reach = (found >= last) & (found > -math.inf)
         lowest = found.masked_fill(~in_reach, math.inf).amin(1, keepdim=True)
@@ -255,13 +224,13 @@ class TrieSearch:
         """Feed the best open nodes of every unfinished user; False once all users are finished."""
         # the sum bounds every item below the node, rounding included: rounding keeps order
         bounds = self.frontier
-        if self.largest_addend is not None:
-            bounds = bounds + self.largest_addend  # [R, I]
+        if self.largest_bias is not None:
+            bounds = bounds + self.largest_bias  # [R, I]
         needed = self._needed(bounds)
         bounds, nodes = bounds.topk(min(expand_per_step, self.trie.num_internal), dim=1)
         scores = self.frontier.gather(1, nodes)
         # equality counts: an item of equal score and lower id would win
-        live = (bounds >= needed - self.slack) & (bounds > -math.inf)  # [R, m], true ones first
+        live = (bounds >= needed - SLACK) & (bounds > -math.inf)  # [R, m], true ones first
         spent = live[:, 0] & (self.expanded[self.users] > self.max_expanded)
         self.given_up[self.users] = spent
         busy = live[:, 0] & ~spent
@@ -315,14 +284,8 @@ class TrieSearch:
         trie = self.trie
         source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
         children = trie.children[position]
-        token_logps = head_logps(
-            hidden,
-            self.head,
-            source,
-            trie.token[children],
-            chunk_logits=self.max_logit_elements,
-        )
-        if self.over_catalogue:
+        token_logps = head_logps(hidden, self.head, source, trie.token[children])
+        if self.catalogue.normalised:
             token_logps = log_softmax_within(token_logps, source, len(nodes))
         child_scores = scores[source] + token_logps
         self.found_nan |= child_scores.isnan().any()
@@ -343,8 +306,8 @@ class TrieSearch:
         items, leaves = trie.item_order[position], leaves[source]
         users = self.users[rows[leaves]]
         item_scores = child_scores[leaves]
-        if self.addends is not None:
-            item_scores = item_scores + self.addends[users, items]
+        if self.item_bias is not None:
+            item_scores = item_scores + self.item_bias[users, items]
         self.item_scores[users, items] = torch.where(
             self.allowed[users, items], item_scores, -math.inf
         )
@@ -354,8 +317,8 @@ class TrieSearch:
         tables = "users prompt_lengths prompt_mask cached_positions frontier slots"
         for name in tables.split():
             setattr(self, name, getattr(self, name)[rows])
-        if self.largest_addend is not None:
-            self.largest_addend = self.largest_addend[rows]
+        if self.largest_bias is not None:
+            self.largest_bias = self.largest_bias[rows]
         self.cache.batch_select_indices(rows)
 
 
@@ -370,19 +333,19 @@ def compacted(busy: Tensor) -> Tensor:
     return rows
 
 
-def _largest_below(trie: ItemTrie, addends: Tensor) -> Tensor:
-    """The largest addend of the items below each internal node: [B, n_items] to [B, I].
+def _largest_below(trie: ItemTrie, item_bias: Tensor) -> Tensor:
+    """The largest bias of the items below each internal node: [B, n_items] to [B, I].
 
     One pass from the deepest nodes up. −inf where there are only items of −inf.
     """
-    largest = addends.new_full((len(addends), len(trie.token)), -math.inf)
+    largest = item_bias.new_full((len(item_bias), len(trie.token)), -math.inf)
     items = trie.item_order
     largest.scatter_reduce_(
-        1, trie.leaf_of_item[items].expand(len(addends), -1), addends[:, items], "amax"
+        1, trie.leaf_of_item[items].expand(len(item_bias), -1), item_bias[:, items], "amax"
     )
     for depth in range(int(trie.depth.max()), 0, -1):
         nodes = (trie.depth == depth).nonzero()[:, 0]
-        parents = trie.parent[nodes].expand(len(addends), -1)
+        parents = trie.parent[nodes].expand(len(item_bias), -1)
         largest.scatter_reduce_(1, parents, largest[:, nodes], "amax")
     return largest[:, : trie.num_internal]
 

@@ -15,6 +15,8 @@ above all, is a free parameter of the item, in which rewards collect that do not
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,43 @@ from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
 
 
-def without_forced_ends(items: ItemTokens, trie: ItemTrie) -> ItemTokens:
+@dataclass(frozen=True)
+class ItemCatalogue:
+    """The items that scorers and rankers know.
+
+    Attributes:
+        items: their tokens.
+        trie: `ItemTrie.build(items)`.
+        normalised: log-probabilities are normalised over the catalogue, otherwise over the
+            vocabulary: then they are the model's own.
+    """
+
+    items: ItemTokens
+    trie: ItemTrie
+    normalised: bool = False
+
+    @classmethod
+    def build(cls, items: ItemTokens, *, normalised: bool = False) -> ItemCatalogue:
+        """Build the trie; where probabilities are normalised, after `strip_forced_suffixes`.
+
+        Raises:
+            DataError: as `ItemTrie.build`.
+        """
+        trie = ItemTrie.build(items)
+        if normalised:
+            items = strip_forced_suffixes(items, trie)
+            trie = ItemTrie.build(items)
+        return cls(items, trie, normalised)
+
+    def __len__(self) -> int:
+        return len(self.items.lengths)
+
+    def to(self, device: torch.device | str) -> ItemCatalogue:
+        """The same catalogue on `device`."""
+        return ItemCatalogue(self.items.to(device), self.trie.to(device), self.normalised)
+
+
+def strip_forced_suffixes(items: ItemTokens, trie: ItemTrie) -> ItemTokens:
     """The items without the tokens after the last one that was a choice.
 
     Forced tokens at the end have probability 1 and nothing is predicted from them, so they need

@@ -8,47 +8,43 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.topk import TopK, stable_topk
 
 
 @torch.no_grad()
 def exhaustive_topk(
-    score: Callable[[Tensor, Tensor, Tensor], Tensor],
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
+    score: Callable[[Prompts, Tensor], Tensor],
+    prompts: Prompts,
     excluded: Tensor | None,
     k: int,
     *,
     n_items: int,
     items_per_chunk: int = 512,
-    addends: Tensor | None = None,
+    item_bias: Tensor | None = None,
 ) -> TopK:
     """The k items of highest log π(item | prompt) for each of B users, every item scored.
 
     Args:
-        score: `(prompt_ids [B, P], prompt_lengths [B], candidates [B, C]) -> [B, C]`, nats, for
-            example a packed or padded scorer bound to a model.
-        prompt_ids: long [B, P], right padded.
-        prompt_lengths: long [B].
+        score: `(prompts, candidates [B, C]) -> [B, C]`, nats, for example a packed or padded scorer
+            bound to a model.
+        prompts: of the B users.
         excluded: bool [B, n_items], items that must not be ranked, or None.
         k: items per user.
         n_items: rows of the item table, the padding item 0 included.
         items_per_chunk: candidates per call of `score`.
-        addends: [B, n_items], nats, added to the scores; None for nothing.
+        item_bias: [B, n_items], nats, added to the scores; None for nothing.
 
     Returns:
-        `TopK` under the same rules as `best_first_topk`; `expanded` is 0, there is no search.
+        `TopK` under the same rules as `TrieSearch`; `expanded` is 0, there is no search.
     """
-    n_users, device = len(prompt_ids), prompt_ids.device
+    n_users, device = len(prompts), prompts.device
     catalogue = torch.arange(1, n_items, device=device).expand(n_users, -1)
-    chunks = [
-        score(prompt_ids, prompt_lengths, candidates)
-        for candidates in catalogue.split(items_per_chunk, dim=1)
-    ]
+    chunks = [score(prompts, part) for part in catalogue.split(items_per_chunk, dim=1)]
     padding_item = chunks[0].new_full((n_users, 1), -math.inf)
     scores = torch.cat([padding_item, *chunks], dim=1)  # [B, n_items]
-    if addends is not None:
-        scores = scores + addends
+    if item_bias is not None:
+        scores = scores + item_bias
     if excluded is not None:
         scores = scores.masked_fill(excluded, -math.inf)
     items, scores = stable_topk(scores, k)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.lm import causal_lm
 
 
@@ -23,8 +24,7 @@ from recbole_multdpo.scoring.lm import causal_lm
 def generate_texts(
     lm: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
+    prompts: Prompts,
     *,
     num_beams: int,
     max_new_tokens: int,
@@ -36,8 +36,7 @@ def generate_texts(
     Args:
         lm: a Hugging Face or PEFT model, in eval mode.
         tokenizer: of the model.
-        prompt_ids: long [B, P], right padded.
-        prompt_lengths: long [B].
+        prompts: the B prompts.
         num_beams: width of the search; 1 is greedy.
         max_new_tokens: where a text that does not end is cut, in tokens.
 
@@ -45,11 +44,11 @@ def generate_texts(
         Per prompt what was written up to the end token, special tokens left out, white space and
         quotation marks around it taken off; may be empty.
     """
-    n_columns = prompt_ids.shape[1]
-    columns = torch.arange(n_columns, device=prompt_ids.device)
-    padding = n_columns - prompt_lengths[:, None]
+    n_columns = prompts.width
+    columns = torch.arange(n_columns, device=prompts.device)
+    padding = n_columns - prompts.lengths[:, None]
     # generation goes on at the right end, so the padding moves to the left
-    ids = prompt_ids.gather(1, (columns - padding).clamp(min=0))
+    ids = prompts.ids.gather(1, (columns - padding).clamp(min=0))
     written = lm.generate(  # type: ignore[operator]  # of the wrapped Hugging Face model
         input_ids=ids,
         attention_mask=(columns >= padding).long(),

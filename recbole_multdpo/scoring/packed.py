@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.scoring.catalogue import allowed_tokens, log_softmax_within, prefix_nodes
+from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.scoring.catalogue import (
+    ItemCatalogue,
+    allowed_tokens,
+    log_softmax_within,
+    prefix_nodes,
+)
 from recbole_multdpo.scoring.head import Head, head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
@@ -84,12 +90,10 @@ def split_candidates(
     return list(candidates.split(sizes, dim=1))
 
 
-def pack(
-    prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens
-) -> PackedInputs:
-    """Lay out prompts [B, P] and candidates [B, C] (item ids, 0 padding) as packed rows."""
+def pack(prompts: Prompts, candidates: Tensor, items: ItemTokens) -> PackedInputs:
+    """Lay out B prompts and candidates [B, C] (item ids, 0 padding) as packed rows."""
     n_contexts, n_candidates = candidates.shape
-    device = prompt_ids.device
+    prompt_lengths, device = prompts.lengths, prompts.device
     lengths = items.lengths[candidates]  # [B, C], with terminator; 0 for padding
     fed = (lengths - 1).clamp(min=0)  # [B, C]
     width = int(packed_lengths(prompt_lengths, candidates, items).max())
@@ -98,9 +102,9 @@ def pack(
     position_ids = torch.zeros_like(input_ids)
     segments = torch.full_like(input_ids, PADDING_SEGMENT)
 
-    columns = torch.arange(prompt_ids.shape[1], device=device)
+    columns = torch.arange(prompts.width, device=device)
     context, column = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
-    input_ids[context, column] = prompt_ids[context, column]
+    input_ids[context, column] = prompts.ids[context, column]
     position_ids[context, column] = column
     segments[context, column] = PROMPT_SEGMENT
 
@@ -176,40 +180,26 @@ def _found(source: Tensor, allowed: Tensor, row_of: Tensor, tokens: Tensor) -> T
 
 
 def packed_logps(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
-    trie: ItemTrie | None = None,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> Tensor:
     """log pi(item | prompt) of every candidate, one forward pass.
 
     Args:
         lm: a Hugging Face causal LM, possibly wrapped by PEFT.
-        prompt_ids: long [B, P], right padded.
-        prompt_lengths: long [B], at least 1: a candidate's first token is predicted from the
-            prompt's last one.
+        prompts: of B contexts.
         candidates: long [B, C], item ids; 0 is padding.
-        items: token table of the catalogue, on the same device.
-        trie: the trie of `items`, to normalise over the catalogue
-            (`recbole_multdpo.scoring.catalogue`); None for the model's probability of the text.
+        catalogue: the items, on the same device, and what probabilities are normalised over.
 
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
     """
-    logps, slots = packed_token_logps(lm, prompt_ids, prompt_lengths, candidates, items, trie)
+    logps, slots = packed_token_logps(lm, prompts, candidates, catalogue)
     total = logps.new_zeros(candidates.numel())
     return total.index_add(0, slots, logps).view(candidates.shape)
 
 
 def packed_token_logps(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
-    trie: ItemTrie | None = None,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> tuple[Tensor, Tensor]:
     """What `packed_logps` adds up, with the same arguments.
 
@@ -217,9 +207,10 @@ def packed_token_logps(
         float [R], log-probability of every token of every candidate, nats, a candidate's in their
         order; long [R], the candidate's flat index in [B * C].
     """
-    packed = pack(prompt_ids, prompt_lengths, candidates, items)
-    nodes = None
-    if trie is not None:
+    packed = pack(prompts, candidates, catalogue.items)
+    nodes, trie = None, None
+    if catalogue.normalised:
+        trie = catalogue.trie
         item = candidates.flatten()[packed.score_slots]
         nodes = prefix_nodes(trie, item, packed.score_offsets)
     logps = _token_logps(lm, packed, packed.score_rows, packed.score_tokens, nodes, trie)
@@ -227,24 +218,20 @@ def packed_token_logps(
 
 
 def packed_logps_with_prompt(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, items: ItemTokens
 ) -> tuple[Tensor, Tensor]:
-    """`packed_logps`, and the log-probability of the prompts from the same forward pass.
+    """`packed_logps` over the vocabulary, and that of the prompts from the same forward pass.
 
     Returns:
         float [B, C] as `packed_logps`, and float [B], the sum over every prompt token but the first
         (which nothing predicts), nats.
     """
-    packed = pack(prompt_ids, prompt_lengths, candidates, items)
+    packed = pack(prompts, candidates, items)
     width = packed.input_ids.shape[1]
-    columns = torch.arange(1, prompt_ids.shape[1], device=prompt_ids.device)
-    context, position = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
+    columns = torch.arange(1, prompts.width, device=prompts.device)
+    context, position = torch.nonzero(columns < prompts.lengths[:, None], as_tuple=True)
     rows = torch.cat([packed.score_rows, context * width + position])
-    tokens = torch.cat([packed.score_tokens, prompt_ids[context, position + 1]])
+    tokens = torch.cat([packed.score_tokens, prompts.ids[context, position + 1]])
     slots = torch.cat([packed.score_slots, candidates.numel() + context])
     logps = _token_logps(lm, packed, rows, tokens)
     total = logps.new_zeros(candidates.numel() + len(candidates)).index_add(0, slots, logps)

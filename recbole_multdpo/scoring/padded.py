@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie
 
 MAX_LOGITS = 2**28  # logits that ranking holds at once, one row's at least: 1 GiB in float32
 
 
 def padded_logps(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
-    trie: ItemTrie | None = None,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> Tensor:
     """log pi(item | prompt) of every candidate, one padded row each.
 
@@ -33,18 +30,13 @@ def padded_logps(
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
     """
-    logps, slots = padded_token_logps(lm, prompt_ids, prompt_lengths, candidates, items, trie)
+    logps, slots = padded_token_logps(lm, prompts, candidates, catalogue)
     total = logps.new_zeros(candidates.numel())
     return total.index_add(0, slots, logps).view(candidates.shape)
 
 
 def padded_token_logps(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
-    trie: ItemTrie | None = None,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> tuple[Tensor, Tensor]:
     """What `padded_logps` adds up: the twin of `packed.packed_token_logps`.
 
@@ -52,22 +44,18 @@ def padded_token_logps(
         float [R], log-probability of every token of every candidate, nats, a candidate's in their
         order; long [R], the candidate's flat index in [B * C].
     """
-    rows = _Rows(prompt_ids, prompt_lengths, candidates, items)
+    rows = _Rows(prompts, candidates, catalogue.items)
     row, column = rows.is_item.nonzero(as_tuple=True)
     logits = rows.logits(lm)[row, column - 1]  # the prediction of a column stands one before it
-    if trie is not None:
+    if catalogue.normalised:
         offset = column - rows.prompt_lengths[row]
         item = candidates.flatten()[row]
-        logits = _titles_only(logits, item, offset, items, trie)
+        logits = _titles_only(logits, item, offset, catalogue)
     return _chosen(logits, rows.input_ids[row, column]), row
 
 
 def padded_logps_with_prompt(
-    lm: nn.Module,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    candidates: Tensor,
-    items: ItemTokens,
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, items: ItemTokens
 ) -> tuple[Tensor, Tensor]:
     """The twin of `packed.packed_logps_with_prompt`.
 
@@ -76,13 +64,13 @@ def padded_logps_with_prompt(
         (which nothing predicts), nats.
     """
     n_contexts, n_candidates = candidates.shape
-    rows = _Rows(prompt_ids, prompt_lengths, candidates, items)
+    rows = _Rows(prompts, candidates, items)
     logits = rows.logits(lm)
     row, column = rows.is_item.nonzero(as_tuple=True)
     logps = _chosen(logits[row, column - 1], rows.input_ids[row, column])
     of_items = logps.new_zeros(candidates.numel()).index_add(0, row, logps)
     # every row of a context has its prompt: the first one's is taken
-    first = torch.arange(n_contexts, device=prompt_ids.device) * n_candidates
+    first = torch.arange(n_contexts, device=candidates.device) * n_candidates
     context, column = rows.is_prompt[first].nonzero(as_tuple=True)
     row = first[context]
     logps = _chosen(logits[row, column - 1], rows.input_ids[row, column])
@@ -100,19 +88,17 @@ class _Rows:
         is_prompt: bool [B * C, W], without the first column.
     """
 
-    def __init__(
-        self, prompt_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens
-    ) -> None:
+    def __init__(self, prompts: Prompts, candidates: Tensor, items: ItemTokens) -> None:
         n_candidates = candidates.shape[1]
         lengths = items.lengths[candidates].flatten()  # [B * C]
-        self.prompt_lengths = prompt_lengths.repeat_interleave(n_candidates)  # [B * C]
+        self.prompt_lengths = prompts.lengths.repeat_interleave(n_candidates)  # [B * C]
         ends = self.prompt_lengths + lengths
-        self.input_ids = prompt_ids.new_zeros(len(ends), int(ends.max()))
+        self.input_ids = prompts.ids.new_zeros(len(ends), int(ends.max()))
         for row in range(len(ends)):
-            prompt = prompt_ids[row // n_candidates, : self.prompt_lengths[row]]
+            prompt = prompts.ids[row // n_candidates, : self.prompt_lengths[row]]
             item = items.ids[candidates.flatten()[row], : lengths[row]]
             self.input_ids[row, : ends[row]] = torch.cat([prompt, item])
-        columns = torch.arange(self.input_ids.shape[1], device=prompt_ids.device)
+        columns = torch.arange(self.input_ids.shape[1], device=prompts.device)
         self._is_text = columns < ends[:, None]
         self.is_item = self._is_text & (columns >= self.prompt_lengths[:, None])
         self.is_prompt = (columns > 0) & (columns < self.prompt_lengths[:, None])
@@ -129,10 +115,9 @@ def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
-def _titles_only(
-    logits: Tensor, item: Tensor, offset: Tensor, items: ItemTokens, trie: ItemTrie
-) -> Tensor:
+def _titles_only(logits: Tensor, item: Tensor, offset: Tensor, catalogue: ItemCatalogue) -> Tensor:
     """Logits [R, V] with −inf for every token that continues no title, at tokens of items."""
+    items, trie = catalogue.items, catalogue.trie
     allowed = torch.zeros_like(logits, dtype=torch.bool)
     for row in range(len(logits)):
         node = ROOT

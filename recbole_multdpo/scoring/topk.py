@@ -23,7 +23,7 @@ class TopK:
         items: long [B, k], best first, equal scores by ascending item id. Users with fewer than k
             rankable items are filled up with item 0.
         scores: float32 (float64 for a float64 model) [B, k], nats, log π(item | prompt), summed
-            over the item's tokens, plus its addend if it has one; −inf where `items` is 0.
+            over the item's tokens, plus its bias if it has one; −inf where `items` is 0.
         expanded: long [B], trie nodes fed to the model after the prompt.
     """
 

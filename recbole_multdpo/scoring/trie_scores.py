@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
-from recbole_multdpo.scoring.catalogue import log_softmax_within
+from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import Head, head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
@@ -26,22 +27,14 @@ from recbole_multdpo.scoring.windows import LayerKinds
 
 @torch.no_grad()
 def trie_scores(
-    lm: nn.Module,
-    trie: ItemTrie,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    *,
-    over_catalogue: bool = False,
-    nodes_per_chunk: int = 128,
+    lm: nn.Module, catalogue: ItemCatalogue, prompts: Prompts, *, nodes_per_chunk: int = 128
 ) -> Tensor:
     """log π(item | prompt) of all items for each of B users. All tensors on the model's device.
 
     Args:
         lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
-        trie: the catalogue's texts.
-        prompt_ids: long [B, P], right padded; padding is never attended.
-        prompt_lengths: long [B], at least 1.
-        over_catalogue: normalise over the catalogue (`recbole_multdpo.scoring.catalogue`).
+        catalogue: the items, and what probabilities are normalised over.
+        prompts: of the B users.
         nodes_per_chunk: nodes fed per forward and user. A node attends to its whole chunk in vain,
             so that more than a few hundred do not pay.
 
@@ -56,14 +49,15 @@ def trie_scores(
     model = causal_lm(lm)
     check_attention(model)
     parts, kinds = parts_of(model), LayerKinds.of(model.config)
+    trie, prompt_lengths = catalogue.trie, prompts.lengths
     cache = Cache(layer_class_to_replicate=BufferedLayer)
     # the prompt alone is causal, which keeps its right padding out of every valid position
     caching = {cache_argument(parts.body): cache, "use_cache": True}
-    hidden = parts.body(input_ids=prompt_ids, **caching).last_hidden_state  # [B, P, H]
-    n_users, width = prompt_ids.shape
+    hidden = parts.body(input_ids=prompts.ids, **caching).last_hidden_state  # [B, P, H]
+    n_users, width = prompts.ids.shape
     masked = torch.finfo(hidden.dtype).min
-    columns = torch.arange(width, device=prompt_ids.device)
-    prompt_mask = torch.zeros_like(prompt_ids, dtype=hidden.dtype).masked_fill_(
+    columns = torch.arange(width, device=prompts.device)
+    prompt_mask = torch.zeros_like(prompts.ids, dtype=hidden.dtype).masked_fill_(
         columns >= prompt_lengths[:, None], masked
     )[:, None, None]  # [B, 1, 1, P]
     high = torch.promote_types(hidden.dtype, torch.float32)
@@ -72,7 +66,7 @@ def trie_scores(
     users = torch.arange(n_users, device=hidden.device)
     root = torch.full_like(users[:1], ROOT)
     last = hidden[users, prompt_lengths - 1]
-    _score_children(trie, parts.head, root, last[:, None], token_logps, over_catalogue)
+    _score_children(catalogue, parts.head, root, last[:, None], token_logps)
     for chunk in _chunks(trie, nodes_per_chunk):
         n_fed = len(chunk.nodes)
         mask = torch.zeros_like(chunk.visible, dtype=hidden.dtype)
@@ -90,9 +84,7 @@ def trie_scores(
         ).last_hidden_state  # [B, m, H]
         cache.crop(width)
         new = slice(chunk.n_ancestors, None)
-        _score_children(
-            trie, parts.head, chunk.nodes[new], hidden[:, new], token_logps, over_catalogue
-        )
+        _score_children(catalogue, parts.head, chunk.nodes[new], hidden[:, new], token_logps)
     leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
     above = trie.path[trie.parent[leaves]]  # [n_items, D], padded with the root, whose value is 0
     scores = token_logps[:, leaves]
@@ -139,29 +131,24 @@ def _chunks(trie: ItemTrie, nodes_per_chunk: int) -> Iterator[_Chunk]:
 
 
 def _score_children(
-    trie: ItemTrie,
-    head: Head,
-    nodes: Tensor,
-    hidden: Tensor,
-    token_logps: Tensor,
-    over_catalogue: bool,
+    catalogue: ItemCatalogue, head: Head, nodes: Tensor, hidden: Tensor, token_logps: Tensor
 ) -> None:
     """Fill in log π(token | prefix) of all children of some nodes.
 
     Args:
-        trie: the catalogue's texts.
+        catalogue: the items, and what probabilities are normalised over.
         head: the LM head.
         nodes: long [m], internal nodes.
         hidden: [B, m, H], last hidden states at the nodes.
         token_logps: [B, n_nodes], changed in place.
-        over_catalogue: normalise over the children.
     """
+    trie = catalogue.trie
     n_users, n_nodes = hidden.shape[:2]
     source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
     children = trie.children[position]  # [n]
     first_row = n_nodes * torch.arange(n_users, device=nodes.device)
     groups = (first_row[:, None] + source).flatten()
     logps = head_logps(hidden.flatten(0, 1), head, groups, trie.token[children].repeat(n_users))
-    if over_catalogue:
+    if catalogue.normalised:
         logps = log_softmax_within(logps, groups, n_users * n_nodes)
     token_logps[:, children] = logps.view(n_users, -1)

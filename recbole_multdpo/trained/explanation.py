@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import CheckpointError, ConfigError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.packed import packed_token_logps
 from recbole_multdpo.scoring.padded import padded_token_logps
@@ -108,7 +109,7 @@ class Explainer:
         """
         self.run, self._reference = run, reference
         self.recommender = Recommender(run)
-        if not torch.equal(run.model.items.ids, reference.items.ids):
+        if not torch.equal(run.model.catalogue.items.ids, reference.catalogue.items.ids):
             raise CheckpointError(
                 f"the tokenizer in {run.folder / 'model'} is not that of the backbone "
                 f"{reference.settings.backbone}; was one of them replaced?"
@@ -186,27 +187,26 @@ class Explainer:
         return Explanation(user, history, query.said, beta, items)
 
     def _ranking(
-        self, lm: nn.Module, prompt: tuple[Tensor, Tensor], excluded: np.ndarray
+        self, lm: nn.Module, prompt: Prompts, excluded: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of all items, nats, and ranks from 1, 0 if excluded: both [n_items]."""
         model = self.run.model
-        scores = model.score_all(*prompt, lm)[0]
+        scores = model.score_all(prompt, lm)[0]
         values = scores.double().cpu().numpy()
         allowed = np.setdiff1d(np.arange(1, len(values)), excluded)
         ranks = np.zeros(len(values), dtype=np.int64)
         ranks[allowed[np.argsort(-values[allowed], kind="stable")]] = np.arange(1, len(allowed) + 1)
         return values, ranks
 
-    def _tokens(self, prompt: tuple[Tensor, Tensor], items: list[int]) -> list[list[TokenPart]]:
+    def _tokens(self, prompt: Prompts, items: list[int]) -> list[list[TokenPart]]:
         model = self.run.model
-        trie = model.trie if model.over_catalogue else None
         candidates = torch.tensor([items], device=model.device)
         is_padded = model.settings.scorer == "padded"
         token_logps = padded_token_logps if is_padded else packed_token_logps
-        policy, slots = token_logps(model.lm, *prompt, candidates, model.items, trie)
-        reference, _ = token_logps(self._reference.lm, *prompt, candidates, model.items, trie)
+        policy, slots = token_logps(model.lm, prompt, candidates, model.catalogue)
+        reference, _ = token_logps(self._reference.lm, prompt, candidates, model.catalogue)
         parts: list[list[TokenPart]] = [[] for _ in items]
         for slot, *logps in zip(slots.tolist(), policy.tolist(), reference.tolist(), strict=True):
-            token = model.items.ids[items[slot], len(parts[slot])]
+            token = model.catalogue.items.ids[items[slot], len(parts[slot])]
             parts[slot].append(TokenPart(model.tokenizer.decode([int(token)]), *logps))
         return parts

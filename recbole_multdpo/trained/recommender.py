@@ -29,6 +29,7 @@ from recbole_multdpo.data.conversation_text import ROLES, Message
 from recbole_multdpo.data.item_text import clean_text
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.runs.unchanged import check_split
 from recbole_multdpo.scoring.topk import TopK, stable_topk
 from recbole_multdpo.settings.conversation_models import ROW_MODELS, USER_FREE
@@ -144,7 +145,7 @@ class Recommender:
         """Human-readable name of the score."""
         if self.run.result["model"] != LLMREC:
             return f"score of {self.run.result['model']}"
-        if self.run.model.over_catalogue:
+        if self.run.model.catalogue.normalised:
             return "log-probability among the catalogue's titles, nats"
         return "log-probability of the title's text, nats"
 
@@ -260,8 +261,8 @@ class Recommender:
 
     # ---- ranking ----
 
-    def prompts(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
-        """A language model's prompts: token ids long [B, P], right padded; lengths long [B]."""
+    def prompts(self, queries: Sequence[Query]) -> Prompts:
+        """A language model's prompts."""
         model = self.run.model
         if not self.run.on_conversations:
             return model.history_prompts([query.shown for query in queries])
@@ -275,7 +276,7 @@ class Recommender:
             excluded[row, torch.from_numpy(query.excluded)] = True
         excluded = excluded.to(self.run.config["device"])
         if self._is_lm:
-            return self.run.model.rank(*self.prompts(queries), excluded, k)
+            return self.run.model.rank(self.prompts(queries), excluded, k)
         users = [query.user for query in queries]
         if users[0] is None and self.run.result["model"] not in USER_FREE:
             scores = self._scores_of_rows([query.shown for query in queries])

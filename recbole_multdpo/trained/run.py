@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_multdpo.classical.assistant import Assistant, restored_assistant
+from recbole_multdpo.classical.assistant import Assistant, restore_assistant
 from recbole_multdpo.classical.run import untrained
 from recbole_multdpo.classical.user_rows import noted_questions, show_longer_rows
 from recbole_multdpo.classical.weights import load_weights
@@ -180,7 +180,7 @@ def _assistant(
     assert settings is not None and config.assistant is not None
     cache_dir = cache_folder(settings, folder) if settings.sft_cache else None
     own = folder / "checkpoints" / "assistant"
-    found = restored_assistant(config.assistant, dataset, parts, cache_dir, own, scratch)
+    found = restore_assistant(config.assistant, dataset, parts, cache_dir, own, scratch)
     tested = result.get("assistant", {}).get("valid_result")
     if found.valid_result != tested:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The file `bounds.csv` of a run: both losses and their bounds for every context of every step."""
+"""The file `bounds.csv` of a run: both losses and their bounds for every example of every step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ BoundsRows = tuple[list[str], str, Bounds]
 
 
 class BoundsLog:
-    """Appends one row per step, context and kind of preference ('sets' or 'levels').
+    """Appends one row per step, example and kind of preference ('sets' or 'levels').
 
-    A run that is resumed continues the file, which `rewind_logs` has cut back to its checkpoint.
+    A resumed run continues the file, which `rewind_logs` has truncated to its checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the CSV file, making it where there is none."""
+        """Open the CSV file; a new one gets its header."""
         self._log = CsvLog(path, COLUMNS)
 
     def append(self, step: int, users: list[str], preference: str, bounds: Bounds) -> None:
-        """Write the rows of a step's contexts, `users` naming them."""
+        """Write one row per example of a step.
+
+        Args:
+            step: number of the step within the stage, from 1.
+            users: ids in the data files, B strings.
+            preference: 'sets' or 'levels'.
+            bounds: values [B], nats.
+        """
         values = [getattr(bounds, field.name).tolist() for field in fields(Bounds)]
         rows = zip(users, *values, strict=True)
         self._log.append((step, user, preference, *row) for user, *row in rows)

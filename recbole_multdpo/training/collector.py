@@ -1,4 +1,4 @@
-"""RecBole's collector for rankings that exist only as their first K items."""
+"""RecBole's collector for rankings of which only the first K items are known."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from recbole_multdpo.scoring.topk import TopK
 
 
 class TopKCollector(Collector):
-    """Feeds RecBole's evaluator from a `TopK`; dense scores go RecBole's own way.
+    """Feeds RecBole's evaluator from a `TopK`; dense scores are collected by RecBole's own code.
 
     The metrics read `rec.items` [users, K] and `rec.topk` [users, K + 1] (hit or not at each rank,
     then the number of the user's positives); neither needs the scores of items below rank K.
 
-    Several processes collect the users that each has ranked, and `get_data_struct` gives all of
-    them all users, in the order of `users`: the metrics then add up the same numbers in the same
-    order as in one process.
+    Each of several processes collects the users that it ranks. `get_data_struct` returns all users
+    on every rank, in the order of `users`: metrics are sums of the same numbers in the same order
+    as in one process.
 
     Attributes:
-        users: long [n], the users to be ranked, set before an evaluation that processes share.
+        users: long [n], all users to be ranked; set before an evaluation by several processes.
     """
 
     def __init__(self, config: Config) -> None:
-        """Set up what RecBole's metrics ask for.
+        """Set up the data that RecBole's metrics need.
 
         Args:
             config: the run's configuration (metrics, topk, eval_args, device).
 
         Raises:
-            ConfigError: a metric needs the rank of every item, and a part of the data is ranked in
-                full.
+            ConfigError: a metric needs the rank of every item, and validation or test ranks the
+                full catalogue.
         """
         super().__init__(config)
         self.users: Tensor | None = None
@@ -53,8 +53,8 @@ class TopKCollector(Collector):
 
         Args:
             scores_tensor: a `TopK` of at least max(topk) columns, or RecBole's dense scores
-                [B, n_items]. Places of a `TopK` filled up with item 0 are misses.
-            interaction: RecBole's batch, with the users of the rows.
+                [B, n_items]. Item 0 pads a `TopK` and is a miss.
+            interaction: RecBole's batch, which holds the rows' users.
             positive_u: long [n], rows of the users' positives in the batch.
             positive_i: long [n], the positives; a repeated pair counts once.
         """
@@ -76,10 +76,10 @@ class TopKCollector(Collector):
             self.data_struct.update_tensor("rec.topk", torch.cat([hits.int(), n_positives], dim=1))
 
     def get_data_struct(self):  # type: ignore[no-untyped-def]
-        """RecBole's collected data, of the users of all processes.
+        """RecBole's collected data of all users, gathered from all processes.
 
         Raises:
-            RuntimeError: a user was ranked by no process or by several.
+            RuntimeError: a user was not ranked by exactly one process.
         """
         if self.users is not None:
             self._exchange(self.users)
@@ -87,7 +87,7 @@ class TopKCollector(Collector):
         return super().get_data_struct()
 
     def _exchange(self, users: Tensor) -> None:
-        """Put the rows of all `users` (long [n]), whoever ranked them, in their order."""
+        """Gather the rows of all `users` (long [n]) from all processes, in this order."""
         own = torch.cat([users[:0], *self._collected])
         row_of = torch.empty(int(users.max()) + 1, dtype=torch.long)
         row_of[users] = torch.arange(len(users))
@@ -98,6 +98,6 @@ class TopKCollector(Collector):
         for key, width in (("rec.items", max(self.topk)), ("rec.topk", max(self.topk) + 1)):
             if self.register.need(key):
                 rows = torch.zeros(len(users), width, dtype=torch.long)
-                if len(own):  # else nothing was collected
+                if len(own):  # without users, RecBole's data lack the key
                     rows[row_of[own]] = self.data_struct.get(key).long()
                 self.data_struct.set(key, processes.all_reduce_sum(rows))

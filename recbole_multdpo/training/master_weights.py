@@ -1,8 +1,8 @@
-"""Float32 weights behind trained bfloat16 ones.
+"""Float32 master weights of trained bfloat16 weights.
 
-A bfloat16 number has eight significant bits: a step of less than a 256th of a weight's size rounds
-to none at all, which at usual learning rates is the fate of most steps. So the optimizer steps
-float32 weights, and the model computes with them rounded.
+A bfloat16 number has eight significant bits: an update below 1/256 of a weight rounds to zero, and
+at usual learning rates most updates are smaller. So the optimizer updates float32 weights, and the
+model computes with their rounded values.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
 class MasterWeights:
     """Float32 master weights of the optimizer's parameters of another dtype.
 
-    They take the parameters' place in the optimizer. Gradients go to them as soon as they are
-    computed: those of a batch's parts are added up in float32, and none is kept in bfloat16.
+    They replace the parameters in the optimizer. Each gradient moves to them as soon as it is
+    computed: the gradients of a batch's parts are summed in float32, and none stays in bfloat16.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -44,7 +44,7 @@ class MasterWeights:
         self.optimizer = optimizer
         self._pairs: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by index: trained, master
         self._hooks = []
-        self._stepped = False  # before, they are the model's weights
+        self._stepped = False  # before the first step they equal the model's weights
         index = 0
         for group in optimizer.param_groups:
             for place, trained in enumerate(group["params"]):
@@ -74,7 +74,7 @@ class MasterWeights:
     def all_reduce_gradients(self) -> None:
         """All-reduce every gradient to its sum over the processes, in float32.
 
-        A parameter that the batch did not use in any process keeps having none.
+        A parameter that the batch uses in no process keeps no gradient.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         used = torch.tensor([float(p.grad is not None) for p in parameters])
@@ -93,7 +93,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Round the float32 weights into the model's."""
+        """Copy the master weights into the model's parameters, rounded to their dtype."""
         for trained, master in self._pairs.values():
             trained.copy_(master)
         self._stepped = True
@@ -110,8 +110,8 @@ class MasterWeights:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore the master weights of a checkpoint; one without any changes nothing.
 
-        DeepSpeed trains adapters in bfloat16 too: float32 weights of a parameter that is in float32
-        here are its weights.
+        DeepSpeed also trains adapters in bfloat16: the master weight of a parameter that is float32
+        here is the parameter's value.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, parameter in enumerate(parameters):

@@ -1,4 +1,4 @@
-"""The draw of dynamic negatives: what the model thinks of the items, for every user, once an epoch.
+"""The draw of dynamic negatives: once per epoch and user, by the model's own scores.
 
 The Mult-DPO paper (4.4) draws negatives from a temperature-scaled categorical distribution of the
 current policy weights (13), as SPRec does. The log-weight of an item, with temperature T, is
@@ -6,7 +6,7 @@ current policy weights (13), as SPRec does. The log-weight of an item, with temp
     ratio:   s_y / T = β [log π_θ(y|x) − log π_ref(y|x)] / T
     policy:  log π_θ(y|x) / T
 
-for the prompt x that the user has in this epoch, over the items of the pool.
+for the user's prompt x of the epoch, over the items of the pool.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runtime import processes
 
@@ -33,31 +34,30 @@ def draw_negatives(
     *,
     show_progress: bool = False,
 ) -> None:
-    """Fill `negatives` for the users' contexts of an epoch, by the model as it is now.
+    """Draw the negatives of the users' examples of an epoch by the current model.
 
-    Several processes share the users; all of them get all negatives.
+    Several processes share the users; every rank gets all negatives.
 
     Args:
-        model: in eval mode, at its present weights.
-        sampler: gives the prompts of the epoch.
-        negatives: receives the draw.
+        model: in eval mode.
+        sampler: builds the prompts of the epoch.
+        negatives: filled with the draw.
         users: int64 [n], each with training items.
         epoch: number of the epoch within its training stage.
-        show_progress: show a bar.
+        show_progress: show a progress bar.
 
     Raises:
-        TrainingError: the model's log-probabilities are not numbers.
+        TrainingError: the model's log-probabilities hold NaN.
     """
     negatives.start_epoch(epoch)
-    # prompts of similar length together, so that little of a batch is padding
+    # batches of prompts of similar length have little padding
     ordered = users[np.argsort(sampler.train_items.counts[users], kind="stable")]
     size = model.settings.rank_batch_users
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     claimed = processes.work_queue(len(parts))
     for number in tqdm(claimed, total=len(parts), desc="negatives", disable=not show_progress):
         part = parts[number]
-        prompt_ids, prompt_lengths = sampler.build_prompts(part, sampler.split(part, epoch))
-        prompts = prompt_ids.to(model.device), prompt_lengths.to(model.device)
+        prompts = sampler.build_prompts(part, sampler.split(part, epoch)).to(model.device)
         weights = _log_weights(model, negatives, prompts, part, sampler.seed, epoch)
         if weights.isnan().any():
             raise TrainingError(
@@ -71,7 +71,7 @@ def draw_negatives(
 def _log_weights(
     model: LLMRec,
     negatives: DynamicNegatives,
-    prompts: tuple[Tensor, Tensor],
+    prompts: Prompts,
     users: np.ndarray,
     seed: int,
     epoch: int,
@@ -81,8 +81,8 @@ def _log_weights(
     pool = _pool(model, negatives, prompts, users, seed, epoch)
     scores = _scores(model, model.lm, prompts, pool)
     if settings.dynamic_weights == "ratio":
-        # scored the same way as the policy, so that equal models have a ratio of exactly 0 however
-        # coarse the dtype is
+        # scored by the same code as the policy, so that equal models have a ratio of exactly 0 in
+        # any dtype
         with model.reference_lm() as reference:
             scores = settings.beta * (scores - _scores(model, reference, prompts, pool))
     weights = scores / settings.negative_temperature
@@ -96,7 +96,7 @@ def _log_weights(
 def _pool(
     model: LLMRec,
     negatives: DynamicNegatives,
-    prompts: tuple[Tensor, Tensor],
+    prompts: Prompts,
     users: np.ndarray,
     seed: int,
     epoch: int,
@@ -109,14 +109,12 @@ def _pool(
         return torch.from_numpy(drawn).to(model.device)
     if settings.negative_pool == "ranker":
         known = negatives.known_mask(users)
-        return model.rank(*prompts, torch.from_numpy(known).to(model.device), size).items
+        return model.rank(prompts, torch.from_numpy(known).to(model.device), size).items
     return None
 
 
-def _scores(
-    model: LLMRec, lm: nn.Module, prompts: tuple[Tensor, Tensor], pool: Tensor | None
-) -> Tensor:
-    """log π under an LM of the pool [B, n], or of all items [B, n_items], nats."""
+def _scores(model: LLMRec, lm: nn.Module, prompts: Prompts, pool: Tensor | None) -> Tensor:
+    """Log-probabilities under `lm`, nats: [B, n] of the pool, or [B, n_items] of all items."""
     if pool is None:
-        return model.score_all(*prompts, lm)
-    return model.score(*prompts, pool, lm)
+        return model.score_all(prompts, lm)
+    return model.score(prompts, pool, lm)

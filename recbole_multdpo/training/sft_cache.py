@@ -21,8 +21,14 @@ from recbole_multdpo.runs.checkpoint import (
     load_checkpoint,
     load_trainable_tensors,
 )
+from recbole_multdpo.runs.csv_log import copy_log
 from recbole_multdpo.runs.resume import REFIT
-from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
+from recbole_multdpo.runs.step_log import (
+    STEP_COLUMNS,
+    STEPS_FILE,
+    VALIDATION_COLUMNS,
+    VALIDATIONS_FILE,
+)
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 
@@ -193,9 +199,9 @@ def _copy_logs(source: Path, target: Path) -> None:
 
     A log that is there already, as in a resumed run, stays.
     """
-    for name in (STEPS_FILE, VALIDATIONS_FILE):
+    for name, columns in ((STEPS_FILE, STEP_COLUMNS), (VALIDATIONS_FILE, VALIDATION_COLUMNS)):
         if (source / name).is_file() and not (target / name).exists():
-            shutil.copyfile(source / name, target / name)
+            copy_log(source / name, target / name, columns)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -249,12 +249,12 @@ def fit_stage(
 def _log_model(model: LLMRec) -> None:
     total = sum(parameter.numel() for parameter in model.lm.parameters())
     trained = sum(p.numel() for p in model.lm.parameters() if p.requires_grad)
-    lengths = model.items.lengths[1:].float()
+    lengths, trie = model.catalogue.items.lengths[1:].float(), model.catalogue.trie
     getLogger().info(
         f"backbone {model.settings.backbone}: {total:,} parameters, {trained:,} trained "
         f"({'LoRA' if model.uses_lora else 'full fine-tuning'}); "
         f"{lengths.mean():.1f} scored tokens per item, at most {int(lengths.max())}; "
-        f"{model.trie.num_leaves:,} distinct texts, {model.trie.num_internal:,} inner trie nodes"
+        f"{trie.num_leaves:,} distinct texts, {trie.num_internal:,} inner trie nodes"
     )
 
 
@@ -280,8 +280,8 @@ def train_loader(
         known = known.union(low_rated)
     # The model cannot prefer an item to another of the same text. Where all have the same one,
     # nothing can be learned either way, and a run ends as any other.
-    if model.trie.num_leaves > 1:
-        known = known.with_groups(model.trie.leaf_of_item.cpu().numpy())
+    if model.catalogue.trie.num_leaves > 1:
+        known = known.with_groups(model.catalogue.trie.leaf_of_item.cpu().numpy())
     sampler = SetwiseSampler(
         model.histories,
         model.prompts,

@@ -15,7 +15,14 @@ from torch import Tensor
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.data.loader import FILLER
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.losses import bounds, rewards, set_masks, set_means
+from recbole_multdpo.losses import (
+    LOSSES,
+    bounds,
+    reward_accuracies,
+    rewards,
+    set_masks,
+    set_means,
+)
 from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.runs.resume import REFIT
@@ -103,7 +110,7 @@ class TrainingStep:
             engine: of the stage's model.
             stage: decides how examples are weighted and which metrics there are.
             items: token table of the catalogue, on the device of the batches.
-            user_name: maps RecBole's inner user id to the id in the data files.
+            user_name: maps RecBole's inner user id to the user's id in the data files.
             bounds_log: file of the bounds; None for no bounds.
             max_rows: examples of a part, at most; None for no limit.
         """
@@ -111,6 +118,8 @@ class TrainingStep:
         self.items, self.user_name = items, user_name
         self.bounds_log, self.max_rows = bounds_log, max_rows
         self.n_examples = 0
+        loss = LOSSES["sft" if stage.kind == "sft" else settings.loss]
+        self._rewards_per_token = loss.has_reward_per_token
 
     def run(self, batch: SetwiseBatch, number: int) -> dict[str, float]:
         """Make one optimizer step.
@@ -192,7 +201,7 @@ class TrainingStep:
         """Parts of the batch and the weights of their examples; equally many in all processes."""
         settings = self.settings
         n_parts = min(settings.gradient_accumulation_steps, len(batch))
-        lengths = packed_lengths(batch.prompt_lengths, batch.candidates, self.items)
+        lengths = packed_lengths(batch.prompts.lengths, batch.candidates, self.items)
         longest = int(lengths.argmax())
         if self.engine.lockstep and 0 < settings.max_tokens_per_batch < lengths[longest]:
             raise TrainingError(
@@ -228,7 +237,8 @@ class TrainingStep:
             return
         if not counted.all():
             part, output = part.select(counted), output.select(counted)
-        metrics = step_metrics(output, part.levels, self.settings.beta)
+        lengths = self.items.lengths[part.candidates] if self._rewards_per_token else None
+        metrics = step_metrics(output, part.levels, self.settings.beta, lengths)
         if self.bounds_log is not None:
             metrics |= self._bounds(output, part, log_rows)
         for name, value in metrics.items():
@@ -281,7 +291,7 @@ class TrainingStep:
 
     def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError, number: int) -> OutOfMemory:
         settings = self.settings
-        n_tokens = int(packed_lengths(part.prompt_lengths, part.candidates, self.items).max())
+        n_tokens = int(packed_lengths(part.prompts.lengths, part.candidates, self.items).max())
         asked = "" if settings.auto_batch else "set --auto_batch=True, or "
         return OutOfMemory(
             f"out of memory in step {number} of the {self.stage.name} stage with {len(part)} "
@@ -299,26 +309,48 @@ class TrainingStep:
         return f"{', '.join(names)}{' ...' if len(user_ids) > 8 else ''}"
 
 
-def step_metrics(output: StepOutput, levels: Tensor, beta: float) -> dict[str, float]:
-    """Means over the examples of a batch for progress bar and TensorBoard.
+def step_metrics(
+    output: StepOutput, levels: Tensor, beta: float, lengths: Tensor | None = None
+) -> dict[str, float]:
+    """Means over the examples of a batch, under the names of `steps.csv` and under TRL's.
 
     `loss` is the mean over examples, whatever `loss_average` is, so that runs compare.
-    `positive_logp` is the mean log-probability of the positives (nats per item): preference
-    training may lower it while the margin grows, which is worth seeing. `margin` is the mean over
-    examples of the mean reward of the positives minus that of the negatives, the reward being beta
-    times the log-ratio; without a reference, of the log-probabilities themselves.
+    `positive_logp` and `negative_logp` (TRL's `logps/chosen`, `logps/rejected`) are the mean
+    log-probabilities of an example's positives and negatives, nats per item.
+
+    `rewards/chosen` and `rewards/rejected` are the mean `rewards` of an example's positives and
+    negatives, nats, and `rewards/margins` is their difference. `reward_accuracy` (TRL's
+    `rewards/accuracies`) is the mean of `reward_accuracies`. `margin` is `rewards/margins` with a
+    reference; without one, it is the difference of the mean log-probabilities, without beta.
+
+    Args:
+        output: of the batch.
+        levels: integer [B, C]; every level >= 1 is positive, 0 and -2 are negative.
+        beta: factor of the rewards.
+        lengths: integer [B, C], tokens of the items, for rewards per token.
     """
     positive_logps, negative_logps = set_means(output.policy_logps, levels)
     metrics = {
         "loss": float(output.losses.detach().mean()),
         "positive_logp": float(positive_logps.mean()),
     }
-    if set_masks(levels)[1].any():
-        values = output.policy_logps
-        if output.reference_logps is not None:
-            values = rewards(output.policy_logps, output.reference_logps, levels, beta)
-        positive_values, negative_values = set_means(values, levels)
-        # an example without negatives has no mean of them
-        metrics["negative_logp"] = float(negative_logps.nanmean())
-        metrics["margin"] = float((positive_values - negative_values).nanmean())
-    return metrics
+    if not set_masks(levels)[1].any():
+        return metrics
+    values = rewards(output.policy_logps, output.reference_logps, levels, beta, lengths)
+    chosen, rejected = set_means(values, levels)
+    margins = chosen - rejected
+    has_reference = output.reference_logps is not None
+    # means over the examples that have negatives; others hold NaN
+    metrics["negative_logp"] = float(negative_logps.nanmean())
+    metrics["margin"] = float(
+        (margins if has_reference else positive_logps - negative_logps).nanmean()
+    )
+    metrics["reward_accuracy"] = float(reward_accuracies(values, levels).nanmean())
+    return metrics | {
+        "rewards/chosen": float(chosen.mean()),
+        "rewards/rejected": float(rejected.nanmean()),
+        "rewards/accuracies": metrics["reward_accuracy"],
+        "rewards/margins": float(margins.nanmean()),
+        "logps/chosen": metrics["positive_logp"],
+        "logps/rejected": metrics["negative_logp"],
+    }

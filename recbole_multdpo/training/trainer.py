@@ -1,4 +1,4 @@
-"""RecBole's trainer for one stage of LLMRec: supervised fine-tuning or preference training."""
+"""RecBole's trainer for one stage of LLMRec: epochs, validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import (
-    check_checkpoint,
     load_checkpoint,
     load_trainable_tensors,
+    optimizer_state,
     remove_old_steps,
     save_checkpoint,
     step_folder,
@@ -46,7 +46,6 @@ from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives
-from recbole_multdpo.training.optimizer_state import check_tensors
 from recbole_multdpo.training.step import NotFinite, OutOfMemory, Stage, TrainingStep
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
@@ -55,14 +54,14 @@ DIVERGED = 2.0  # an epoch's mean loss over that of the stage's first epoch, for
 
 @dataclass
 class Position:
-    """How far a stage has come.
+    """Progress of a stage.
 
     Attributes:
-        epoch: the epoch under way, from 0.
-        batch: batches of it that were trained on.
-        n_contexts: contexts of these batches.
-        sums: their metrics, each times the contexts of its batch.
-        first_loss: mean loss of the stage's first epoch, None before its end.
+        epoch: the current epoch, from 0.
+        batch: number of its batches that are trained.
+        n_contexts: number of examples in these batches.
+        sums: metrics of these batches, each times the batch's number of examples.
+        first_loss: mean loss of the stage's first epoch; None before its end.
     """
 
     epoch: int = 0
@@ -72,17 +71,29 @@ class Position:
     first_loss: float | None = None
 
     def next_epoch(self) -> Position:
-        """The beginning of the epoch after this one."""
+        """The start of the next epoch."""
         return Position(self.epoch + 1, first_loss=self.first_loss)
 
 
 class SetwiseTrainer(Trainer):
     """Trains one stage with RecBole's loop, early stopping and evaluator.
 
-    What differs from RecBole: batches are `SetwiseBatch`es, the schedule steps per batch,
-    checkpoints hold no pickled object, and full ranking goes through the model's exact top-K. In a
-    run of several processes all of them go through the same steps, each with its share of every
-    batch; the first writes.
+    Unlike RecBole's, batches are `SetwiseBatch`es, the learning rate is scheduled per step,
+    checkpoints hold no pickled object, and full ranking uses the model's exact top-K. Several
+    processes make the same steps, each with its share of every batch; the main process writes.
+
+    Attributes:
+        step: makes the optimizer steps.
+        global_step: optimizer steps of the stage so far.
+        position: epoch and batch.
+        folder: the stage's checkpoints, `step-<n>` and `best`.
+        step_log: `steps.csv` and `validations.csv`; None on other ranks than 0.
+        bounds_log: `bounds.csv`; None if bounds are not tracked.
+        resumed_schedule: state of the schedule in a checkpoint, until `fit` makes the schedule.
+        resumed_optimizer: optimizer tensors of a checkpoint, until the next step.
+        resumed_negatives: dynamic negatives of a checkpoint, until its epoch continues.
+        resumed_max_rows: `TrainingStep.max_rows` of a checkpoint, until the first use of `step`.
+        drawn_negatives: the epoch's dynamic negatives; None for other negatives.
     """
 
     def __init__(
@@ -94,15 +105,15 @@ class SetwiseTrainer(Trainer):
         signals: SignalHandler | None = None,
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare a stage.
+        """Set up a stage.
 
         Args:
             config: the run's configuration.
             model: at the start of the stage, on its device.
-            stage: which stage, how long, how fast.
-            run_folder: the stage's checkpoints go to `checkpoints/<stage>` in it.
-            signals: signals that the training loop waits for; None: signals are not handled.
-            fingerprints: of what the run is made from, for its checkpoints.
+            stage: name, length and learning rate.
+            run_folder: gets the stage's checkpoints in `checkpoints/<stage>`.
+            signals: handler whose signals end the run after a step; None: signals are not handled.
+            fingerprints: of data, backbone and prompt, for the checkpoints.
         """
         self.stage, self.settings = stage, model.settings
         super().__init__(config, model)
@@ -119,13 +130,13 @@ class SetwiseTrainer(Trainer):
         self.saved_model_file = str(self.best_folder)
         self.schedule: LRScheduler | None = None
         self._step: TrainingStep | None = None
-        self.resumed_schedule: dict[str, Any] | None = None  # kept until `fit` makes the schedule
-        self.resumed_optimizer: dict[str, Tensor] | None = None  # kept until the next step
-        self.resumed_negatives: dict[str, Tensor] = {}  # kept until the epoch goes on
+        self.resumed_schedule: dict[str, Any] | None = None
+        self.resumed_optimizer: dict[str, Tensor] | None = None
+        self.resumed_negatives: dict[str, Tensor] = {}
+        self.resumed_max_rows: int | None = None
         self.drawn_negatives: DynamicNegatives | None = None
         self.global_step = 0
         self.position = Position()
-        self.resumed_max_rows: int | None = None  # kept until the first use of `step`
 
     # ---- optimisation ----
 
@@ -135,13 +146,13 @@ class SetwiseTrainer(Trainer):
 
     @property
     def step(self) -> TrainingStep:
-        """The optimizer steps of the stage and their engine, from the first use to its end."""
+        """The stage's `TrainingStep`, made at its first use and dropped at the end of `fit`."""
         if self._step is None:
             self._step = TrainingStep(
                 self.settings,
                 make_engine(self.config, self.model, self.optimizer),
                 self.stage,
-                items=self.model.items,
+                items=self.model.catalogue.items,
                 user_name=self.model.user_name,
                 bounds_log=self.bounds_log,
                 max_rows=self.resumed_max_rows,
@@ -154,15 +165,25 @@ class SetwiseTrainer(Trainer):
         return self.step.engine
 
     def _unsharded_model(self) -> AbstractContextManager[None]:
-        """Within it, each process can run the model by itself."""
+        """Context in which each process can run the model alone."""
         return nullcontext() if self._step is None else self.engine.unsharded()
 
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]
         """Train the stage; returns RecBole's (best score, best result).
 
-        A `step-<n>` checkpoint, from which `resume_checkpoint` continues, is written every
-        `save_steps` steps, at every validation (at every epoch where the stage has none) and before
-        an interruption; `best` whenever the validation metric improves.
+        Writes a `step-<n>` checkpoint, from which `resume_checkpoint` continues, every `save_steps`
+        steps, at every validation (without validation at every epoch) and before an interruption,
+        and `best` when the validation metric improves.
+
+        Args:
+            train_data: loader of the training part.
+            valid_data: RecBole's loader of the validation part; None for no validation.
+            **kwargs: RecBole's.
+
+        Raises:
+            TrainingError: the loss is not finite, or memory runs out.
+            CheckpointError: a checkpoint cannot be written, or the resumed one does not fit.
+            Interrupted: a signal ended the run; the step is saved.
         """
         n_steps = self.epochs * len(train_data)
         self.schedule = get_scheduler(
@@ -182,6 +203,9 @@ class SetwiseTrainer(Trainer):
             )
         if processes.is_main_process():
             self.step_log = StepLog(self.run_folder, self.stage.name)
+        if self.wandblogger.log_wandb:
+            name = self.stage.name
+            self.wandblogger._wandb.define_metric(f"{name}/*", step_metric=f"{name}_step")
         if self.stage.kind == "preference" and self.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
@@ -199,7 +223,7 @@ class SetwiseTrainer(Trainer):
     def _train_epoch(  # type: ignore[no-untyped-def]
         self, train_data, epoch_idx, loss_func=None, show_progress=False
     ) -> float:
-        """Train the epoch, or what a resumed run has left of it; its mean loss."""
+        """Train the epoch, in a resumed run its rest; returns the epoch's mean loss."""
         assert self.schedule is not None
         if self.position.epoch != epoch_idx:
             self.position = self.position.next_epoch()
@@ -219,7 +243,7 @@ class SetwiseTrainer(Trainer):
                 self._count(metrics, self.step.n_examples)
                 shown = {k: v for k, v in metrics.items() if k != "grad_norm" and "/" not in k}
                 progress.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
-                # a signal reaches the processes at different steps
+                # signals arrive at different steps in different processes
                 self.signals.requested = (
                     processes.all_reduce_max(self.signals.requested or 0) or None
                 )
@@ -231,18 +255,22 @@ class SetwiseTrainer(Trainer):
         return self._finish_epoch()
 
     def _count(self, metrics: Mapping[str, float], n_contexts: int) -> None:
-        """A trained batch into the epoch's sums and TensorBoard."""
-        position = self.position
+        """Log a step's metrics and add them to the epoch's sums."""
+        position, step = self.position, f"{self.stage.name}_step"
+        is_first = position.batch == 0
         position.batch += 1
         position.n_contexts += n_contexts
         if self.step_log is not None:
             self.step_log.step(self.global_step, position.epoch + 1, metrics)
         for name, value in metrics.items():
             self.tensorboard.add_scalar(f"{self.stage.name}/{name}", value, self.global_step)
-            position.sums[name] = position.sums.get(name, 0.0) + value * n_contexts
+            # an epoch that an older version started lacks newer metrics in its first steps
+            if is_first or name in position.sums:
+                position.sums[name] = position.sums.get(name, 0.0) + value * n_contexts
+        self.wandblogger.log_metrics({**metrics, step: self.global_step}, head=self.stage.name)
 
     def _finish_epoch(self) -> float:
-        """Log the epoch's means; its mean loss."""
+        """Log the epoch's mean metrics; returns the mean loss."""
         position = self.position
         means = {name: total / position.n_contexts for name, total in position.sums.items()}
         self.logger.info(
@@ -259,13 +287,13 @@ class SetwiseTrainer(Trainer):
         return means["loss"]
 
     def _add_train_loss_to_tensorboard(self, *_: Any, **__: Any) -> None:
-        """Nothing: `_count` has logged every step, under the name of the stage."""
+        """Do nothing: `_count` logs every step under the stage's name."""
 
     def _valid_epoch(self, valid_data, show_progress=False):  # type: ignore[no-untyped-def]
-        """RecBole's validation; stopped by a signal, it is made again after resuming.
+        """RecBole's validation; a resumed run repeats one that a signal interrupted.
 
-        Several processes would have to agree on where to stop; they go on from the checkpoint
-        before.
+        Only a single process saves the step before it: several would have to agree on where to
+        stop, so they continue from their last checkpoint.
         """
         before = random_state(self.device)
         try:
@@ -282,13 +310,13 @@ class SetwiseTrainer(Trainer):
     def _draw_negatives(
         self, train_data: SetwiseDataLoader, epoch: int, show_progress: bool
     ) -> None:
-        """The epoch's negatives by the policy as it is now, where they are dynamic."""
+        """Draw the epoch's dynamic negatives by the current policy; nothing for other negatives."""
         sampler = train_data.setwise_sampler
         negatives = sampler.negative_sampler
         if not isinstance(negatives, DynamicNegatives):
             return
         self.drawn_negatives = negatives
-        if self.resumed_negatives:  # by the policy as it was when the epoch began
+        if self.resumed_negatives:  # drawn by the policy at the start of the epoch
             negatives.restore(epoch, self.resumed_negatives)
             self.resumed_negatives = {}
             return
@@ -299,7 +327,7 @@ class SetwiseTrainer(Trainer):
                 self.model, sampler, negatives, train_data.users, epoch, show_progress=show_progress
             )
         self.logger.info(
-            f"negatives of {len(train_data.users)} contexts drawn by the policy in "
+            f"negatives of {len(train_data.users)} examples drawn by the policy in "
             f"{time.perf_counter() - start:.1f} s"
         )
 
@@ -307,8 +335,8 @@ class SetwiseTrainer(Trainer):
         """Make one optimizer step over a batch and advance the schedule; the step's metrics.
 
         Raises:
-            TrainingError: the loss is not finite, or memory runs out; in one process the state
-                before the step is then saved.
+            TrainingError: the loss is not finite, or memory runs out; after the latter, a single
+                process has saved the state before the step.
         """
         assert self.schedule is not None
         if self.resumed_optimizer is not None:
@@ -362,16 +390,18 @@ class SetwiseTrainer(Trainer):
         }
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """Write `best`: when validation improved, or after every epoch of a stage without one."""
+        """Write `best`; RecBole calls it after an improvement, or every epoch if none validates."""
         if epoch < 0 and self.best_folder.exists():
-            return  # RecBole's call for a stage with no epoch left: `best` is there already
+            return  # RecBole's call for a stage without epochs left: `best` exists
         weights = self.engine.weights()
-        save_checkpoint(self.best_folder, weights, self._state())
+        processes.broadcast_from_main(
+            lambda: save_checkpoint(self.best_folder, weights, self._state())
+        )
         if self.eval_step == 0 and epoch >= 0:
             self._save_epoch()
 
     def _is_save_due(self, n_batches: int) -> bool:
-        """Whether `save_steps` asks for a checkpoint that the epoch's end does not write anyway."""
+        """True if `save_steps` asks for a checkpoint that the end of the epoch does not write."""
         save_steps = self.settings.save_steps
         is_last = self.position.batch == n_batches
         epoch_saves = self.eval_step == 0 or (self.position.epoch + 1) % self.eval_step == 0
@@ -382,23 +412,19 @@ class SetwiseTrainer(Trainer):
         )
 
     def _save_epoch(self) -> None:
-        """Checkpoint from which the next epoch begins."""
+        """Save a checkpoint that continues with the next epoch."""
         self.position = self.position.next_epoch()
         self._save_step()
 
     def _save_step(self) -> None:
-        """Checkpoint of this step; older ones than the last `save_total_limit` are removed."""
+        """Save a checkpoint of this step and remove all but the last `save_total_limit`."""
         assert self.schedule is not None
         weights = self.engine.weights()
-        # a run that was resumed and has made no step yet has not handed its state to the engine
-        if self.resumed_optimizer:
-            self.resumed_optimizer = self.engine.own_part(self.resumed_optimizer)
+        # before its first step, a resumed run has not passed its state to the engine
         tensors = dict(self.resumed_optimizer or self.engine.optimizer_state())
         for rank, random in enumerate(processes.all_gather(random_state(self.device))):
-            if rank == processes.rank() or not self.engine.sharded:
-                tensors |= {f"{RANDOM}{rank}.{name}": value for name, value in random.items()}
-        is_main = processes.is_main_process()
-        if self.drawn_negatives is not None and self.position.batch and is_main:
+            tensors |= {f"{RANDOM}{rank}.{name}": value for name, value in random.items()}
+        if self.drawn_negatives is not None and self.position.batch:
             drawn = self.drawn_negatives.state()
             tensors |= {NEGATIVES + name: value for name, value in drawn.items()}
         schedule = {
@@ -406,33 +432,31 @@ class SetwiseTrainer(Trainer):
             for key, value in self.schedule.state_dict().items()
             if isinstance(value, (int, float, list))
         }
-        logs = processes.broadcast_from_main(self._flush_logs)
-        state = {**self._state(), "schedule": schedule, "logs": logs}
-        folder = step_folder(self.folder, self.global_step)
-        save_checkpoint(folder, weights, state, tensors, sharded=self.engine.sharded)
-        if is_main:
-            remove_old_steps(self.folder, self.global_step, self.settings.save_total_limit)
+        state = {**self._state(), "schedule": schedule}
+        processes.broadcast_from_main(lambda: self._write_step(weights, state, tensors))
         self._save_reference_cache()
 
     def _save_reference_cache(self) -> None:
-        """Keep what this process has computed of it: a killed run need not do so again."""
+        """Write this process's reference log-probabilities, which a killed run then has."""
         if self.model.reference_cache is not None:
             self.model.reference_cache.save()
 
-    def _flush_logs(self) -> dict[str, int]:
-        """Sizes of the logs, to which a resumed run cuts them."""
+    def _write_step(
+        self, weights: dict[str, Tensor], state: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
         self.tensorboard.flush()
-        return log_sizes(self.run_folder)
+        state["logs"] = log_sizes(self.run_folder)
+        save_checkpoint(step_folder(self.folder, self.global_step), weights, state, tensors)
+        remove_old_steps(self.folder, self.global_step, self.settings.save_total_limit)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Continue after the step of a `step-<n>` checkpoint of this stage.
 
         Raises:
-            CheckpointError: it is damaged, of another stage, or does not fit the model.
+            CheckpointError: the checkpoint is damaged, of another stage or of another model.
         """
         folder = Path(resume_file)
-        checked = processes.broadcast_from_main(lambda: check_checkpoint(folder))
-        model, state, tensors = load_checkpoint(folder, checked)
+        model, state, tensors = load_checkpoint(folder)
         if state.get("stage") != self.stage.name or tensors is None:
             raise CheckpointError(
                 f"{folder} cannot be resumed: it is of the stage {state.get('stage')!r}"
@@ -446,19 +470,19 @@ class SetwiseTrainer(Trainer):
             self.resumed_max_rows = state["max_rows"]
             self.resumed_schedule = state["schedule"]
             random = _taken(tensors, RANDOM + f"{processes.rank()}.")
-            _taken(tensors, RANDOM)  # those of other processes
+            _taken(tensors, RANDOM)  # of other ranks
             self.resumed_negatives = _taken(tensors, NEGATIVES)
             load_trainable_tensors(self.model.lm, model, folder)
-            check_tensors(self.optimizer, tensors)
+            optimizer_state(self.optimizer, tensors)  # only a check: the engine is made later
             self.resumed_optimizer = tensors
-            if random:  # else there are more processes than there were
+            if random:  # else there are more processes than before
                 restore_random_state(random, self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
-                f"{folder} does not hold what training needs ({error!r}); remove it to go on "
-                "without it"
+                f"{folder} does not hold what training needs ({error!r}); remove it to "
+                "continue without it"
             ) from error
         stopped_early = self.cur_step > self.stopping_step
         self.start_epoch = self.epochs if stopped_early else self.position.epoch
@@ -473,7 +497,8 @@ class SetwiseTrainer(Trainer):
         if state.keys() != wanted:
             raise CheckpointError(
                 f"the checkpoint's schedule of step sizes has {', '.join(sorted(state))} and not "
-                f"{', '.join(sorted(wanted))}; remove the checkpoint to go on from the one before"
+                f"{', '.join(sorted(wanted))}; remove the checkpoint to continue "
+                "from the one before"
             )
         self.schedule.load_state_dict(state)
         for group, rate in zip(
@@ -482,10 +507,10 @@ class SetwiseTrainer(Trainer):
             group["lr"] = rate
 
     def load_best(self) -> None:
-        """Put the stage's best weights into the model.
+        """Load the stage's best weights into the model.
 
         Raises:
-            CheckpointError: they are damaged, or were made from something else.
+            CheckpointError: they are damaged, or of other data, backbone or prompt.
         """
         model, state, _ = load_checkpoint(self.best_folder)
         check_resumed(self.run_folder, state.get("fingerprints", {}), self.fingerprints)
@@ -494,10 +519,10 @@ class SetwiseTrainer(Trainer):
     # ---- evaluation ----
 
     def evaluate(self, eval_data, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
-        """RecBole's evaluation, by all processes together; each of them gets the result.
+        """RecBole's evaluation, shared by all processes; every rank gets the result.
 
         Raises:
-            TrainingError: it runs out of memory.
+            TrainingError: memory runs out.
         """
         evaluate = partial(super().evaluate, eval_data, *args, **kwargs)
         try:
@@ -505,7 +530,7 @@ class SetwiseTrainer(Trainer):
                 if processes.world_size() == 1:
                     return evaluate()
                 if not isinstance(eval_data, RankingDataLoader):
-                    # sampled candidates come from one stream of random numbers: the first's
+                    # all sampled candidates come from the main process's random generator
                     return processes.broadcast_from_main(evaluate)
                 self.eval_collector.users = eval_data.uid_list
                 return evaluate()
@@ -535,6 +560,6 @@ class SetwiseTrainer(Trainer):
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take the tensors whose names begin with the prefix out; they are named without it."""
+    """Remove the tensors with this prefix from `tensors`; returned by name without the prefix."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}

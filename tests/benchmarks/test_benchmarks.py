@@ -13,12 +13,14 @@ from benchmarks.common import Row, Timer, faster, peak_mebibytes, report
 from benchmarks.others import kv_logps, kv_scores, naive_logps
 from benchmarks.training_step import Examples
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.packed import packed_logps
 from recbole_multdpo.scoring.padded import padded_logps
 
 ITEMS = ItemTokens.from_lists([[], [5, 9, 2], [7, 2], [2], [5, 9, 8, 11, 2]])
-PROMPTS = torch.tensor([[11, 12, 13, 14], [21, 22, 0, 0]])
-LENGTHS = torch.tensor([4, 2])
+CATALOGUE = ItemCatalogue.build(ITEMS)
+PROMPTS = Prompts(torch.tensor([[11, 12, 13, 14], [21, 22, 0, 0]]), torch.tensor([4, 2]))
 CANDIDATES = torch.tensor([[1, 2, 4], [3, 4, 0]])
 SCORERS = {
     "naive": partial(naive_logps, logits_everywhere=True),
@@ -33,7 +35,7 @@ def test_other_scorers_equal_the_padded_twin_in_value_and_gradient(make_lm, name
     weights = torch.tensor([[1.0, -2.0, 0.5], [3.0, 1.0, 7.0]])
 
     def value_and_gradient(score):
-        logps = score(lm, PROMPTS, LENGTHS, CANDIDATES, ITEMS)
+        logps = score(lm, PROMPTS, CANDIDATES, CATALOGUE)
         return [logps, *torch.autograd.grad((weights * logps).sum(), list(lm.parameters()))]
 
     found, expected = value_and_gradient(SCORERS[name]), value_and_gradient(padded_logps)
@@ -42,20 +44,19 @@ def test_other_scorers_equal_the_padded_twin_in_value_and_gradient(make_lm, name
 
 
 def test_prompt_cache_scores_the_catalogue_in_any_chunks(make_lm):
-    lm = make_lm()
-    expected = packed_logps(lm, PROMPTS[:1], LENGTHS[:1], torch.tensor([[1, 2, 3, 4]]), ITEMS)[0]
+    lm, prompt = make_lm(), PROMPTS.split(1)[0]
+    expected = packed_logps(lm, prompt, torch.tensor([[1, 2, 3, 4]]), CATALOGUE)[0]
     for chunk in (1, 3, 100):
-        found = kv_scores(lm, PROMPTS[0], ITEMS, items_per_chunk=chunk)
+        found = kv_scores(lm, prompt, ITEMS, items_per_chunk=chunk)
         torch.testing.assert_close(found[1:], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_operations_by_hand():
     """One prompt of 10, items of 3 and 5 tokens; body 2 and head 1 operations per position."""
     examples = Examples(
-        torch.zeros(1, 10, dtype=torch.long),
-        torch.tensor([10]),
+        Prompts(torch.zeros(1, 10, dtype=torch.long), torch.tensor([10])),
         torch.tensor([[1, 2]]),
-        ItemTokens.from_lists([[], [1, 1, 1], [1, 1, 1, 1, 1]]),
+        ItemCatalogue.build(ItemTokens.from_lists([[], [1, 1, 2], [1, 1, 1, 1, 2]])),
     )
     packed = (10 + 2 + 4) * 2 + 1 + 2 + 4
     assert examples.floor_ratios(2, 1) == pytest.approx(

@@ -34,18 +34,18 @@ def made(config, parts, cache_dir: Path | None, own: Path) -> Assistant:  # type
 # scores
 
 
-def test_log_shares_are_a_log_softmax_over_the_items() -> None:
+def test_log_probs_are_a_log_softmax_over_the_items() -> None:
     scores = np.array([[9.0, np.log(1), np.log(3)], [0.0, 5.0, 5.0]], dtype=np.float32)
     assistant = Assistant("EASE", scores, scores, np.array([-1, 1, 0]), {})
-    found = assistant.log_shares(torch.tensor([2, 1]))
+    found = assistant.log_probs(torch.tensor([2, 1]))
     expected = torch.tensor([[0.0, 1 / 4, 3 / 4], [0.0, 1 / 2, 1 / 2]]).log()
     torch.testing.assert_close(found, expected)
-    sharper = assistant.log_shares(torch.tensor([2]), temperature=0.5)
+    sharper = assistant.log_probs(torch.tensor([2]), temperature=0.5)
     torch.testing.assert_close(sharper, torch.tensor([[0.0, 1 / 10, 9 / 10]]).log())
     assert assistant.scores_of(torch.tensor([2, 1])).tolist() == scores.tolist()
     assert scores[0, 0] == 9.0  # the table on disk is not written to
-    with pytest.raises(ValueError, match="not asked"):
-        assistant.log_shares(torch.tensor([0]))
+    with pytest.raises(ValueError, match="no scores for"):
+        assistant.log_probs(torch.tensor([0]))
 
 
 def test_scores_are_those_of_steck_on_the_training_part(data_path: Path, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_scores_are_those_of_steck_on_the_training_part(data_path: Path, tmp_pat
     expected = torch.from_numpy(x @ (np.eye(len(p)) - p / np.diag(p)))
     users = torch.cat([part.inter_feat["user_id"] for part in parts[1:]]).unique()
     expected[:, 0] = -torch.inf
-    found = assistant.log_shares(users)
+    found = assistant.log_probs(users)
     torch.testing.assert_close(found, expected[users].log_softmax(1).float())
 
 
@@ -101,8 +101,8 @@ def test_fused_ranking_is_that_of_the_sums(data_path: Path, tmp_path: Path) -> N
     model.assistant_weight = 20.0
     fused = model.topk(users, None, 6)
     catalogue = torch.arange(model.n_items).expand(len(users), -1)
-    sums = model.score(*model.user_prompts(users), catalogue)
-    sums = sums + 20.0 * model.assistant.log_shares(users)
+    sums = model.score(model.user_prompts(users), catalogue)
+    sums = sums + 20.0 * model.assistant.log_probs(users)
     best = sums[:, 1:].topk(6)
     torch.testing.assert_close(fused.scores, best.values, atol=1e-4, rtol=1e-5)
     assert not fused.items.equal(plain.items)
@@ -179,8 +179,8 @@ def test_scores_are_cached_and_never_with_other_settings(data_path: Path, tmp_pa
         (["--assistant=EASE", "--EASE.topk=[1]"], "topk must be those of the run"),
         (["--assistant=EASE", "--BPR.epochs=1"], "a setting of an assistant BPR.*--assistant=BPR"),
         (["--EASE.reg_weight=1"], "a setting of an assistant EASE.*Add --assistant=EASE"),
-        (["--assistant=EASE", "--assistant_weight=-1"], "assistant_weight .*at least 0"),
-        (["--assistant=EASE", "--assistant_weight=[]"], "assistant_weight .*not empty"),
+        (["--assistant=EASE", "--assistant_weight=-1"], "assistant_weight .*or equal to 0"),
+        (["--assistant=EASE", "--assistant_weight=[]"], "assistant_weight .*at least 1 item"),
         (["--assistant_weight=3"], "no effect without an assistant"),
         (["--assistant=BPR", "--context=conversation"], "assistant BPR: model=BPR knows users by"),
     ],

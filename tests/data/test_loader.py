@@ -62,7 +62,7 @@ def test_processes_share_the_batches_of_one(
 
     def drawn(batch, row: int):  # type: ignore[no-untyped-def]
         """An example without its padding."""
-        prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]].tolist()
+        prompt = batch.prompts.ids[row, : batch.prompts.lengths[row]].tolist()
         levels = batch.levels[row][batch.candidates[row] > 0].tolist()
         return prompt, batch.candidates[row][batch.candidates[row] > 0].tolist(), levels
 

@@ -26,9 +26,9 @@ def builder(tokenizer, texts=TEXTS, frame=FRAME, max_history=24, max_prompt_toke
 
 
 def prompt_of(prompts, history):
-    ids, lengths = prompts.build([np.array(history, dtype=np.int64)])
-    assert ids.shape == (1, lengths[0])
-    return ids[0].tolist()
+    built = prompts.build([np.array(history, dtype=np.int64)])
+    assert built.ids.shape == (1, built.lengths[0])
+    return built.ids[0].tolist()
 
 
 def plain(tokenizer, text):
@@ -131,9 +131,9 @@ def test_an_empty_history(tokenizer):
 def test_a_batch_is_right_padded_and_equals_its_rows(tokenizer):
     prompts = builder(tokenizer)
     histories = [np.array(h, dtype=np.int64) for h in ([1, 2, 3], [], [4])]
-    ids, lengths = prompts.build(histories)
-    assert ids.shape == (3, int(lengths.max()))
-    for row, length, history in zip(ids, lengths, histories, strict=True):
+    built = prompts.build(histories)
+    assert built.ids.shape == (3, int(built.lengths.max()))
+    for row, length, history in zip(built.ids, built.lengths, histories, strict=True):
         assert row[:length].tolist() == prompt_of(prompts, history)
         assert (row[length:] == 0).all()
 

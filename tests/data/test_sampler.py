@@ -383,7 +383,7 @@ def make_sampler(tokenizer):
 
 def titles(tokenizer, batch, row):
     """The prompt's text."""
-    return tokenizer.decode(batch.prompt_ids[row, : batch.prompt_lengths[row]])
+    return tokenizer.decode(batch.prompts.ids[row, : batch.prompts.lengths[row]])
 
 
 @pytest.mark.parametrize("mode", ["random", "temporal"])
@@ -402,7 +402,7 @@ def test_a_batch_holds_the_split_and_the_negatives(make_sampler, tokenizer, mode
     )
     negatives = NegativeSampler(ITEMS, N_ITEMS).sample(users, 5, seed=4, epoch=6)
     assert batch.user_ids.tolist() == [2, 0, 1]
-    for tensor in (batch.prompt_ids, batch.prompt_lengths, batch.candidates, batch.levels):
+    for tensor in (batch.prompts.ids, batch.prompts.lengths, batch.candidates, batch.levels):
         assert tensor.dtype == torch.long
     assert batch.candidates.shape == batch.levels.shape == (3, 3 + 5)
     for row in range(3):
@@ -432,7 +432,7 @@ def test_no_negatives_for_supervised_fine_tuning(make_sampler):
 def test_one_positive_keeps_history_and_negatives(make_sampler, mode):
     many = make_sampler(history_split=mode).sample(np.array([0, 2]), 1)
     one = make_sampler(history_split=mode, one_positive=True).sample(np.array([0, 2]), 1)
-    assert torch.equal(one.prompt_ids, many.prompt_ids)
+    assert torch.equal(one.prompts.ids, many.prompts.ids)
     assert torch.equal(one.candidates[:, 1:], many.candidates[:, 3:])
     assert torch.equal(one.candidates[:, 0], many.candidates[:, 0])
     assert torch.equal(one.levels[:, 0], many.levels[:, 0])
@@ -469,9 +469,9 @@ def test_examples_do_not_depend_on_the_batch(tokenizer, order, epoch, mode):
     batch = sampler.sample(np.array(order), epoch)
     for row, user in enumerate(order):
         alone = sampler.sample(np.array([user]), epoch)
-        length = int(alone.prompt_lengths[0])
-        assert batch.prompt_lengths[row] == length
-        assert torch.equal(batch.prompt_ids[row, :length], alone.prompt_ids[0])
+        length = int(alone.prompts.lengths[0])
+        assert batch.prompts.lengths[row] == length
+        assert torch.equal(batch.prompts.ids[row, :length], alone.prompts.ids[0])
         valid = batch.levels[row] >= 0
         assert torch.equal(batch.candidates[row][valid], alone.candidates[0][alone.levels[0] >= 0])
 

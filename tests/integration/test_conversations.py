@@ -115,8 +115,8 @@ def test_a_prompt_depends_on_what_is_said_and_not_on_the_user(tmp_path: Path) ->
     assert topk.items[0].tolist() == topk.items[1].tolist()
     torch.testing.assert_close(topk.scores[0], topk.scores[1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(topk.scores[0], topk.scores[2], atol=1e-5)
-    ids, lengths = model.user_prompts(users[2:])
-    assert model.tokenizer.decode(ids[0, : lengths[0]]) == (
+    (prompt,) = model.user_prompts(users[2:]).ids
+    assert model.tokenizer.decode(prompt) == (
         "A user asks for movies:\nUser: I liked film 23 and 26\nRecommender: Only in test?"
         "\nThe movie recommended next:"
     )

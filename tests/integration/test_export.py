@@ -130,9 +130,9 @@ def test_long_histories_are_cut_alike(runs: Path, tmp_path: Path) -> None:
     titles = [recommender.run.titles[item] for item in items]
     model.prompts._budget = catalogue._room - 40  # a tighter limit on both sides
     catalogue.frame["max_prompt_tokens"] -= 40
-    (ids,), (length,) = model.history_prompts([recommender.titles.find_all(titles)])
+    (ids,) = model.history_prompts([recommender.titles.find_all(titles)]).ids
     prompt = catalogue.history_prompt(tokenizer, titles)
-    assert prompt == ids[:length].tolist() and len(prompt) < 1024
+    assert prompt == ids.tolist() and len(prompt) < 1024
 
 
 def test_readme_runs_as_written(

@@ -101,7 +101,7 @@ def test_typed_titles_rank_by_the_models_own_scores(runs: Path, name: str) -> No
     items = [recommender.titles.find(title) for title in liked]
     prompt = model.history_prompts([np.array(items)])
     others = [item for item in range(1, N_ITEMS + 1) if item not in items]
-    scores = model.score(*prompt, torch.tensor([others]))[0]
+    scores = model.score(prompt, torch.tensor([others]))[0]
     expected = {recommender.run.item_name(i): float(s) for i, s in zip(others, scores, strict=True)}
     found = {item.id: item.score for item in answer.recommendations}
     assert found == pytest.approx(expected, abs=1e-4)

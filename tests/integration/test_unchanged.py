@@ -22,7 +22,7 @@ from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
-from recbole_multdpo.runs.resume import CHANGEABLE, settle_resume
+from recbole_multdpo.runs.resume import CHANGEABLE, resolve_resume
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
@@ -237,13 +237,13 @@ LOCAL = {
 def test_every_local_setting_is_accepted(runs, key) -> None:
     assert key in CHANGEABLE
     config = load_config([f"--resume={runs / 'cut'}", f"--{key}={LOCAL[key]}"])
-    assert settle_resume(config) == str(runs / "cut")
+    assert resolve_resume(config) == str(runs / "cut")
 
 
 @pytest.mark.parametrize("change", ["--beta=9", "--max_history=4", "--use_chat_template=True"])
 def test_other_settings_are_not(runs, change) -> None:
     with pytest.raises(ConfigError, match="settings differ"):
-        settle_resume(load_config([f"--resume={runs / 'cut'}", change]))
+        resolve_resume(load_config([f"--resume={runs / 'cut'}", change]))
 
 
 def test_a_setting_of_a_later_version_does_not_hinder(copied) -> None:
@@ -253,7 +253,7 @@ def test_a_setting_of_a_later_version_does_not_hinder(copied) -> None:
     lines = [line for line in lines if not line.startswith("chat_template_kwargs")]
     assert len(lines) < len(text.splitlines())
     (folder / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
-    assert settle_resume(load_config([f"--resume={folder}"])) == str(folder)
+    assert resolve_resume(load_config([f"--resume={folder}"])) == str(folder)
 
 
 def test_a_backbone_may_move_but_not_change(copied, runs, backbone, tmp_path) -> None:
@@ -559,9 +559,9 @@ def test_auto_takes_no_run_of_other_data_of_the_same_name(runs, data_path, tmp_p
     shutil.copytree(runs / "cut", saved / "cut")
     again = [f"--config_files={runs / 'cut' / 'config.yaml'}", "--resume=auto"]
     again.append(f"--checkpoint_dir={saved}")
-    assert settle_resume(load_config(again)) == str(saved / "cut")
+    assert resolve_resume(load_config(again)) == str(saved / "cut")
     moved = Path(shutil.copytree(data_path, tmp_path / "moved"))
-    assert settle_resume(load_config([*again, f"--data_path={moved}"])) is None
+    assert resolve_resume(load_config([*again, f"--data_path={moved}"])) is None
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,38 @@
-"""Grouping examples by length."""
+"""Prompts in parts, and grouping examples by length."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_multdpo.losses.batch import length_buckets
+from recbole_multdpo.losses.batch import Prompts, length_buckets
+
+PROMPTS = Prompts(torch.tensor([[1, 2, 3, 0], [4, 0, 0, 0], [5, 6, 0, 0]]), torch.tensor([3, 1, 2]))
+
+
+def test_prompts_in_parts():
+    parts = PROMPTS.split(2)
+    assert [len(part) for part in parts] == [2, 1]
+    assert parts[1].ids.tolist() == [[5, 6, 0, 0]] and parts[1].lengths.tolist() == [2]
+    assert parts[1].trimmed().ids.tolist() == [[5, 6]]
+    assert PROMPTS.trimmed().width == 3
+    assert parts[0].ids.data_ptr() == PROMPTS.ids.data_ptr()  # no copy
+
+
+def test_chosen_prompts_keep_their_padding():
+    for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
+        chosen = PROMPTS.select(rows)
+        assert chosen.width == 4
+        assert sorted(zip(chosen.lengths.tolist(), chosen.ids.tolist(), strict=True)) == [
+            (2, [5, 6, 0, 0]),
+            (3, [1, 2, 3, 0]),
+        ]
+
+
+@pytest.mark.parametrize("length", [0, 5])
+def test_lengths_outside_the_table_are_refused(length):
+    with pytest.raises(ValueError, match="1 to 4"):
+        Prompts(PROMPTS.ids, torch.tensor([3, length, 2]))
 
 
 @pytest.mark.parametrize(

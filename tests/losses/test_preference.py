@@ -322,6 +322,19 @@ def test_rewards():
     torch.testing.assert_close(values, double([[0.5, -1.0, 2.0, 0.0]]))
 
 
+def test_rewards_without_a_reference_and_per_token():
+    """β = 0.5 and items of 1, 2 and 4 tokens: 0.5 · (1, −2, 4), then divided by the lengths."""
+    policy, levels = double([[1.0, -2.0, 4.0, math.nan]]), torch.tensor([[1, 2, 0, -1]])
+    values = rewards(policy, None, levels, 0.5)
+    torch.testing.assert_close(values, double([[0.5, -1.0, 2.0, 0.0]]))
+    values = rewards(policy, None, levels, 0.5, torch.tensor([[1, 2, 4, 0]]))
+    torch.testing.assert_close(values, double([[0.5, -0.5, 0.5, 0.0]]))
+
+
+def test_the_losses_whose_rewards_are_per_token():
+    assert [name for name in LOSSES if LOSSES[name].has_reward_per_token] == ["simpo", "pro"]
+
+
 @given(examples(max_level=3))
 def test_one_example_of_any_kind_is_accepted_by_the_losses_of_many(example):
     logratios, levels, beta = example

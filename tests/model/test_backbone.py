@@ -29,12 +29,12 @@ from recbole_multdpo.model.backbone import (
 from recbole_multdpo.scoring.lm import causal_lm
 
 TEXTS = ["Toy Story", "GoldenEye", "Star Wars", "Stargate", "A user liked these movies:"]
-SIZES = dict(tiny_hidden_size=16, tiny_num_layers=2, tiny_num_heads=2, tiny_vocab_size=300)
+TINY = dict(texts=TEXTS, hidden_size=16, num_layers=2, num_heads=2, vocab_size=300, seed=0)
 TOKENS = torch.tensor([[70, 71, 72, 1], [90, 80, 70, 60]])
 
 
-def load(name="tiny", **changes):
-    return load_backbone(name, **{"texts": TEXTS, "seed": 0, **SIZES, **changes})
+def load(name="tiny", *, tiny_kwargs=None, **options):
+    return load_backbone(name, tiny_kwargs={**TINY, **(tiny_kwargs or {})}, **options)
 
 
 def logits(model):
@@ -112,8 +112,8 @@ class TestLoading:
     def test_a_folder_named_tiny_needs_a_path(self, saved, tmp_path, monkeypatch):
         shutil.copytree(saved, tmp_path / "tiny")
         monkeypatch.chdir(tmp_path)
-        assert load("tiny", tiny_num_layers=1).lm.config.num_hidden_layers == 1
-        assert load("./tiny", tiny_num_layers=1).lm.config.num_hidden_layers == 2
+        assert load("tiny", tiny_kwargs={"num_layers": 1}).lm.config.num_hidden_layers == 1
+        assert load("./tiny", tiny_kwargs={"num_layers": 1}).lm.config.num_hidden_layers == 2
 
     def test_smollm2_is_the_unpacked_folder(self, saved, tmp_path, monkeypatch):
         monkeypatch.setenv("RECBOLE_MULTDPO_CACHE", str(tmp_path))
@@ -262,23 +262,23 @@ class TestFingerprint:
     def test_tiny(self, tiny):
         same = tiny.fingerprint
         assert load().fingerprint == same
-        assert load(texts=TEXTS[::-1]).fingerprint == same  # makes the same model
+        assert load(tiny_kwargs={"texts": TEXTS[::-1]}).fingerprint == same  # makes the same model
         assert load(dtype="bfloat16", attn_implementation="eager").fingerprint == same
         changes = [
             {"seed": 1},
             {"texts": TEXTS[:3]},
-            {"tiny_num_heads": 1},  # changes no weight
-            {"tiny_num_layers": 1},
-            {"tiny_vocab_size": 290},
+            {"num_heads": 1},  # changes no weight
+            {"num_layers": 1},
+            {"vocab_size": 290},
         ]
-        others = {load(**change).fingerprint for change in changes}
+        others = {load(tiny_kwargs=change).fingerprint for change in changes}
         assert len(others) == len(changes) and same not in others
 
     def test_tiny_in_another_process(self, tiny):
         program = (
             "import torch; torch.manual_seed(5)\n"
             "from recbole_multdpo.model.backbone import load_backbone\n"
-            f"print(load_backbone('tiny', texts={TEXTS!r}, seed=0, **{SIZES!r}).fingerprint)"
+            f"print(load_backbone('tiny', tiny_kwargs={TINY!r}).fingerprint)"
         )
         finished = subprocess.run(
             [sys.executable, "-c", program],
@@ -509,13 +509,13 @@ class TestSaving:
 
     def test_replaces_an_existing_folder(self, tiny, folder):
         (folder / "stale").touch()
-        save_backbone(load(seed=1).lm, tiny.tokenizer, folder)
+        save_backbone(load(tiny_kwargs={"seed": 1}).lm, tiny.tokenizer, folder)
         assert not (folder / "stale").exists() and os.listdir(folder.parent) == ["model"]
         assert not torch.equal(logits(load(str(folder)).lm), logits(tiny.lm))
 
     def test_a_failure_leaves_the_old_folder(self, tiny, folder, monkeypatch):
         monkeypatch.setattr(tiny.tokenizer, "save_pretrained", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            save_backbone(load(seed=1).lm, tiny.tokenizer, folder)
+            save_backbone(load(tiny_kwargs={"seed": 1}).lm, tiny.tokenizer, folder)
         assert os.listdir(folder.parent) == ["model"]
         assert torch.equal(logits(load(str(folder)).lm), logits(tiny.lm))

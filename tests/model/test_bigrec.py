@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_multdpo.classical.assistant import Assistant
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
 from recbole_multdpo.scoring.grounding import min_max
 from tests.integration.toy import N_ITEMS, toy_model
@@ -32,10 +33,10 @@ def make(data_path: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def writes(model: BIGRec, texts: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the model write a given text for each user."""
-    known = {tuple(model.user_prompts(torch.tensor([u]))[0][0].tolist()): texts[u] for u in texts}
+    known = {tuple(model.user_prompts(torch.tensor([u])).ids[0].tolist()): texts[u] for u in texts}
 
-    def write(prompt_ids: torch.Tensor, prompt_lengths: torch.Tensor) -> list[str]:
-        rows = zip(prompt_ids.tolist(), prompt_lengths.tolist(), strict=True)
+    def write(prompts: Prompts) -> list[str]:
+        rows = zip(prompts.ids.tolist(), prompts.lengths.tolist(), strict=True)
         return [known[tuple(ids[:length])] for ids, length in rows]
 
     monkeypatch.setattr(model, "write", write)
@@ -175,7 +176,7 @@ def test_a_log_softmax_of_the_scores_weighs_the_same() -> None:
     assistant = assistant_of({9: 5.0, 4: 0.3}, {5: 3.0, 6: -1.0})
     users = torch.tensor([1, 2])
     torch.testing.assert_close(
-        min_max(assistant.log_shares(users)[:, 1:]), min_max(assistant.scores_of(users)[:, 1:])
+        min_max(assistant.log_probs(users)[:, 1:]), min_max(assistant.scores_of(users)[:, 1:])
     )
 
 
@@ -214,9 +215,9 @@ def test_gamma_is_the_best_on_validation(make, monkeypatch, weight) -> None:  # 
 
 
 def _counted(write, calls):  # type: ignore[no-untyped-def]
-    def counted(prompt_ids: torch.Tensor, prompt_lengths: torch.Tensor) -> list[str]:
-        calls.append(len(prompt_ids))
-        return write(prompt_ids, prompt_lengths)
+    def counted(prompts: Prompts) -> list[str]:
+        calls.append(len(prompts))
+        return write(prompts)
 
     return counted
 
@@ -258,7 +259,7 @@ def test_the_model_writes_for_itself(make) -> None:  # type: ignore[no-untyped-d
     texts = model.written_for(torch.tensor([1, 2]))
     assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
     prompts = model.user_prompts(torch.tensor([1, 2]))
-    ranked, by_user = model.rank(*prompts, None, 5), model.topk(torch.tensor([1, 2]), None, 5)
+    ranked, by_user = model.rank(prompts, None, 5), model.topk(torch.tensor([1, 2]), None, 5)
     assert torch.equal(ranked.items, by_user.items)
 
 

@@ -44,8 +44,8 @@ def untrained(data_path: Path, tmp_path: Path, *extra: str):  # type: ignore[no-
 def mixture(model, users):  # type: ignore[no-untyped-def]
     """1/4 log pi + 3/4 log m of every item, m being the shares of all items of its text."""
     catalogue = torch.arange(model.n_items).expand(len(users), -1)
-    logps = model.score(*model.user_prompts(users), catalogue)
-    shares = model.assistant.log_shares(users, 0.05).exp()
+    logps = model.score(model.user_prompts(users), catalogue)
+    shares = model.assistant.log_probs(users, 0.05).exp()
     texts = model.item_texts
     same = torch.tensor([[a == b for b in texts] for a in texts]).float()
     same[0] = same[:, 0] = 0
@@ -86,7 +86,7 @@ def test_a_loaded_run_ranks_prompts_as_the_test_ranked_users(
     users, model = untrained(data_path, tmp_path, f"--ranker={ranker}", "--beam_size=2")
     model.assistant = None
     ranked = model.topk(users, None, 6)
-    of_prompts = model.rank(*model.user_prompts(users), None, 6)
+    of_prompts = model.rank(model.user_prompts(users), None, 6)
     assert of_prompts.items.equal(ranked.items) and of_prompts.scores.equal(ranked.scores)
 
 

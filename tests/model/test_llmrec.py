@@ -52,7 +52,7 @@ def test_scoring_in_small_chunks_changes_nothing(data_path: Path, tmp_path: Path
     candidates = torch.arange(N_ITEMS + 1).expand(4, -1)
     prompts = model.user_prompts(torch.tensor([1, 2, 3, 4]))
     torch.testing.assert_close(
-        model.score(*prompts, candidates), whole.score(*prompts, candidates), atol=1e-4, rtol=1e-5
+        model.score(prompts, candidates), whole.score(prompts, candidates), atol=1e-4, rtol=1e-5
     )
 
 
@@ -80,28 +80,29 @@ def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
     config = load_config([text for text in arguments if not text.startswith("--tiny_")])
     parts = load_parts(config)[1]
     model = LLMRec(config, parts[0]).eval()
-    users, items = torch.tensor([1, 5]), torch.tensor([3, 17])
+    users, asked = torch.tensor([1, 5]), torch.tensor([3, 17])
+    items = model.catalogue.items
     prompts = model.user_prompts(users)
 
     @torch.no_grad()
     def direct(prompt_ids, prompt_length, item):  # type: ignore[no-untyped-def]
         prompt = prompt_ids[:prompt_length]
-        text = model.items.ids[item, : model.items.lengths[item]]
+        text = items.ids[item, : items.lengths[item]]
         logps = model.lm(input_ids=torch.cat([prompt, text])[None]).logits[0].log_softmax(-1)
         return logps[torch.arange(len(text)) + len(prompt) - 1, text].sum()
 
     expected = torch.stack(
         [
             torch.stack([direct(ids, length, item) for item in range(1, N_ITEMS + 1)])
-            for ids, length in zip(*prompts, strict=True)
+            for ids, length in zip(prompts.ids, prompts.lengths, strict=True)
         ]
     )
     close = {"atol": 1e-3, "rtol": 1e-5}
-    pairs = Interaction({"user_id": users, "item_id": items})
-    torch.testing.assert_close(model.predict(pairs), expected[[0, 1], items - 1], **close)
+    pairs = Interaction({"user_id": users, "item_id": asked})
+    torch.testing.assert_close(model.predict(pairs), expected[[0, 1], asked - 1], **close)
     full = model.full_sort_predict(Interaction({"user_id": users})).view(2, -1)
     torch.testing.assert_close(full[:, 1:], expected, **close)
-    torch.testing.assert_close(model.score_all(*prompts)[:, 1:], expected, **close)
+    torch.testing.assert_close(model.score_all(prompts)[:, 1:], expected, **close)
     topk = model.topk(users, None, 5)
     torch.testing.assert_close(topk.scores, expected.topk(5).values, **close)
     batch = next(iter(train_loader(config, model, parts[0], "mult_dpo", 2)))
@@ -109,9 +110,10 @@ def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
     for row in range(2):
         for slot in (batch.candidates[row] > 0).nonzero()[:, 0].tolist():
             item = batch.candidates[row, slot]
-            found = direct(batch.prompt_ids[row], batch.prompt_lengths[row], item)
+            found = direct(batch.prompts.ids[row], batch.prompts.lengths[row], item)
             torch.testing.assert_close(logps[row, slot], found, **close)
-    wrong = packed.packed_logps(model.lm, *prompts, torch.arange(1, 31).expand(2, -1), model.items)
+    every_item = torch.arange(1, 31).expand(2, -1)
+    wrong = packed.packed_logps(model.lm, prompts, every_item, model.catalogue)
     assert (wrong - expected).abs().max() > 0.1
 
 
@@ -182,7 +184,7 @@ def test_two_losses_see_the_same_contexts(data_path: Path, tmp_path: Path) -> No
     many = next(iter(train_loader(config, model, parts[0], "mult_dpo", 8)))
     one = next(iter(train_loader(config, model, parts[0], "s_dpo", 8)))
     assert torch.equal(many.user_ids, one.user_ids)
-    assert torch.equal(many.prompt_ids, one.prompt_ids)
+    assert torch.equal(many.prompts.ids, one.prompts.ids)
     assert torch.equal(many.candidates[:, 0], one.candidates[:, 0])
     assert ((one.levels > 0).sum(1) == 1).all()
 
@@ -197,7 +199,7 @@ def test_an_item_with_the_text_of_a_known_one_is_no_negative(tmp_path: Path) -> 
     rows = ["\t".join([cell[0], *text]) for cell, text in zip(cells, texts, strict=True)]
     items.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     config, parts, model = toy_model(data_path, tmp_path / "run", "--num_negatives=20")
-    leaf = model.trie.leaf_of_item
+    leaf = model.catalogue.trie.leaf_of_item
 
     def drawn_twins(known: UserItems) -> int:
         users = np.arange(1, len(known.counts))
@@ -297,7 +299,7 @@ def test_a_context_beyond_the_budget_is_computed_in_parts(
         return output.losses.detach(), gradients, batch, list(lengths)
 
     losses, gradients, batch, whole = step(0)
-    budget = int(batch.prompt_lengths.max()) + 12
+    budget = int(batch.prompts.lengths.max()) + 12
     parted_losses, parted_gradients, _, parts = step(budget)
     assert max(whole) > budget >= max(parts) and len(parts) > 2 * len(whole)
     torch.testing.assert_close(parted_losses, losses, rtol=1e-5, atol=1e-5)

@@ -268,7 +268,7 @@ def test_the_longest_prompts_that_are_exact_are_proposed(monkeypatch):
     right = probe.METHODS["packed"]
 
     def wrong_beyond_13(lm, inputs):
-        return right(lm, inputs) + (1.0 if inputs.prompt_ids.shape[1] > 13 else 0.0)
+        return right(lm, inputs) + (1.0 if inputs.prompts.width > 13 else 0.0)
 
     monkeypatch.setitem(probe.METHODS, "packed", wrong_beyond_13)
     lm = built("qwen2")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.losses.batch import SetwiseBatch
+from recbole_multdpo.losses.batch import Prompts, SetwiseBatch
 from recbole_multdpo.model.reference_cache import FILE_NAME, ReferenceCache
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.training.stages import train_loader
@@ -19,8 +19,7 @@ from tests.integration.toy import toy_arguments, toy_model, write_toy
 
 BATCH = SetwiseBatch(
     user_ids=torch.tensor([1, 2]),
-    prompt_ids=torch.tensor([[5, 6, 7], [5, 6, 0]]),
-    prompt_lengths=torch.tensor([3, 2]),
+    prompts=Prompts(torch.tensor([[5, 6, 7], [5, 6, 0]]), torch.tensor([3, 2])),
     candidates=torch.tensor([[1, 0, 2], [1, 3, 0]]),
     levels=torch.tensor([[1, -1, 0], [1, 0, -1]]),
 )
@@ -46,7 +45,7 @@ def test_what_was_saved_is_found_under_any_padding_and_batch(tmp_path: Path) -> 
     assert second.logps(BATCH, never).tolist() == expected
     other = replace(
         BATCH.select(torch.tensor([1])),
-        prompt_ids=torch.tensor([[5, 6]]),
+        prompts=Prompts(torch.tensor([[5, 6]]), torch.tensor([2])),
         candidates=torch.tensor([[0, 1, 3]]),
     )
     assert second.logps(other, never).tolist() == [[0.0, -21.0, -23.0]]
@@ -56,8 +55,8 @@ def test_what_was_saved_is_found_under_any_padding_and_batch(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompt_ids": torch.tensor([[5, 6, 8], [5, 6, 0]])},
-        {"prompt_lengths": torch.tensor([2, 2])},
+        {"prompts": replace(BATCH.prompts, ids=torch.tensor([[5, 6, 8], [5, 6, 0]]))},
+        {"prompts": replace(BATCH.prompts, lengths=torch.tensor([2, 2]))},
         {"candidates": torch.tensor([[2, 0, 1], [1, 3, 0]])},
         {"candidates": torch.tensor([[1, 0, 0], [1, 3, 0]])},
     ],

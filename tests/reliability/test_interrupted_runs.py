@@ -18,8 +18,10 @@ import torch
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs import step_log
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runtime.interruption import Interrupted
+from recbole_multdpo.training import step
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_arguments
 from tests.reliability.kills import differences, what_is_left
@@ -127,6 +129,36 @@ def test_a_run_that_stopped_early_is_not_trained_on(
     assert last_step(folder)["global_step"] == 6
     run([f"--resume={folder}"])
     assert differences(what_is_left(tmp_path / "whole"), what_is_left(folder)) == []
+
+
+def test_a_run_of_a_version_without_reward_accuracy_is_resumed(
+    data_path: Path, tmp_path: Path, monkeypatch, whole: dict
+) -> None:
+    """Its `steps.csv` keeps its columns; the epoch's mean is not that of a part of it."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        new, metrics = ("reward_accuracy", "rewards/", "logps/"), step.step_metrics
+        patch.setattr(step_log, "METRICS", step_log.METRICS[:-1])
+        patch.setattr(step_log, "STEP_COLUMNS", step_log.STEP_COLUMNS[:-1])
+        patch.setattr(
+            step,
+            "step_metrics",
+            lambda *args: {k: v for k, v in metrics(*args).items() if not k.startswith(new)},
+        )
+        at_step(patch, "preference", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(toy_arguments(data_path, folder, *SETTINGS))
+    run([f"--resume={folder}"])
+    left, steps = what_is_left(folder), whole["steps"]
+    assert steps[0][-1] == "reward_accuracy" and steps[-1][-1]
+    assert left["steps"] == [row[:-1] for row in steps]
+    assert [n for n in differences(whole, left) if n != "steps"] == ["tensorboard"]
+    accuracies = left["tensorboard"]["preference/rewards/accuracies"]
+    assert accuracies == whole["tensorboard"]["preference/rewards/accuracies"][2:]
+    first, second = (
+        line for line in (folder / "run.log").read_text().splitlines() if "preference epoch" in line
+    )
+    assert "reward_accuracy" not in first and "reward_accuracy" in second
 
 
 def test_the_command_ends_with_the_signals_status(data_path: Path, tmp_path: Path) -> None:

@@ -68,3 +68,12 @@ def test_time_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monke
     now = 5002.0
     log.step(2, 1, {})
     assert [row["seconds"] for row in rows_of(tmp_path / "steps.csv")] == ["7.5", "9.5"]
+
+
+def test_a_file_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
+    """New columns come last and are left out, so that offsets of old checkpoints stay right."""
+    old = STEP_COLUMNS[:-1]
+    (tmp_path / "steps.csv").write_text(",".join(old) + "\n")
+    StepLog(tmp_path, "preference").step(1, 1, {"loss": 0.5, "reward_accuracy": 0.75})
+    (row,) = rows_of(tmp_path / "steps.csv")
+    assert tuple(row) == old and row["loss"] == "0.5"

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from recbole_multdpo.data.item_tokens import ItemTokens
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.scoring.beam import beam_topk
-from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.best_first import TrieSearch
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.packed import packed_logps, packed_logps_with_prompt
 from recbole_multdpo.scoring.padded import padded_logps, padded_logps_with_prompt
-from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.trie_scores import trie_scores
 
 WINDOW = 8
@@ -45,7 +46,8 @@ PROMPT_LENGTHS = torch.tensor([24, 11, 17])
 PROMPT_IDS = torch.randint(
     3, VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5)
 ).masked_fill(torch.arange(24) >= PROMPT_LENGTHS[:, None], 0)
-BATCH = PROMPT_IDS, PROMPT_LENGTHS
+PROMPTS = Prompts(PROMPT_IDS, PROMPT_LENGTHS)
+CATALOGUE = ItemCatalogue.build(ITEMS)
 
 # A name counts where the architecture's configuration knows it.
 SMALL: dict[str, Any] = {
@@ -449,17 +451,16 @@ def direct_prompt_logps(lm: nn.Module) -> Tensor:
 
 def ranked_logps(lm: nn.Module, rank: str) -> Tensor:
     """What the rankers think of all items [3, n_items], 0 for item 0."""
-    trie = ItemTrie.build(ITEMS)
     if rank == "trie_scores":
-        scores = trie_scores(lm, trie, *BATCH, nodes_per_chunk=3)
+        scores = trie_scores(lm, CATALOGUE, PROMPTS, nodes_per_chunk=3)
     else:
-        n_items = trie.num_items - 1
+        n_items = len(CATALOGUE) - 1
         if rank == "beam":
-            top = beam_topk(lm, trie, *BATCH, None, n_items, beam_size=20)
+            top = beam_topk(lm, CATALOGUE, PROMPTS, None, n_items, beam_size=20)
         else:
-            top = best_first_topk(lm, trie, *BATCH, None, n_items, expand_per_step=2)
-        scores = torch.zeros(len(top.items), trie.num_items).scatter(1, top.items, top.scores)
-    return scores.masked_fill(torch.arange(trie.num_items) == 0, 0.0)
+            top = TrieSearch(lm, CATALOGUE, PROMPTS, None, n_items).run(expand_per_step=2)
+        scores = torch.zeros(len(top.items), len(CATALOGUE)).scatter(1, top.items, top.scores)
+    return scores.masked_fill(torch.arange(len(CATALOGUE)) == 0, 0.0)
 
 
 def value_errors(lm: nn.Module, truth: nn.Module | None = None) -> dict[str, float | str]:
@@ -471,13 +472,13 @@ def value_errors(lm: nn.Module, truth: nn.Module | None = None) -> dict[str, flo
     """
     everything = torch.arange(len(ITEMS.lengths)).expand(3, -1)
     scorers = {
-        "packed": lambda: packed_logps(lm, *BATCH, CANDIDATES, ITEMS),
-        "padded": lambda: padded_logps(lm, *BATCH, CANDIDATES, ITEMS),
+        "packed": lambda: packed_logps(lm, PROMPTS, CANDIDATES, CATALOGUE),
+        "padded": lambda: padded_logps(lm, PROMPTS, CANDIDATES, CATALOGUE),
         "best_first": lambda: ranked_logps(lm, "best_first"),
         "beam": lambda: ranked_logps(lm, "beam"),
         "trie_scores": lambda: ranked_logps(lm, "trie_scores"),
-        "packed_prompt": lambda: packed_logps_with_prompt(lm, *BATCH, CANDIDATES, ITEMS)[1],
-        "padded_prompt": lambda: padded_logps_with_prompt(lm, *BATCH, CANDIDATES, ITEMS)[1],
+        "packed_prompt": lambda: packed_logps_with_prompt(lm, PROMPTS, CANDIDATES, ITEMS)[1],
+        "padded_prompt": lambda: padded_logps_with_prompt(lm, PROMPTS, CANDIDATES, ITEMS)[1],
     }
     errors: dict[str, float | str] = {}
     with torch.no_grad():
@@ -517,7 +518,7 @@ def gradient_errors(lm: nn.Module) -> dict[str, float | str]:
     errors: dict[str, float | str] = {}
     for name, score in {"packed": packed_logps, "padded": padded_logps}.items():
         try:
-            found = gradient(score(lm, *BATCH, CANDIDATES, ITEMS))
+            found = gradient(score(lm, PROMPTS, CANDIDATES, CATALOGUE))
         except Exception as error:
             errors[name] = f"{type(error).__name__}: {error}"
             continue

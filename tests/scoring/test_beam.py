@@ -13,14 +13,16 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
-from recbole_multdpo.scoring.trie import ItemTrie
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from tests.scoring.test_best_first import END, VOCABULARY, case, naive_scores, tiny_lm
 
 
 def beam(lm, drawn, k=6, excluded=None, beam_size=10, **options):  # type: ignore[no-untyped-def]
-    prompts = drawn.prompt_ids, drawn.prompt_lengths
-    return beam_topk(lm, drawn.trie, *prompts, excluded, k, beam_size=beam_size, **options)
+    return beam_topk(
+        lm, drawn.catalogue, drawn.prompts, excluded, k, beam_size=beam_size, **options
+    )
 
 
 def random_shares(  # type: ignore[no-untyped-def]
@@ -64,8 +66,8 @@ def constant_lm():  # type: ignore[no-untyped-def]
 
 def hand_case():  # type: ignore[no-untyped-def]
     items = ItemTokens.from_lists([[], *([*(TOKENS[c] for c in text), END] for text in TEXTS)])
-    alone = {"prompt_ids": torch.full((1, 3), 7), "prompt_lengths": torch.tensor([3])}
-    return replace(case(), items=items, trie=ItemTrie.build(items), **alone)
+    prompts = Prompts(torch.full((1, 3), 7), torch.tensor([3]))
+    return replace(case(), catalogue=ItemCatalogue.build(items), prompts=prompts)
 
 
 def test_the_scores_by_hand_are_those_of_the_model() -> None:
@@ -93,7 +95,7 @@ def test_a_narrow_beam_by_hand() -> None:
 
 def test_forced_tokens_are_free_where_probabilities_are_those_of_the_catalogue() -> None:
     """Over the titles: a .4/.95, b .25/.95, c .3/.95; then halves by .4 and .3; ends are forced."""
-    result = beam(constant_lm(), hand_case(), k=1, beam_size=3, over_catalogue=True)
+    result = beam(constant_lm(), hand_case().normalised(), k=1, beam_size=3)
     assert result.items.tolist() == [[3]]  # b: its end is no choice any more
     torch.testing.assert_close(
         result.scores.exp(), torch.tensor([[0.25 / 0.95]]).double(), rtol=1e-4, atol=0
@@ -107,16 +109,16 @@ def test_the_assistant_takes_part_in_every_token_by_hand() -> None:
     """
     drawn = hand_case()
     shares = torch.tensor([[0.0, 0.1, 0.1, 0.1, 0.6, 0.1]]).double()
-    addends = log_shares_of_nodes(drawn.trie, shares.log())  # odds w / (1 - w) = 1
+    node_bias = log_shares_of_nodes(drawn.catalogue.trie, shares.log())  # odds w / (1 - w) = 1
     assert beam(constant_lm(), drawn, k=1, beam_size=1).items.tolist() != [[4]]
-    result = beam(constant_lm(), drawn, k=1, beam_size=1, addends=addends)
+    result = beam(constant_lm(), drawn, k=1, beam_size=1, node_bias=node_bias)
     assert result.items.tolist() == [[4]]
     expected = torch.tensor([[0.3 * 0.25 * 0.05 * 0.6]]).double()
     torch.testing.assert_close(result.scores.exp(), expected, rtol=1e-4, atol=0)
 
 
 def test_shares_of_nodes_are_sums_over_the_items_below() -> None:
-    trie, shares = case().trie, random_shares(3, 31, scale=30.0)
+    trie, shares = case().catalogue.trie, random_shares(3, 31, scale=30.0)
     found = log_shares_of_nodes(trie, shares)
     for node in range(len(trie.token)):
         start, count = int(trie.item_start[node]), int(trie.item_count[node])
@@ -163,13 +165,14 @@ class Mixture(LogitsProcessor):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_equals_beam_search_of_transformers(seed: int, beam_size: int, weight: float) -> None:
     drawn, lm = case(seed, n_items=40, n_users=3), tiny_lm()
+    items = drawn.catalogue.items
     shares = random_shares(3, 41, seed)
-    addends = None
+    node_bias = None
     if weight:
-        addends = weight / (1 - weight) * log_shares_of_nodes(drawn.trie, shares)
-    found = beam(lm, drawn, k=40, beam_size=beam_size, addends=addends)
-    for user, length in enumerate(drawn.prompt_lengths.tolist()):
-        prompt = drawn.prompt_ids[user : user + 1, :length]
+        node_bias = weight / (1 - weight) * log_shares_of_nodes(drawn.catalogue.trie, shares)
+    found = beam(lm, drawn, k=40, beam_size=beam_size, node_bias=node_bias)
+    for user, length in enumerate(drawn.prompts.lengths.tolist()):
+        prompt = drawn.prompts.ids[user : user + 1, :length]
         generated = lm.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -177,14 +180,12 @@ def test_equals_beam_search_of_transformers(seed: int, beam_size: int, weight: f
             num_return_sequences=beam_size,
             do_sample=False,
             length_penalty=0.0,
-            max_new_tokens=int(drawn.items.lengths.max()),
+            max_new_tokens=int(items.lengths.max()),
             eos_token_id=END,
             pad_token_id=0,
             output_scores=True,
             return_dict_in_generate=True,
-            logits_processor=LogitsProcessorList(
-                [Mixture(drawn.items, length, shares[user], weight)]
-            ),
+            logits_processor=LogitsProcessorList([Mixture(items, length, shares[user], weight)]),
         )
         texts = [tuple(row[length:].tolist()) for row in generated.sequences]
         texts = [text[: text.index(END) + 1] for text in texts if END in text]
@@ -193,7 +194,7 @@ def test_equals_beam_search_of_transformers(seed: int, beam_size: int, weight: f
             same = [
                 item
                 for item in range(1, 41)
-                if tuple(drawn.items.ids[item, : drawn.items.lengths[item]].tolist()) == text
+                if tuple(items.ids[item, : items.lengths[item]].tolist()) == text
             ]
             assert found.items[user, rank : rank + len(same)].tolist() == same
             assert float(found.scores[user, rank]) * (1 - weight) == pytest.approx(score, abs=1e-5)
@@ -219,19 +220,19 @@ def test_the_narrow_beam_is_not_the_exact_ranking() -> None:
     k=st.integers(1, 12),
     excluded_share=st.sampled_from([0.0, 0.3, 0.95]),
     odds=st.sampled_from([0.0, 1.0, 9.0]),
-    over_catalogue=st.booleans(),
+    normalised=st.booleans(),
 )
 def test_a_full_beam_is_the_exact_ranking(  # type: ignore[no-untyped-def]
-    seed, n_items, k, excluded_share, odds, over_catalogue
+    seed, n_items, k, excluded_share, odds, normalised
 ):
     lm, drawn = tiny_lm(), case.__wrapped__(seed, n_items, 3)
     generator = torch.Generator().manual_seed(seed)
     excluded = torch.rand(3, n_items + 1, generator=generator) < excluded_share
-    of_nodes = odds * log_shares_of_nodes(drawn.trie, random_shares(3, n_items + 1, seed))
-    of_items = of_nodes[:, drawn.trie.leaf_of_item.clamp(min=0)]
-    options = {"excluded": excluded, "over_catalogue": over_catalogue}
-    exact = drawn.rank(lm, k=k, addends=of_items, **options)
-    found = beam(lm, drawn, k=k, beam_size=200, addends=of_nodes, **options)
+    of_nodes = odds * log_shares_of_nodes(drawn.catalogue.trie, random_shares(3, n_items + 1, seed))
+    of_items = of_nodes[:, drawn.catalogue.trie.leaf_of_item.clamp(min=0)]
+    drawn = drawn.normalised() if normalised else drawn
+    exact = drawn.rank(lm, k=k, item_bias=of_items, excluded=excluded)
+    found = beam(lm, drawn, k=k, beam_size=200, node_bias=of_nodes, excluded=excluded)
     torch.testing.assert_close(found.scores, exact.scores, rtol=0, atol=5e-6)
     assert found.items.equal(exact.items)
 
@@ -253,13 +254,8 @@ def test_every_allowed_item_has_a_place(beam_size: int) -> None:
 def test_a_batch_equals_its_users_alone() -> None:
     drawn, lm = case(0, n_items=40, n_users=4), tiny_lm()
     together = beam(lm, drawn, k=40, beam_size=3)
-    for user in range(4):
-        length = int(drawn.prompt_lengths[user])
-        alone = replace(
-            drawn,
-            prompt_ids=drawn.prompt_ids[user : user + 1, :length],
-            prompt_lengths=drawn.prompt_lengths[user : user + 1],
-        )
+    for user, prompt in enumerate(drawn.prompts.split(1)):
+        alone = replace(drawn, prompts=prompt.trimmed())
         assert beam(lm, alone, k=40, beam_size=3).items[0].equal(together.items[user])
 
 

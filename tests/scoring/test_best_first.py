@@ -13,12 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.errors import ConfigError, TrainingError
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring import best_first as best_first_module
-from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring import head as head_module
+from recbole_multdpo.scoring.best_first import TrieSearch
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.packed import packed_logps
 from recbole_multdpo.scoring.topk import stable_topk
-from recbole_multdpo.scoring.trie import ItemTrie
 
 VOCABULARY = 24
 END = 1
@@ -51,16 +53,18 @@ def tiny_lm(architecture="qwen2", attention="sdpa", dtype=torch.float64, **overr
 class Case:
     """A catalogue and a batch of prompts."""
 
-    items: ItemTokens
-    trie: ItemTrie
-    prompt_ids: torch.Tensor
-    prompt_lengths: torch.Tensor
+    catalogue: ItemCatalogue
+    prompts: Prompts
 
-    def rank(self, lm, k=5, excluded=None, trie=None, **options):
-        trie = self.trie if trie is None else trie
-        return best_first_topk(
-            lm, trie, self.prompt_ids, self.prompt_lengths, excluded, k, **options
-        )
+    def rank(self, lm, k=5, excluded=None, *, targets=None, expand_per_step=32, **options):
+        search = TrieSearch(lm, self.catalogue, self.prompts, excluded, k, **options)
+        if targets is not None:
+            search.set_targets(targets)
+        return search.run(expand_per_step=expand_per_step)
+
+    def normalised(self):
+        """The same items, forced suffixes included, under probabilities over the catalogue."""
+        return replace(self, catalogue=replace(self.catalogue, normalised=True))
 
 
 @cache
@@ -78,17 +82,19 @@ def case(seed=0, n_items=30, n_users=4):
     prompt_lengths = draw(1, 9, n_users)
     prompt_lengths[0] = 8
     # whatever stands right of a prompt is padding, so it may be anything
-    return Case(items, ItemTrie.build(items), draw(2, VOCABULARY, n_users, 8), prompt_lengths)
+    prompts = Prompts(draw(2, VOCABULARY, n_users, 8), prompt_lengths)
+    return Case(ItemCatalogue.build(items), prompts)
 
 
 @torch.no_grad()
 def naive_scores(lm, case):
     """log π(item | prompt) [B, n_items], one unpadded forward per user and item; item 0 −inf."""
-    scores = torch.full((len(case.prompt_ids), len(case.items.lengths)), -math.inf).double()
-    for user, length in enumerate(case.prompt_lengths.tolist()):
+    items, prompts = case.catalogue.items, case.prompts
+    scores = torch.full((len(prompts), len(case.catalogue)), -math.inf).double()
+    for user, length in enumerate(prompts.lengths.tolist()):
         for item in range(1, scores.shape[1]):
-            tokens = case.items.ids[item, : case.items.lengths[item]]
-            joined = torch.cat([case.prompt_ids[user, :length], tokens])
+            tokens = items.ids[item, : items.lengths[item]]
+            joined = torch.cat([prompts.ids[user, :length], tokens])
             logps = lm(input_ids=joined[None]).logits[0, length - 1 : -1].double().log_softmax(-1)
             scores[user, item] = logps.gather(1, tokens[:, None]).sum()
     return scores
@@ -157,7 +163,7 @@ def test_excluded_items_do_not_rank():
 
 def test_one_of_two_items_with_the_same_text_can_be_excluded():
     first, second = 3, 8  # texts[7] = texts[2] in `case`, and ids start at 1
-    assert case().trie.leaf_of_item[first] == case().trie.leaf_of_item[second]
+    assert case().catalogue.trie.leaf_of_item[first] == case().catalogue.trie.leaf_of_item[second]
     everything = case().rank(tiny_lm(), k=30)
     for row, scores in zip(everything.items.tolist(), everything.scores, strict=True):
         assert row.index(first) < row.index(second)
@@ -186,7 +192,7 @@ def test_bfloat16_scores_are_float32_sums_of_bfloat16_predictions():
 @pytest.mark.parametrize("text", [[], [3], [3, 3, 4]])
 def test_catalogue_of_one_item(text):
     items = ItemTokens.from_lists([[], [*text, END]])
-    one = replace(case(), items=items, trie=ItemTrie.build(items))
+    one = replace(case(), catalogue=ItemCatalogue.build(items))
     result = one.rank(tiny_lm(), k=2)
     assert_matches(result, naive_scores(tiny_lm(), one), 2)
     assert result.expanded.tolist() == [len(text)] * 4
@@ -204,10 +210,10 @@ def test_adapter_wrapped_model():
 
 
 def test_what_stands_in_the_padding_does_not_matter():
-    other = replace(case(), prompt_ids=case().prompt_ids.clone())
-    padding = torch.arange(8) >= case().prompt_lengths[:, None]
-    other.prompt_ids[padding] = 0
-    assert (other.prompt_ids != case().prompt_ids).any()
+    prompts = case().prompts
+    padding = torch.arange(8) >= prompts.lengths[:, None]
+    other = replace(case(), prompts=replace(prompts, ids=prompts.ids.masked_fill(padding, 0)))
+    assert (other.prompts.ids != prompts.ids).any()
     here, there = case().rank(tiny_lm(), k=8), other.rank(tiny_lm(), k=8)
     assert here.items.equal(there.items)
     assert here.scores.equal(there.scores)
@@ -215,20 +221,18 @@ def test_what_stands_in_the_padding_does_not_matter():
 
 def test_a_batch_equals_its_users_alone():
     lm, together = tiny_lm(), case().rank(tiny_lm(), k=8, expand_per_step=4)
-    for user in range(4):
-        length = int(case().prompt_lengths[user])
-        alone = replace(
-            case(),
-            prompt_ids=case().prompt_ids[user : user + 1, :length],
-            prompt_lengths=case().prompt_lengths[user : user + 1],
-        ).rank(lm, k=8, expand_per_step=4)
+    for user, prompt in enumerate(case().prompts.split(1)):
+        one = replace(case(), prompts=prompt.trimmed())
+        alone = one.rank(lm, k=8, expand_per_step=4)
         assert alone.items[0].equal(together.items[user])
         assert alone.expanded[0] == together.expanded[user]
         torch.testing.assert_close(alone.scores[0], together.scores[user], rtol=0, atol=2e-6)
 
 
-def test_head_in_chunks_of_one_row():
-    assert_matches(case().rank(tiny_lm(), k=8, max_logit_elements=1), oracle(), 8)
+def test_head_in_chunks_of_one_row(monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(head_module, "MIN_CHUNK_ROWS", 1)
+    assert_matches(case().rank(tiny_lm(), k=8), oracle(), 8)
 
 
 @settings(max_examples=25, deadline=None)
@@ -249,16 +253,15 @@ def test_equals_exhaustive_on_random_catalogues(
     excluded = torch.rand(n_users, n_items + 1, generator=generator) < excluded_share
     search = drawn.rank(lm, k=k, excluded=excluded, expand_per_step=expand_per_step)
     exhaustive = exhaustive_topk(
-        partial(packed_logps, lm, items=drawn.items),
-        drawn.prompt_ids,
-        drawn.prompt_lengths,
+        partial(packed_logps, lm, catalogue=drawn.catalogue),
+        drawn.prompts,
         excluded,
         k,
         n_items=n_items + 1,
     )
     torch.testing.assert_close(search.scores, exhaustive.scores, rtol=0, atol=5e-6)
-    catalogue = torch.arange(1, n_items + 1).expand(n_users, -1)
-    logps = packed_logps(lm, drawn.prompt_ids, drawn.prompt_lengths, catalogue, drawn.items)
+    every_item = torch.arange(1, n_items + 1).expand(n_users, -1)
+    logps = packed_logps(lm, drawn.prompts, every_item, drawn.catalogue)
     scores = torch.cat([torch.full_like(logps[:, :1], -math.inf), logps], 1)
     scores = scores.masked_fill(excluded, -math.inf)
     # items whose scores differ by rounding only may stand in either order, and none stands twice
@@ -275,7 +278,7 @@ def test_equals_exhaustive_on_random_catalogues(
 
 def wrong_tries():
     """Tries whose `path` or `depth` makes the search build a wrong mask or wrong positions."""
-    trie = case().trie
+    trie = case().catalogue.trie
     nodes = torch.arange(1, trie.num_internal)
     only_self = torch.zeros_like(trie.path)
     only_self[nodes, trie.depth[nodes] - 1] = nodes
@@ -292,8 +295,9 @@ def wrong_tries():
 
 @pytest.mark.parametrize("mistake", ["no ancestors", "not itself", "shifted positions"])
 def test_wrong_mask_or_positions_change_the_scores(mistake):
+    mistaken = replace(case().catalogue, trie=wrong_tries()[mistake])
     right = case().rank(tiny_lm(), k=30)
-    wrong = case().rank(tiny_lm(), k=30, trie=wrong_tries()[mistake])
+    wrong = replace(case(), catalogue=mistaken).rank(tiny_lm(), k=30)
     assert (wrong.scores - right.scores).abs().max() > 1e-2
 
 
@@ -304,12 +308,12 @@ def test_wrong_mask_or_positions_change_the_scores(mistake):
 @torch.no_grad()
 def naive_prefix_scores(lm, case):
     """Log-probability of each internal node's prefix [B, I], one forward per user and node."""
-    trie = case.trie
-    scores = torch.zeros(len(case.prompt_ids), trie.num_internal, dtype=torch.float64)
-    for user, length in enumerate(case.prompt_lengths.tolist()):
+    trie, prompts = case.catalogue.trie, case.prompts
+    scores = torch.zeros(len(prompts), trie.num_internal, dtype=torch.float64)
+    for user, length in enumerate(prompts.lengths.tolist()):
         for node in range(1, trie.num_internal):
             tokens = trie.token[trie.path[node, : trie.depth[node]]]
-            joined = torch.cat([case.prompt_ids[user, :length], tokens])
+            joined = torch.cat([prompts.ids[user, :length], tokens])
             logps = lm(input_ids=joined[None]).logits[0, length - 1 : -1].log_softmax(-1)
             scores[user, node] = logps.gather(1, tokens[:, None]).sum()
     return scores
@@ -325,7 +329,7 @@ def test_one_node_per_step_expands_no_more_than_needed(k):
     allowed = (prefixes > last - 2e-4).sum(1)
     assert (needed <= result.expanded).all()
     assert (result.expanded <= allowed).all()
-    assert (allowed < case().trie.num_internal - 1).all()  # the bound does prune
+    assert (allowed < case().catalogue.trie.num_internal - 1).all()  # the bound does prune
 
 
 def test_peaked_model_expands_a_fraction_and_wider_steps_expand_more():
@@ -334,7 +338,7 @@ def test_peaked_model_expands_a_fraction_and_wider_steps_expand_more():
     wide = case(seed=3, n_items=200)
     narrow_steps = wide.rank(lm, k=2, expand_per_step=1)
     wide_steps = wide.rank(lm, k=2, expand_per_step=1000)
-    internal = wide.trie.num_internal - 1
+    internal = wide.catalogue.trie.num_internal - 1
     assert narrow_steps.expanded.float().mean() < 0.25 * internal
     assert (narrow_steps.expanded <= wide_steps.expanded).all()
     assert (wide_steps.expanded <= internal).all()
@@ -343,24 +347,24 @@ def test_peaked_model_expands_a_fraction_and_wider_steps_expand_more():
 
 def test_without_a_bound_every_node_is_expanded_once():
     result = case().rank(tiny_lm(), k=31)
-    assert result.expanded.tolist() == [case().trie.num_internal - 1] * 4
+    assert result.expanded.tolist() == [case().catalogue.trie.num_internal - 1] * 4
 
 
 def test_wholly_excluded_subtrees_are_not_entered():
     """With one allowed item only its own prefixes are fed: its tokens without the terminator."""
-    item = int(case().items.lengths.argmax())
+    item = int(case().catalogue.items.lengths.argmax())
     excluded = torch.ones(4, 31, dtype=torch.bool)
     excluded[:, item] = False
     result = case().rank(tiny_lm(), k=1, excluded=excluded)
     assert result.items.tolist() == [[item]] * 4
-    assert result.expanded.tolist() == [int(case().items.lengths[item]) - 1] * 4
+    assert result.expanded.tolist() == [int(case().catalogue.items.lengths[item]) - 1] * 4
 
 
 # --------------------------------------------------------------------------------------------------
-# items with addends: fusion with another score
+# items with a bias: fusion with another score
 
 
-def addends(scale, seed=0, n_users=4, n_items=31):
+def random_bias(scale, seed=0, n_users=4, n_items=31):
     """Random numbers of both signs; item 0 has none."""
     drawn = torch.randn(n_users, n_items, generator=torch.Generator().manual_seed(seed))
     drawn[:, 0] = -math.inf
@@ -369,56 +373,56 @@ def addends(scale, seed=0, n_users=4, n_items=31):
 
 @pytest.mark.parametrize("expand_per_step", [1, 6, 1000])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
-def test_with_addends_equals_the_sum_of_every_item(scale, expand_per_step):
-    added = addends(scale)
-    result = case().rank(tiny_lm(), k=8, addends=added, expand_per_step=expand_per_step)
+def test_with_a_bias_equals_the_sum_of_every_item(scale, expand_per_step):
+    added = random_bias(scale)
+    result = case().rank(tiny_lm(), k=8, item_bias=added, expand_per_step=expand_per_step)
     assert_matches(result, oracle() + added, 8)
     assert result.items.tolist() != ranked(oracle(), 8)
 
 
-def test_addends_of_excluded_items_open_no_node():
-    """The best addend belongs to what may not rank: neither listed nor searched for."""
-    added, excluded = addends(0.1), torch.zeros(4, 31, dtype=torch.bool)
+def test_the_bias_of_excluded_items_open_no_node():
+    """The largest bias belongs to what may not rank: neither listed nor searched for."""
+    added, excluded = random_bias(0.1), torch.zeros(4, 31, dtype=torch.bool)
     excluded[:, 20] = True
-    plain = case().rank(tiny_lm(), k=3, addends=added, excluded=excluded, expand_per_step=1)
+    plain = case().rank(tiny_lm(), k=3, item_bias=added, excluded=excluded, expand_per_step=1)
     added[:, 20] = 1e3
-    result = case().rank(tiny_lm(), k=3, addends=added, excluded=excluded, expand_per_step=1)
+    result = case().rank(tiny_lm(), k=3, item_bias=added, excluded=excluded, expand_per_step=1)
     assert_matches(result, oracle() + added, 3, excluded)
     assert result.expanded.equal(plain.expanded)
 
 
 @pytest.mark.parametrize("scale", [0.5, 5.0])
-def test_with_addends_no_node_is_expanded_in_vain(scale):
-    """As above: a prefix must be opened if its log-probability and best addend beat the k-th."""
-    trie, added = case().trie, addends(scale)
+def test_with_a_bias_no_node_is_expanded_in_vain(scale):
+    """As above: a prefix must be opened if its log-probability and largest bias beat the k-th."""
+    trie, added = case().catalogue.trie, random_bias(scale)
     bounds = naive_prefix_scores(tiny_lm(), case())
     for node in range(1, trie.num_internal):
         start, count = trie.item_start[node], trie.item_count[node]
         bounds[:, node] += added[:, trie.item_order[start : start + count]].max(1).values
-    result = case().rank(tiny_lm(), k=4, addends=added, expand_per_step=1)
+    result = case().rank(tiny_lm(), k=4, item_bias=added, expand_per_step=1)
     last = result.scores[:, -1:]
     assert ((bounds[:, 1:] > last + 1e-5).sum(1) <= result.expanded).all()
     assert (result.expanded <= (bounds[:, 1:] > last - 2e-4).sum(1)).all()
     assert (result.expanded < trie.num_internal - 1).any()
 
 
-def test_a_bound_that_forgets_the_addends_misses_items(monkeypatch):
-    added = addends(3.0)
+def test_a_bound_that_forgets_the_bias_misses_items(monkeypatch):
+    added = random_bias(3.0)
     monkeypatch.setattr(
         best_first_module, "_largest_below", lambda trie, _: added.new_zeros(4, trie.num_internal)
     )
-    wrong = case().rank(tiny_lm(), k=4, addends=added - 20, expand_per_step=1)
+    wrong = case().rank(tiny_lm(), k=4, item_bias=added - 20, expand_per_step=1)
     assert wrong.items.tolist() == ranked(oracle() + added, 4)  # too high a bound only costs
-    wrong = case().rank(tiny_lm(), k=4, addends=added + 20, expand_per_step=1)
+    wrong = case().rank(tiny_lm(), k=4, item_bias=added + 20, expand_per_step=1)
     assert wrong.items.tolist() != ranked(oracle() + added, 4)
 
 
-def test_searches_with_addends_that_are_given_up():
-    added, excluded = addends(2.0), excluding_all_but(12)
+def test_searches_with_a_bias_that_are_given_up():
+    added, excluded = random_bias(2.0), excluding_all_but(12)
     given_up = case().rank(
-        tiny_lm(), k=20, addends=added, excluded=excluded, max_expanded=5, expand_per_step=4
+        tiny_lm(), k=20, item_bias=added, excluded=excluded, max_expanded=5, expand_per_step=4
     )
-    assert (given_up.expanded[[0, 2]] > case().trie.num_internal - 1).all()
+    assert (given_up.expanded[[0, 2]] > case().catalogue.trie.num_internal - 1).all()
     assert_matches(given_up, oracle() + added, 20, excluded)
 
 
@@ -431,16 +435,18 @@ def test_searches_with_addends_that_are_given_up():
     excluded_share=st.sampled_from([0.0, 0.3, 0.95]),
     scale=st.sampled_from([0.0, 0.3, 4.0, 300.0]),
 )
-def test_with_addends_equals_exhaustive_on_random_catalogues(
+def test_with_a_bias_equals_exhaustive_on_random_catalogues(
     seed, n_items, expand_per_step, k, excluded_share, scale
 ):
     lm, drawn = tiny_lm(), case.__wrapped__(seed, n_items, 3)
     generator = torch.Generator().manual_seed(seed)
     excluded = torch.rand(3, n_items + 1, generator=generator) < excluded_share
     added = torch.randn(3, n_items + 1, generator=generator).double() * scale
-    search = drawn.rank(lm, k=k, excluded=excluded, expand_per_step=expand_per_step, addends=added)
-    catalogue = torch.arange(1, n_items + 1).expand(3, -1)
-    logps = packed_logps(lm, drawn.prompt_ids, drawn.prompt_lengths, catalogue, drawn.items)
+    search = drawn.rank(
+        lm, k=k, excluded=excluded, expand_per_step=expand_per_step, item_bias=added
+    )
+    every_item = torch.arange(1, n_items + 1).expand(3, -1)
+    logps = packed_logps(lm, drawn.prompts, every_item, drawn.catalogue)
     scores = torch.cat([added[:, :1] - math.inf, logps + added[:, 1:]], dim=1)
     all_scores = scores.masked_fill(excluded, -math.inf)
     _, scores = stable_topk(all_scores, k)
@@ -465,7 +471,7 @@ def test_searches_given_up_end_with_the_same_ranking():
     """Users 0 and 2 open most of the trie, users 1 and 3 a few nodes: only the former give up."""
     excluded = excluding_all_but(12)
     searched = case().rank(tiny_lm(), k=20, excluded=excluded)
-    internal = case().trie.num_internal
+    internal = case().catalogue.trie.num_internal
     given_up = case().rank(
         tiny_lm(), k=20, excluded=excluded, max_expanded=internal // 2, expand_per_step=4
     )
@@ -478,7 +484,7 @@ def test_searches_given_up_end_with_the_same_ranking():
 
 
 def test_small_tries_are_searched_to_the_end(monkeypatch):
-    internal = case().trie.num_internal
+    internal = case().catalogue.trie.num_internal
     assert (case().rank(tiny_lm(), k=31).expanded == internal - 1).all()
     monkeypatch.setattr(best_first_module, "PATIENCE", 3)
     assert (case().rank(tiny_lm(), k=31).expanded > internal - 1).all()
@@ -501,10 +507,10 @@ def test_counts_below_one_are_refused(options):
 
 @pytest.mark.parametrize("length", [0, 9])
 def test_prompt_lengths_outside_the_table_are_refused(length):
-    lengths = case().prompt_lengths.clone()
+    lengths = case().prompts.lengths.clone()
     lengths[2] = length
     with pytest.raises(ValueError, match="1 to 8"):
-        replace(case(), prompt_lengths=lengths).rank(tiny_lm())
+        replace(case().prompts, lengths=lengths)
 
 
 def test_nan_weights_are_reported_and_not_ranked():
@@ -537,18 +543,18 @@ def hits(result, targets):
     k=st.integers(1, 8),
     n_targets=st.integers(1, 5),
     expand_per_step=st.sampled_from([1, 3, 16]),
-    with_addends=st.booleans(),
+    with_bias=st.booleans(),
 )
 def test_targets_stand_where_the_whole_search_puts_them(
-    seed, k, n_targets, expand_per_step, with_addends
+    seed, k, n_targets, expand_per_step, with_bias
 ):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(0, 31, (4, n_targets), generator=generator)  # 0 is padding
     targets[0] = 0  # a user without any
     excluded = torch.rand(4, 31, generator=generator) < 0.3  # some targets too
     options = {"k": k, "excluded": excluded, "expand_per_step": expand_per_step}
-    if with_addends:
-        options["addends"] = torch.randn(4, 31, generator=generator).double()
+    if with_bias:
+        options["item_bias"] = torch.randn(4, 31, generator=generator).double()
     whole = case().rank(tiny_lm(), **options)
     some = case().rank(tiny_lm(), targets=targets, **options)
     assert hits(some, targets) == hits(whole, targets)

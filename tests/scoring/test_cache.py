@@ -6,7 +6,7 @@ from functools import wraps
 import pytest
 from torch import nn
 
-from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.scoring.cache import cache_argument
 from recbole_multdpo.scoring.trie_scores import trie_scores
 from tests.scoring.test_best_first import case, tiny_lm
@@ -37,5 +37,5 @@ def test_ranking_uses_no_name_that_is_on_its_way_out(architecture: str):
     made, lm = case(), tiny_lm(architecture)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        trie_scores(lm, made.trie, made.prompt_ids, made.prompt_lengths)
-        best_first_topk(lm, made.trie, made.prompt_ids, made.prompt_lengths, None, 3)
+        trie_scores(lm, made.catalogue, made.prompts)
+        TrieSearch(lm, made.catalogue, made.prompts, None, 3).run()

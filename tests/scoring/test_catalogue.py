@@ -5,11 +5,13 @@ import torch
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
-from recbole_multdpo.scoring.best_first import best_first_topk
+from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.scoring.catalogue import (
+    ItemCatalogue,
     log_softmax_within,
     prefix_nodes,
-    without_forced_ends,
+    strip_forced_suffixes,
 )
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.packed import packed_logps
@@ -35,8 +37,10 @@ ITEMS = ItemTokens.from_lists(
     ]
 )
 TRIE = ItemTrie.build(ITEMS)
-SHORT = without_forced_ends(ITEMS, TRIE)
-SHORT_TRIE = ItemTrie.build(SHORT)
+SHORT = strip_forced_suffixes(ITEMS, TRIE)
+FREE = ItemCatalogue(ITEMS, TRIE)
+WHOLE = ItemCatalogue(ITEMS, TRIE, normalised=True)
+NORMALISED = ItemCatalogue.build(ITEMS, normalised=True)
 PROMPT_LENGTHS = torch.tensor([6, 1, 3])
 PROMPT_IDS = torch.tensor(
     [[11, 12, 13, 14, 15, 16, 0], [17, 0, 0, 0, 0, 0, 0], [18, 12, 19, 0, 0, 0, 0]]
@@ -44,7 +48,7 @@ PROMPT_IDS = torch.tensor(
 CANDIDATES = torch.tensor([[4, 2, 0, 2, 1], [3, 0, 9, 5, 6], [1, 7, 4, 8, 0]])
 LEVELS = torch.tensor([[1, 1, -1, 0, 0], [1, -1, 1, 0, 0], [1, 0, 0, 0, -1]])
 CATALOGUE = torch.arange(1, 10).expand(3, -1)
-PROMPTS = (PROMPT_IDS, PROMPT_LENGTHS)
+PROMPTS = Prompts(PROMPT_IDS, PROMPT_LENGTHS)
 
 
 pytestmark = pytest.mark.usefixtures("pure_float64")
@@ -55,7 +59,9 @@ def lm(make_lm):
     return make_lm("qwen2", dtype=torch.float64)
 
 
-def test_forced_ends_are_left_out():
+def test_forced_suffixes_are_left_out():
+    assert torch.equal(NORMALISED.items.ids, SHORT.ids)
+    assert torch.equal(ItemCatalogue.build(ITEMS).items.ids, ITEMS.ids)
     kept = [SHORT.ids[i, : SHORT.lengths[i]].tolist() for i in range(len(SHORT.lengths))]
     assert kept == [
         [],
@@ -73,7 +79,7 @@ def test_forced_ends_are_left_out():
 
 def test_a_catalogue_of_one_text_keeps_one_token():
     items = ItemTokens.from_lists([[], [5, 6, EOS], [5, 6, EOS]])
-    assert without_forced_ends(items, ItemTrie.build(items)).lengths.tolist() == [0, 1, 1]
+    assert strip_forced_suffixes(items, ItemTrie.build(items)).lengths.tolist() == [0, 1, 1]
 
 
 def test_prefix_nodes_lead_to_the_tokens():
@@ -120,9 +126,9 @@ def one_by_one(lm, item):
 @pytest.mark.parametrize("score", [packed_logps, padded_logps])
 def test_scores_equal_the_definition_and_add_up_to_one(lm, score):
     with torch.no_grad():
-        logps = score(lm, *PROMPTS, CATALOGUE, SHORT, SHORT_TRIE)
+        logps = score(lm, PROMPTS, CATALOGUE, NORMALISED)
         expected = torch.stack([one_by_one(lm, item) for item in range(1, 10)], dim=1)
-        free = score(lm, *PROMPTS, CATALOGUE, ITEMS)
+        free = score(lm, PROMPTS, CATALOGUE, FREE)
     torch.testing.assert_close(logps, expected, rtol=1e-10, atol=1e-10)
     # items 5 and 6 share a text
     torch.testing.assert_close(logps.exp().sum(1) - logps[:, 5].exp(), torch.ones(3).double())
@@ -130,11 +136,11 @@ def test_scores_equal_the_definition_and_add_up_to_one(lm, score):
 
 
 @pytest.mark.parametrize("score", [packed_logps, padded_logps])
-def test_forced_ends_make_no_difference(lm, score):
+def test_forced_suffixes_make_no_difference(lm, score):
     with torch.no_grad():
-        short = score(lm, *PROMPTS, CANDIDATES, SHORT, SHORT_TRIE)
-        whole = score(lm, *PROMPTS, CANDIDATES, ITEMS, TRIE)
-        mistaken = score(lm, *PROMPTS, CANDIDATES, SHORT)
+        short = score(lm, PROMPTS, CANDIDATES, NORMALISED)
+        whole = score(lm, PROMPTS, CANDIDATES, WHOLE)
+        mistaken = score(lm, PROMPTS, CANDIDATES, ItemCatalogue.build(SHORT))
     torch.testing.assert_close(short, whole, rtol=1e-10, atol=1e-10)
     assert (mistaken - whole).abs().max() > 0.1
 
@@ -143,7 +149,7 @@ def test_packed_and_padded_have_the_same_gradients(lm):
     found = []
     for score in (packed_logps, padded_logps):
         lm.zero_grad(set_to_none=True)
-        logps = score(lm, *PROMPTS, CANDIDATES, SHORT, SHORT_TRIE)
+        logps = score(lm, PROMPTS, CANDIDATES, NORMALISED)
         reference = torch.zeros_like(logps)
         preference_loss("mult_dpo", logps, reference, LEVELS, 0.7).sum().backward()
         found.append({name: p.grad.clone() for name, p in lm.named_parameters()})
@@ -160,8 +166,8 @@ def test_forced_tokens_are_no_free_parameters(make_lm):
 
     def scores():
         with torch.no_grad():
-            plain = packed_logps(lm, *PROMPTS, candidates, ITEMS)
-            return packed_logps(lm, *PROMPTS, candidates, SHORT, SHORT_TRIE), plain
+            plain = packed_logps(lm, PROMPTS, candidates, FREE)
+            return packed_logps(lm, PROMPTS, candidates, NORMALISED), plain
 
     normalised, plain = scores()
     with torch.no_grad():
@@ -178,50 +184,42 @@ def test_search_equals_exhaustive_ranking(lm, k):
     excluded[0, [2, 5]] = True
     excluded[2, 9] = True
 
-    def score(ids, lengths, candidates):
-        return packed_logps(lm, ids, lengths, candidates, SHORT, SHORT_TRIE)
+    def score(prompts, candidates):
+        return packed_logps(lm, prompts, candidates, NORMALISED)
 
-    expected = exhaustive_topk(score, *PROMPTS, excluded, k, n_items=10)
+    expected = exhaustive_topk(score, PROMPTS, excluded, k, n_items=10)
     for max_expanded in (None, 0):  # searched, and given up for scoring along the trie
-        found = best_first_topk(
-            lm,
-            SHORT_TRIE,
-            *PROMPTS,
-            excluded,
-            k,
-            expand_per_step=1,
-            over_catalogue=True,
-            max_expanded=max_expanded,
-        )
+        search = TrieSearch(lm, NORMALISED, PROMPTS, excluded, k, max_expanded=max_expanded)
+        found = search.run(expand_per_step=1)
         assert torch.equal(found.items, expected.items)
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-10, atol=1e-10)
-    free = best_first_topk(lm, SHORT_TRIE, *PROMPTS, excluded, k)
+    free = TrieSearch(lm, ItemCatalogue.build(SHORT), PROMPTS, excluded, k).run()
     assert not torch.allclose(free.scores, expected.scores)
 
 
 def test_every_item_along_the_trie(lm):
     with torch.no_grad():
-        expected = packed_logps(lm, *PROMPTS, CATALOGUE, SHORT, SHORT_TRIE)
-    found = trie_scores(lm, SHORT_TRIE, *PROMPTS, over_catalogue=True, nodes_per_chunk=2)
+        expected = packed_logps(lm, PROMPTS, CATALOGUE, NORMALISED)
+    found = trie_scores(lm, NORMALISED, PROMPTS, nodes_per_chunk=2)
     torch.testing.assert_close(found[:, 1:], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_contexts_of_padding_alone(lm):
     candidates = torch.zeros(3, 2, dtype=torch.long)
-    assert (packed_logps(lm, *PROMPTS, candidates, SHORT, SHORT_TRIE) == 0).all()
+    assert (packed_logps(lm, PROMPTS, candidates, NORMALISED) == 0).all()
 
 
 def test_a_catalogue_of_single_tokens(lm):
     """Titles of one token each: nothing is fed after the prompt."""
     items = ItemTokens.from_lists([[], [40, EOS], [41, EOS], [42, EOS]])
-    short = without_forced_ends(items, ItemTrie.build(items))
-    trie = ItemTrie.build(short)
-    assert short.ids.shape == (4, 1) and trie.num_internal == 1
+    short = ItemCatalogue.build(items, normalised=True)
+    assert short.items.ids.shape == (4, 1) and short.trie.num_internal == 1
     candidates = torch.tensor([[1, 2, 3]] * 3)
     with torch.no_grad():
-        logps = packed_logps(lm, *PROMPTS, candidates, short, trie)
-        expected = padded_logps(lm, *PROMPTS, candidates, items, ItemTrie.build(items))
+        logps = packed_logps(lm, PROMPTS, candidates, short)
+        whole = ItemCatalogue(items, ItemTrie.build(items), normalised=True)
+        expected = padded_logps(lm, PROMPTS, candidates, whole)
     torch.testing.assert_close(logps, expected, rtol=1e-10, atol=1e-10)
-    found = best_first_topk(lm, trie, *PROMPTS, None, 3, over_catalogue=True)
+    found = TrieSearch(lm, short, PROMPTS, None, 3).run()
     torch.testing.assert_close(found.scores, logps.sort(1, descending=True).values)
     assert (found.expanded == 0).all()

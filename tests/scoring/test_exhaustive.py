@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 
 TABLE = torch.tensor([-9.0, -3.0, -1.0, -2.0, -1.0, -4.0])  # by item id; entry 0 must never be read
 
 
-def table_score(prompt_ids, prompt_lengths, candidates):
+def table_score(prompts, candidates):
     """User u adds u to every score, so that a mix-up of rows would show."""
     assert (candidates > 0).all()
-    return TABLE[candidates] + prompt_ids[:, :1]
+    return TABLE[candidates] + prompts.ids[:, :1]
 
 
 @pytest.mark.parametrize("items_per_chunk", [1, 2, 100])
@@ -22,8 +23,7 @@ def test_ranks_the_whole_catalogue(items_per_chunk):
     excluded[1, [2, 5]] = True
     result = exhaustive_topk(
         table_score,
-        torch.tensor([[0], [10]]),
-        torch.tensor([1, 1]),
+        Prompts(torch.tensor([[0], [10]]), torch.tensor([1, 1])),
         excluded,
         4,
         n_items=6,
@@ -35,7 +35,6 @@ def test_ranks_the_whole_catalogue(items_per_chunk):
 
 
 def test_without_exclusion():
-    result = exhaustive_topk(
-        table_score, torch.tensor([[0]]), torch.tensor([1]), None, 1, n_items=6
-    )
+    prompts = Prompts(torch.tensor([[0]]), torch.tensor([1]))
+    result = exhaustive_topk(table_score, prompts, None, 1, n_items=6)
     assert result.items.tolist() == [[2]]

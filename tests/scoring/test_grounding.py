@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.grounding import (
     distances,
     generate_texts,
@@ -72,27 +73,29 @@ GARDEN_PATH = {
 
 def test_beam_search_finds_what_greedy_search_misses(words: PreTrainedTokenizerFast) -> None:
     """Red comes first with 0.6, but each title after it has 0.3 and "Blue Moon" has 0.4."""
-    prompts = torch.tensor([[2, 0, 0], [3, 3, 2]]), torch.tensor([1, 3])  # "Go", "Red Red Go"
+    prompts = Prompts(
+        torch.tensor([[2, 0, 0], [3, 3, 2]]), torch.tensor([1, 3])
+    )  # "Go", "Red Red Go"
     lm = bigram_lm(GARDEN_PATH)
-    assert generate_texts(lm, words, *prompts, num_beams=4, max_new_tokens=9) == ["Blue Moon"] * 2
-    greedy = generate_texts(lm, words, *prompts, num_beams=1, max_new_tokens=9)
+    assert generate_texts(lm, words, prompts, num_beams=4, max_new_tokens=9) == ["Blue Moon"] * 2
+    greedy = generate_texts(lm, words, prompts, num_beams=1, max_new_tokens=9)
     assert all(text.startswith("Red ") for text in greedy)
 
 
 def test_a_text_that_does_not_end_is_cut(words: PreTrainedTokenizerFast) -> None:
     lm = bigram_lm({"Go": {"Moon": 1.0}, "Moon": {"Moon": 1.0}})
-    prompt = torch.tensor([[2]]), torch.tensor([1])
-    assert generate_texts(lm, words, *prompt, num_beams=2, max_new_tokens=3) == ["Moon Moon Moon"]
+    prompt = Prompts(torch.tensor([[2]]), torch.tensor([1]))
+    assert generate_texts(lm, words, prompt, num_beams=2, max_new_tokens=3) == ["Moon Moon Moon"]
 
 
 def test_quotes_around_a_text_go_and_an_empty_text_is_one(words: PreTrainedTokenizerFast) -> None:
     quoted = {"Go": {'"': 1.0}, '"': {"Sun": 0.5, "<eos>": 0.5}, "Sun": {"<eos>": 1.0}}
     silent = {"Go": {"<eos>": 1.0}, "<eos>": {"<eos>": 1.0}}
-    prompt = torch.tensor([[2]]), torch.tensor([1])
+    prompt = Prompts(torch.tensor([[2]]), torch.tensor([1]))
     for table, expected in ((quoted, "Sun"), (silent, "")):
         lm = bigram_lm({**table, "<eos>": {"<eos>": 1.0}})
         # per token "Sun" (0.5 in three tokens) is likelier than the bare quote (0.5 in two)
-        assert generate_texts(lm, words, *prompt, num_beams=4, max_new_tokens=5) == [expected]
+        assert generate_texts(lm, words, prompt, num_beams=4, max_new_tokens=5) == [expected]
 
 
 def slow_states(lm, token_lists, layer):  # type: ignore[no-untyped-def]

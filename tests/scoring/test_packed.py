@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
+from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.scoring import packed as packed_module
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import (
     PADDING_SEGMENT,
@@ -44,17 +46,20 @@ PROMPT_IDS = torch.tensor(
 # padding between and after candidates, a repeated candidate, equal texts, terminators alone
 CANDIDATES = torch.tensor([[4, 2, 0, 2, 1], [3, 0, 0, 5, 6], [1, 7, 4, 3, 0]])
 LEVELS = torch.tensor([[1, 1, -1, 0, 0], [1, -1, -1, 0, 0], [1, 0, 0, 0, -1]])
-BATCH = (PROMPT_IDS, PROMPT_LENGTHS, CANDIDATES, ITEMS)
+CATALOGUE = ItemCatalogue.build(ITEMS)
+PROMPTS = Prompts(PROMPT_IDS, PROMPT_LENGTHS)
+BATCH = (PROMPTS, CANDIDATES, CATALOGUE)
 
 
 pytestmark = pytest.mark.usefixtures("pure_float64")
 
 
-def one_by_one(lm, prompt_ids, prompt_lengths, candidates, items):
+def one_by_one(lm, prompts, candidates, catalogue):
     """The definition: every candidate alone behind its prompt, no padding, no mask."""
+    items = catalogue.items
     logps = torch.zeros(candidates.shape, dtype=torch.float64)
     for context, row in enumerate(candidates.tolist()):
-        prompt = prompt_ids[context, : prompt_lengths[context]]
+        prompt = prompts.ids[context, : prompts.lengths[context]]
         for slot, item in enumerate(row):
             text = items.ids[item, : items.lengths[item]]
             logits = lm(input_ids=torch.cat([prompt, text])[None]).logits[0].double()
@@ -155,7 +160,7 @@ def test_any_layout_equals_the_padded_twin(make_lm, data):
     candidates = torch.tensor(data.draw(st.lists(row, min_size=n_contexts, max_size=n_contexts)))
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=n_contexts, max_size=n_contexts))
     prompt_ids = torch.randint(3, 64, (n_contexts, max(lengths)))
-    batch = prompt_ids, torch.tensor(lengths), candidates, ITEMS
+    batch = Prompts(prompt_ids, torch.tensor(lengths)), candidates, CATALOGUE
     lm = make_lm(dtype=torch.float64)
     with torch.no_grad():
         expected = padded_logps(lm, *batch)
@@ -171,7 +176,8 @@ def test_candidates_do_not_influence_each_other(make_lm):
             for slot in range(5):
                 one = slice(context, context + 1)
                 candidate = CANDIDATES[one, slot : slot + 1]
-                alone = packed_logps(lm, PROMPT_IDS[one], PROMPT_LENGTHS[one], candidate, ITEMS)
+                prompt = PROMPTS.select(torch.tensor([context]))
+                alone = packed_logps(lm, prompt, candidate, CATALOGUE)
                 torch.testing.assert_close(alone[0, 0], logps[context, slot], rtol=0, atol=1e-12)
     torch.testing.assert_close(logps[0, 1], logps[0, 3], rtol=0, atol=1e-12)  # repeated
     torch.testing.assert_close(logps[1, 3], logps[1, 4], rtol=0, atol=1e-12)  # same text
@@ -185,7 +191,7 @@ def test_padding_has_no_influence(make_lm):
     wide[torch.arange(12) >= PROMPT_LENGTHS[:, None]] = 63
     more = torch.cat([CANDIDATES, torch.zeros(3, 2, dtype=torch.long)], dim=1)
     with torch.no_grad():
-        logps = packed_logps(lm, wide, PROMPT_LENGTHS, more, ITEMS)
+        logps = packed_logps(lm, Prompts(wide, PROMPT_LENGTHS), more, CATALOGUE)
         expected = packed_logps(lm, *BATCH)
     torch.testing.assert_close(logps[:, :5], expected, rtol=0, atol=1e-12)
     assert (logps[:, 5:] == 0).all()
@@ -194,7 +200,7 @@ def test_padding_has_no_influence(make_lm):
 def test_a_slice_of_padding_scores_zero(make_lm):
     lm = make_lm()
     nothing = torch.zeros(3, 2, dtype=torch.long)
-    assert packed_logps(lm, PROMPT_IDS, PROMPT_LENGTHS, nothing, ITEMS).tolist() == [[0, 0]] * 3
+    assert packed_logps(lm, PROMPTS, nothing, CATALOGUE).tolist() == [[0, 0]] * 3
 
 
 # -------------------------------------------------------------------------------------------------
@@ -262,8 +268,7 @@ def test_a_boolean_mask_is_wrong_under_eager_attention(make_lm, monkeypatch):
 def test_the_layout_of_two_contexts_by_hand():
     """Items 1 (four tokens), 3 (terminator alone), 2 (three tokens) behind prompts of 2 and 1."""
     packed = pack(
-        torch.tensor([[11, 12], [13, 0]]),
-        torch.tensor([2, 1]),
+        Prompts(torch.tensor([[11, 12], [13, 0]]), torch.tensor([2, 1])),
         torch.tensor([[1, 3, 2], [2, 0, 3]]),
         ITEMS,
     )
@@ -324,7 +329,7 @@ def test_gathered_logps_take_any_order_and_run_each_row_once():
 def test_logps_of_the_prompt_come_from_the_same_pass(make_lm, architecture):
     """The prompt alone through the model; its first token is predicted by nothing."""
     lm = make_lm(architecture, dtype=torch.float64)
-    logps, prompt_logps = packed_logps_with_prompt(lm, *BATCH)
+    logps, prompt_logps = packed_logps_with_prompt(lm, PROMPTS, CANDIDATES, ITEMS)
     torch.testing.assert_close(logps, packed_logps(lm, *BATCH), rtol=0, atol=1e-12)
     expected = []
     for ids, length in zip(PROMPT_IDS, PROMPT_LENGTHS, strict=True):
@@ -338,7 +343,7 @@ def test_logps_of_the_prompt_come_from_the_same_pass(make_lm, architecture):
 def test_gradients_with_the_prompt(make_lm):
     """Against the padded twin for the candidates and a plain pass for the prompts."""
     lm = make_lm(dtype=torch.float64)
-    logps, prompt_logps = packed_logps_with_prompt(lm, *BATCH)
+    logps, prompt_logps = packed_logps_with_prompt(lm, PROMPTS, CANDIDATES, ITEMS)
     (2 * logps.sum() - prompt_logps.sum()).backward()
     found = {name: parameter.grad.clone() for name, parameter in lm.named_parameters()}
     lm.zero_grad()

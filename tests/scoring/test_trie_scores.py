@@ -1,10 +1,12 @@
 """All items along the trie against a loop that scores every item alone, and controls."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.scoring.trie import ItemTrie
+from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.trie_scores import _chunks, trie_scores
 from tests.scoring.test_best_first import case, oracle, tiny_lm, wrong_tries
 
@@ -15,28 +17,22 @@ from tests.scoring.test_best_first import case, oracle, tiny_lm, wrong_tries
 def test_equals_scoring_every_item_alone(architecture, attention, nodes_per_chunk):
     made = case()
     lm = tiny_lm(architecture, attention)
-    found = trie_scores(
-        lm, made.trie, made.prompt_ids, made.prompt_lengths, nodes_per_chunk=nodes_per_chunk
-    )
+    found = trie_scores(lm, made.catalogue, made.prompts, nodes_per_chunk=nodes_per_chunk)
     torch.testing.assert_close(found[:, 1:], oracle(architecture)[:, 1:], rtol=0, atol=1e-5)
     assert (found[:, 0] == -torch.inf).all()
 
 
 def test_padded_prompts_and_users_do_not_influence_each_other():
     made, lm = case(), tiny_lm()
-    together = trie_scores(lm, made.trie, made.prompt_ids, made.prompt_lengths)
-    for user, length in enumerate(made.prompt_lengths.tolist()):
-        alone = trie_scores(
-            lm, made.trie, made.prompt_ids[user : user + 1, :length], torch.tensor([length])
-        )
+    together = trie_scores(lm, made.catalogue, made.prompts)
+    for user, prompt in enumerate(made.prompts.split(1)):
+        alone = trie_scores(lm, made.catalogue, prompt.trimmed())
         torch.testing.assert_close(alone[0], together[user], rtol=0, atol=1e-5)
 
 
 def test_float32_sums_of_a_float32_model():
     made = case()
-    found = trie_scores(
-        tiny_lm(dtype=torch.float32), made.trie, made.prompt_ids, made.prompt_lengths
-    )
+    found = trie_scores(tiny_lm(dtype=torch.float32), made.catalogue, made.prompts)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found[:, 1:].double(), oracle()[:, 1:], rtol=0, atol=1e-3)
 
@@ -44,15 +40,15 @@ def test_float32_sums_of_a_float32_model():
 @pytest.mark.parametrize("mistake", ["no ancestors", "not itself", "shifted positions"])
 def test_wrong_mask_or_positions_change_the_scores(mistake):
     made = case()
-    prompts = (made.prompt_ids, made.prompt_lengths)
-    right = trie_scores(tiny_lm(), made.trie, *prompts)[:, 1:]
-    wrong = trie_scores(tiny_lm(), wrong_tries()[mistake], *prompts)[:, 1:]
+    mistaken = replace(made.catalogue, trie=wrong_tries()[mistake])
+    right = trie_scores(tiny_lm(), made.catalogue, made.prompts)[:, 1:]
+    wrong = trie_scores(tiny_lm(), mistaken, made.prompts)[:, 1:]
     assert (wrong - right).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("nodes_per_chunk", [1, 5, 1000])
 def test_chunks_hold_every_node_once_and_all_its_ancestors(nodes_per_chunk):
-    trie = case().trie
+    trie = case().catalogue.trie
     fed = []
     for chunk in _chunks(trie, nodes_per_chunk):
         nodes = chunk.nodes.tolist()
@@ -71,9 +67,9 @@ def test_texts_of_one_token_need_the_prompt_only():
     """The root is the only internal node, as with `tiny_title_tokens` over the catalogue."""
     made, lm = case(), tiny_lm()
     tokens = [3, 9, 9, 4]
-    trie = ItemTrie.build(ItemTokens.from_lists([[], *([token] for token in tokens)]))
-    found = trie_scores(lm, trie, made.prompt_ids, made.prompt_lengths)
-    hidden = lm(made.prompt_ids).logits[range(len(found)), made.prompt_lengths - 1]
+    items = ItemTokens.from_lists([[], *([token] for token in tokens)])
+    found = trie_scores(lm, ItemCatalogue.build(items), made.prompts)
+    hidden = lm(made.prompts.ids).logits[range(len(found)), made.prompts.lengths - 1]
     expected = hidden.log_softmax(-1)[:, tokens]
     torch.testing.assert_close(found[:, 1:], expected, rtol=0, atol=1e-5)
 
@@ -81,4 +77,4 @@ def test_texts_of_one_token_need_the_prompt_only():
 def test_training_mode_is_refused():
     made = case()
     with pytest.raises(ValueError, match="eval mode"):
-        trie_scores(tiny_lm().train(), made.trie, made.prompt_ids, made.prompt_lengths)
+        trie_scores(tiny_lm().train(), made.catalogue, made.prompts)

@@ -10,7 +10,7 @@ import pytest
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.request import Request, System, request_text
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.runs.resume import settle_resume
+from recbole_multdpo.runs.resume import resolve_resume
 from recbole_multdpo.settings import config
 from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
 from recbole_multdpo.settings.config import load_config
@@ -54,14 +54,14 @@ def test_resume_takes_no_code_from_the_run(tmp_path: Path) -> None:
         load_config([f"--resume={run}"])
     for given in (True, False):
         resumed = load_config([f"--resume={run}", f"--trust_remote_code={given}"])
-        assert settle_resume(resumed) == str(run)
+        assert resolve_resume(resumed) == str(run)
         assert resumed["trust_remote_code"] is given
 
 
 def test_resume_sends_nothing_away_unless_asked_anew(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", log_wandb=True, wandb_project="theirs")
     resumed = load_config([f"--resume={run}"])
-    assert settle_resume(resumed) == str(run)
+    assert resolve_resume(resumed) == str(run)
     assert resumed["log_wandb"] is False and resumed["wandb_project"] != "theirs"
     assert "add --log_wandb=True --wandb_project=theirs" in " ".join(resumed.warnings)
     again = load_config([f"--resume={run}", "--log_wandb=True", "--wandb_project=theirs"])
@@ -151,4 +151,4 @@ def test_no_pickle_is_written(tmp_path: Path, key: str) -> None:
     assert ignored[key] is False
     assert f"{key}=True is ignored" in " ".join(ignored.warnings)
     run = run_with(tmp_path / "run", **{key: True})  # of a run of before
-    assert settle_resume(load_config([f"--resume={run}"])) == str(run)
+    assert resolve_resume(load_config([f"--resume={run}"])) == str(run)

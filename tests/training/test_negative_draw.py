@@ -81,9 +81,9 @@ def test_weights_are_those_of_the_epochs_prompts(toy, model, weights: str) -> No
     users = np.array([1, 4, 9])
     found, prompts = weights_and_prompts(toy, users)
     catalogue = torch.arange(N_ITEMS + 1).expand(3, -1)
-    expected = model.score(*prompts, catalogue)
+    expected = model.score(prompts, catalogue)
     if weights == "ratio":
-        expected = 0.7 * (expected - model.score(*prompts, catalogue, model.reference))
+        expected = 0.7 * (expected - model.score(prompts, catalogue, model.reference))
     torch.testing.assert_close(found[:, 1:], expected[:, 1:] / 0.5, atol=1e-4, rtol=1e-4)
     assert (found[:, 0] == -torch.inf).all()
     assert found[:, 1:].std() > 0.1
@@ -142,7 +142,7 @@ def test_pools_hold_what_they_say(toy, model) -> None:  # type: ignore[no-untype
     assert _pool(*arguments).tolist() == uniform.tolist()
     change(model, negative_pool="ranker")
     known = torch.from_numpy(negatives.known_mask(users))
-    best = exhaustive_topk(model.score, *prompts, known, 9, n_items=N_ITEMS + 1)
+    best = exhaustive_topk(model.score, prompts, known, 9, n_items=N_ITEMS + 1)
     assert _pool(*arguments).tolist() == best.items.tolist()
     weights = _log_weights(*arguments)
     assert (weights > -torch.inf).sum(1).tolist() == [9, 9]

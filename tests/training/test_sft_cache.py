@@ -1,5 +1,6 @@
 """The key of the cached first stage: what determines that stage changes it, and nothing else."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runs.checkpoint import save_checkpoint, trainable_tensors
+from recbole_multdpo.runs.step_log import STEP_COLUMNS, StepLog
 from recbole_multdpo.training.sft_cache import load_cached_sft, sft_key, store_sft
 from tests.integration.toy import toy_model, write_toy
 
@@ -117,6 +119,22 @@ def test_the_stages_logs_come_along_and_never_replace_one(tmp_path: Path):
     assert load_cached_sft(tmp_path / "cache", "abc", model(0), log.parent)
     assert log.read_text() == "sft and preference"
     assert not (log.parent / "validations.csv").exists()
+
+
+def test_the_log_of_an_older_version_gets_its_new_columns_empty(tmp_path: Path):
+    old = ",".join(STEP_COLUMNS[:-1])
+    (tmp_path / "steps.csv").write_text(f"{old}\nsft,1,1,0.5,2.5,-2.5,,,1.0,0.001\n")
+    stored(tmp_path, 1)
+    (tmp_path / "run").mkdir()
+    assert load_cached_sft(tmp_path / "cache", "abc", model(0), tmp_path / "run")
+    StepLog(tmp_path / "run", "preference").step(1, 1, {"reward_accuracy": 0.75})
+    with (tmp_path / "run" / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == STEP_COLUMNS
+    assert [(row["stage"], row["learning_rate"], row["reward_accuracy"]) for row in rows] == [
+        ("sft", "0.001", ""),
+        ("preference", "", "0.75"),
+    ]
 
 
 def test_a_damaged_stage_is_passed_over_and_replaced(tmp_path: Path):

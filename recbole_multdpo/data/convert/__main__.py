@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
 from recbole_multdpo.data.convert.dataset_folder import REJECTED_FILE, REPORT_FILE, DatasetFolder
-from recbole_multdpo.data.convert.raw_files import reading_as
+from recbole_multdpo.data.convert.raw_files import raw_encoding
 from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.shown_text import show
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--encoding",
             help="encoding of the raw files, e.g. latin-1 or utf-16 (default: UTF-8; MovieLens' "
-            "movies also latin-1, found out by reading)",
+            "movies: UTF-8 or latin-1, detected)",
         )
         module.add_arguments(sub)
     return top
@@ -53,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert one data set.
 
     Returns:
-        Exit status: 0 done, 2 a mistake that the user can mend (printed without a traceback), 130
-        or 143 interrupted. In the last two cases nothing is left of the output.
+        Exit status: 0 done, 2 a user error (printed without a traceback), 130 or 143 interrupted.
+        After an error or an interruption no output is left.
     """
     options = parser().parse_args(argv)
     try:
         with (
             SignalHandler(),
-            reading_as(options.encoding),
+            raw_encoding(options.encoding),
             DatasetFolder(options.output) as folder,
         ):
             report = FORMATS[options.format].convert(options, folder)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def summary(report: dict[str, Any], folder: DatasetFolder) -> str:
-    """What was written, what was rejected, and the command that uses it."""
+    """Summary for the terminal: rows written and rejected, and the command that uses them."""
     rows = ", ".join(f"{n:,} in .{suffix}" for suffix, n in report["rows"].items())
     rejected = folder.rejects_text() + (f"\n  all: {REJECTED_FILE}" if folder.rejected else "")
     notes = "".join(f"{note}.\n" for note in folder.notes)

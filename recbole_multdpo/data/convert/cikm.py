@@ -1,10 +1,10 @@
-"""The conversational files of He et al. (CIKM 2023): Reddit-Movie, ReDial, INSPIRED.
+"""Converter of the conversational files of He et al. (CIKM 2023): Reddit-Movie, ReDial, INSPIRED.
 
 A folder with `train.jsonl`, `valid.jsonl`, `test.jsonl` (one JSON object per turn),
-`entity2id.json` (name or DBpedia address -> id) and `item_ids.json` (the ids that are movies). A
-turn has `context` (the turns before, alternating), `rec` (recommended ids), `prev_entity` (ids
-mentioned before), `dialog_id`, `is_user` (1: the seeker speaks) and mostly `input`, the context as
-one text that says who speaks.
+`entity2id.json` (name or DBpedia address -> id) and `item_ids.json` (the ids of movies). A turn has
+`context` (the earlier turns, alternating), `rec` (recommended ids), `prev_entity` (ids mentioned
+earlier), `dialog_id`, `is_user` (1: the seeker speaks) and usually `input`, the context as one text
+that names the speakers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +21,7 @@ from recbole_multdpo.data.convert.conversation_files import Turn, properties, wr
 from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, id_problem, text_field
 from recbole_multdpo.data.convert.raw_files import find_file, json_lines, read_json, title_and_year
 from recbole_multdpo.data.convert.splits import SPLITS, draw_split, split_files
+from recbole_multdpo.data.times import seconds_of
 from recbole_multdpo.errors import DataError
 
 _DBPEDIA = "<http://dbpedia.org/resource/"
@@ -29,7 +29,7 @@ _ROLES = {"User": "user", "System": "assistant"}
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
-    """Write the data set's files; returns the report."""
+    """Write the data set's files and return the report."""
     items = _write_items(folder, options.input)
     files = split_files(options.input, ["jsonl"])
     split_of = _splitter(options, files)
@@ -53,7 +53,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
 
 
 def _write_items(folder: DatasetFolder, source: Path) -> set[str]:
-    """Write the `.item` file, in the order of `item_ids.json`; returns the ids in it."""
+    """Write the `.item` file, in the order of `item_ids.json`, and return its ids."""
     ids_file = find_file(source, ["item_ids.json"], need="the ids that are items")
     names_file = find_file(source, ["entity2id.json"], need="the names of the ids")
     name_of: dict[str, str] = {}
@@ -75,7 +75,7 @@ def _write_items(folder: DatasetFolder, source: Path) -> set[str]:
 
 
 def entity_title(name: str) -> str:
-    """A DBpedia address as a title: `<.../What_Now%3F_(film)>` as `What Now? (film)`."""
+    """Convert a DBpedia address to a title: `<.../What_Now%3F_(film)>` to `What Now? (film)`."""
     if not name.startswith(_DBPEDIA):
         return name
     return unquote(name.removeprefix(_DBPEDIA).removesuffix(">")).replace("_", " ")
@@ -87,8 +87,7 @@ def _splitter(
     """A function (part of the file, dialog, time) -> part.
 
     Raises:
-        DataError: a part has no file and no other way of splitting is asked for, or the dates are
-            none.
+        DataError: a part has no file and no option splits the rows, or the dates are invalid.
     """
     if options.resplit:
         rows = (row for path in files.values() for _, row in json_lines(path, lambda *_: None))
@@ -104,24 +103,16 @@ def _splitter(
     missing = [split for split in SPLITS if split not in files]
     if missing:
         raise DataError(
-            f"{options.input} has no {' and no '.join(missing)} file. Put it there, or split what "
-            "there is by dialog: --resplit 0.8 0.1 0.1"
+            f"{options.input} has no {' and no '.join(missing)} file. Add it, or split all "
+            "files by dialog: --resplit 0.8 0.1 0.1"
         )
     return lambda split, dialog, time: split
 
 
 def seconds(value: Any) -> int | None:
-    """Unix time of a number or of an ISO date, without a zone taken as UTC; None if it is none."""
-    try:
-        return int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
-    try:
-        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))  # Python 3.10 knows no Z
-    except ValueError:
-        return None
-    zone = moment.tzinfo or timezone.utc
-    return int(moment.replace(tzinfo=zone).timestamp())
+    """Unix time of a number or a date (`times.seconds_of`), an integer; None for anything else."""
+    found = seconds_of(str(value))
+    return None if found is None else int(found[0])
 
 
 def _turns(
@@ -181,11 +172,11 @@ def _problem(row: dict[str, Any]) -> str | None:
 
 
 def _messages(row: dict[str, Any]) -> tuple[list[Message], bool]:
-    """The context as messages, and whether who speaks had to be guessed.
+    """The context as messages, and True if the speakers had to be guessed.
 
-    `input` names the speaker of every turn ("\\nUser: ...\\nSystem: ..."). Without it, or where it
-    does not fit the context, speakers are taken to alternate back from the recommender's turn;
-    where one of them spoke twice in a row that is wrong.
+    `input` names the speaker of every turn ("\\nUser: ...\\nSystem: ..."). Without it, or if it
+    does not match the context, speakers are assumed to alternate, counted back from the
+    recommender's turn. This is wrong if one of them spoke twice in a row.
     """
     texts = [text for text in row["context"] if text.strip()]
     written, at, roles = row.get("input"), 0, []

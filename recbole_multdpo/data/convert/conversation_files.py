@@ -1,4 +1,4 @@
-"""Conversations as a data set: a conversation up to a recommendation is the user of `.inter`.
+"""Writer of a data set of conversations: a "user" is a conversation up to a recommendation.
 
 Files (docs/datasets.md describes the columns):
 
@@ -6,7 +6,7 @@ Files (docs/datasets.md describes the columns):
 - `<name>.user`: a row per conversation with its text and the items mentioned in it;
 - `<name>.item`: the catalogue.
 
-Rows are streamed. What stays in memory is a digest and the items of each conversation.
+Rows are streamed; only a digest and the items of each conversation stay in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ val_interval: ~                  # every recommended item is a positive
 normalize_all: False
 
 item_text_fields: [movie_title]  # an item's text
-item_year_field: release_year    # tells films of the same title apart
+item_year_field: release_year    # disambiguates films of the same title
 prompt_template: movies
 """
 
@@ -46,10 +46,10 @@ class Turn:
         file: raw file.
         line: line number there; file and line make the id.
         split: `train`, `valid` or `test`.
-        dialog: the dialog's name in the raw data.
+        dialog: the dialog's id in the raw data.
         messages: the conversation before this turn, oldest first; may be empty.
-        items: recommended items, the positives; at least one, ids of the catalogue.
-        mentioned: items mentioned before this turn, ids of the catalogue, in the raw order.
+        items: ids of the recommended items, the positives; at least one.
+        mentioned: ids of the items mentioned before this turn, in the raw order.
         time: Unix time in seconds; None if unknown.
     """
 
@@ -65,7 +65,7 @@ class Turn:
 
 @dataclass
 class _Conversation:
-    """What is kept of a conversation until the `.inter` files are written."""
+    """A conversation's data for the `.inter` files, which are written last."""
 
     user: str
     split: str
@@ -81,10 +81,10 @@ def write_conversations(
     Args:
         folder: the data set being made.
         turns: in the order of the files.
-        merge: whether turns of one part with the same conversation become one, whose positives are
-            the items of all of them: several people's answers to one question. An empty
-            conversation is never merged: it is nobody's question.
-        has_time: whether the files get a `timestamp` column.
+        merge: True to merge turns of one part that have the same conversation, such as several
+            people's answers to one question; the positives are the items of all turns. Empty
+            conversations are never merged.
+        has_time: True to add a `timestamp` column to the files.
     """
     time_column = ["timestamp:float"] if has_time else []
     table = folder.table(
@@ -152,7 +152,7 @@ def _write_answers(
 
 
 def properties(folder: DatasetFolder) -> str:
-    """The property file, after everything else is written."""
+    """Text of the property file; call it after all other files are written."""
     per_part = folder.counts["conversations_per_part"]
     n_users = ", ".join(f"{per_part.get(split, 0):,} {split}" for split in SPLITS)
     return PROPERTIES.format(name=folder.name, n_users=n_users, n_items=folder.rows["item"])

@@ -1,4 +1,4 @@
-"""Conversational recommendation data, of either published form."""
+"""Converter of conversational recommendation data, in either of the published formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HELP = "conversations: He et al.'s JSONL (Reddit-Movie, ReDial, INSPIRED) or Ran
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to split and whether to merge."""
+    """Options for splitting and merging."""
     add_split_arguments(parser, unit="dialog")
     parser.add_argument(
         "--time-field", metavar="KEY", help="key of a row's time (Unix or ISO), kept as timestamp"
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-merge",
         action="store_true",
-        help="keep several answers to the same conversation apart instead of making them one set",
+        help="keep several answers to the same conversation separate instead of merging them",
     )
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
-    """Write the data set's files; returns the report."""
-    form = rank_grpo if rank_grpo.is_rank_grpo(options.input) else cikm
-    return form.convert(options, folder)
+    """Write the data set's files and return the report."""
+    module = rank_grpo if rank_grpo.is_rank_grpo(options.input) else cikm
+    return module.convert(options, folder)

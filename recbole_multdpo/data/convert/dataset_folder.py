@@ -1,18 +1,16 @@
-"""Writing the folder of a data set: atomic files that RecBole and this package read alike.
+"""Writer of a data set's folder: atomic files that RecBole and this package read alike.
 
-Everything is written into a hidden folder beside the target and renamed at the end, so that a
-converter that fails or is killed leaves no half data set behind. The hidden folder of one that was
-killed is removed by the next one.
+Files are written to a hidden sibling folder, which is renamed at the end: a converter that fails or
+is killed leaves no partial data set. The next run removes the hidden folder of a killed one.
 
-A file has one row per line and tabs between fields, and no quoting rules. So no field may contain
-a tab or a line end, and none may begin with a quotation mark, because RecBole reads with pandas,
-which would take everything up to the next quotation mark for one field, or give up:
+A file has one row per line, tabs between fields and no quoting. So no field may contain a tab or a
+line break, and none may begin with a quotation mark: pandas, with which RecBole reads, would read
+everything up to the next quotation mark as one field, or fail.
 
-- a text is written as `clean_text` gives it back when `read_item_file` reads it: white space and
-  control characters as single spaces. If it begins with a quotation mark, a space is put before
-  it, which `clean_text` takes away again (`text_field`);
-- a conversation is JSON (`conversation_text`);
-- an id must be safe as it is (`id_problem`); a row with another one is rejected.
+- A text is normalised by `clean_text`. If it begins with a quotation mark, a space is prepended,
+  which `read_item_file` strips (`text_field`).
+- A conversation is JSON (`conversation_text`).
+- Rows with an unsafe id are rejected (`id_problem`).
 """
 
 from __future__ import annotations
@@ -42,18 +40,18 @@ _REJECTED_CHARACTERS = 1000
 
 
 def text_field(text: str) -> str:
-    """A text as it stands in an atomic file; `read_item_file` gives back `clean_text(text)`."""
+    """Encode a text for an atomic file; `read_item_file` returns `clean_text(text)`."""
     line = clean_text(text.encode("utf-8", errors="replace").decode("utf-8"))
     return f" {line}" if line.startswith('"') else line
 
 
 def title_text(text: str) -> str:
-    """A title as a run reads it: HTML entities decoded, `clean_text`."""
+    """Normalise a title as a run does: decode HTML entities, then `clean_text`."""
     return clean_text(decode_entities(text))
 
 
 def id_problem(token: str) -> str | None:
-    """Why a text cannot be a user's or an item's id; None if it can."""
+    """The reason why a text cannot be the id of a user or item; None if it can."""
     if not token:
         return "empty id"
     if token in PANDAS_MISSING:
@@ -66,7 +64,7 @@ def id_problem(token: str) -> str | None:
 
 
 class AtomicFileWriter:
-    """One atomic file being written, row by row."""
+    """Writes an atomic file row by row."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         """Create the file with its header, e.g. `["item_id:token", "title:token_seq"]`."""
@@ -80,11 +78,13 @@ class AtomicFileWriter:
         """Write a row.
 
         Raises:
-            ValueError: a field would break the file; converters must not let that happen.
+            ValueError: a field would corrupt the file, which is a bug in the converter.
         """
         line = "\t".join(fields)
         if len(fields) != len(self.columns) or line.count("\t") != len(fields) - 1:
-            raise ValueError(f"{self._path.name}: {len(self.columns)} fields wanted, got {fields}")
+            raise ValueError(
+                f"{self._path.name}: expected {len(self.columns)} fields, got {fields}"
+            )
         if "\n" in line or "\r" in line or any(field.startswith('"') for field in fields):
             raise ValueError(f"{self._path.name}: unsafe field in {fields}")
         self._file.write(line + "\n")
@@ -96,25 +96,25 @@ class AtomicFileWriter:
 
 
 class DatasetFolder:
-    """The folder of one data set, which appears under its name only when all is written.
+    """The folder of one data set, which gets its name only after all files are written.
 
-    Use as a context manager and call `finish` as the last step inside; without it, or after an
-    error, nothing is left.
+    Use it as a context manager and call `finish` as the last step inside; without `finish`, or
+    after an error, all files are removed.
 
     Attributes:
-        name: the data set's name, that of the folder.
+        name: the data set's name, equal to the folder's.
         path: the hidden folder that is written to.
-        counts: what happened, for the report.
-        rejected: rejected rows per reason.
-        notes: what the user should read, sentences without a full stop.
-        n_decoded: titles that had HTML entities.
+        counts: counts for the report.
+        rejected: number of rejected rows by reason.
+        notes: sentences for the user, without a full stop.
+        n_decoded: number of titles with HTML entities.
     """
 
     def __init__(self, output: Path) -> None:
-        """Choose the folder to make.
+        """Create the hidden folder.
 
         Raises:
-            DataError: it exists and is not empty, or its parent cannot be written to.
+            DataError: `output` exists and is not empty, or its parent cannot be written to.
         """
         self.output = output.absolute()
         self.name = self.output.name
@@ -148,10 +148,10 @@ class DatasetFolder:
         """Remove what was written unless `finish` was called.
 
         Raises:
-            DataError: something could not be written, as on a full disk.
+            DataError: writing failed, for example on a full disk.
         """
         with self._open:
-            with suppress(OSError):  # what is not written yet, on a full disk
+            with suppress(OSError):  # flushing fails on a full disk
                 self._close()
         if isinstance(error, OSError):
             raise DataError(
@@ -160,30 +160,30 @@ class DatasetFolder:
             ) from error
 
     def table(self, suffix: str, columns: Sequence[str]) -> AtomicFileWriter:
-        """A new file `<name>.<suffix>`, e.g. suffix `inter` or `train.inter`."""
+        """Create the file `<name>.<suffix>`, e.g. suffix `inter` or `train.inter`."""
         table = AtomicFileWriter(self.path / f"{self.name}.{suffix}", columns)
         self._tables[suffix] = table
         return table
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows written to each file so far, by its suffix."""
+        """Number of rows written to each file, by suffix."""
         return {suffix: table.n_rows for suffix, table in self._tables.items()}
 
     def decoded(self, text: str) -> str:
-        """A title with its HTML entities decoded; the titles that had any are counted."""
+        """Decode a title's HTML entities and count the titles that have any."""
         decoded = decode_entities(text)
         self.n_decoded += decoded != text
         return decoded
 
     def reject(self, file: str, line: int, reason: str, row: object) -> None:
-        """Set a row aside: counted, and written to the reject file.
+        """Count a rejected row and write it to the reject file.
 
         Args:
             file: name of the raw file.
-            line: line number in it, from 1; in a JSON list, the number of the entry.
-            reason: why; the same words for the same kind of reason, as they are counted.
-            row: what stood there.
+            line: its line number, from 1; in a JSON list, the number of the entry.
+            reason: reason for the rejection; rejected rows are counted by this text.
+            row: the raw row.
         """
         self.rejected[reason] += 1
         if len(self._first_rejects) < _SHOWN_REJECTS:
@@ -197,27 +197,27 @@ class DatasetFolder:
     def finish(
         self, *, properties: str, text_field: str, year_field: str | None, report: dict[str, Any]
     ) -> dict[str, Any]:
-        """Write property file and report, read the items back, and give the folder its name.
+        """Write property file and report, read the items back, and rename the folder.
 
         Args:
             properties: the data set's property file, YAML.
             text_field: name of the `.item` column with the item's text.
-            year_field: name of the column with its year, if there is one.
-            report: options and sources, to be kept with the counts.
+            year_field: name of the column with its year; None if there is none.
+            report: options and sources, written with the counts.
 
         Returns:
             The report as written.
 
         Raises:
-            DataError: no interaction or no item was written, no item has a text, or somebody made
-                the output folder meanwhile.
+            DataError: no interaction or no item was written, no item has a text, or the output
+                folder was created meanwhile.
         """
         self._close()
         rows = self.rows
         n_inter = sum(n for suffix, n in rows.items() if suffix.endswith("inter"))
         if not n_inter or not rows["item"]:
             raise DataError(
-                f"nothing to convert: {n_inter} interactions and {rows['item']} items were left. "
+                f"nothing to convert: {n_inter} interactions and {rows['item']} items are left. "
                 f"{self.counts or ''} {self.rejects_text()}"
             )
         if self.n_decoded:
@@ -238,20 +238,20 @@ class DatasetFolder:
             self.path.rename(self.output)
         except OSError as error:
             raise DataError(
-                f"{self.output} could not be given its name ({error.strerror}); remove what is "
-                "there and convert again"
+                f"the finished folder cannot be renamed to {self.output} ({error.strerror}); "
+                "remove that folder and convert again"
             ) from None
         return written
 
     def rejects_text(self) -> str:
-        """The rejected rows in words: how many, the first ones, and where they are."""
+        """Text for the user: the number of rejected rows, and file and line of the first ones."""
         if not self.rejected:
             return "No row was rejected."
         first = "\n".join(f"  {line}" for line in self._first_rejects)
         return f"{self.rejected.total():,} rows were rejected, the first of them:\n{first}"
 
     def _item_texts(self, text_field: str, year_field: str | None, n_items: int) -> dict[str, int]:
-        """Read the items as a run will; what `make_item_texts` reports on them."""
+        """Read the items as a run does and return the report of `make_item_texts`."""
         columns = [text_field, *([year_field] if year_field else [])]
         rows = read_item_file(self.path / f"{self.name}.item", columns, "item_id")
         if len(rows) != n_items:

@@ -1,8 +1,7 @@
-"""UCSD's Goodreads (Wan and McAuley 2018): interactions of 229 million rows, whole or by genre.
+"""Converter of UCSD's Goodreads (Wan and McAuley 2018): 229 million interactions, or one genre.
 
-Rows are streamed twice over: once from the raw file into numbers on disk (13 bytes each, in the
-hidden output folder), then from there. Memory grows with the number of users and books, not with
-that of interactions.
+Rows are streamed from the raw file to a binary file (13 bytes each, in the hidden output folder),
+then from there. Memory grows with the number of users and books, not of interactions.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ val_interval: {{rating: "[{positive},inf)"}}   # ratings kept, as positives
 normalize_all: False             # ratings stay in stars
 
 item_text_fields: [title]        # an item's text
-item_year_field: publication_year   # tells books of the same title apart
+item_year_field: publication_year   # disambiguates books of the same title
 prompt_template: books
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which interactions are kept."""
+    """Options for filtering interactions."""
     parser.add_argument(
         "--min-rating",
         type=int,
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="K",
-        help="keep users and books with at least K kept interactions, again and again until "
+        help="k-core: keep users and books with at least K kept interactions, repeated until "
         "nothing changes; 1 keeps all (default: 5)",
     )
     parser.add_argument(
@@ -73,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
-    """Write the data set's files; returns the report."""
+    """Write the data set's files and return the report."""
     if options.k_core < 1:
         raise DataError(f"--k-core={options.k_core} must be at least 1")
     interactions = find_file(
@@ -121,10 +120,10 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
 
 
 def _books_of_genres(folder: Path, genres: list[str], reject: Reject) -> set[str] | None:
-    """Ids of the books of any of these genres; None if no genre is asked for.
+    """Ids of the books of any of these genres; None without genres.
 
     Raises:
-        DataError: a genre exists for no book.
+        DataError: no book has one of the genres.
     """
     if not genres:
         return None
@@ -147,9 +146,9 @@ def _books_of_genres(folder: Path, genres: list[str], reject: Reject) -> set[str
 
 
 def _books_with_title(path: Path, wanted: set[str] | None) -> dict[str, int]:
-    """Number of every book that can be recommended, by its id: it has a title and is wanted.
+    """Map the ids of wanted books with a title to numbers from 0.
 
-    Rejects are left to `_write_books`, which reads the file again.
+    `_write_books`, which reads the file again, reports the rejected rows.
     """
     books: dict[str, int] = {}
     for _, row in json_lines(path, lambda *_: None):
@@ -167,7 +166,7 @@ def _book_problem(book: str, row: dict[str, Any]) -> str | None:
 
 
 def _csv_book_ids(folder: Path, books: dict[str, int]) -> dict[str, int]:
-    """Number of every book by its id in `goodreads_interactions.csv`, which has ids of its own."""
+    """Map the ids of books in `goodreads_interactions.csv`, a separate numbering, to numbers."""
     path = find_file(folder, ["book_id_map.csv"], need="the ids in the interactions' CSV")
     rows = csv_rows(path, ["book_id_csv", "book_id"], lambda *_: None)
     return {csv_id: books[book] for _, (csv_id, book) in rows if book in books}
@@ -181,7 +180,7 @@ def _store_rows(
     min_rating: int,
     folder: DatasetFolder,
 ) -> dict[str, int]:
-    """Stream the interactions to be kept into a file of `_ROW`s; returns the users' numbers."""
+    """Stream the kept interactions into a file of `_ROW`s; returns the number of each user id."""
     users: dict[str, int] = {}
     counts = {"read": 0, "below_min_rating": 0, "without_a_wanted_book": 0}
     chunk: list[tuple[int, int, int, int]] = []
@@ -216,7 +215,7 @@ def _store_rows(
 def _interaction_rows(
     path: Path, reject: Reject
 ) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
-    """(line, (user, book, rating, date or an empty text)) of either kind of file."""
+    """Yield (line, (user, book, rating, date)) of either format; CSV has no date: an empty text."""
     if ".csv" in path.suffixes:
         for number, (user, book, rating) in csv_rows(
             path, ["user_id", "book_id", "rating"], reject
@@ -233,9 +232,9 @@ def _interaction_rows(
 
 
 def _unix_time(date: str) -> int | None:
-    """Seconds since 1970 of a date such as "Fri Aug 25 13:55:02 -0700 2017"; None if it is none.
+    """Unix time of a date such as "Fri Aug 25 13:55:02 -0700 2017"; None if it is malformed.
 
-    By hand: `strptime` depends on the language of the machine, and takes an hour for the full set.
+    Not by `strptime`, which depends on the locale and takes an hour for the full data set.
     """
     parts = date.split()
     try:
@@ -250,7 +249,7 @@ def _unix_time(date: str) -> int | None:
 
 
 def _chunks(path: Path) -> Iterator[np.ndarray]:
-    """The stored rows, a million at a time."""
+    """Yield the stored rows in chunks of `_ROWS_PER_CHUNK`."""
     with path.open("rb") as file:
         while len(rows := np.fromfile(file, dtype=_ROW, count=_ROWS_PER_CHUNK)):
             yield rows
@@ -259,7 +258,7 @@ def _chunks(path: Path) -> Iterator[np.ndarray]:
 def _k_core(
     path: Path, n_users: int, n_books: int, k: int, folder: DatasetFolder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Users and books of the k-core: the largest set in which each has k interactions or more.
+    """Masks of the k-core, the largest set in which each user and book has >= k interactions.
 
     Returns:
         Two bool arrays, [n_users] and [n_books].

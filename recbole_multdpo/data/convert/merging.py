@@ -1,4 +1,7 @@
-"""One list per reader from rows that are pieces of it (`list_links`)."""
+"""Merging of rows that are pieces of one person's list (`list_links`).
+
+A reader is the person whose titles a row lists; several rows may belong to one reader.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ Lists = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Readers:
-    """Rows laid side by side to one list per reader.
+    """Rows merged into one list per reader.
 
     Attributes:
-        lists: item numbers of every reader, in order of time.
-        rows: numbers of every reader's rows, sorted.
-        places: of every row, where its items are in its reader's list.
-        contradicting: rows that are nobody's: they share what links them with another reader's
-            list, but do not agree with it further on.
-        links: rows, or what a key had made one list of, that overlap.
+        lists: item numbers of each reader, in order of time.
+        rows: row numbers of each reader, sorted.
+        places: for each row, the positions of its items in its reader's list.
+        contradicting: rows without a reader: they are linked to another reader's list, but disagree
+            with it further on.
+        links: links between rows, or between the merged rows of a key.
     """
 
     lists: list[list[int]]
@@ -34,37 +37,39 @@ class Readers:
 
 
 def merge_rows(rows: Lists, keys: Sequence[Hashable], min_overlap: int | None = None) -> Readers:
-    """One list per reader, in the order of their first rows.
+    """Merge rows into one list per reader.
 
     Args:
         rows: item numbers from 0, in order of time.
-        keys: of each row; rows of one key have one reader. None is no key.
-        min_overlap: items that rows of one reader share at least; by default found out from the
-            data (`find_links`).
+        keys: reader key of each row; rows with the same key have the same reader. None: no key.
+        min_overlap: least number of items shared by linked rows; None: estimated from the data
+            (`find_links`).
 
     Returns:
-        The readers. Rows of one key that do not overlap are joined in their order, each title once.
-        Where two lists contradict each other, the one made of fewer rows is left out, of equal ones
-        the later.
+        The readers, in the order of their first rows. Rows of one key that do not overlap are
+        concatenated in their order, without repeated titles. If two lists contradict each other,
+        the one with fewer rows, or else the later one, is left out.
     """
     lists, members, places = _joined_by_key(rows, keys)
     links = find_links(lists, min_overlap)
-    laid = _lay_side_by_side(lists, links)
+    merged = _merge_linked(lists, links)
     opposed: dict[int, set[int]] = defaultdict(set)
-    for one, other in laid.conflicts:
+    for one, other in merged.conflicts:
         opposed[one].add(other)
         opposed[other].add(one)
-    rows_of = {one: [row for part in parts for row in members[part]] for one, parts in laid.members}
+    rows_of = {
+        one: [row for part in parts for row in members[part]] for one, parts in merged.members
+    }
     kept: set[int] = set()
     for one in sorted(rows_of, key=lambda one: (-len(rows_of[one]), min(rows_of[one]))):
         if not opposed[one] & kept:
             kept.add(one)
     order = sorted(kept, key=lambda one: min(rows_of[one]))
-    for part, begin in enumerate(laid.begins):
+    for part, begin in enumerate(merged.begins):
         for row in members[part]:
             places[row] = [begin + place for place in places[row]]
     return Readers(
-        lists=[laid.lists[one] for one in order],
+        lists=[merged.lists[one] for one in order],
         rows=[sorted(rows_of[one]) for one in order],
         places=places,
         contradicting=sorted(row for one in rows_of.keys() - kept for row in rows_of[one]),
@@ -73,14 +78,14 @@ def merge_rows(rows: Lists, keys: Sequence[Hashable], min_overlap: int | None = 
 
 
 @dataclass(frozen=True)
-class _Laid:
-    """Lists laid side by side; those that were laid together have the number of one of them.
+class _Merged:
+    """Merged lists, numbered by one of the lists that each was merged from.
 
     Attributes:
-        lists: by number, what came of them.
-        members: number, and the lists that were laid together.
-        begins: of every list, where it begins in what came of it.
-        conflicts: numbers of lists that are linked but disagree.
+        lists: merged lists by number.
+        members: number of each merged list, and the lists that it was merged from.
+        begins: for each original list, the position in the merged list at which it begins.
+        conflicts: pairs of merged lists that are linked but disagree.
     """
 
     lists: dict[int, list[int]]
@@ -89,23 +94,23 @@ class _Laid:
     conflicts: list[tuple[int, int]]
 
 
-def _lay_side_by_side(lists: Lists, links: Links) -> _Laid:
-    """Follow the links, the longest overlaps first."""
-    laid = {number: list(items) for number, items in enumerate(lists)}
-    members = {number: [number] for number in laid}
-    of, begins = list(laid), [0] * len(laid)
+def _merge_linked(lists: Lists, links: Links) -> _Merged:
+    """Merge linked lists, the longest overlaps first."""
+    merged = {number: list(items) for number, items in enumerate(lists)}
+    members = {number: [number] for number in merged}
+    of, begins = list(merged), [0] * len(merged)
     conflicts: list[tuple[int, int]] = []
     for at in np.lexsort([links.second, links.first, -links.overlap]).tolist():
         first, second = int(links.first[at]), int(links.second[at])
         kept, joined = of[first], of[second]
         if kept == joined:
             continue
-        # where what came of the second begins in what came of the first
+        # position in the first merged list at which the second one begins
         shift = begins[first] + int(links.offset[at]) - begins[second]
         if len(members[kept]) < len(members[joined]):
             kept, joined, shift = joined, kept, -shift
-        merged = _join(laid[kept], laid[joined], shift)
-        if merged is None:
+        union = _join(merged[kept], merged[joined], shift)
+        if union is None:
             conflicts.append((first, second))
             continue
         for number in members[kept]:
@@ -113,15 +118,15 @@ def _lay_side_by_side(lists: Lists, links: Links) -> _Laid:
         for number in members[joined]:
             begins[number] += max(shift, 0)
             of[number] = kept
-        laid[kept] = merged
+        merged[kept] = union
         members[kept] += members.pop(joined)
-        del laid[joined]
+        del merged[joined]
     still = [(of[first], of[second]) for first, second in conflicts if of[first] != of[second]]
-    return _Laid(laid, list(members.items()), begins, still)
+    return _Merged(merged, list(members.items()), begins, still)
 
 
 def _join(first: list[int], second: list[int], shift: int) -> list[int] | None:
-    """Two lists as one, the second beginning `shift` behind the first; None: they disagree."""
+    """Join two lists, the second beginning at position `shift` of the first; None: they differ."""
     if shift < 0:
         first, second, shift = second, first, -shift
     overlap = min(len(first) - shift, len(second))
@@ -133,20 +138,20 @@ def _join(first: list[int], second: list[int], shift: int) -> list[int] | None:
 def _joined_by_key(
     rows: Lists, keys: Sequence[Hashable]
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-    """One list per key, its rows, and of every row the places of its items in the list."""
+    """Join the rows of each key: the lists, their rows, and each row's positions in its list."""
     owners = [("row", row) if key is None else ("key", key) for row, key in enumerate(keys)]
-    # items of different keys are different ones, so that one shared title is enough for a link
+    # renumber items per key: rows of one key need only one shared title to be linked
     numbers: dict[tuple[Hashable, int], int] = {}
     items = [
         [numbers.setdefault((owner, item), len(numbers)) for item in row]
         for owner, row in zip(owners, rows, strict=True)
     ]
-    laid = _lay_side_by_side(items, find_links(items, min_overlap=1))
+    merged = _merge_linked(items, find_links(items, min_overlap=1))
     lists: dict[Hashable, list[int]] = {}
     members: dict[Hashable, list[int]] = {}
     places: list[list[int]] = [[] for _ in rows]
-    for number, its_rows in sorted(laid.members, key=lambda member: min(member[1])):
-        piece, owner = laid.lists[number], owners[its_rows[0]]
+    for number, its_rows in sorted(merged.members, key=lambda member: min(member[1])):
+        piece, owner = merged.lists[number], owners[its_rows[0]]
         if owner not in lists:
             lists[owner], members[owner], at = list(piece), [], list(range(len(piece)))
         else:
@@ -157,9 +162,9 @@ def _joined_by_key(
             at = [known[item] for item in piece]
         members[owner] += its_rows
         for row in its_rows:
-            begin = laid.begins[row]
+            begin = merged.begins[row]
             places[row] = at[begin : begin + len(rows[row])]
-    original = [item for _, item in numbers]  # numbers were given in this order
+    original = [item for _, item in numbers]  # keys are in the order of their numbers
     return (
         [[original[number] for number in one] for one in lists.values()],
         list(members.values()),

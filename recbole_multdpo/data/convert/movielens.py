@@ -1,7 +1,7 @@
-"""GroupLens' MovieLens: `ratings.dat` and `movies.dat` (1M, 10M), or both as `.csv` (from 20M on).
+"""Converter of GroupLens' MovieLens: `ratings.dat` and `movies.dat` (1M, 10M), or `.csv` (20M on).
 
-Movie files are UTF-8 or, in older sets, latin-1; which one is found out by reading. A title's year
-becomes a column of its own, as in RecBole's own files.
+Movie files are UTF-8 or, in older sets, latin-1, which is detected. A title's year becomes a
+separate column, as in RecBole's own files.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ val_interval: {{rating: "[4,inf)"}}   # ratings kept: those of at least 4 are th
 normalize_all: False             # ratings stay in stars
 
 item_text_fields: [movie_title]  # an item's text
-item_year_field: release_year    # tells movies of the same title apart
+item_year_field: release_year    # disambiguates movies of the same title
 prompt_template: movies
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This format has no options of its own."""
+    """Add no options: this format has none."""
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
-    """Write the data set's files; returns the report."""
+    """Write the data set's files and return the report."""
     names = {"ratings": ["ratings.dat", "ratings.csv"], "movies": ["movies.dat", "movies.csv"]}
     files = {
         kind: find_file(options.input, patterns, need=f"the {kind} of MovieLens")
@@ -69,7 +69,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
 
 
 def _write_movies(folder: DatasetFolder, path: Path, encoding: str) -> set[str]:
-    """Write the `.item` file; returns the ids in it."""
+    """Write the `.item` file and return its ids."""
     table = folder.table(
         "item",
         ["item_id:token", "movie_title:token_seq", "release_year:token", "genre:token_seq"],
@@ -108,7 +108,7 @@ def _movie_rows(
 
 
 def _write_ratings(folder: DatasetFolder, path: Path, movies: set[str]) -> set[str]:
-    """Write the `.inter` file; returns the users in it."""
+    """Write the `.inter` file and return its users."""
     table = folder.table(
         "inter", ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
     )

@@ -1,9 +1,9 @@
-"""Rank-GRPO's processed Reddit-V2: prompts as chats, films as (title, year).
+"""Converter of Rank-GRPO's processed Reddit-V2: prompts as chats, films as (title, year).
 
 Each part is a Hugging Face `datasets` folder (`train/`, `validation/`, `test/` with .arrow files)
 or a file of JSON lines (`train.jsonl`, ...), with the columns `prompt` (chat messages),
 `groundtruth_with_release_year` ([[title, year], ...]) and `seen_titles`. The catalogue is published
-as a pickle, which is never read here, because a pickle can run any code: it is wanted as JSON.
+as a pickle, which can run any code and is never read; the converter needs it as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from recbole_multdpo.errors import DataError
 
 ANSWERS = "groundtruth_with_release_year"
 _PICKLE_HELP = (
-    "A pickle can run any code, so it is not read. Where you trust it, turn it into JSON yourself: "
+    "A pickle can run any code, so it is not read. If you trust it, convert it to JSON yourself: "
     'python -c "import json, pickle; json.dump(sorted([t, str(y)] for t, y in '
     "pickle.load(open('gt_catalog.pkl', 'rb'))), open('gt_catalog.json', 'w'))\""
 )
@@ -38,14 +38,14 @@ Film = tuple[str, str]  # title, year
 
 
 def is_rank_grpo(source: Path) -> bool:
-    """Whether a folder is of this kind: it has none of the two lists of He et al.'s."""
+    """True if a folder has this format: it has neither of the two lists of He et al.'s format."""
     return not find_files(source, ["item_ids.json", "entity2id.json"])
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
-    """Write the data set's files; returns the report."""
+    """Write the data set's files and return the report."""
     if options.resplit or options.split_dates:
-        raise DataError("--resplit and --split-dates: these data are split by time already")
+        raise DataError("--resplit and --split-dates: these data are already split by time")
     parts = _parts(options.input)
     films = _catalogue(options.input, parts)
     table = folder.table("item", ["item_id:token", "movie_title:token_seq", "release_year:token"])
@@ -66,7 +66,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
 
 
 def _parts(source: Path) -> dict[str, Path]:
-    """Folder or file of each of the three parts."""
+    """The folder or file of each of the three parts."""
     folders = {"train": "train", "valid": "validation", "test": "test"}
     parts = {
         split: source / name for split, name in folders.items() if (source / name).is_dir()
@@ -81,7 +81,7 @@ def _parts(source: Path) -> dict[str, Path]:
 
 
 def _rows(part: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a part with their numbers, from 1."""
+    """Yield the rows of a part with their numbers, from 1."""
     if part.is_file():
         yield from json_lines(part, reject)
         return
@@ -108,7 +108,7 @@ def _rows(part: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _film(entry: Any) -> Film | None:
-    """A (title, year) pair in one form; None for anything else."""
+    """Parse a [title, year] pair; None for anything else."""
     if not isinstance(entry, list | tuple) or len(entry) < 2 or not isinstance(entry[0], str):
         return None
     title, year = entry[0].strip(), str(entry[1] or "").strip()
@@ -116,10 +116,10 @@ def _film(entry: Any) -> Film | None:
 
 
 def _catalogue(source: Path, parts: dict[str, Path]) -> list[Film]:
-    """The films that can be recommended, sorted: gt_catalog.json, else all that ever were.
+    """The catalogue, sorted: the films of gt_catalog.json, or else of all answers.
 
     Raises:
-        DataError: there is only a pickle, or an entry is no [title, year].
+        DataError: the catalogue is only there as a pickle, or an entry is not a [title, year].
     """
     for folder in (source, source.absolute().parent):
         path = folder / "gt_catalog.json"
@@ -168,7 +168,7 @@ def _turns(parts: dict[str, Path], films: list[Film], folder: DatasetFolder) -> 
 
 
 def _mentioned(text: str, number_of: dict[Film, str], by_title: dict[str, list[str]]) -> str | None:
-    """The film that "Heat" or "Heat (1995)" means, if only one can be meant."""
+    """The number of the film "Heat" or "Heat (1995)"; None if it is unknown or ambiguous."""
     title, year = title_and_year(text)
     if (title, year) in number_of:
         return number_of[title, year]
@@ -177,7 +177,7 @@ def _mentioned(text: str, number_of: dict[Film, str], by_title: dict[str, list[s
 
 
 def _messages(prompt: Any) -> list[Message] | None:
-    """The chat messages of a prompt; None if it is none."""
+    """The chat messages of a prompt; None if it is not a chat."""
     if not isinstance(prompt, list) or not prompt:
         return None
     messages = []

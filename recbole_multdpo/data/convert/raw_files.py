@@ -1,6 +1,6 @@
-"""Reading what others publish: plain or gzip, line by line, never a whole file at once.
+"""Readers of published raw files, plain or gzip, line by line.
 
-Nothing here runs code from a file: JSON, CSV and text only, no pickles.
+They never run code from a file: JSON, CSV and text only, no pickles.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from recbole_multdpo.errors import DataError
 Reject = Callable[[str, int, str, object], None]  # file, line, reason, row
 
 _ENCODING: ContextVar[str | None] = ContextVar("encoding", default=None)
-_UNCLOSED = 1000  # lines of one CSV row, of which no text has so many
+_UNCLOSED = 1000  # lines in one CSV row, more than any text has: a quotation mark is unclosed
 
 _YEAR = r"(1[89]|20)\d\d"
 _TRAILING_BRACKETS = re.compile(r"^(?P<title>.*\S)\s*\((?P<inside>[^()]*)\)$", re.DOTALL)
 
 
 @contextmanager
-def reading_as(encoding: str | None) -> Iterator[None]:
-    """Read all raw files of the block in this encoding; None: UTF-8, or what a format finds out.
+def raw_encoding(encoding: str | None) -> Iterator[None]:
+    """Context manager in which raw files have this encoding; None: UTF-8 or the format's default.
 
     Raises:
-        DataError: Python has no such encoding of texts.
+        DataError: Python has no such text encoding.
     """
     try:
         "".encode(encoding or "utf-8")
     except LookupError:
         raise DataError(
-            f"--encoding={encoding} is no encoding that is known. Try utf-8-sig, latin-1, cp1252, "
+            f"--encoding={encoding} is not a known encoding. Try utf-8-sig, latin-1, cp1252, "
             "utf-16 or gb18030"
         ) from None
     token = _ENCODING.set(encoding)
@@ -52,15 +52,15 @@ def reading_as(encoding: str | None) -> Iterator[None]:
 
 
 def find_file(folder: Path, names: Sequence[str], *, need: str) -> Path:
-    """The only file of `folder` that has one of `names`, each also with `.gz`.
+    """Find the only file of `folder` with one of `names`, plain or `.gz`.
 
     Args:
-        folder: where to look, not in its folders.
+        folder: the folder; its subfolders are not searched.
         names: file names or glob patterns.
-        need: what the file is, for the message.
+        need: content of the file, for the error message.
 
     Raises:
-        DataError: none or several are there.
+        DataError: there is no such file, or several.
     """
     found = find_files(folder, names)
     if len(found) == 1:
@@ -68,8 +68,8 @@ def find_file(folder: Path, names: Sequence[str], *, need: str) -> Path:
     wanted = " or ".join(names)
     if found:
         raise DataError(
-            f"{folder} holds several files of the same kind ({', '.join(f.name for f in found)}); "
-            "leave one of them there"
+            f"{folder} has several files of the same kind ({', '.join(f.name for f in found)}); "
+            "keep one of them"
         )
     raise DataError(f"{folder} has no {wanted} (.gz is fine): {need}")
 
@@ -87,13 +87,13 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def byte_lines(path: Path, progress: bool = True) -> Iterator[tuple[int, bytes]]:
-    """Lines with their number from 1, line ends included, without a byte-order mark.
+    """Yield line numbers from 1 and lines with their line ends, without a byte-order mark.
 
-    Within `reading_as` an encoding, they are UTF-8 made of that.
+    Inside `raw_encoding` with an encoding, the lines are re-encoded to UTF-8.
 
     Raises:
-        DataError: the file is missing, unreadable, not in that encoding, or its compressed data
-            are damaged.
+        DataError: the file is missing, unreadable, in another encoding, or its compressed data are
+            damaged.
     """
     number, encoding = 0, _ENCODING.get()
     try:
@@ -117,7 +117,7 @@ def byte_lines(path: Path, progress: bool = True) -> Iterator[tuple[int, bytes]]
 
 
 def _as_utf8(file: Any, encoding: str | None) -> Iterator[bytes]:
-    """Lines of a file in an encoding as UTF-8; None: as they are."""
+    """The lines of a file re-encoded from `encoding` to UTF-8; None: unchanged."""
     if encoding is None:
         return iter(file)
     text = io.TextIOWrapper(file, encoding, newline="\n")
@@ -125,18 +125,18 @@ def _as_utf8(file: Any, encoding: str | None) -> Iterator[bytes]:
 
 
 def _bar(path: Path, progress: bool) -> tqdm:
-    """Progress in bytes of the file on disk; none where there is no terminal."""
+    """Progress bar in bytes of the file on disk; disabled without a terminal."""
     return tqdm(
         total=path.stat().st_size,
         desc=path.name,
         unit="B",
         unit_scale=True,
-        disable=None if progress else True,  # None: where there is no terminal
+        disable=None if progress else True,  # None: disabled without a terminal
     )
 
 
 def text_encoding(path: Path) -> str:
-    """`utf-8` if the whole file is UTF-8, else `latin-1`, which older GroupLens files are in."""
+    """Detect the encoding: `utf-8` if the whole file is valid UTF-8, else `latin-1`."""
     try:
         for _, line in byte_lines(path, progress=False):
             line.decode("utf-8")
@@ -146,7 +146,7 @@ def text_encoding(path: Path) -> str:
 
 
 def text_lines(path: Path, reject: Reject, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """Lines with their number, without line ends; blank ones are left out, undecodable rejected."""
+    """Yield line numbers and lines without line ends; skip blank lines, reject undecodable ones."""
     for number, line in byte_lines(path):
         try:
             text = line.decode(encoding).rstrip("\r\n")
@@ -161,19 +161,19 @@ def text_lines(path: Path, reject: Reject, encoding: str = "utf-8") -> Iterator[
 def csv_rows(
     path: Path, columns: Sequence[str], reject: Reject, encoding: str = "utf-8"
 ) -> Iterator[tuple[int, list[str]]]:
-    """Values of `columns` in each row of a CSV file with a header, and the line where it ends.
+    """Yield the last line number and the values of `columns` of each row of a CSV file.
 
     Quoted values may contain separators, quotation marks and line ends.
 
     Raises:
-        DataError: the header is damaged or lacks a column, the file is empty, not in this encoding,
-            or a quotation mark in it is never closed.
+        DataError: the header is damaged or lacks a column, the file is empty or in another
+            encoding, or a quotation mark is not closed.
     """
     reader = csv.reader(_decoded_lines(path, encoding))
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
-        raise DataError(f"{path}: the header is no row of a CSV file: {error}.") from error
+        raise DataError(f"{path}: the header is not valid CSV: {error}.") from error
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(
@@ -191,9 +191,9 @@ def csv_rows(
             problem = f"not CSV: {error}"
         if reader.line_num - begin > _UNCLOSED:
             raise DataError(
-                f"{path}: the row that begins in line {begin} goes on for more than {_UNCLOSED:,} "
-                "lines, as a quotation mark in it is not closed. Close it, or put the field in "
-                "quotation marks and double those within"
+                f"{path}: the row that begins in line {begin} has more than {_UNCLOSED:,} lines: a "
+                "quotation mark in it is not closed. Close it, or put the field in quotation marks "
+                "and double those inside"
             )
         if row and len(row) != len(header):
             problem = f"{len(row)} columns instead of {len(header)}"
@@ -215,7 +215,7 @@ def _decoded_lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def json_lines(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with one JSON object per line, with their line numbers."""
+    """Yield line numbers and objects of a file with one JSON object per line."""
     for number, text in text_lines(path, reject):
         try:
             value = json.loads(text)
@@ -229,7 +229,7 @@ def json_lines(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]
 
 
 def json_rows(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `json_lines`, or the objects of a JSON list, which is read as a whole, numbered from 1."""
+    """`json_lines`, or the objects of one JSON list, numbered from 1, which is read at once."""
     lines = (line.strip() for _, line in byte_lines(path, progress=False))
     if not next(filter(None, lines), b"").startswith(b"["):
         yield from json_lines(path, reject)
@@ -242,10 +242,10 @@ def json_rows(path: Path, reject: Reject) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
-    """A small JSON file as a whole.
+    """Read a small JSON file.
 
     Raises:
-        DataError: it is not UTF-8, not JSON, or of another kind.
+        DataError: it is not UTF-8, not JSON, or not of the type `kind`.
     """
     try:
         value = json.loads(b"".join(line for _, line in byte_lines(path, progress=False)))
@@ -262,12 +262,12 @@ def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
 def title_and_year(text: str) -> tuple[str, str]:
     """Split "Heat (1995)" into title and year.
 
-    A year in brackets at the end goes, alone (`1995`, `2006-2007`, whose first year is kept) or
-    before a kind of film (`1995 film`, `2004 American film`); so does `film` without a year. Other
+    Brackets at the end are removed if they contain a year (`1995`; of `2006-2007` the first year is
+    kept), a year and a kind of film (`1995 film`, `2004 American film`), or `film` alone. Other
     brackets are part of the title, as in "Saw (franchise)".
 
     Returns:
-        Title, and the year or an empty text.
+        The title, and the year or an empty text.
     """
     text = text.strip()
     match = _TRAILING_BRACKETS.match(text)

@@ -1,4 +1,4 @@
-"""Training, validation and test part: which file holds which, or a split drawn by a seed."""
+"""Training, validation and test parts: their raw files, or a random split."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _FILE_NAMES = {
 
 
 def add_split_arguments(parser: argparse.ArgumentParser, *, unit: str) -> None:
-    """`--resplit` and `--seed`.
+    """Add `--resplit` and `--seed`.
 
     Args:
-        parser: of one converter.
-        unit: what is never divided between parts, for the help text.
+        parser: a converter's parser.
+        unit: name of the unit that is never divided between parts, for the help text.
     """
     parser.add_argument(
         "--resplit",
         nargs=3,
         type=float,
         metavar=("TRAIN", "VALID", "TEST"),
-        help=f"put all files together and split them anew, by {unit}, in these shares",
+        help=f"put all files together and split them again, by {unit}, in these shares",
     )
     parser.add_argument(
         "--seed", type=int, default=2020, help="seed of --resplit (default: %(default)s)"
@@ -39,17 +39,17 @@ def add_split_arguments(parser: argparse.ArgumentParser, *, unit: str) -> None:
 
 
 def split_files(folder: Path, extensions: Sequence[str]) -> dict[str, Path]:
-    """The raw file of each part that there is, e.g. `{"test": test.jsonl.gz}`.
+    """The raw files that exist, by part, e.g. `{"test": test.jsonl.gz}`.
 
     Raises:
-        DataError: none is there, or a part has two files.
+        DataError: there is none, or a part has two files.
     """
     files = {}
     for split, stems in _FILE_NAMES.items():
         found = find_files(folder, [f"{stem}.{end}" for stem in stems for end in extensions])
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
-            raise DataError(f"{folder} has several {split} files ({names}); leave one there")
+            raise DataError(f"{folder} has several {split} files ({names}); keep one of them")
         if found:
             files[split] = found[0]
     if not files:
@@ -60,15 +60,15 @@ def split_files(folder: Path, extensions: Sequence[str]) -> dict[str, Path]:
 
 
 def draw_split(units: Iterable[str], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """The part of every unit, drawn at random; the same for the same units, shares and seed.
+    """Assign every unit to a part at random, as a function of units, shares and seed.
 
     Args:
-        units: e.g. dialog ids; their order and repetitions do not matter.
-        shares: of training, validation and test; only their proportions count.
+        units: e.g. dialog ids; order and repetitions are ignored.
+        shares: proportions of training, validation and test; they need not sum to 1.
         seed: of the draw.
 
     Raises:
-        DataError: the shares are negative or all 0.
+        DataError: a share is negative, or all are 0.
     """
     total = sum(shares)
     if min(shares) < 0 or not total:

@@ -1,6 +1,6 @@
-"""Rows with titles as they are published: prompts with quoted titles, lists, chats.
+"""Parsers of published rows with titles: prompts with quoted titles, lists, chats.
 
-A title in a prompt stands in quotation marks, and `", "` separates titles.
+Titles in a prompt are in quotation marks and separated by `", "`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FORMS = """\
 {"messages": [{"role": "user", "content": "Read: \\"A\\", \\"B\\"."},
               {"role": "assistant", "content": "\\"C\\""}]}
 {"historyList": "A::B", "trueSelection": "C"}
-Each may name its reader: "user_id": "u1". A title in a prompt stands in quotation marks; an
-"instruction" is read where "input" has no title."""
+Each may name its reader: "user_id": "u1". Titles in a prompt must be in quotation marks; an
+"instruction" is read if "input" has no title."""
 
 _TEXT_KEYS = (
     ("input", "output"),
@@ -31,24 +31,24 @@ _TEXT_KEYS = (
     ("prompt", "completion"),
     ("prompt", "chosen"),
 )
-# names of the field with the reader, without case and punctuation: user_id, userID, raw_user_idx
+# names of the reader's field, ignoring case and punctuation: user_id, userID, raw_user_idx
 _READER_FIELD = re.compile(
     r"uid|(raw|orig(inal)?|the)?"
     r"(user|reader|reviewer|customer|client|member|account|visitor|person|session)"
     r"(?P<kind>id|idx|index|key|name|no|number|num|hash|uuid)?"
 )
-_LONGEST_KEY = 64  # characters; longer texts under "user" are what somebody says
+_LONGEST_KEY = 64  # characters; longer texts under "user" are messages
 
 Titles = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one row says: titles in order of time.
+    """One parsed row: titles in order of time.
 
     Attributes:
         file: name of the raw file.
-        line: its line, or number in the list, from 1.
+        line: line number, or number in the list, from 1.
         history: titles before the targets.
         targets: titles that follow; at least one.
         reader: the reader's key in the raw row; None if there is none.
@@ -62,20 +62,20 @@ class Row:
 
     @property
     def name(self) -> str:
-        """File and line, as an id."""
+        """An id made of file and line."""
         return f"{self.file.split('.')[0]}-{self.line}"
 
 
 def title_rows(
     path: Path, known: set[str], reject: Reject, reader_key: str | None = None
 ) -> Iterator[Row]:
-    """The rows of a file that have titles.
+    """Yield the rows of a file that have titles.
 
     Args:
         path: JSON lines, or one JSON list.
         known: cleaned titles; see `split_titles`.
-        reject: gets the others.
-        reader_key: field with the reader; None for one with a usual name, such as `user_id`.
+        reject: called for all other rows.
+        reader_key: field with the reader; None: a field with a usual name, such as `user_id`.
     """
     for line, raw in json_rows(path, reject):
         titles = next(filter(None, (form(raw, known) for form in _FORMS)), None)
@@ -88,10 +88,10 @@ def title_rows(
 
 
 def split_titles(text: str, known: set[str]) -> list[str]:
-    """The titles between the first and the last quotation mark of a text.
+    """Split the text between the first and the last quotation mark into titles at `", "`.
 
-    They are separated by `", "`. A title may contain quotation marks; one that contains the
-    separator is found only if it is among `known` titles.
+    A title may contain quotation marks. A title that contains the separator is found only if it is
+    one of the `known` titles.
     """
     first, last = text.find('"'), text.rfind('"')
     if first == last:
@@ -99,7 +99,7 @@ def split_titles(text: str, known: set[str]) -> list[str]:
     pieces = text[first + 1 : last].split('", "')
     titles, at = [], 0
     while at < len(pieces):
-        stops = range(len(pieces), at, -1)  # the longest known title that begins here
+        stops = range(len(pieces), at, -1)  # prefer the longest known title that begins here
         stop = next((s for s in stops if title_text('", "'.join(pieces[at:s])) in known), at + 1)
         titles.append('", "'.join(pieces[at:stop]))
         at = stop
@@ -107,13 +107,13 @@ def split_titles(text: str, known: set[str]) -> list[str]:
 
 
 def _plain_lists(raw: dict[str, Any], known: set[str]) -> Titles | None:
-    """`history` and `targets` as lists of texts."""
+    """Titles in the lists `history` and `targets`."""
     history, targets = raw.get("history"), raw.get("targets")
     return (history, targets) if _is_texts(history) and _is_texts(targets) else None
 
 
 def _selection(raw: dict[str, Any], known: set[str]) -> Titles | None:
-    """S-DPO's and LLaRA's `historyList`, a list or joined by `::`, and `trueSelection`."""
+    """Titles in S-DPO's or LLaRA's `historyList`, list or joined by `::`, and `trueSelection`."""
     history, target = raw.get("historyList"), raw.get("trueSelection")
     if isinstance(history, str):
         history = history.split("::") if history.strip() else []
@@ -156,7 +156,7 @@ def _is_texts(value: Any) -> TypeGuard[list[str]]:
 
 
 def _said(value: Any) -> str | None:
-    """A text, or the texts of a chat's messages but for the system's; None for anything else."""
+    """A text, or a chat's messages without the system's as one text; None for anything else."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
@@ -166,7 +166,7 @@ def _said(value: Any) -> str | None:
 
 
 def _reader(raw: dict[str, Any], field: str | None) -> str | None:
-    """The key of the row's reader; None if it has none."""
+    """The key of the row's reader; None if the row does not name one."""
     if field is not None:
         return _as_key(raw.get(field), spaces=True)
     found: dict[bool, str] = {}
@@ -174,13 +174,13 @@ def _reader(raw: dict[str, Any], field: str | None) -> str | None:
         match = _READER_FIELD.fullmatch(re.sub(r"[\W_]", "", name).lower())
         key = _as_key(value, spaces=match["kind"] is not None) if match else None
         if match and key is not None:
-            is_id = match["kind"] != "name"  # a name only where nothing else is there
+            is_id = match["kind"] != "name"  # use a name only if there is no id
             found.setdefault(is_id, key)
     return found.get(True, found.get(False))
 
 
 def _fields(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields of a row, then those of objects in it, such as `extra_info`."""
+    """Yield the fields of a row, then the fields of objects in it, such as `extra_info`."""
     yield from raw.items()
     for value in raw.values():
         if isinstance(value, dict):
@@ -188,9 +188,9 @@ def _fields(raw: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _as_key(value: Any, *, spaces: bool) -> str | None:
-    """A number or a short text, without spaces unless they are allowed."""
+    """A number or a short text as a key; with `spaces`, the text may contain spaces."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # of a table with gaps
+        value = int(value)  # pandas makes integers with gaps floats
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and 0 < len(value) <= _LONGEST_KEY and (spaces or " " not in value):

@@ -1,11 +1,11 @@
-"""Lists of titles as JSON: prompts with quoted titles such as SPRec's, or plain lists.
+"""Converter of lists of titles as JSON: prompts with quoted titles such as SPRec's, or plain lists.
 
-A row of a file (JSON lines or one JSON list) is a reader's list of titles, or a piece of it; the
-forms are those of `title_rows.FORMS`. Pieces of one list are joined (`readers`).
+A row of a file (JSON lines or one JSON list) is a reader's list of titles, or a piece of it, in one
+of the forms `title_rows.FORMS`. Pieces of one list are merged (`merging`).
 
-The file's name may end in json or jsonl. Beside it, `id2name.json` (id -> title) gives ids and
-titles that no row has; titles that it lacks get ids of their own, `t1`, `t2`, ... Titles are the
-same if a run reads them alike: HTML entities are decoded, see `title_text`.
+The file name ends in json or jsonl. An optional `id2name.json` (id -> title) in the same folder
+gives ids, and titles that no row has; other titles get the ids `t1`, `t2`, ... Titles are compared
+as a run reads them: normalised by `title_text`.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from recbole_multdpo.errors import DataError
 
 HELP = "prompts and answers with titles, such as SPRec's: train.json, optionally valid and test"
 
-_SAME_HISTORY = 5  # rows with the same history of so many titles have one reader
+_SAME_HISTORY = 5  # rows that share a history of at least so many titles have one reader
 _NO_LINK = 2**62  # more titles than any list has
 
 _LEAVE_ONE_OUT = """\
-eval_args:                       # of each user's titles, in their order, the last is for test and
-  split: {'LS': valid_and_test}  #   the one before it for validation
+eval_args:                       # each user's last title is for test, the one before it for
+  split: {'LS': valid_and_test}  #   validation
   group_by: user
   order: TO
 """
 _PARTS = """\
-benchmark_filename: [train, valid, test]   # parts of the split, one .inter file each; the histories
-                                 #   of validation and test users stand in the training part
+benchmark_filename: [train, valid, test]   # parts of the split, one .inter file each; the training
+                                 #   part has the histories of validation and test users too
 """
 PROPERTIES = """\
 # {name}, converted from lists of titles: {n_users:,} users, {n_items:,} items.
-load_col:                        # columns loaded; timestamp is the place in the list
+load_col:                        # columns loaded; timestamp is the position in the list
   inter: [user_id, item_id, timestamp]
   item: [item_id]                # the catalogue is every item of the .item file
 val_interval: ~                  # every title is a positive
@@ -64,16 +64,16 @@ prompt_template: {template}
 
 
 class TitleIds:
-    """Ids of titles, which are compared as a run would read them (`title_text`).
+    """Ids of titles, which are normalised by `title_text`.
 
     Attributes:
-        id_of: of every title.
-        n_added: titles that were given an id.
-        decoded: titles that had HTML entities somewhere.
+        id_of: the id of each title.
+        n_added: number of titles that got a new id.
+        decoded: titles that had HTML entities.
     """
 
     def __init__(self, id_to_title: dict[str, str]) -> None:
-        """Start with given ids; of ids with the same title, only the first is an item."""
+        """Start with given ids; if several ids have the same title, the first one is used."""
         self.id_of: dict[str, str] = {}
         self.n_added = 0
         self.decoded: set[str] = set()
@@ -81,7 +81,7 @@ class TitleIds:
             self.id_of.setdefault(self._read(title), item)
 
     def find(self, title: str) -> str:
-        """The title's id; a new one for an unknown title."""
+        """The id of a title; an unknown title gets a new one."""
         title = self._read(title)
         if title not in self.id_of:
             self.n_added += 1
@@ -96,15 +96,15 @@ class TitleIds:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to split, which rows have one reader, and the words of the prompt."""
+    """Options for splitting, for merging rows, and for the prompt template."""
     add_split_arguments(parser, unit="reader")
     parser.add_argument(
         "--link",
         default="auto",
         metavar="auto|none|N",
         help="rows that fit together by N or more consecutive titles (windows, growing prefixes) "
-        "are pieces of one reader's list; auto finds N out from the rows, none takes every row for "
-        "a reader of its own (default: %(default)s)",
+        "are pieces of one reader's list; auto estimates N from the rows, none makes every row a "
+        "separate reader (default: %(default)s)",
     )
     parser.add_argument(
         "--reader-key",
@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
-    """Write the data set's files; returns the report."""
+    """Write the data set's files and return the report."""
     min_overlap = _min_overlap(options.link)
     names = find_files(options.input, ["id2name.json"])
     id_to_title = _id_to_title(names[0], folder) if names else {}
@@ -189,7 +189,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
 
 
 def _min_overlap(link: str) -> int | None:
-    """The number of `--link`; None where it is to be found out."""
+    """The number of `--link`; None for auto."""
     if link in ("auto", "none"):
         return None if link == "auto" else _NO_LINK
     if link.isdecimal() and int(link) > 0:
@@ -204,7 +204,7 @@ def _id_to_title(path: Path, folder: DatasetFolder) -> dict[str, str]:
         if problem or not isinstance(title, str) or not title_text(title):
             folder.reject(path.name, entry, problem or "id without a title", [item, title])
         elif item.startswith("t") and item[1:].isdecimal():
-            raise DataError(f"{path}: id {item!r} looks like those given to titles without an id")
+            raise DataError(f"{path}: id {item!r} has the form reserved for titles without an id")
         else:
             titles[item] = title
     return titles
@@ -214,20 +214,20 @@ def _check_parts(files: Mapping[str, Path], options: argparse.Namespace) -> None
     missing = [split for split in SPLITS if split not in files]
     if missing and len(files) > 1 and not options.resplit:
         raise DataError(
-            f"{options.input} has no {' and no '.join(missing)} file. Put it there, or split all "
-            "readers anew: --resplit 0.8 0.1 0.1"
+            f"{options.input} has no {' and no '.join(missing)} file. Add it, or split all readers "
+            "again: --resplit 0.8 0.1 0.1"
         )
 
 
 def _check_histories(rows: Sequence[Row], folder: DatasetFolder) -> None:
-    """Count rows with no title before their targets; where that is all of them, none was found."""
+    """Count rows without a title before their targets; refuse files in which all rows are so."""
     without = [row for row in rows if not row.history]
     folder.counts["rows_without_history"] = len(without)
     if len(without) == len(rows):
         raise DataError(
-            f"{rows[0].file}: no row has a title before its targets. Put those of a prompt into "
-            f'quotation marks, separated by ", ", or write lists. A row should be one of these:\n'
-            f"{FORMS}"
+            f"{rows[0].file}: no row has a title before its targets. Put the titles of a prompt "
+            f'into quotation marks, separated by ", ", or write lists. A row should be one of '
+            f"these:\n{FORMS}"
         )
     if without:
         folder.notes.append(
@@ -237,7 +237,7 @@ def _check_histories(rows: Sequence[Row], folder: DatasetFolder) -> None:
 
 
 def _keys(rows: Sequence[Row]) -> list[Hashable]:
-    """What says that rows have one reader: a key of theirs, or else the same long history."""
+    """A key of each row's reader: the row's own key, or else its history if that is long."""
     return [
         row.reader
         or (tuple(map(title_text, row.history)) if len(row.history) >= _SAME_HISTORY else None)
@@ -246,19 +246,19 @@ def _keys(rows: Sequence[Row]) -> list[Hashable]:
 
 
 def _users(rows: Sequence[Row], readers: Readers) -> list[str]:
-    """Ids of the readers: their keys, or else file and line of their first rows."""
+    """Ids of the readers: their keys if usable, or else file and line of their first rows."""
     first = [rows[members[0]] for members in readers.rows]
     keys = [row.reader for row in first if row.reader and not id_problem(row.reader)]
     return keys if len(set(keys)) == len(first) else [row.name for row in first]
 
 
 class _Parts:
-    """Which part of the split every title of every reader belongs to.
+    """The part of the split of every title of every reader.
 
-    With one file, the last two titles of a reader are for test and validation, and `of_reader` is
-    None. With a file of each part, the targets of its validation and test rows are held out; with
-    `--resplit`, the targets of the last row of the readers drawn. What comes before the first title
-    held out is for training; what comes behind it is left out, as it was read later.
+    With one file, the last two titles of a reader are for validation and test, and `of_reader` is
+    None. With one file per part, the targets of validation and test rows are held out; with
+    `--resplit`, the targets of the last row of the drawn readers. Titles before the first held-out
+    one are for training; later titles that are not held out are left out.
     """
 
     def __init__(
@@ -270,8 +270,8 @@ class _Parts:
     ) -> None:
         part_of_file = {path.name: split for split, path in files.items()}
         self._rows, self._readers = rows, readers
-        self.of_row: list[str] | None = None  # the part of every row
-        self.of_reader: list[str] | None = None  # the part of every reader: the last of its rows'
+        self.of_row: list[str] | None = None  # part of each row
+        self.of_reader: list[str] | None = None  # part of each reader: its rows' latest part
         if options.resplit:
             names = [rows[members[0]].name for members in readers.rows]
             drawn = draw_split(names, options.resplit, options.seed)
@@ -287,12 +287,12 @@ class _Parts:
             ]
 
     def held_out(self, reader: int) -> dict[int, str]:
-        """Part of those places in a reader's list that are not for training."""
+        """Held-out positions in a reader's list, and their parts."""
         if self.of_row is None:
             last = len(self._readers.lists[reader]) - 1
             return {last: "test"} | ({last - 1: "valid"} if last else {})
         held_out: dict[int, str] = {}
-        for part in ("valid", "test"):  # a title that both ask for is for test
+        for part in ("valid", "test"):  # test takes precedence
             for row in self._readers.rows[reader]:
                 if self.of_row[row] == part:
                     places = self._readers.places[row][len(self._rows[row].history) :]
@@ -300,7 +300,7 @@ class _Parts:
         return held_out
 
     def titles(self, reader: int) -> Iterator[tuple[int, int, str | None]]:
-        """Place, item and part of every title of a reader; None is left out."""
+        """Yield position, item and part of every title of a reader; part None: left out."""
         items, held_out = self._readers.lists[reader], self.held_out(reader)
         if len(self._readers.rows[reader]) == 1:
             for place, item in enumerate(items):
@@ -317,16 +317,16 @@ class _Parts:
                 yield place, item, None if part == "valid" and item in tests else part
 
     def answers_in_training(self) -> int:
-        """Test answers in the training list of another row of their reader, were rows readers."""
+        """Number of test answers that would leak into another row's training list if unmerged."""
         n = 0
         for members in self._readers.rows:
             lists = [self._split(row) for row in members]
-            stands = Counter(title for training, _ in lists for title in training)
-            n += sum(stands[title] > (title in own) for own, test in lists for title in test)
+            n_lists = Counter(title for training, _ in lists for title in training)
+            n += sum(n_lists[title] > (title in own) for own, test in lists for title in test)
         return n
 
     def _split(self, row: int) -> tuple[set[str], list[str]]:
-        """Titles of a row that would be in training and in test, were it a reader of its own."""
+        """Training and test titles of a row if it were a separate reader."""
         history, targets = self._rows[row].history, self._rows[row].targets
         titles = [*map(title_text, history + targets)]
         if self.of_row is None:
@@ -355,7 +355,7 @@ def _write_interactions(
 def _report_readers(
     folder: DatasetFolder, rows: Sequence[Row], readers: Readers, parts: _Parts, link: str
 ) -> None:
-    """Say which rows were joined, and by what."""
+    """Report the merged rows and the evidence for merging them."""
     links, several = readers.links, [members for members in readers.rows if len(members) > 1]
     n_joined, n_answers = sum(map(len, several)), parts.answers_in_training()
     trusted = [level for level in links.levels if level.overlap >= (links.min_overlap or 0)]
@@ -376,17 +376,17 @@ def _report_readers(
     folder.counts["rows_of_one_reader"]["rows_that_name_their_reader"] = n_named
     if not n_named:
         folder.notes.append(
-            "no row names its reader in a field such as user_id; --reader-key says which one does"
+            "no row names its reader in a field such as user_id; set --reader-key to the field"
         )
     if link == "none":
-        folder.notes.append("--link=none: every row is a reader of its own, whether rows overlap")
+        folder.notes.append("--link=none: every row is a separate reader, even if rows overlap")
     elif not several:
         folder.notes.append("no two rows look like pieces of one reader's list")
     else:
         folder.notes.append(
             f"{n_joined:,} of {len(rows):,} rows overlap with others of the same reader (windows, "
             f"prefixes, equal keys): {len(readers.lists):,} readers. {n_answers:,} test answers "
-            "stood in the training list of another row of their reader, where they would have "
-            f"leaked. {len(links.first):,} links by {links.min_overlap} or more titles, "
-            f"{by_chance:.1f} of them expected by chance; --link=none keeps rows apart"
+            "were in the training list of another row of their reader and would have leaked. "
+            f"{len(links.first):,} links by {links.min_overlap} or more titles, {by_chance:.1f} of "
+            "them expected by chance; --link=none keeps rows separate"
         )

@@ -143,7 +143,7 @@ def test_items_mentioned_before_stay_positives_and_are_counted(convert):
     assert made.report["counts"]["answers_that_were_mentioned_before"] == 1
 
 
-def test_splitting_anew_keeps_dialogs_together(convert, conversion_error):
+def test_splitting_again_keeps_dialogs_together(convert, conversion_error):
     generator = random.Random(0)
     rows = [turn([f"q{n}"], [1], dialog=f"d{generator.randrange(20)}") for n in range(60)]
     files = {**ITEMS, "test.jsonl.gz": rows}

@@ -224,7 +224,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
 
 
 def test_somebody_who_makes_the_output_meanwhile_wins(tmp_path):
-    with pytest.raises(DataError, match="could not be given its name"):
+    with pytest.raises(DataError, match="cannot be renamed"):
         with DatasetFolder(tmp_path / "toy") as folder:
             fill(folder)
             (tmp_path / "toy").mkdir()

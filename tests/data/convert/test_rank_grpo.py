@@ -97,7 +97,7 @@ def test_what_is_wrong_as_a_whole(conversion_error):
     raw = files()
     message = conversion_error("crs", {**raw, "gt_catalog.json": '[["Heat", 1995], "Alien"]'})
     assert "gt_catalog.json, entry 2: expected a list of [title, year]" in message
-    assert "split by time already" in conversion_error("crs", raw, "--resplit", 1, 0, 0)
+    assert "already split by time" in conversion_error("crs", raw, "--resplit", 1, 0, 0)
 
 
 def test_a_missing_part(conversion_error):

@@ -170,5 +170,5 @@ def test_find_file_wants_exactly_one(tmp_path):
 
 def test_a_line_end_inside_of_a_header(tmp_path):
     (tmp_path / "movies.csv").write_bytes(b"movieId,ti\rtle,genres\n1,Heat,Crime\n")
-    with pytest.raises(DataError, match=r"movies\.csv: the header is no row of a CSV file"):
+    with pytest.raises(DataError, match=r"movies\.csv: the header is not valid CSV"):
         list(csv_rows(tmp_path / "movies.csv", ["movieId"], lambda *_: None))

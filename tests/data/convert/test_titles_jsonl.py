@@ -97,7 +97,7 @@ def test_three_files_put_histories_into_the_training_part(convert, conversion_er
     assert made.report["counts"]["users_per_part"] == {"train": 1, "valid": 1, "test": 1}
 
 
-def test_splitting_users_anew(convert):
+def test_splitting_users_again(convert):
     rows = [{"history": ["A"], "targets": [f"T{n}"]} for n in range(20)]
     made = convert("titles-jsonl", {"train.jsonl": rows}, "--resplit", 0.8, 0.1, 0.1)
     assert made.report["counts"]["users_per_part"] == {"train": 16, "valid": 2, "test": 2}
@@ -147,7 +147,7 @@ def test_rejects(convert):
 
 def test_ids_like_our_own_are_refused(conversion_error):
     raw = {"train.jsonl": [{"history": [], "targets": ["B"]}], "id2name.json": '{"t1": "A"}'}
-    assert "'t1' looks like those given to titles" in conversion_error("titles-jsonl", raw)
+    assert "'t1' has the form reserved for titles" in conversion_error("titles-jsonl", raw)
 
 
 def windows_of_readers(n_readers, length=12, size=6, seed=0, first=0):
@@ -181,7 +181,7 @@ def test_windows_of_one_reader_become_one_user(convert, capsys):
     assert sorted(lists_of(made, "inter").values()) == sorted(lists)
     said = capsys.readouterr().out
     assert "210 of 210 rows overlap with others of the same reader" in said
-    assert "30 readers. 180 test answers stood in the training list" not in said
+    assert "30 readers. 180 test answers were in the training list" not in said
     counts = made.report["counts"]["rows_of_one_reader"]
     assert (counts["rows"], counts["rows_joined"], counts["readers"]) == (210, 210, 30)
     # the answers of all windows but the last two (a validation title of another) stood there
@@ -269,7 +269,7 @@ def test_keys_of_readers_have_many_names(convert, reader):
 def test_a_key_of_another_name_is_named(convert, capsys):
     rows = [{"whose": f"w{n % 2}", "history": [f"A{n}"], "targets": [f"B{n}"]} for n in range(6)]
     assert len(lists_of(convert("titles-jsonl", {"train.jsonl": rows}, name="a"), "inter")) == 6
-    assert "--reader-key says which one does" in capsys.readouterr().out
+    assert "set --reader-key to the field" in capsys.readouterr().out
     files = {"train.jsonl": rows}
     made = convert("titles-jsonl", files, "--reader-key", "whose", name="b")
     assert {*lists_of(made, "inter")} == {"w0", "w1"}
@@ -290,7 +290,9 @@ def test_titles_in_an_instruction_are_read_where_the_input_has_none(convert):
 def test_prompts_that_name_their_titles_in_another_way_are_refused(convert, conversion_error):
     rows = [{"input": "She read: A; B.", "output": f'"C{n}"'} for n in range(3)]
     error = conversion_error("titles-jsonl", {"train.jsonl": rows})
-    assert "no row has a title before its targets. Put those of a prompt into quotation" in error
+    assert (
+        "no row has a title before its targets. Put the titles of a prompt into quotation" in error
+    )
     quoted = [{**row, "input": 'She read: "A", "B".'} for row in rows]
     assert convert("titles-jsonl", {"train.jsonl": quoted}).rows("inter")
 
@@ -307,7 +309,7 @@ def test_rows_of_one_history_are_one_reader_with_several_answers(convert):
     }
 
 
-def test_splitting_anew_keeps_a_reader_in_one_part(convert):
+def test_splitting_again_keeps_a_reader_in_one_part(convert):
     rows, _ = windows_of_readers(40)
     made = convert("titles-jsonl", {"train.jsonl": rows}, "--resplit", 0.5, 0.25, 0.25)
     assert made.report["counts"]["users_per_part"] == {"train": 20, "valid": 10, "test": 10}
@@ -415,9 +417,7 @@ def test_the_remedy_for_another_encoding_helps(convert, conversion_error):
     raw = {"train.json": json.dumps(rows, ensure_ascii=False).encode("latin-1")}
     assert "set --encoding" in conversion_error("titles-jsonl", raw)
     assert "is not utf-16" in conversion_error("titles-jsonl", raw, "--encoding=utf-16")
-    assert "no encoding that is known" in conversion_error(
-        "titles-jsonl", raw, "--encoding=klingon"
-    )
+    assert "is not a known encoding" in conversion_error("titles-jsonl", raw, "--encoding=klingon")
     made = convert("titles-jsonl", raw, "--encoding=latin-1")
     assert made.items("title")["t1"] == ("Am\u00e9lie",)
 
