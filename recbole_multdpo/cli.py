@@ -1,4 +1,4 @@
-"""The command line: `recbole-multdpo --key=value ...`, or `python run_recbole_multdpo.py`.
+"""Command line: `recbole-multdpo --key=value ...`, or `python run_recbole_multdpo.py`.
 
 Nothing heavy is imported before it is needed, so that `--help` answers at once.
 """
@@ -86,14 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from recbole_multdpo import compat
 
-        compat.apply()  # before RecBole is imported: it says what is missing
+        compat.apply()  # before RecBole is imported: it reports missing packages
         from recbole_multdpo.comparison.command import is_comparison
 
         if is_comparison(arguments):
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise MultDPOError(
-                    "a comparison starts its runs itself, one after the other, and is not for "
-                    "torchrun or deepspeed. Start each of its runs with them."
+                    "a comparison starts its runs itself, one after the other, not under torchrun "
+                    "or deepspeed. Start each of its runs with them."
                 )
             from recbole_multdpo.comparison.runs import run_comparison
 
@@ -115,13 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: MultDPOError) -> None:
-    """Print an error, once where all processes of the run have the same one."""
+    """Print an error; once if all processes of the run have the same one."""
     from recbole_multdpo.runtime import processes
 
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         show(f"error: {error}\n(--help shows how settings are written.)", sys.stderr)
-    elif processes.was_distributed():  # until then all of them do the same, settings above all
+    elif processes.was_distributed():  # before, all fail alike, as on a setting
         show(f"error in process {rank}: {error}", sys.stderr)
 
 

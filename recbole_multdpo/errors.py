@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend; messages name the setting or file and the remedy."""
+"""User errors; their messages name the setting or file and the remedy."""
 
 
 class MultDPOError(Exception):
@@ -6,9 +6,7 @@ class MultDPOError(Exception):
 
 
 def system_error(error: OSError) -> str:
-    """What the operating system refused, as a sentence: a folder that may not be searched, a disk
-    that is full, links in a circle.
-    """
+    """Sentence about an error of the operating system, such as a full disk or denied permission."""
     place = f" {error.filename}" if error.filename is not None else ""
     return (
         f"the system refuses{place}: {error.strerror or error}. Check that the folder may be read "
@@ -29,4 +27,4 @@ class CheckpointError(MultDPOError, RuntimeError):
 
 
 class TrainingError(MultDPOError, RuntimeError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""

@@ -1,1 +1,1 @@
-"""What any program needs: processes, signals, files and output; nothing of recommenders."""
+"""Processes, signals, files and output: general tools that know nothing of recommenders."""

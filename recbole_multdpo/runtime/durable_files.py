@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole or not at all, whatever happens on the way."""
+"""Write files and folders atomically and durably: after a crash, they are complete or absent."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: no folder is known to be a dead process's
+except ImportError:  # Windows: leftovers of killed processes cannot be told from those in use
     fcntl = None  # type: ignore[assignment]
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by new text in one step: a reader, or a crash, sees the old or the new one.
 
     Raises:
-        OSError: the folder is read-only or the disk full; the old file is then untouched.
+        OSError: the folder is read-only or the disk full; the old file stays as it was.
     """
     number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -42,14 +42,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary sibling to fill, and renames it to `folder` if nothing was raised.
+    """Yield a temporary sibling directory, and rename it to `folder` unless the block raised.
 
-    Its files and names are flushed to the disk. An existing folder is moved aside, replaced and
-    deleted; a kill between the two renames leaves it aside, from where `restore_interrupted` brings
-    it back. A kill before them leaves `folder` untouched.
+    Files and names are flushed to the disk. An existing folder is moved aside, replaced and
+    deleted. A kill between the two renames leaves it moved aside, and `restore_interrupted` puts it
+    back. A kill before them leaves `folder` untouched.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what was there before stays.
+        OSError: the disk is full or the folder cannot be written; an existing folder stays.
     """
     with temporary_sibling(folder) as temporary:
         replaced = temporary.with_suffix(".old")
@@ -71,13 +71,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_sibling(folder: Path) -> Iterator[Path]:
-    """Gives a new hidden folder beside `folder`, and removes it unless it was renamed.
+    """Yield a new hidden sibling directory, and remove it unless it was renamed.
 
-    Those that killed processes left there under the same name are removed before. A living process
-    is known by the lock that it holds on its folder.
+    Siblings left by killed processes are removed first. A running process holds a lock on its own.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
@@ -85,7 +84,7 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
         temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp"
         temporary.mkdir()
         lock = _lock(temporary, wait=True)
-        if lock is None or temporary.is_dir():  # not taken for a leftover before it was locked
+        if lock is None or temporary.is_dir():  # not removed as a leftover before it was locked
             break
         os.close(lock)
     try:
@@ -97,7 +96,7 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary siblings that no living process holds; nothing where locks do not work."""
+    """Remove temporary siblings that no running process has locked; none if locks do not work."""
     ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{12}}\.tmp")
     for path in folder.parent.glob(".*.tmp"):
         if not ours.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
@@ -109,10 +108,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lock(folder: Path, *, wait: bool) -> int | None:
-    """An open handle that locks a folder until it is closed; None if that cannot be had."""
+    """Lock a folder; returns the file descriptor that holds the lock, or None on failure."""
     if fcntl is None:
         return None
-    with suppress(OSError):  # no rights, no such folder, or somebody holds it
+    with suppress(OSError):  # no permission, no such folder, or already locked
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -124,10 +123,9 @@ def _lock(folder: Path, *, wait: bool) -> int | None:
 
 
 def restore_interrupted(path: Path) -> None:
-    """Clear up after a killed writer; for files and folders that no other process writes.
+    """Clean up after a killed writer; no other process may write to the path.
 
-    Where a folder is missing, what had been moved aside is put back; the rest of the kill is
-    removed.
+    A missing folder that was moved aside is put back; other leftovers are removed.
     """
     aside = sorted(path.parent.glob(f".{path.name}.*.old"), key=lambda p: p.stat().st_mtime)
     if aside and not path.exists():
@@ -140,26 +138,26 @@ def restore_interrupted(path: Path) -> None:
 
 
 def restore_all_interrupted(parent: Path) -> None:
-    """`restore_interrupted` of everything in a folder, if there is such a folder."""
+    """Call `restore_interrupted` for every entry of a folder, if it exists."""
     hidden = [*parent.glob(".*.*.tmp"), *parent.glob(".*.*.old")]
     for name in sorted({path.name[1:].rsplit(".", 2)[0] for path in hidden}):
         restore_interrupted(parent / name)
 
 
 def is_write_failure(error: Exception) -> bool:
-    """Whether a file could not be written because the disk is full, read-only or not ours.
+    """True if a write failed because the disk is full or read-only, or permission is denied.
 
-    safetensors reports what the system said as text.
+    safetensors reports the system's error number in its message only.
     """
     if isinstance(error, OSError):
-        return error.errno in _NO_ROOM
-    return any(f"os error {number})" in str(error) for number in _NO_ROOM)
+        return error.errno in _WRITE_ERRORS
+    return any(f"os error {number})" in str(error) for number in _WRITE_ERRORS)
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_file():
-        with path.open("r+b") as handle:  # some systems refuse to sync what is only read
+        with path.open("r+b") as handle:  # some systems refuse to sync a file opened for reading
             os.fsync(handle.fileno())
     elif os.name == "posix":  # elsewhere a folder cannot be opened
         number = os.open(path, os.O_RDONLY)

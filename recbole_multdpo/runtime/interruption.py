@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step under way is finished and saved, then the run leaves."""
+"""Handle Ctrl-C and SIGTERM: finish and save the current step, then stop."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ class Interrupted(KeyboardInterrupt):
     """A signal stopped the run.
 
     Attributes:
-        exit_status: what the process ends with, 128 and the signal's number, as shells do.
+        exit_status: exit status for the process: 128 + the signal's number, as in shells.
     """
 
     def __init__(self, number: int) -> None:
-        """By the signal's number."""
+        """Take the signal's number."""
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_status = 128 + number
 
 
 class SignalHandler:
-    """Turns signals into `Interrupted`: at once, or inside `deferred` when the work says so.
+    """Turn signals into `Interrupted`: at once, or inside `deferred` when the code calls `stop`.
 
-    A Ctrl-C while a signal waits is raised at once; another SIGTERM is not, as a scheduler and a
-    comparison may both send one, and neither is in a run of several processes, whose launcher
-    passes on what they may have got themselves. Use as a context manager in the main
-    thread; elsewhere, where Python allows no handlers, it does nothing.
+    A Ctrl-C while a signal is pending is raised at once. Another SIGTERM is not, as a scheduler and
+    a comparison may both send one. Neither is raised in a run of several processes, whose launcher
+    may forward a signal that they already received. Use as a context manager in the main thread; in
+    other threads, where Python allows no handlers, it does nothing.
 
     Attributes:
-        requested: number of the signal that waits, None without one.
+        requested: number of the pending signal, None without one.
     """
 
     def __init__(self) -> None:
-        """Without handlers as yet."""
+        """Create without installing handlers."""
         self.requested: int | None = None
         self._is_deferred = False
         self._before: dict[int, Any] = {}
@@ -50,14 +50,14 @@ class SignalHandler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the former handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._is_deferred:
             raise Interrupted(number)
-        from recbole_multdpo.runtime import processes  # with torch, which converters do without
+        from recbole_multdpo.runtime import processes  # imports torch, which converters do not need
 
         is_impatient = self.requested is not None and number == signal.SIGINT
         if is_impatient and processes.world_size() == 1:
@@ -66,7 +66,7 @@ class SignalHandler:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets `requested`; the code inside looks at it and calls `stop`."""
+        """Inside the block, a signal only sets `requested`; the code polls it and calls `stop`."""
         self._is_deferred = True
         try:
             yield
@@ -76,6 +76,6 @@ class SignalHandler:
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Raise the signal that waits."""
+        """Raise the pending signal as `Interrupted`."""
         assert self.requested is not None
         raise Interrupted(self.requested)

@@ -1,4 +1,4 @@
-"""Recognise an error as want of memory, and give memory back after one."""
+"""Detect out-of-memory errors and free memory afterwards."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import gc
 
 import torch
 
-# what torch says where it raises a plain RuntimeError
-_WORDS = ("not enough memory", "can't allocate memory", "out of memory")
+# messages of torch where it raises a plain RuntimeError
+_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or torch's allocator on the CPU, ran out of memory."""
+    """True if a device, or torch's allocator on the CPU, ran out of memory."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(word in text for word in _WORDS)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _MESSAGES)
 
 
 def release_memory() -> None:
-    """Free what nothing refers to any more, on the device too."""
+    """Free unreferenced memory, on the GPU too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -34,11 +34,6 @@ _was_distributed = False
 _rounds = itertools.count()
 
 
-def launched_rank() -> int:
-    """RANK as the launcher set it, before `process_group`; 0 without a launcher."""
-    return _number("RANK", 0)
-
-
 def launched_world_size() -> int:
     """WORLD_SIZE as the launcher set it, before `process_group`; 1 without a launcher.
 

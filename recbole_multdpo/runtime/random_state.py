@@ -1,6 +1,6 @@
-"""The states of all random generators as tensors, so that a resumed run draws what it would have.
+"""Save and restore the global random generators, so that a resumed run draws the same numbers.
 
-The package draws from generators of its own; these are for what others draw: dropout (torch) and
+The package itself draws from its own generators; the global ones serve dropout (torch) and
 RecBole's sampled candidates (numpy).
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """States of torch's, numpy's and Python's global generators, and of the device's where CUDA."""
+    """States of torch's, numpy's and Python's global generators, and of a CUDA device's."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, python_gauss = random.getstate()
     state = {
@@ -33,7 +33,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put `random_state` back; a state of CUDA is left out where the device has none."""
+    """Restore the states from `random_state`; a CUDA state is skipped on another device."""
     torch.set_rng_state(state["torch"])
     *keys, position, has_gauss = state["numpy"].tolist()
     gauss = float(state["numpy_gauss"])

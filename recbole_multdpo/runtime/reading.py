@@ -1,9 +1,8 @@
-"""Files that anybody may have made: read within limits, or refused in words.
+"""Read untrusted files: within limits, with clear errors.
 
-A run folder can be handed on. What stands in it may be damaged, edited, or made to hurt: a pipe in
-place of a file, gigabytes of brackets, a number of a million digits. The readers here give plain
-data or raise `OSError` or `ValueError`, nothing else; their callers say which file it is and what
-to do.
+A run folder may come from somebody else. Its files may be damaged, edited, or malicious: a pipe in
+place of a file, gigabytes of brackets, a number of a million digits. The readers here return plain
+data or raise `OSError` or `ValueError`, nothing else; their callers name the file and the remedy.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ MAX_NUMBER = 2**64
 
 
 def check_regular(path: Path, limit: int) -> None:
-    """Refuse what is no file, such as a pipe, whose reader would wait for ever, or too large.
+    """Refuse a file that is too large or not regular, such as a pipe, whose reader would hang.
 
     Raises:
-        OSError: it does not exist or may not be looked at; links in a circle.
-        ValueError: it is no regular file, or has more than `limit` bytes.
+        OSError: it does not exist, is not accessible, or is a circular link.
+        ValueError: it is not a regular file, or has more than `limit` bytes.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if status.st_size > limit:
         raise ValueError(f"it has {status.st_size:,} bytes, more than {limit:,}")
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; False also where the folder may not be searched."""
+    """True if the file exists; False also where its folder may not be searched."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -56,12 +55,12 @@ def readable(
     error: type[MultDPOError] = DataError,
     also: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
-    """Report what reading a file raises as `PATH cannot be read (...). REMEDY`.
+    """Replace exceptions raised inside by `error` with `PATH cannot be read (...). REMEDY`.
 
     Args:
-        path: the file.
+        path: the file that is read inside.
         remedy: a sentence for the user.
-        error: raised in place of `OSError` and `ValueError`.
+        error: type to raise in place of `OSError` and `ValueError`.
         also: further exceptions to replace.
     """
     causes: tuple[type[Exception], ...] = (OSError, ValueError, *also)
@@ -81,42 +80,42 @@ def file_sha256(path: Path) -> str:
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
-    """A regular file's bytes; raises as `check_regular`."""
+    """Read the bytes of a regular file; raises as `check_regular`."""
     check_regular(path, limit)
     with path.open("rb") as file:
         data = file.read(limit + 1)
-    if len(data) > limit:  # it grows while it is read
+    if len(data) > limit:  # it grew while it was read
         raise ValueError(f"it has more than {limit:,} bytes")
     return data
 
 
 def read_json(path: Path, *, finite: bool = True) -> Any:
-    """What a JSON file holds, as plain data.
+    """Read a JSON file as plain data.
 
     Args:
         path: a UTF-8 file.
-        finite: refuse NaN and Infinity, which are no JSON but Python writes them.
+        finite: refuse NaN and Infinity, which Python writes although they are not JSON.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file, too large, no UTF-8, no JSON; it has a key twice in one
-            mapping, or data that `plain` refuses.
+        ValueError: it is not a regular file, too large, not UTF-8 or not JSON; it has a duplicate
+            key, or data that `plain` refuses.
     """
     text = read_bytes(path).decode("utf-8")
     constant = _refuse_constant if finite else float
     try:
-        found = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=constant)
+        found = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=constant)
         return plain(found)
     except (RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
 
 
 def plain(value: Any) -> Any:
-    """The value with tuples as lists, after checking that it holds nothing but plain data.
+    """Check that a value holds only plain data; returns it with tuples as lists.
 
     Raises:
-        TypeError: an object, set, complex number or bytes is in it; it is nested too deeply or has
-            too many values (a YAML alias may make it endless); a number has more than 64 bits, or
+        TypeError: it holds an object, set, complex number or bytes; it is nested too deeply or has
+            too many values (a YAML alias can make it endless); a number has more than 64 bits, or
             a text holds a zero byte or half a character.
     """
     return _plain(value, MAX_DEPTH, [MAX_VALUES])
@@ -163,25 +162,25 @@ def _checked_text(text: str) -> str:
     return text
 
 
-def _each_key_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is written twice")
+        raise ValueError("duplicate key")
     return found
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def fitted(kind: TypeAdapter[Any], value: Any) -> Any:
-    """The value itself, after checking that it has the form of a type; raises as `parsed`."""
+    """Check that a value has the form of a type and return it unchanged; raises as `parsed`."""
     parsed(kind, value, strict=True)
     return value
 
 
 def parsed(kind: TypeAdapter[Any], value: Any, *, strict: bool = False) -> Any:
-    """The value as a type, such as a dataclass made of a mapping.
+    """Convert a value to a type, such as a mapping to a dataclass.
 
     Args:
         kind: the type.
@@ -189,7 +188,7 @@ def parsed(kind: TypeAdapter[Any], value: Any, *, strict: bool = False) -> Any:
         strict: convert nothing, such as a list to a tuple.
 
     Raises:
-        ValueError: it does not fit; the message names the place.
+        ValueError: it does not fit; the message names the field.
     """
     try:
         return kind.validate_python(value, strict=strict)

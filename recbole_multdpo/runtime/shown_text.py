@@ -1,8 +1,8 @@
-"""Text from data and settings, made harmless for the place where it is shown.
+"""Escape text from data and settings for the place where it is shown.
 
-Titles, ids and names come from files that anybody may have made. A terminal obeys escape sequences,
-a spreadsheet computes what begins with an equals sign, Markdown, LaTeX, YAML, HTML and matplotlib
-have signs of their own. One function per place; each leaves ordinary text as it is.
+Titles, ids and names come from untrusted files. A terminal executes escape sequences, a spreadsheet
+evaluates cells that begin with an equals sign, and Markdown, LaTeX, YAML, HTML and matplotlib have
+special characters. There is one function per place; each leaves ordinary text as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
-# invisible letters that words and emoji need; what else is invisible can turn a line around
+# invisible characters that words and emoji need; other invisible ones can reverse a line
 _JOINERS = "\u200c\u200d"
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -32,11 +32,11 @@ _YAML_WORDS = frozenset("true false yes no on off null none y n".split())
 
 
 def terminal(text: object, *, lines: bool = False) -> str:
-    r"""Without what a terminal obeys: such letters are shown as `\x1b` and the like.
+    r"""Escape control characters, which a terminal would execute, as `\x1b` and the like.
 
     Args:
-        text: anything; its `str` is taken.
-        lines: leave line ends as they are.
+        text: anything; its `str` is used.
+        lines: keep line ends.
     """
     found = str(text)
     if found.isascii() and found.isprintable():
@@ -56,7 +56,7 @@ def _escaped(letter: str) -> str:
 
 
 def show(text: object, stream: TextIO | None = None, *, flush: bool = False) -> None:
-    """Print, whatever the text holds and whatever the stream can encode.
+    """Print any text to any stream: control and unencodable characters are escaped.
 
     Args:
         text: lines of text.
@@ -70,7 +70,7 @@ def show(text: object, stream: TextIO | None = None, *, flush: bool = False) -> 
 
 
 def show_json(value: Any, *, flush: bool = False) -> None:
-    """Print data as one line of JSON; letters that stdout cannot encode are written as numbers."""
+    """Print data as one line of JSON; characters that stdout cannot encode are escaped."""
     text = json.dumps(value, ensure_ascii=False)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
@@ -82,33 +82,33 @@ def show_json(value: Any, *, flush: bool = False) -> None:
 
 
 def markdown(text: object) -> str:
-    """For a cell or a sentence of Markdown."""
+    """Escape for a cell or a sentence of Markdown."""
     return re.sub(r"([\\`*|\[\]$<])", r"\\\1", terminal(text))
 
 
 def code(text: object) -> str:
-    """For a few words of code between backticks in Markdown."""
+    """Escape for inline code between backticks in Markdown."""
     return terminal(text).replace("`", "'")
 
 
 def latex(text: object) -> str:
-    """For a table of LaTeX."""
+    """Escape for a LaTeX table."""
     return "".join(_LATEX.get(letter, letter) for letter in terminal(text))
 
 
 def html(text: object) -> str:
-    """For HTML, in text and in attributes, and for plotly's names, which are read as HTML."""
+    """Escape for HTML text and attributes, and for names in plotly, which reads them as HTML."""
     return html_library.escape(terminal(text))
 
 
 def mathtext(text: object) -> str:
-    """For a label of matplotlib: no formulas, and no first underscore, which hides a label."""
+    """Escape for a matplotlib label: no formulas, and no leading underscore, which hides it."""
     shown = terminal(text).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def yaml_scalar(text: object) -> str:
-    """For one value of YAML on one line, such as in the head of a model card."""
+    """Quote for a one-line YAML value, such as in the header of a model card."""
     shown = terminal(text)
     if _PLAIN_YAML.fullmatch(shown) and shown.lower() not in _YAML_WORDS:
         return shown
@@ -116,9 +116,9 @@ def yaml_scalar(text: object) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """For a cell of CSV: text that a spreadsheet would compute gets an apostrophe before it.
+    """Escape for a CSV cell: text that a spreadsheet would evaluate gets a leading apostrophe.
 
-    Numbers, also as text, stay as they are. `csv_text` takes the apostrophe away.
+    Numbers, also as text, stay as they are. `csv_text` removes the apostrophe.
     """
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
@@ -126,7 +126,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def csv_text(cell: Any) -> Any:
-    """What `csv_cell` was given."""
+    """Undo `csv_cell`."""
     if not isinstance(cell, str) or not cell.startswith("'"):
         return cell
     return cell[1:] if _FORMULA.match(cell[1:]) and not _NUMBER.fullmatch(cell[1:]) else cell

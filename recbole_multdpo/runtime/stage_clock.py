@@ -1,4 +1,4 @@
-"""Wall time of the stages of a run."""
+"""Measure the wall time of the stages of a run."""
 
 from __future__ import annotations
 

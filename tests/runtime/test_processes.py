@@ -93,7 +93,7 @@ def test_what_the_first_of_a_machine_downloads_the_others_find(tmp_path: Path) -
     [
         ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set.*torchrun"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a number, got 'two'"),
-        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK must be a number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK must be a number"),
     ],
 )
 def test_a_launcher_that_says_too_little(
@@ -102,5 +102,5 @@ def test_a_launcher_that_says_too_little(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        processes.launched_rank()
         processes.launched_world_size()
+        processes.local_rank()
