@@ -1,4 +1,4 @@
-"""The reader of atomic files: the rows that a writer meant, or an error with line and remedy."""
+"""The reader of atomic files: rows as written, or an error with line and remedy."""
 
 import csv
 
@@ -21,7 +21,7 @@ HEADER = "item_id:token\ttitle:token_seq\tprice:float"
 
 @pytest.fixture
 def table(tmp_path):
-    """Writes text and reads all of its columns back, as RecBole gets them."""
+    """Write a text and read all of its columns as RecBole's table."""
 
     def read(content, separator="\t", encoding="utf-8", **options):
         path = tmp_path / "toy.item"
@@ -61,13 +61,13 @@ def test_large_files_are_read_in_blocks(table, monkeypatch):
 
 
 def test_only_an_empty_token_is_missing(table):
-    """pandas would take NA, null and nan for missing as well, and RecBole drop their rows."""
+    """pandas would read NA, null and nan as missing too, and RecBole would drop their rows."""
     found = table("item_id:token\tgenre:token\nNA\tnull\nnan\t\n")
     assert found["item_id"].tolist() == ["NA", "nan"]
     assert found["genre"].isna().tolist() == [False, True]
 
 
-def test_empty_numbers_are_missing_where_they_may_be(table):
+def test_allowed_empty_numbers_are_missing_values(table):
     content = f"{HEADER}\n1\ta\t1.5\n2\tb\t\n3\tc\tNA\n"
     prices = table(content)["price"]
     assert prices[0] == 1.5 and prices.isna().tolist() == [False, True, True]
@@ -76,7 +76,7 @@ def test_empty_numbers_are_missing_where_they_may_be(table):
 
 
 @pytest.mark.parametrize("value", ["free", "inf", "-inf", "1,5", "1.2.3"])
-def test_what_is_no_number_is_named(table, value):
+def test_a_malformed_number_is_named(table, value):
     with pytest.raises(DataError, match=f"line 2: price is {value!r} and not a finite number"):
         table(f"{HEADER}\n1\ta\t{value}\n")
 
@@ -96,7 +96,7 @@ FIELDS = st.text(st.sampled_from("ab \",;|\\'"), max_size=8).map(lambda text: f"
     rows=st.lists(st.tuples(FIELDS, FIELDS), min_size=1, max_size=5),
     separator=st.sampled_from(",;|"),
 )
-def test_what_a_csv_writer_wrote_comes_back(rows, separator, tmp_path_factory):
+def test_csv_round_trip(rows, separator, tmp_path_factory):
     path = tmp_path_factory.mktemp("csv") / "toy.item"
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter=separator, lineterminator="\n")
@@ -178,7 +178,7 @@ def test_a_wrong_or_unknown_encoding_is_named(tmp_path):
 
 
 def test_numbers_keep_every_digit(table):
-    """RecBole's tensors are float32, in which these two are one; a split needs what was read."""
+    """The two numbers are equal in RecBole's float32 tensors; a split needs the exact values."""
     found = table("item_id:token\ttime:float\n1\t1600000001.5\n2\t1600000002\n")
     assert found["time"].tolist() == [1600000001.5, 1600000002.0]
     assert len(set(found["time"].astype(np.float32))) == 1

@@ -24,12 +24,12 @@ Candidates = dict[str, tuple[set[str], list[str]]]
 
 @pytest.fixture(scope="module")
 def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 users with 11 of 30 items each: of eight, one and two rows."""
+    """20 users with 11 of 30 items each, in parts of eight, one and two rows."""
     return write(tmp_path_factory.mktemp("data"), shuffled_rows())
 
 
 def loaders(folder: Path, model: str, *extra: str):  # type: ignore[no-untyped-def]
-    """Validation and test loader, of a model of RecBole or a language model."""
+    """Validation and test loaders of a RecBole model or a language model."""
     config = load_config(arguments(folder, model, *extra))
     dataset, parts = load_parts(config)
     if model == "LLMRec":
@@ -39,7 +39,7 @@ def loaders(folder: Path, model: str, *extra: str):  # type: ignore[no-untyped-d
 
 
 def candidates(loader) -> Candidates:  # type: ignore[no-untyped-def]
-    """Per user the held-out items and all candidates, by token, of one pass over the loader."""
+    """Held-out items and all candidates of each user, by token, from one pass over the loader."""
     found: Candidates = {}
     part, done = loader._dataset, 0
     for batch, rows, positive_rows, positive_items in loader:
@@ -57,7 +57,7 @@ def candidates(loader) -> Candidates:  # type: ignore[no-untyped-def]
     return found
 
 
-def test_n_in_total_distinct_and_outside_of_what_is_known(data_path: Path) -> None:
+def test_n_in_total_distinct_and_unknown(data_path: Path) -> None:
     valid, test = loaders(data_path, "EASE", MODES)
     chosen: dict[str, list[str]] = {}
     for user, item, _ in sorted(shuffled_rows(), key=lambda row: float(row[2])):
@@ -84,7 +84,7 @@ def test_every_model_and_every_pass_has_the_same(data_path: Path) -> None:
 
 
 def test_it_does_not_depend_on_inner_numbers(data_path: Path, tmp_path: Path) -> None:
-    """The same rows in another order of the file: RecBole numbers users and items otherwise."""
+    """With the rows of the file in another order, RecBole numbers users and items differently."""
     other = write(tmp_path, shuffled_rows()[::-1])
     one, two = (loaders(folder, "EASE", MODES)[1] for folder in (data_path, other))
     tokens = [loader._dataset.field2id_token["item_id"].tolist() for loader in (one, two)]
@@ -130,7 +130,7 @@ def test_metrics_are_those_of_the_candidates(data_path: Path) -> None:
     assert on_all.trainer.evaluate(on_all.test_data, show_progress=False) != reported
 
 
-def test_draws_are_uniform_and_rejection_finds_what_is_left(data_path: Path) -> None:
+def test_draws_are_uniform_and_few_remaining_items_are_found(data_path: Path) -> None:
     _, (train, _, _) = load_parts(load_config(arguments(data_path, "EASE")))
     counts: Counter[int] = Counter()
     for seed in range(600):
@@ -146,7 +146,7 @@ def test_draws_are_uniform_and_rejection_finds_what_is_left(data_path: Path) -> 
 
 
 def test_a_validation_on_some_users(data_path: Path) -> None:
-    """`valid_users` holds for sampled candidates too."""
+    """`valid_users` also applies to sampled candidates."""
     for mode in ("total9", "uni5", "full"):
         evaluation = f"--eval_args={{'order': 'TO', 'mode': {{'valid': '{mode}', 'test': 'full'}}}}"
         argv = arguments(data_path, "LLMRec", evaluation, "--valid_users=3")

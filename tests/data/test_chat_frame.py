@@ -36,7 +36,7 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 @pytest.fixture
 def on_day(monkeypatch):
-    """Sets the clock that chat templates see."""
+    """Set the clock that chat templates see."""
 
     def set_day(*day):
         class Clock(datetime):
@@ -54,7 +54,7 @@ def tail_of(tokenizer, **kwargs):
 
 
 def test_a_date_is_the_same_every_day(make_tokenizer, on_day):
-    """The control: the template itself follows the clock."""
+    """Control: the template itself follows the clock."""
     tokenizer = make_tokenizer(LLAMA)
     messages = [{"role": "user", "content": "x"}]
     frames, dates = [], []
@@ -65,7 +65,7 @@ def test_a_date_is_the_same_every_day(make_tokenizer, on_day):
     assert dates == ["Today Date: 28 Nov 2026", "Today Date: 05 Jan 2027"]
     assert frames[0] == frames[1]
     assert frames[0].head == "Today Date: 26 Jul 2024\nuser: A user liked these movies:"
-    assert chat_template_utils.datetime.now().year == 2027  # the clock is given back
+    assert chat_template_utils.datetime.now().year == 2027  # the clock is restored
 
 
 def test_another_date_is_a_variable_of_the_template(make_tokenizer):
@@ -82,7 +82,7 @@ def test_a_template_that_differs_each_time_is_refused(make_tokenizer):
 
 
 @pytest.mark.parametrize("key", ["tokenize", "add_generation_prompt", "chat_template", "messages"])
-def test_what_is_not_the_templates_cannot_be_set(make_tokenizer, key):
+def test_reserved_variables_cannot_be_set(make_tokenizer, key):
     with pytest.raises(ConfigError, match=f"chat_template_kwargs: {key} cannot be set"):
         tail_of(make_tokenizer(QWEN3), **{key: True})
 

@@ -42,7 +42,7 @@ def test_a_lone_surrogate_becomes_a_question_mark():
     assert decode(encode([Message(role="user", content="a\ud800b")]))[0]["content"] == "a?b"
 
 
-def test_what_cannot_be_written_is_refused():
+def test_invalid_messages_are_refused():
     with pytest.raises(ValueError, match="unknown role bot; allowed: system, user, assistant"):
         encode([Message(role="bot", content="")])
     with pytest.raises(ValueError, match="more than 131,072"):
@@ -50,6 +50,6 @@ def test_what_cannot_be_written_is_refused():
 
 
 @pytest.mark.parametrize("text", ["", "hello", "3", '["a"]', '[{"role": "user"}]', "null"])
-def test_what_is_no_conversation(text):
+def test_malformed_conversations(text):
     with pytest.raises(DataError, match="not a conversation"):
         decode(text)

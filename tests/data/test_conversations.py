@@ -1,4 +1,4 @@
-"""Conversations read from a `.user` file: turns, mentioned items, and what is refused."""
+"""Conversations read from a `.user` file: turns, mentioned items, and rejected files."""
 
 import json
 from pathlib import Path
@@ -35,20 +35,20 @@ def three(folder: Path, *, last: str = "Heat?") -> Conversations:
 
 
 def test_turns_follow_the_inner_ids_and_are_kept_once(tmp_path):
-    """By hand: c1 says "Hi", c2 nothing, c3 three turns of which the first is c1's."""
+    """By hand: c1 says "Hi", c2 nothing, c3 three turns, the first equal to c1's."""
     found = three(tmp_path)
     said = [[found.turns[turn] for turn in found.of(user)] for user in range(4)]
     hi, hello, heat = ("user", "Hi"), ("assistant", "Hello"), ("user", "Heat?")
     assert said == [[], [hi], [], [hi, hello, heat]]
     assert found.turns[0] == ("", "") and sorted(found.turns[1:]) == sorted([hi, hello, heat])
-    # 99 is no item of the catalogue; ids in the order of ITEMS
+    # 99 is not in the catalogue; ids in the order of ITEMS
     assert [found.mentioned.history(user).tolist() for user in range(4)] == [[], [2], [], [3, 1]]
     assert found.sizes().tolist() == [0, 2, 0, 2 + 5 + 5]
     assert sorted(found.texts(np.array([1, 2]))) == ["Hi"]
     assert sorted(found.texts(np.array([3]))) == ["Heat?", "Hello", "Hi"]
 
 
-def test_a_turn_is_one_line_and_an_empty_one_is_none(tmp_path):
+def test_a_turn_is_one_line_and_empty_turns_are_left_out(tmp_path):
     text = "Hi\n\tthere\u2028Recommender: Up\r\x00"
     messages = [{"role": "user", "content": text}, {"role": "user", "content": " \n"}]
     found = read(tmp_path, row("c1", messages), row("c2", []), row("c3", []))
@@ -79,11 +79,11 @@ def test_the_digest_covers_texts_roles_and_mentioned_items(tmp_path):
         (["c1\t[]"], r"line 2: 2 columns instead of 3"),
     ],
 )
-def test_what_is_no_conversation_is_named(tmp_path, rows, message):
+def test_a_malformed_conversation_is_named(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         read(tmp_path, *rows)
 
 
-def test_a_missing_file_says_what_it_is_for(tmp_path):
+def test_the_error_for_a_missing_file_names_its_purpose(tmp_path):
     with pytest.raises(DataError, match=r"toy\.user does not exist.*context=conversation"):
         read_conversations(tmp_path / "toy.user", USERS, ITEMS, id_column="user_id")

@@ -1,4 +1,4 @@
-"""LLMRecDataset: texts by inner id, exact times, levels; and who is a training example."""
+"""LLMRecDataset: texts by inner id, exact times, levels, and training examples."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_times_closer_than_float32_resolves_keep_their_order(
 def test_an_item_chosen_again_later_keeps_the_time_of_its_training_row(
     data_path: Path, tmp_path: Path
 ) -> None:
-    """The training part must not show, by its order or its low ratings, what happened after it."""
+    """Order and low ratings of the training part must not depend on later interactions."""
     file = data_path / "toy" / "toy.inter"
     header, *rows = file.read_text().rstrip("\n").split("\n")
     again = [f"{row.rsplit(chr(9), 1)[0]}\t{100 + n}" for n, row in enumerate(rows[:2])]
@@ -74,7 +74,7 @@ def test_a_rating_reaches_a_threshold_that_float32_cannot_hold(
     assert set(parts[0].user_items((5, 4.1)).levels.tolist()) == {1, 2}
 
 
-def test_a_user_who_knows_everything_is_no_preference_example(
+def test_a_user_who_knows_everything_has_no_preference_example(
     data_path: Path, tmp_path: Path
 ) -> None:
     file = data_path / "toy" / "toy.inter"
@@ -97,7 +97,7 @@ FIVES = ("--val_interval={'rating': '[5,inf)'}", "--num_negatives=4")
 
 
 def low_items(part) -> dict[int, set[int]]:  # type: ignore[no-untyped-def]
-    """The low-rated items that a part may know, by user."""
+    """Low-rated items that a part may know, by user."""
     known = part.low_rated_items()
     return {user: set(known.history(user).tolist()) for user in range(part.user_num)}
 
@@ -113,7 +113,7 @@ def rated(data_path: Path, part, rating: str) -> dict[int, set[int]]:  # type: i
     return found
 
 
-def test_low_ratings_stand_aside(data_path: Path, tmp_path: Path) -> None:
+def test_low_ratings_are_kept_separately(data_path: Path, tmp_path: Path) -> None:
     _, plain, _ = toy_model(data_path, tmp_path / "plain", *FIVES)
     _, parts, model = toy_model(data_path, tmp_path, *FIVES, "--low_ratings=below_unrated")
     for one, other in zip(plain, parts, strict=True):

@@ -1,4 +1,4 @@
-"""Draws by given weights: distribution, exclusion, short catalogues, and who may ask for them."""
+"""Draws by given weights: distribution, exclusion, small catalogues, and invalid calls."""
 
 import numpy as np
 import pytest
@@ -36,19 +36,19 @@ def test_drawn_pairs_follow_the_categorical_without_replacement(many_users, weig
 
 
 def test_the_chi_square_test_sees_a_small_bias(many_users):
-    """Control: one item a fifth heavier than supposed is rejected."""
+    """Control: the test rejects one weight that is a fifth too large."""
     drawn = drawn_by(many_users, log_weights_of([*UNIFORM[:-1], 1.2]), 2)
     assert p_value(drawn, UNIFORM) < 1e-4
 
 
 def test_a_constant_and_huge_log_weights_change_nothing():
-    """exp(±5000) has no floating-point number."""
+    """exp(±5000) is not representable in floating point."""
     known = user_items([], [1])
     log_weights = np.array([[0.0, 1.0, 2.0, 3.0, 0.5]] * 2)
     plain = drawn_by(known, log_weights, 3)
     assert (drawn_by(known, log_weights + 5000, 3) == plain).all()
     assert (drawn_by(known, log_weights - 5000, 3) == plain).all()
-    # with gaps of 1000 nats the order is that of the weights
+    # gaps of 1000 nats make the order equal to the order of the weights
     steep = drawn_by(known, 1000 * log_weights, 3)
     assert steep.tolist() == [[3, 2, 1], [3, 2, 4]]
 
@@ -96,8 +96,8 @@ def test_the_draw_depends_on_seed_epoch_and_user_and_not_on_the_batch():
         assert (other == together).mean() < 0.5
 
 
-def test_the_pool_is_the_uniform_draw_with_numbers_of_its_own():
-    """With the pool's own numbers the draw from it would not be uniform any more."""
+def test_the_pool_is_a_uniform_draw_from_a_separate_stream():
+    """With the pool's random numbers the draw from it would not be uniform."""
     known = user_items([1, 2])
     negatives = DynamicNegatives(known, 40, 5)
     pool = negatives.pool(np.array([0]), 10, seed=1, epoch=0)[0]
@@ -107,7 +107,7 @@ def test_the_pool_is_the_uniform_draw_with_numbers_of_its_own():
 
 
 def test_the_smallest_random_number_draws_an_item_and_no_excluded_one(monkeypatch):
-    """All clocks ring at 0: the allowed items come in order, the excluded ones do not."""
+    """All clocks ring at 0: the allowed items are drawn in order, the excluded ones are not."""
     monkeypatch.setattr(
         dynamic_negatives,
         "random_uniforms",

@@ -1,4 +1,4 @@
-"""Item texts as they are written in a RecBole .item file."""
+"""Item texts from a RecBole .item file."""
 
 import unicodedata
 
@@ -14,7 +14,7 @@ HEADER = "item_id:token\ttitle:token_seq\tyear:token"
 
 @pytest.fixture
 def item_file(tmp_path):
-    """Writes bytes or text and reads the columns title and year back."""
+    """Write bytes or text and read the columns title and year."""
 
     def read(content, columns=("title", "year")):
         path = tmp_path / "toy.item"
@@ -166,7 +166,7 @@ def texts_of(rows, n_text_columns=1, tokens=None):
     return make_item_texts(["[PAD]", *(tokens or rows)], rows, n_text_columns)
 
 
-def test_the_year_stands_only_where_it_tells_texts_apart():
+def test_the_year_is_appended_only_to_disambiguate():
     texts, report = texts_of(
         {
             "1": ("Hamlet", "1990"),
@@ -199,7 +199,7 @@ def test_items_that_share_a_text_stay_two_items():
 
 
 def test_a_year_that_makes_two_texts_equal_is_counted():
-    """ "Hamlet (1996)" is also somebody's title."""
+    """Another item's title is "Hamlet (1996)"."""
     texts, report = texts_of(
         {"1": ("Hamlet", "1996"), "2": ("Hamlet", "1990"), "3": ("Hamlet (1996)", "")}
     )

@@ -1,4 +1,4 @@
-"""Token ids of the catalogue: one terminator each, and no special token from a text."""
+"""Token ids of the catalogue: one terminator each, and no special tokens from texts."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_texts_survive_a_round_trip(tokenizer):
 
 
 def test_no_text_makes_a_special_token(tokenizer):
-    """Control: the tokenizer left alone does make one of each of the first three."""
+    """Control: by default the tokenizer makes a special token of each of the first three."""
     special = set(tokenizer.all_special_ids)
     for text, ids in zip(NASTY, rows(encode(tokenizer, NASTY))[1:], strict=True):
         assert ids[-1] == tokenizer.eos_token_id
@@ -106,18 +106,18 @@ def test_the_tokenizer_s_own_setting_is_not_changed(tokenizer):
 
 
 def test_a_tokenizer_whose_words_are_special_tokens_is_refused():
-    """A word-level vocabulary holds "</s>" itself; not recognising it as special does not help."""
+    """A word-level vocabulary contains "</s>" as a word, even if it is not read as special."""
     backend = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "toy": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wordy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     with pytest.raises(DataError, match=r"'toy </s> story' contains '</s>'.*\.item or \.user file"):
         encode_items(wordy, ["[PAD]", "toy", "toy </s> story"], prefix="", max_item_tokens=0)
-    # a word that it does not know is no attack
+    # an unknown word is not an attack
     assert rows(encode(wordy, ["toy story"])) == [[], [2, 1, 0]]
 
 
 def test_an_unknown_word_that_becomes_the_terminator_is_refused():
-    """Some tokenizers use the end token for unknown words too: the item would end early."""
+    """Some tokenizers also use the end token for unknown words: the item would end early."""
     backend = Tokenizer(models.WordLevel({"</s>": 0, "toy": 1}, unk_token="</s>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wordy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="</s>")

@@ -1,4 +1,4 @@
-"""Lists that are pieces of one list, told from strangers with the same taste."""
+"""Pieces of one list, distinguished from unrelated lists of similar taste."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def prefixes(rng, n_readers, length, shortest):
 
 
 def plain_fits(lists, shortest):
-    """Every pair that fits, (first, second, offset, overlap), by `shortest` or more; slowly."""
+    """Slow reference: all pairs (first, second, offset, overlap) that fit by `shortest` or more."""
     found = set()
     for a, first in enumerate(lists):
         for b, second in enumerate(lists):
@@ -75,7 +75,7 @@ def test_pieces_of_one_list_are_linked_and_no_others(rows):
     for a, b, *_ in as_set(links):
         group = [group[a] if g == group[b] else g for g in group]
     n_groups = len(set(group))
-    # a short run may stand elsewhere by chance, and then links nobody
+    # a short run may occur elsewhere by chance, and then links no lists
     assert n_groups <= len(set(readers)) * 1.05
 
 
@@ -90,7 +90,7 @@ def test_links_are_those_of_the_plain_search(min_overlap):
 def test_equal_lists_are_linked_to_the_first_of_them():
     lists = [[1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4], [1, 2, 3, 4]]
     assert as_set(find_links(lists, 3)) == {(0, 2, 0, 4), (0, 3, 0, 4)}
-    assert as_set(find_links(lists)) == set()  # four lists prove nothing
+    assert as_set(find_links(lists)) == set()  # four lists are too little evidence
 
 
 def test_empty_and_short_lists():
@@ -128,8 +128,8 @@ def test_random_lists_are_not_linked(n_titles, n_users, size):
         )
 
 
-def test_what_is_expected_by_chance_is_what_strangers_have():
-    """Strangers that follow series: fits by accident are as many as expected, and not trusted."""
+def test_chance_expectation_matches_unrelated_lists():
+    """Unrelated lists with common series: accidental fits are as many as expected, not trusted."""
     rng = random.Random(3)
     after = {title: rng.sample(range(2000), 3) for title in range(2000)}
     lists = []
@@ -217,8 +217,8 @@ def test_people_of_ml_100k_are_not_linked(ml_100k_rows):
 
 
 def no_links(rows):
-    """Whether users' lists in order of time (the last column, if numbers) have no links."""
-    by_time = itemgetter(0)  # of equal times, the order of the file
+    """True if the users' lists in order of time (the last column, if numbers) have no links."""
+    by_time = itemgetter(0)  # ties keep the order of the file
     lists = defaultdict(list)
     numbers: dict[str, int] = {}
     for place, (user, item, *rest) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Loaders: who is ranked and in which order; which examples each of several processes trains."""
+"""Loaders: order of the ranked users, and distribution of examples over processes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def toy_loader(tmp_path: Path, batch_size: int):  # type: ignore[no-untyped-def]
 def test_processes_share_the_batches_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: int
 ) -> None:
-    """24 users in batches of 7, 7, 7 and 3: with five processes the last one leaves two idle."""
+    """24 users in batches of 7, 7, 7 and 3; of five processes, the last batch leaves two idle."""
     loader = toy_loader(tmp_path, 7)
 
     def batches(rank: int, count: int):  # type: ignore[no-untyped-def]
@@ -114,7 +114,7 @@ def test_ranked_batches_are_claimed_the_longest_first(
 
 
 def test_a_worker_process_makes_the_same_batches(tmp_path: Path) -> None:
-    """`--worker=1` prepares batches beside the training step."""
+    """`--worker=1` prepares batches during the training step."""
     data_path, found = write_toy(tmp_path), []
     for n_workers in (0, 1):
         config, parts, model = toy_model(data_path, tmp_path, f"--worker={n_workers}")
@@ -128,7 +128,7 @@ def test_a_worker_process_makes_the_same_batches(tmp_path: Path) -> None:
 
 
 def test_no_example_to_train_on_is_explained(tmp_path: Path) -> None:
-    """Drawn by popularity, a negative must be somebody else's item, and there is nobody."""
+    """By popularity, a negative must be another user's item, and there is no other user."""
     data_path = write_toy(tmp_path)
     file = data_path / "toy" / "toy.inter"
     header, *rows = file.read_text().splitlines()

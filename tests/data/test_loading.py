@@ -1,4 +1,4 @@
-"""What became of every interaction between the files and the data set."""
+"""Counts of the interactions that are lost between the files and the data set."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ def counts(tmp_path):
         dataset, _ = load_parts(load_config(settings))
         found = dataset.row_counts
         found.check()
-        if model != "SASRec":  # whose data set has no row for a user's first item
+        if model != "SASRec":  # its data set has no row for a user's first item
             assert found.kept.rows == len(dataset.inter_feat)
         return found
 

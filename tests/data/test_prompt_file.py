@@ -1,4 +1,4 @@
-"""The prompt that a run keeps: what is written is read, and nothing else."""
+"""The prompt stored in a run's folder."""
 
 import json
 
@@ -12,7 +12,7 @@ FRAME = PromptFrame("Liked — ☃:", "\n-", "{{ 7 * 7 }}", "", {"user": "\nUser
 PROMPT = StoredPrompt(FRAME, {"head": [1, 2], "tail": [3], "before_turn": {"user": [4]}})
 
 
-def test_what_is_written_is_read_as_text_and_not_as_a_template(tmp_path):
+def test_the_file_is_read_back_as_text_and_not_as_a_template(tmp_path):
     write_prompt(tmp_path, PROMPT)
     assert read_prompt(tmp_path) == PROMPT
     assert read_prompt(tmp_path).frame.tail == "{{ 7 * 7 }}"
@@ -66,7 +66,7 @@ def test_bytes_that_are_no_text(tmp_path):
         read_prompt(tmp_path)
 
 
-def test_a_tokenizer_that_reads_it_otherwise_is_refused():
+def test_a_tokenizer_with_other_ids_is_refused():
     PROMPT.check_tokens({"head": [1, 2], "tail": [3], "before_turn": {"user": [4]}})
     with pytest.raises(CheckpointError, match="differently than when the run began"):
         PROMPT.check_tokens({"head": [1, 2], "tail": [9], "before_turn": {"user": [4]}})

@@ -12,7 +12,7 @@ coordinate = st.integers(0, 2**63 - 1)
 
 
 def test_values_are_fixed():
-    """Runs must be repeatable across releases: a changed mixing function must not go unnoticed."""
+    """Runs must be repeatable across releases: a changed mixing function must fail a test."""
     assert random_keys(2020, 0, 1, 7)[0] == np.uint64(11493578929234652186)
 
 
@@ -34,7 +34,7 @@ def test_a_single_varying_coordinate_never_repeats_a_key():
 
 @given(st.lists(coordinate, min_size=1, max_size=4))
 def test_scalars_and_arrays_agree(coordinates):
-    """A key does not depend on what stands beside it in an array."""
+    """A key does not depend on the other elements of an array."""
     beside = [np.array([value ^ 1, value]) for value in coordinates]
     assert random_keys(*coordinates)[0] == random_keys(*beside)[1]
 
@@ -72,7 +72,7 @@ def test_the_largest_key_stays_below_one(monkeypatch):
 
 @pytest.mark.parametrize("varying", range(3))
 def test_uniforms_are_uniform_in_each_coordinate(varying):
-    """Chi-square over 64 cells, and a control that the test rejects: numbers a little too small."""
+    """Chi-square over 64 cells. Control: the test rejects numbers that are slightly too small."""
     coordinates = [11, 12, 13]
     coordinates[varying] = np.arange(64_000)
     uniforms = random_uniforms(*coordinates)

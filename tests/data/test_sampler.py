@@ -1,4 +1,4 @@
-"""The set-wise sampler: which negatives, how often, and what a batch holds."""
+"""The set-wise sampler: distribution of the negatives, and contents of a batch."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_a_user_s_draw_does_not_depend_on_the_batch(case, random):
 
 
 def test_users_that_need_more_rounds_do_not_change_those_that_need_fewer():
-    """User 1 knows the heavy items, so that most of its draws are rejected, round after round."""
+    """User 1 knows the items of large weight, so most of its draws are rejected in every round."""
     weights = np.array([0.0, *[200.0] * 5, *[1.0] * 200])
     sampler = NegativeSampler(user_items([], [1, 2, 3, 4, 5]), len(weights), weights)
     users = np.array([0, 1])
@@ -124,7 +124,7 @@ def test_nobody_knows_anything_and_nothing_is_asked():
 
 
 def test_validation_and_test_items_can_be_drawn():
-    """Only training items are known; a sampler that avoided the others would name them."""
+    """Only training items are known; avoiding the others would reveal them."""
     sampler = NegativeSampler(user_items([1, 2]), 6)
     drawn = {int(sampler.sample(np.array([0]), 1, seed=s, epoch=0)[0, 0]) for s in range(60)}
     assert drawn == {3, 4, 5}
@@ -150,7 +150,7 @@ def test_the_caller_s_weights_stay_as_they_are():
 
 
 def test_the_largest_random_number_draws_an_item(monkeypatch):
-    """Weights whose running sum ends below their `sum()`: u may lie above the last boundary."""
+    """Weights whose cumulative sum ends below their `sum()`: u may exceed the last boundary."""
     top = 1 - 2.0**-53
     weights = next(
         w
@@ -183,7 +183,7 @@ def test_the_smallest_random_number_draws_an_item_too(monkeypatch):
 
 
 def draws_one_by_one(known, weights, user, m, seed, epoch):
-    """The slow twin: number after number, each looked up in the cumulative weights."""
+    """Reference implementation: looks up each number in the cumulative weights."""
     cumulative = np.cumsum(weights) / np.sum(weights)
     negatives, index = [], 0
     while len(negatives) < m:
@@ -195,10 +195,10 @@ def draws_one_by_one(known, weights, user, m, seed, epoch):
     return negatives
 
 
-# more users than one block, more items than places in the filter
+# more users than one block, more items than slots in the filter
 @pytest.mark.parametrize(("n_users", "n_items"), [(1500, 700), (20, 9000), (20, 2**17)])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_a_block_of_users_draws_what_a_loop_draws(n_users, n_items, is_weighted):
+def test_a_block_of_users_equals_a_loop(n_users, n_items, is_weighted):
     rng = np.random.default_rng(0)
     known = [1 + rng.permutation(n_items - 1)[: rng.integers(0, 300)] for _ in range(n_users)]
     weights = np.ones(n_items) if not is_weighted else rng.random(n_items) ** 4
@@ -227,7 +227,7 @@ def test_an_epoch_drawn_at_once_is_the_epoch_drawn_by_batch():
     users = np.arange(0, 60, 2)
     at_once.draw_epoch(users, 9, seed=1, epoch=4)
     asked = [(users[5:9], 9, 1, 4), (users[::-1], 9, 1, 4)]
-    # what was not drawn: another epoch, seed or number, and a user who was left out
+    # not in the table: another epoch, seed or number, and a user who was left out
     asked += [(users, 9, 1, 5), (users, 9, 2, 4), (users, 7, 1, 4), (np.array([0, 1]), 9, 1, 4)]
     for part, m, seed, epoch in asked:
         found = at_once.sample(part, m, seed=seed, epoch=epoch)
@@ -243,7 +243,7 @@ KNOWN = [2, 5]
 
 
 def ordered_pairs(drawn, n_items):
-    """How often each (first, second) negative came, [n_items, n_items]."""
+    """Counts of each (first, second) pair of negatives, [n_items, n_items]."""
     return np.bincount(drawn[:, 0] * n_items + drawn[:, 1], minlength=n_items**2).reshape(
         n_items, n_items
     )
@@ -281,14 +281,14 @@ def draw(known, weights, n_negatives, **changes):
 
 
 def by_rejection(known, weights):
-    """Two negatives of nine available: rejection serves them."""
+    """Two negatives of nine available items, drawn by rejection."""
     sampler = NegativeSampler(known, len(weights), np.array(weights))
     assert (sampler.n_available >= 8).all()
     return draw(known, weights, 2)
 
 
 def by_sorting(known, weights):
-    """The first two of three: fewer than twelve are available, so the catalogue is sorted."""
+    """The first two of three: fewer than twelve items are available, so the catalogue is sorted."""
     sampler = NegativeSampler(known, len(weights), np.array(weights))
     assert (sampler.n_available < 12).all()
     return draw(known, weights, 3)
@@ -302,15 +302,15 @@ def test_both_paths_draw_without_replacement_in_proportion_to_weight(many_users,
 
 @pytest.mark.parametrize("path", [by_rejection, by_sorting])
 def test_the_chi_square_test_sees_a_small_bias(many_users, path):
-    """Control: one item a fifth heavier than supposed is rejected."""
+    """Control: the test rejects one weight that is a fifth too large."""
     biased = [*UNIFORM[:-1], 1.2]
     assert p_value(path(many_users, biased), UNIFORM) < 1e-4
 
 
 def test_rejection_that_gives_up_does_not_bias_the_draw(many_users, monkeypatch):
-    """One item has 90 % of the weight and rejection two rounds: about two fifths are unfinished.
+    """One item has 90 % of the weight, and two rounds leave about two fifths of rows unfinished.
 
-    Control: to draw the unfinished ones anew is visibly wrong, because it keeps the sets that end
+    Control: redrawing the unfinished rows is visibly biased, because it keeps the sets that end
     quickly.
     """
     weights = [0.0, 1, 1, 81, 1, 1, 1, 1, 1, 1, 1, 1]
@@ -331,13 +331,13 @@ def test_rejection_that_gives_up_does_not_bias_the_draw(many_users, monkeypatch)
 
 
 def rejection_alone(sampler, users):
-    """Two negatives as rejection leaves them."""
+    """Two negatives by rejection alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "_by_sorting", lambda users, drawn, seed, epoch: drawn)
         return sampler.sample(users, 2, seed=17, epoch=3)
 
 
-def test_unfinished_rows_keep_what_rejection_accepted(many_users, monkeypatch):
+def test_unfinished_rows_keep_the_accepted_items(many_users, monkeypatch):
     monkeypatch.setattr(sampler_module, "REJECTION_ROUNDS", 2)
     weights = [0.0, 1, 1, 81, 1, 1, 1, 1, 1, 1, 1, 1]
     sampler = NegativeSampler(many_users, len(weights), np.array(weights))
@@ -481,7 +481,7 @@ def test_examples_do_not_depend_on_the_batch(tokenizer, order, epoch, mode):
 def test_known_items_are_those_of_the_users_sets(monkeypatch, n_items, filter_bits):
     """Users 0 … 3 know no item, the items 2 and 5, all items, and the last one.
 
-    With a filter of 8 places the 20 items share places, with the usual one they do not.
+    With a filter of 8 slots the 20 items share slots; with the usual one they do not.
     """
     monkeypatch.setattr(sampler_module, "FILTER_BITS", filter_bits)
     items = np.array([2, 5, *range(1, 21), 20])
@@ -503,7 +503,7 @@ def test_a_batch_can_be_cut_for_gradient_accumulation(make_sampler):
 
 
 # -------------------------------------------------------------------------------------------------
-# what a prompt shows as targets
+# items of the prompt as targets
 
 
 class NoPrompts:
@@ -516,7 +516,7 @@ class NoPrompts:
 
 
 def positives(sampler, users, epoch=0):
-    """Per example its candidates, as a sorted list; there are no negatives."""
+    """Sorted candidates of each example; there are no negatives."""
     batch = sampler.sample(np.array(users), epoch)
     assert torch.equal(batch.levels > 0, batch.candidates > 0)
     return [sorted(items[items > 0].tolist()) for items in batch.candidates]
@@ -552,7 +552,7 @@ def test_the_items_of_the_history_can_be_targets_too():
     assert len(every[1]) == 4 and set(every[1]) <= {4, 5, 6, 7, 8, 9}
 
 
-def test_what_a_conversation_mentions_can_be_targets_too_each_item_once():
+def test_mentioned_items_can_be_targets_without_repeats():
     answers = user_items([], [1, 2], [3])
     conversations = Conversations(
         turns=[("", ""), ("user", "hello")],

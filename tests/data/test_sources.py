@@ -1,4 +1,4 @@
-"""What a user reads whose data set is not there."""
+"""Error messages for a missing data set."""
 
 import urllib.error
 import urllib.request
@@ -50,11 +50,11 @@ def test_a_download_that_fails(name, tmp_path, no_network):
     message = loading_error(config_of(name, tmp_path))
     assert f"{name} could not be downloaded (<urlopen error no network>)" in message
     assert f"--output {tmp_path / name}" in message
-    assert not list(tmp_path.iterdir())  # RecBole's empty folder would stop the next attempt
+    assert not list(tmp_path.iterdir())  # RecBole's empty folder would block the next attempt
 
 
 def test_a_download_that_is_broken_off_leaves_nothing(tmp_path, monkeypatch):
-    """RecBole has made the folder and part of a file by then."""
+    """The download fails after RecBole has made the folder and part of a file."""
     from recbole.data.dataset import Dataset
 
     def download(self):

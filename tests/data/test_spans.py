@@ -1,4 +1,4 @@
-"""Spans unfolded at once against a loop over them."""
+"""Vectorised spans against a loop."""
 
 import numpy as np
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Order of time: as read, in float64, for every model; dates; and what has no order is refused."""
+"""Times in float64 for every model, dates, and rejected values."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_time_is_a_number_or_a_date_of_one_meaning(text: str, seconds: float, 
         "2024.02",
     ],
 )
-def test_what_has_several_meanings_or_none_is_no_time(text: str) -> None:
+def test_ambiguous_and_malformed_texts_are_not_times(text: str) -> None:
     assert seconds_of(text) is None
 
 
@@ -80,7 +80,10 @@ def test_a_column_is_of_one_kind() -> None:
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("1700000000000000100", "1700000000000000099"),  # nanoseconds: 256 are one number
+        (
+            "1700000000000000100",
+            "1700000000000000099",
+        ),  # nanoseconds: 256 of them are equal in float64
         ("9007199254740993", "9007199254740992"),
         ("2024-05-31T13:45:00.000000100Z", "2024-05-31T13:45:00.000000099Z"),
     ],
@@ -134,7 +137,7 @@ def shuffled_rows(time_of: object = str) -> Rows:
 
 
 def unix(time: int) -> str:
-    """Five seconds apart, which is one float32 number for 25 of them."""
+    """Times five seconds apart, 25 of which are equal in float32."""
     return str(1700000000 + 5 * time)
 
 
@@ -149,7 +152,7 @@ def arguments(folder: Path, model: str, *extra: str) -> list[str]:
 
 
 def pairs_of_parts(folder: Path, model: str, *extra: str) -> list[set[tuple[str, str]]]:
-    """The pairs of user and item in training, validation and test."""
+    """Pairs of user and item in training, validation and test."""
     _, parts = load_parts(load_config(arguments(folder, model, *extra)))
     return [pairs(part) for part in parts]
 
@@ -172,16 +175,16 @@ SPLITS = {
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("model", ["LLMRec", "EASE", "SASRec"])
 def test_unix_times_split_as_small_numbers_do(tmp_path: Path, model: str, split: str) -> None:
-    """The same order in numbers that float32 holds exactly is the obvious twin."""
+    """They split like the same order in numbers that are exact in float32."""
     how = f"--eval_args={SPLITS[split]}"
     exact = pairs_of_parts(write(tmp_path / "small", shuffled_rows()), model, how)
     assert pairs_of_parts(write(tmp_path / "unix", shuffled_rows(unix)), model, how) == exact
 
 
-def test_without_the_patch_unix_times_split_otherwise(
+def test_without_the_patch_unix_times_split_differently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control of the test above."""
+    """Control of the test above."""
     folder = write(tmp_path, shuffled_rows(unix))
     right = pairs_of_parts(folder, "EASE", LEAVE_ONE_OUT)
     rounding = Dataset._dataframe_to_interaction.__wrapped__
@@ -206,7 +209,7 @@ def test_a_sequential_model_sees_items_in_their_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["LLMRec", "EASE"])
 def test_all_users_of_ml_100k_are_tested_on_their_latest_row(tmp_path: Path, model: str) -> None:
-    """Of rows of the same second the last in the file counts; 149 users had an earlier one."""
+    """Among rows of the same second the last one counts; for 149 users an earlier one was used."""
     latest: dict[str, tuple[float, str]] = {}
     file = Path(recbole.__file__).parent / "dataset_example/ml-100k/ml-100k.inter"
     for line in file.read_text().splitlines()[1:]:
@@ -226,7 +229,7 @@ def test_all_users_of_ml_100k_are_tested_on_their_latest_row(tmp_path: Path, mod
 
 
 def test_the_random_split_of_ml_100k_is_as_published(tmp_path: Path) -> None:
-    """What times are kept as touches nothing where the order is random: README's test set."""
+    """The dtype of times does not affect a random split: the README's test set."""
     argv = ["--model=EASE", "--dataset=ml-100k", f"--run_dir={tmp_path / 'run'}", "--device=cpu"]
     _, parts = load_parts(load_config(argv))
     lines = sorted(f"{user}\t{item}" for user, item in pairs(parts[2]))
@@ -245,7 +248,7 @@ def test_ties_follow_the_file(tmp_path: Path) -> None:
 def test_of_a_repeated_pair_the_first_or_last_is_kept(
     tmp_path: Path, keep: str, latest: str
 ) -> None:
-    """Rows of one time: an unstable sort keeps any of them."""
+    """An unstable sort could keep any of the rows with equal times."""
     rows = [("u0", f"i{k}", unix(9)) for k in range(20)]
     rows += [("u2", f"i{k}", unix(9)) for k in range(10, 32)]
     doubled = [("u1", "i0", unix(9)), *rows, *(("u1", f"i{k}", unix(9)) for k in range(1, 21))]
@@ -265,7 +268,7 @@ def test_a_limit_on_times_is_exact(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------
-# dates, and what is refused
+# dates, and rejected values
 
 
 def day(time: int) -> str:
@@ -302,7 +305,7 @@ def test_an_unreadable_time_is_refused_and_the_remedies_work(tmp_path: Path, tex
     assert load_parts(load_config([*argv, without]))
 
 
-def test_an_empty_time_is_allowed_where_it_decides_nothing(tmp_path: Path) -> None:
+def test_an_empty_time_is_allowed_if_no_setting_needs_times(tmp_path: Path) -> None:
     data = write(tmp_path, first_time(""))
     assert pairs_of_parts(data, "EASE")
     without_it = "--val_interval={'timestamp': '[0,inf)'}"  # drops the row
@@ -319,14 +322,14 @@ def test_an_empty_time_is_allowed_where_it_decides_nothing(tmp_path: Path) -> No
         ("EASE", "--rm_dup_inter=last"),
     ],
 )
-def test_times_as_tokens_are_refused_where_they_decide(
+def test_times_as_tokens_are_refused_if_a_setting_needs_times(
     tmp_path: Path, model: str, setting: str
 ) -> None:
     data = write(tmp_path, shuffled_rows(unix), kind="token")
     with pytest.raises(DataError, match=r"line 1: .* needs times, .*Write timestamp:float"):
         pairs_of_parts(data, model, setting)
-    assert pairs_of_parts(data, model)  # where they decide nothing
-    write(tmp_path, shuffled_rows(unix))  # what the message says
+    assert pairs_of_parts(data, model)  # if no setting needs times
+    write(tmp_path, shuffled_rows(unix))  # the remedy in the message
     assert pairs_of_parts(data, model, setting)
 
 

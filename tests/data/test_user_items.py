@@ -53,7 +53,7 @@ def test_items_are_grouped_and_ordered_by_time():
     assert items.history(1).tolist() == []
 
 
-def test_without_times_the_given_order_stands():
+def test_without_times_the_given_order_is_kept():
     items = UserItems.build(np.array([1, 1, 1]), np.array([3, 1, 2]), np.array([1, 1, 1]), None, 2)
     assert items.history(1).tolist() == [3, 1, 2]
 
@@ -216,7 +216,7 @@ def test_a_user_of_one_item_has_an_empty_history():
 
 
 def test_every_item_is_a_target_and_shown_equally_often():
-    """2 targets of 6 over 6,000 epochs: each ordered pair of first target and first shown item."""
+    """2 of 6 items are targets over 6,000 epochs: all pairs (first target, first shown item)."""
     items = user_items(list(range(6)))
     pairs = np.zeros((6, 6), dtype=int)
     for epoch in range(6000):
@@ -228,7 +228,7 @@ def test_every_item_is_a_target_and_shown_equally_often():
 
 
 def test_every_cut_that_leaves_a_full_window_is_equally_likely():
-    """5 items, window 2: the cut leaves 1, 2 or 3 items of history."""
+    """5 items, window of 2: the cut leaves 1, 2 or 3 items of history."""
     items = user_items([1, 2, 3, 4, 5])
     cuts = np.bincount(
         [
@@ -249,7 +249,7 @@ def test_temporal_history_holds_the_latest_items_before_the_cut():
 
 
 def test_the_largest_random_number_keeps_the_cut_in_range(monkeypatch):
-    """The last cut leaves the last window, not an empty one."""
+    """The last cut leaves a full window, not an empty one."""
     monkeypatch.setattr(
         "recbole_multdpo.data.user_items.random_uniforms", lambda *_: np.array([1 - 2.0**-53])
     )
@@ -300,7 +300,7 @@ def test_union_holds_the_items_of_both_by_user():
 
 
 def test_groups_add_the_other_items_of_known_ones():
-    """Items 1 and 4 are one group, 2, 5 and 6 another; 3 stands alone, 0 is the padding."""
+    """Items 1 and 4 are one group, 2, 5 and 6 another; 3 is alone, 0 is padding."""
     group = np.array([9, 0, 7, 3, 0, 7, 7])
     known = UserItems.from_lists([[3, 1], [], [5, 2], [3]])
     wider = known.with_groups(group)

@@ -170,7 +170,7 @@ def test_examples_of_a_batch_are_independent(name):
 
 
 @pytest.mark.parametrize("name", MANY_POSITIVES)
-def test_levels_matter_where_the_table_says_so(name):
+def test_levels_matter_for_losses_that_use_them(name):
     """The better of two positives scores lower: a loss with levels must have a larger gradient."""
     logratios, data = [-1.0, 2.0, 0.5, 0.0], data_of(name)
     graded = loss_of(name, logratios, [2, 1, 0, -1], **data)
@@ -224,7 +224,7 @@ def test_an_example_without_one_of_the_levels_of_negatives_is_as_if_alone(name):
 
 
 @pytest.mark.parametrize("name", MANY_NEGATIVES)
-def test_padding_beside_lower_negatives_has_no_influence(name):
+def test_padding_has_no_influence_with_lower_negatives(name):
     logratios, positives, data = two_level_example(name)
     levels = [*positives, 0, -2, -2, 0]
     plain = loss_of(name, logratios, levels, **data)

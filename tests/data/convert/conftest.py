@@ -1,4 +1,4 @@
-"""Running the converter on small files made by hand."""
+"""Fixtures that run the converter on small handmade files."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ class Converted:
             return file.readline().rstrip("\n").split("\t")
 
     def items(self, *columns):
-        """The items as the loader reads them."""
+        """Items as the loader reads them."""
         return read_item_file(self.folder / f"{self.folder.name}.item", columns, "item_id")
 
     def reasons(self):
@@ -41,7 +41,7 @@ class Converted:
 
 
 def write_raw(folder: Path, files: dict) -> Path:
-    """Write raw files: text as UTF-8, bytes as they are, lists as JSON lines; .gz is packed."""
+    """Write raw files: text as UTF-8, bytes unchanged, lists as JSON lines; .gz is compressed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if isinstance(content, list):
@@ -57,7 +57,7 @@ def write_raw(folder: Path, files: dict) -> Path:
 
 @pytest.fixture
 def convert(tmp_path):
-    """convert(format, files, *options) -> Converted, by the real command's entry point."""
+    """convert(format, files, *options) -> Converted, through the command's entry point."""
 
     def run(kind, files, *options, name="toy"):
         raw = write_raw(tmp_path / "raw", files)
@@ -71,7 +71,7 @@ def convert(tmp_path):
 
 @pytest.fixture
 def conversion_error(tmp_path, capsys):
-    """conversion_error(format, files, *options) -> the message; checks that nothing is left."""
+    """conversion_error(format, files, *options) -> the message; checks that no output is left."""
 
     def run(kind, files, *options):
         raw = write_raw(tmp_path / "raw", files)

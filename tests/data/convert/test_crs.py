@@ -1,4 +1,4 @@
-"""Conversations of He et al.'s form: speakers, merging, splits, titles, rejects."""
+"""Conversations in He et al.'s format: speakers, merging, splits, titles, rejects."""
 
 import random
 
@@ -29,7 +29,7 @@ def turn(context, rec, dialog="d", **more):
 
 
 def parts(train=(), valid=(), test=()):
-    """All three files; a part that is not given has one row of its own."""
+    """All three files; a missing part gets one row."""
     given = {"train": train, "valid": valid, "test": test}
     return {
         **ITEMS,
@@ -71,7 +71,7 @@ def test_names_that_are_no_addresses_stay():
 
 
 def test_ids_may_be_texts(convert):
-    """As in Reddit-Movie, whose ids are those of IMDb."""
+    """As in Reddit-Movie, which uses IMDb's ids."""
     files = parts(train=[turn(["q"], ["tt1"], prev_entity=["tt2"])])
     files["valid.jsonl"] = files["test.jsonl"] = [turn(["v"], ["tt2"])]
     files["item_ids.json"] = '["tt1", "tt2"]'
@@ -95,7 +95,7 @@ def test_speakers_are_those_of_input(convert):
 
 
 @pytest.mark.parametrize("written", [None, 3, "\nUser: other\nSystem: "])
-def test_speakers_alternate_where_input_does_not_say(convert, written):
+def test_speakers_alternate_if_input_does_not_name_them(convert, written):
     made = convert("crs", parts(train=[turn(["a", "b", "c"], [1], input=written)]))
     roles = [m["role"] for m in decode(conversation(made, "train-1")["conversation"])]
     assert roles == ["user", "assistant", "user"]
@@ -106,7 +106,7 @@ def test_answers_to_one_conversation_become_one_set(convert):
         turn(["Something like Heat?"], [1], dialog="a"),
         turn(["Another question"], [3], dialog="b"),
         turn(["Something like Heat?"], [3, 1], dialog="c"),
-        turn([""], [1], dialog="d"),  # nobody asked anything: these two stay apart
+        turn([""], [1], dialog="d"),  # no question: these two are not merged
         turn([], [2], dialog="e"),
     ]
     made = convert("crs", parts(train=rows, test=[turn(["Something like Heat?"], [2])]))
@@ -184,7 +184,7 @@ def test_seconds(value, expected):
     assert seconds(value) == expected
 
 
-def test_rejects_and_what_is_left_out(convert):
+def test_rejected_and_skipped_rows(convert):
     rows = [
         turn(["q"], [1]),
         turn("q", [1]),

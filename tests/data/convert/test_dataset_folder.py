@@ -1,4 +1,4 @@
-"""The writer: what it writes is what both readers read; nothing is left of what fails."""
+"""The writer: both readers read its files back, and a failure leaves no files."""
 
 import json
 import os
@@ -25,7 +25,7 @@ COLUMNS = ["item_id:token", "title:token_seq"]
 
 
 def written_titles(folder, titles):
-    """Write titles as items 1, 2, ...; returns the file."""
+    """Write titles as items 1, 2, ... and return the file."""
     table = folder.table("item", COLUMNS)
     for number, title in enumerate(titles, start=1):
         table.write(str(number), text_field(title))
@@ -72,7 +72,7 @@ def test_titles_come_back_as_the_loader_cleans_them(titles, tmp_path_factory):
 
 @pytest.mark.parametrize("title", ['"Great Performances" Cats', '"Crocodile'])
 def test_why_there_is_a_space_before_a_quotation_mark(tmp_path, title):
-    """The control of the test above: RecBole cannot read the ids without it."""
+    """Control of the test above: without the space RecBole cannot read the ids."""
     for text, readable in [(title, False), (text_field(title), True)]:
         path = tmp_path / "toy.item"
         path.write_text(f"item_id:token\ttitle:token_seq\n1\t{text}\n2\tHeat\n")
@@ -146,7 +146,7 @@ def test_nothing_is_left_after_an_error(tmp_path):
 
 
 def test_nothing_is_left_when_the_disk_is_full(tmp_path):
-    """Python is refused what goes beyond a limit; what is buffered is refused again at the end."""
+    """Writing beyond a limit fails, and so does flushing the buffer at the end."""
     code = (
         "import resource, sys; from recbole_multdpo.data.convert.__main__ import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main())"
@@ -187,7 +187,7 @@ def test_sigterm_leaves_nothing(tmp_path):
 
 
 def test_a_killed_process_leaves_no_data_set(tmp_path):
-    """SIGKILL cannot be caught: a hidden folder stays, under another name than the data set's."""
+    """SIGKILL cannot be caught: a hidden folder is left, not named like the data set."""
     code = (
         "import sys, time; from pathlib import Path;"
         "from recbole_multdpo.data.convert.dataset_folder import DatasetFolder;"
@@ -201,7 +201,7 @@ def test_a_killed_process_leaves_no_data_set(tmp_path):
         process.wait()
     assert not (tmp_path / "toy").exists()
     assert [path.name[:5] for path in tmp_path.iterdir()] == [".toy."]
-    with DatasetFolder(tmp_path / "toy") as folder:  # which the next one removes
+    with DatasetFolder(tmp_path / "toy") as folder:  # removes the hidden folder
         fill(folder)
         finish(folder)
     assert os.listdir(tmp_path) == ["toy"]
@@ -223,7 +223,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
     assert sorted((tmp_path / "toy").iterdir()) == before
 
 
-def test_somebody_who_makes_the_output_meanwhile_wins(tmp_path):
+def test_an_output_folder_created_meanwhile_is_kept(tmp_path):
     with pytest.raises(DataError, match="cannot be renamed"):
         with DatasetFolder(tmp_path / "toy") as folder:
             fill(folder)

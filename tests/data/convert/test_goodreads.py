@@ -1,4 +1,4 @@
-"""UCSD's Goodreads: both kinds of interactions, filters, the core, dates, memory."""
+"""UCSD's Goodreads: both formats of interactions, filters, k-core, dates, memory."""
 
 import json
 import random
@@ -43,7 +43,7 @@ def test_json(convert, end):
     assert "timestamp]" in made.yaml and 'rating: "[4,inf)"' in made.yaml
 
 
-def test_csv_with_ids_of_its_own(convert):
+def test_csv_with_separate_ids(convert):
     files = {
         "goodreads_books.json": BOOKS,
         "goodreads_interactions.csv": "user_id,book_id,is_read,rating,is_reviewed\n"
@@ -123,7 +123,7 @@ def test_rejects(convert):
 
 
 def slow_core(pairs, k):
-    """The k-core by its definition: remove one offender at a time."""
+    """Reference k-core: remove one user or book below k at a time."""
     pairs = set(pairs)
     while True:
         users, books = Counter(u for u, _ in pairs), Counter(b for _, b in pairs)

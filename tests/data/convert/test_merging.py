@@ -1,4 +1,4 @@
-"""One list per reader from rows that are pieces of it."""
+"""Merging of rows into one list per reader."""
 
 import random
 
@@ -16,7 +16,7 @@ def rows_and_lists(rng, n_readers=60, length=20, size=8, step=1):
 
 
 def check_places(rows, readers):
-    """Every row stands in its reader's list where it is said to."""
+    """Check the position of every row in its reader's list."""
     for one, members in zip(readers.lists, readers.rows, strict=True):
         for row in members:
             assert [one[place] for place in readers.places[row]] == rows[row]
@@ -50,7 +50,7 @@ def test_rows_without_an_overlap_stay_apart():
     assert readers.rows == [[n] for n in range(50)]
 
 
-def test_a_list_that_goes_on_in_two_ways_keeps_one_of_them():
+def test_of_two_contradicting_continuations_one_is_kept():
     beginnings = [[0, 1, 2, 3, 4], [9, 0, 1, 2, 3, 4], [8, 9, 0, 1, 2, 3, 4]]
     rows = [*beginnings, [1, 2, 3, 4, 6, 7, 50], [1, 2, 3, 4, 6, 7, 60, 61], [70, 71]]
     readers = merge_rows(rows, [None] * len(rows), min_overlap=4)
@@ -60,7 +60,7 @@ def test_a_list_that_goes_on_in_two_ways_keeps_one_of_them():
     check_places(rows, readers)
 
 
-def test_a_key_joins_what_overlaps_and_then_what_does_not():
+def test_a_key_joins_overlapping_rows_and_then_the_others():
     rows = [[5, 6, 7], [1, 2], [6, 7, 8], [9, 6, 10], [1, 2]]
     readers = merge_rows(rows, ["a", None, "a", "a", None])
     assert readers.lists == [[5, 6, 7, 8, 9, 10], [1, 2], [1, 2]]

@@ -19,7 +19,7 @@ def row(text, answers, seen=()):
 
 
 def files(**parts):
-    """JSON lines of each part; a part that is not given has one row."""
+    """JSON lines of each part; a missing part gets one row."""
     names = {"train": "train.jsonl", "valid": "validation.jsonl", "test": "test.jsonl"}
     rows = {name: parts.get(split, [row("q", [FILMS[0]])]) for split, name in names.items()}
     return {**rows, "gt_catalog.json": json.dumps(FILMS)}
@@ -73,7 +73,7 @@ def test_without_a_catalogue_it_is_all_answers(convert):
 
 
 class Bomb:
-    """A pickle that leaves a mark when it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -90,10 +90,10 @@ def test_a_pickled_catalogue_is_never_loaded(conversion_error, tmp_path):
     assert "can run any code, so it is not read" in message and "gt_catalog.json" in message
     assert not (tmp_path / "mark").exists()
     pickle.loads(raw["gt_catalog.pkl"]).close()
-    assert (tmp_path / "mark").exists()  # the control: loading does leave it
+    assert (tmp_path / "mark").exists()  # control: loading creates the file
 
 
-def test_what_is_wrong_as_a_whole(conversion_error):
+def test_errors_of_whole_inputs(conversion_error):
     raw = files()
     message = conversion_error("crs", {**raw, "gt_catalog.json": '[["Heat", 1995], "Alien"]'})
     assert "gt_catalog.json, entry 2: expected a list of [title, year]" in message

@@ -19,7 +19,7 @@ from recbole_multdpo.errors import DataError
 
 @pytest.fixture
 def rejects():
-    """A reject function that remembers."""
+    """A reject function that records its calls."""
 
     class Rejects(list):
         def __call__(self, *row):
@@ -70,7 +70,7 @@ def test_a_damaged_gzip_file_is_named(tmp_path, damage):
         list(byte_lines(path))
 
 
-def test_what_is_no_gzip_file(tmp_path):
+def test_a_file_that_is_not_gzip(tmp_path):
     (tmp_path / "a.gz").write_text("plain")
     with pytest.raises(DataError, match=r"a\.gz is damaged after line 0"):
         list(byte_lines(tmp_path / "a.gz"))
@@ -123,7 +123,7 @@ def test_csv_without_a_column_or_anything(tmp_path, rejects):
         list(csv_rows(tmp_path / "a.csv", ["id"], rejects))
 
 
-def test_json_lines_reject_what_is_none(tmp_path, rejects):
+def test_json_lines_reject_malformed_lines(tmp_path, rejects):
     path = tmp_path / "a.jsonl"
     deep = b"[" * 100_000
     path.write_bytes(b'{"a": 1}\n\n{"a": \n[1]\n{"b": "\xff"}\n' + deep + b'\n{"a": 2}')

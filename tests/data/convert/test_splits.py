@@ -1,4 +1,4 @@
-"""Parts by file and parts by seed."""
+"""Parts by file and random parts."""
 
 from collections import Counter
 

@@ -25,7 +25,7 @@ NAMES = json.dumps({"0": "It", "1": 'A Child Called "It" (Dave Pelzer #1)', "2":
         ('"A"\n', ["A"]),
         ('x "Called "It" (#1)", "It" y', ['Called "It" (#1)', "It"]),
         ('x "One", "Two" y', ["One", "Two"]),
-        ('x "Say "hi", "bye"!", "One" y', ['Say "hi', 'bye"!', "One"]),  # cannot be known
+        ('x "Say "hi", "bye"!", "One" y', ['Say "hi', 'bye"!', "One"]),  # ambiguous
         ("none", []),
         ('one " mark', []),
         ('""', [""]),
@@ -165,7 +165,7 @@ def windows_of_readers(n_readers, length=12, size=6, seed=0, first=0):
 
 
 def lists_of(made, *suffixes):
-    """Titles of every user in order of their places, over these files."""
+    """Titles of every user in order of position, over these files."""
     titles = {item: text for item, (text,) in made.items("title").items()}
     lists = defaultdict(list)
     for suffix in suffixes:
@@ -184,7 +184,7 @@ def test_windows_of_one_reader_become_one_user(convert, capsys):
     assert "30 readers. 180 test answers were in the training list" not in said
     counts = made.report["counts"]["rows_of_one_reader"]
     assert (counts["rows"], counts["rows_joined"], counts["readers"]) == (210, 210, 30)
-    # the answers of all windows but the last two (a validation title of another) stood there
+    # all windows but the last two: the last but one is only a validation title of the last
     assert counts["test_answers_that_stood_in_training"] == 30 * 5
     apart = convert("titles-jsonl", {"train.json": json.dumps(rows)}, "--link", "none", name="b")
     assert apart.report["counts"]["users"] == 210
@@ -220,7 +220,7 @@ def test_no_test_answer_is_in_the_training_list_of_its_reader(convert, cut):
             if file != "train.inter":
                 assert int(place) > max(places, default=0)
         if cut == "random":
-            break  # slow and the same
+            break  # more users would be slow and check the same
     left_out = made.report["counts"]["titles_left_out_beside_held_out_ones"]
     assert (left_out > 0) == (cut == "random")
 
@@ -275,7 +275,7 @@ def test_a_key_of_another_name_is_named(convert, capsys):
     assert {*lists_of(made, "inter")} == {"w0", "w1"}
 
 
-def test_titles_in_an_instruction_are_read_where_the_input_has_none(convert):
+def test_titles_in_an_instruction_are_read_if_the_input_has_none(convert):
     rows = [
         {"instruction": 'She read "A", "B". Next?', "input": text, "output": '"C"'}
         for text in ("", "Answer shortly.")
