@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from recbole_multdpo.losses import LOSSES, Loss, preference_loss, rewards
 from recbole_multdpo.settings.config import properties_folder
-from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.settings.llmrec import ZERO_SHOT, LossName
 from recbole_multdpo.settings.text import read_settings_file
 from tests.losses.helpers import (
     LEVELS,
@@ -27,8 +28,12 @@ SHIFT_MATTERS = {"sft", "kto", "ipo", "simpo", "pro"}
 
 
 def test_every_loss_is_a_setting_and_has_an_example_here():
-    names = LLMRecSettings.model_json_schema()["properties"]["loss"]["enum"]
-    assert names == [ZERO_SHOT, *LOSSES]
+    setting = TypeAdapter(LossName)
+    for name in (ZERO_SHOT, *LOSSES):
+        assert setting.validate_python(name) == name
+    allowed = ", ".join(f"'{name}'" for name in (ZERO_SHOT, *LOSSES))
+    with pytest.raises(ValidationError, match=allowed):
+        setting.validate_python("dpo2")
     assert set(LEVELS) == set(LOSSES)
 
 
