@@ -48,7 +48,7 @@ class Prompts:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.ids.device
 
     def to(self, device: torch.device | str) -> Prompts:

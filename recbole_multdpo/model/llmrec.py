@@ -78,7 +78,7 @@ class StepOutput:
     """What one batch yields.
 
     Attributes:
-        losses: float [B], one value per context, nats, with gradient.
+        losses: float [B], one value per example, nats, with gradient.
         policy_logps: float [B, C], detached, nats.
         reference_logps: float [B, C] or None where the loss has no reference.
     """
@@ -88,7 +88,7 @@ class StepOutput:
     reference_logps: Tensor | None
 
     def select(self, rows: Tensor) -> StepOutput:
-        """The contexts `rows`: indices, or a mask [B]."""
+        """The examples `rows`: indices, or a mask [B]."""
         reference = None if self.reference_logps is None else self.reference_logps[rows]
         return StepOutput(self.losses[rows], self.policy_logps[rows], reference)
 
@@ -389,7 +389,7 @@ class LLMRec(GeneralRecommender):
     def _parts(self, batch: SetwiseBatch) -> tuple[list[Tensor], Callable[..., Any]]:
         """The candidates as they are scored together, and what runs a scorer on one part.
 
-        Where a context is longer than `max_tokens_per_batch`, its candidates come in parts. The
+        Where an example is longer than `max_tokens_per_batch`, its candidates come in parts. The
         forward pass of a part keeps its log-probabilities only, and the backward pass computes one
         part at a time again: loss and gradients are those of all candidates at once.
         """
@@ -454,9 +454,9 @@ class LLMRec(GeneralRecommender):
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
         """The statistic of a whole batch that KTO needs, nats; None for every other loss.
 
-        A mismatched pair is a context with the first target of the next one by user number, which
-        several processes' contexts are to each other too: the estimate is that of one process. A
-        batch of one context has no such pair: its estimate is 0, the least that there can be.
+        A mismatched pair is an example with the first target of the next one by user number, which
+        several processes' examples are to each other too: the estimate is that of one process. A
+        batch of one example has no such pair: its estimate is 0, the least that there can be.
         """
         if not LOSSES[self.loss_name].needs_kl:
             return None
@@ -476,8 +476,8 @@ class LLMRec(GeneralRecommender):
         """Losses and log-probabilities of one batch, or of a part of it, under the stage's loss.
 
         Args:
-            batch: the contexts.
-            kl: `batch_kl` of the whole batch that the contexts belong to.
+            batch: the examples.
+            kl: `batch_kl` of the whole batch that the examples belong to.
         """
         if self.loss_name == "sft" and self.settings.sft_on_prompt:
             policy_logps, prompt_logps = self._logps_with_prompt(batch)
@@ -504,7 +504,7 @@ class LLMRec(GeneralRecommender):
         return StepOutput(losses, policy_logps.detach(), reference_logps)
 
     def calculate_loss(self, interaction: SetwiseBatch) -> Tensor:
-        """Mean loss over the batch's contexts (RecBole's hook), a scalar in nats."""
+        """Mean loss over the batch's examples (RecBole's hook), a scalar in nats."""
         return self.step(interaction, self.batch_kl(interaction)).losses.mean()
 
     # ---- scoring and ranking ----
@@ -710,15 +710,15 @@ class LLMRec(GeneralRecommender):
 
 
 def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:
-    """The first target of every context's next one by user number, over all processes.
+    """The first target of every example's next one by user number, over all processes.
 
     Args:
-        batch: this process's contexts.
-        counted: bool [B], False where a row fills up the batch and is no context.
+        batch: this process's examples.
+        counted: bool [B], False where a row fills up the batch and is no example.
 
     Returns:
-        long [B, 1], the first target of the own context where not `counted`; None where all
-        processes together have one context.
+        long [B, 1], the first target of the own example where not `counted`; None where all
+        processes together have one example.
     """
     own = [ids[counted].cpu() for ids in (batch.user_ids, batch.candidates[:, 0])]
     shares = processes.all_gather(own)

@@ -1,8 +1,8 @@
-"""log π_ref of the candidates of contexts, kept on disk between runs.
+"""log π_ref of the candidates of examples, kept on disk between runs.
 
 The reference of preference training does not change, and static negatives depend on the seed only:
 a second run from the same first stage, with another β or another loss, asks for the same numbers.
-A context is found by a digest of its prompt's tokens and its candidates, in a folder named after
+An example is found by a digest of its prompt's tokens and its candidates, in a folder named after
 the reference's weights and all else that the numbers depend on. Within one run hardly anything
 recurs, because every epoch draws anew.
 """
@@ -28,10 +28,10 @@ DIGEST_BYTES = 16
 
 
 class ReferenceCache:
-    """Log-probabilities by context; about 0.6 kB of memory for a context of 80 candidates.
+    """Log-probabilities by example; about 0.6 kB of memory for an example of 80 candidates.
 
     Attributes:
-        n_computed: contexts that were not found.
+        n_computed: examples that were not found.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,11 +51,11 @@ class ReferenceCache:
             self._logps.update(_read(path))
 
     def logps(self, batch: SetwiseBatch, compute: Callable[[SetwiseBatch], Tensor]) -> Tensor:
-        """log π_ref of a batch's candidates, by `compute` for the contexts not seen before.
+        """log π_ref of a batch's candidates, by `compute` for the examples not seen before.
 
         Args:
-            batch: B contexts.
-            compute: gives float [b, C], nats, 0 at padding, for some contexts of the batch.
+            batch: B examples.
+            compute: gives float [b, C], nats, 0 at padding, for some examples of the batch.
 
         Returns:
             float32 [B, C], on the batch's device.
@@ -108,7 +108,7 @@ class ReferenceCache:
 
 
 def _digests(batch: SetwiseBatch, candidates: np.ndarray) -> list[bytes]:
-    """Every context's digest: of the tokens of its prompt and of its candidates, in order."""
+    """Every example's digest: of the tokens of its prompt and of its candidates, in order."""
     prompts = batch.prompts.ids.cpu().numpy()
     return [
         hashlib.blake2b(

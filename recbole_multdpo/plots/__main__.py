@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--preference", choices=["sets", "levels"], default="sets", help="two sets, or all levels"
     )
     bound.add_argument(
-        "--max_positives", type=int, help="only contexts with at most so many positives"
+        "--max_positives", type=int, help="only examples with at most so many positives"
     )
     _add_folders(bound, "folder of a run with --track_bounds=True", number=1)
     return parser

@@ -26,7 +26,7 @@ def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.
     Args:
         folder: the run's folder.
         preference: 'sets' or 'levels'.
-        max_positives: drop contexts with more positives; None keeps all.
+        max_positives: drop examples with more positives; None keeps all.
 
     Raises:
         DataError: the file is missing or damaged, or no row is left.
@@ -70,14 +70,14 @@ def _draw_dynamics(axes: Axes, rows: pd.DataFrame) -> None:
     axes.fill_between(
         smooth.index, smooth["exact"], upper, color="0.88", label="exact plus the corollary's bound"
     )
-    axes.set(xlabel="step", ylabel="loss of a context (nats), running mean")
+    axes.set(xlabel="step", ylabel="loss of an example (nats), running mean")
     axes.legend()
 
 
 def _draw_gaps(axes: Axes, rows: pd.DataFrame) -> None:
     several = rows[rows["n_positives"] > 1]  # with one positive the gap is 0
     log_ratio = several["log_negative_mass"] - several["log_positive_mass"]
-    axes.scatter(log_ratio, several["gap"], s=3, color="0.6", label="gap of a context")
+    axes.scatter(log_ratio, several["gap"], s=3, color="0.6", label="gap of an example")
     if len(several):
         edges = np.quantile(log_ratio, np.linspace(0, 1, TREND_BINS + 1)[1:-1])
         bins = np.digitize(log_ratio, edges)  # equally full

@@ -61,7 +61,7 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
         if "validation" in axes:
             found = validations[run]
             axes["validation"].plot(found["step"], found["value"], **style)
-    label = "loss, relative to its first value" if relative else "loss of a context (nats)"
+    label = "loss, relative to its first value" if relative else "loss of an example (nats)"
     axes["loss"].set(ylabel=label)
     _describe(axes, figure, stage, metric)
     return figure

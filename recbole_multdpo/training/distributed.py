@@ -3,12 +3,12 @@
 An engine adds up the gradient of a batch from its parts, makes the step, and hands out weights and
 optimizer state in the form of a single process, so that a checkpoint of one kind resumes as any
 other. Both engines average gradients over the processes, whereas ours are weighted sums over the
-contexts of the whole batch, wherever they are computed: hence the factor of the number of
+examples of the whole batch, wherever they are computed: hence the factor of the number of
 processes, which turns the average into that sum.
 
 Accelerate would unify the two calls that wrap the model. It also divides losses by its own count
 of accumulation steps, shards loaders, and drives DeepSpeed from settings of its own: all of it
-would have to be switched off for weights per context, and what remains are the few lines below.
+would have to be switched off for weights per example, and what remains are the few lines below.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class TorchEngine:
         """Accumulate the gradient of the weighted sum of a part's losses.
 
         Args:
-            part: some of this process's contexts of the batch.
-            weights: float [B], of the contexts' losses in the loss of the whole batch.
+            part: some of this process's examples of the batch.
+            weights: float [B], of the examples' losses in the loss of the whole batch.
             kl: `batch_kl` of the batch.
             is_last: whether the batch has no further part: the processes then exchange gradients.
         """
@@ -141,7 +141,7 @@ class TorchEngine:
 
         Args:
             tensors: the state.
-            batch: any contexts, for an engine that needs a first step to have a state.
+            batch: any examples, for an engine that needs a first step to have a state.
 
         Raises:
             CheckpointError: the state is of another model or optimizer.

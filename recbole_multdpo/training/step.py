@@ -205,7 +205,7 @@ class TrainingStep:
         longest = int(lengths.argmax())
         if self.engine.lockstep and 0 < settings.max_tokens_per_batch < lengths[longest]:
             raise TrainingError(
-                f"the context of user {self._users(batch.user_ids[longest, None])} has "
+                f"the example of user {self._users(batch.user_ids[longest, None])} has "
                 f"{int(lengths[longest])} tokens, and under ZeRO-3 none can be cut into parts. "
                 f"Raise --max_tokens_per_batch (now {settings.max_tokens_per_batch}), or lower "
                 "--num_negatives or --max_prompt_tokens."
@@ -278,13 +278,13 @@ class TrainingStep:
             raise self._out_of_memory(part, error, number)
         self.max_rows = len(part) // 2
         getLogger().warning(
-            f"out of memory with {len(part)} contexts at once in step {number}; batches are "
+            f"out of memory with {len(part)} examples at once in step {number}; batches are "
             f"computed in parts of at most {self.max_rows} from here on, with the same result"
         )
 
     def _not_finite(self, what: str, user_ids: Tensor, number: int) -> NotFinite:
         return NotFinite(
-            f"{what} is not finite in step {number} of the {self.stage.name} stage, in contexts of "
+            f"{what} is not finite in step {number} of the {self.stage.name} stage, in examples of "
             f"users {self._users(user_ids)}. Lower --{self.stage.rate_setting} or "
             "--clip_grad_norm, or use --dtype=float32, in a new run."
         )
@@ -295,7 +295,7 @@ class TrainingStep:
         asked = "" if settings.auto_batch else "set --auto_batch=True, or "
         return OutOfMemory(
             f"out of memory in step {number} of the {self.stage.name} stage with {len(part)} "
-            f"contexts at once, the longest of {n_tokens} tokens, of users "
+            f"examples at once, the longest of {n_tokens} tokens, of users "
             f"{self._users(part.user_ids)} ({str(error).splitlines()[0]}). To make it fit, "
             f"{asked}lower --max_tokens_per_batch (now "
             f"{settings.max_tokens_per_batch or 'no limit'}). A new run may also set "

@@ -354,7 +354,7 @@ def test_dynamic_negatives_are_shared_out(data_path: Path, tmp_path: Path) -> No
     assert first["losses"] == pytest.approx(expected["losses"], abs=1e-3)
 
 
-@pytest.mark.parametrize("batch_size", [7, 3])  # of 3, the second process has one context
+@pytest.mark.parametrize("batch_size", [7, 3])  # of 3, the second process has one example
 def test_kto_compares_with_pairs_of_all_processes(
     data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
@@ -377,8 +377,8 @@ def test_kto_compares_with_pairs_of_all_processes(
         return float(kl), int((batch.user_ids > 0).sum())
 
     shares = run_processes(2, statistic)  # first: here it changes the model
-    expected, n_contexts = statistic()
-    assert [n for _, n in shares] == [n_contexts - n_contexts // 2, n_contexts // 2]
+    expected, n_examples = statistic()
+    assert [n for _, n in shares] == [n_examples - n_examples // 2, n_examples // 2]
     assert [kl for kl, _ in shares] == pytest.approx([expected, expected], rel=1e-4)
     assert abs(expected) > 0.1  # control: nothing would be equal to anything
 

@@ -179,7 +179,7 @@ def test_levels_come_from_ratings(data_path: Path, tmp_path: Path) -> None:
                 assert level == {5.0: 2, 4.0: 1}[ratings[user, item]]
 
 
-def test_two_losses_see_the_same_contexts(data_path: Path, tmp_path: Path) -> None:
+def test_two_losses_see_the_same_examples(data_path: Path, tmp_path: Path) -> None:
     config, parts, model = toy_model(data_path, tmp_path)
     many = next(iter(train_loader(config, model, parts[0], "mult_dpo", 8)))
     one = next(iter(train_loader(config, model, parts[0], "s_dpo", 8)))
@@ -246,8 +246,8 @@ def test_prompts_longer_than_the_models_context_are_refused(
     load("--max_history=3")  # short prompts need no limit
 
 
-def one_context(data_path: Path, tmp_path: Path, budget: int, *extra: str):  # type: ignore[no-untyped-def]
-    """(model, batch of one context); titles of several tokens, a policy off its reference."""
+def one_example(data_path: Path, tmp_path: Path, budget: int, *extra: str):  # type: ignore[no-untyped-def]
+    """(model, batch of one example); titles of several tokens, a policy off its reference."""
     settings = ["--tiny_title_tokens=False", "--num_negatives=12", *extra]
     config, parts, model = toy_model(
         data_path, tmp_path, f"--max_tokens_per_batch={budget}", *settings
@@ -274,10 +274,10 @@ def one_context(data_path: Path, tmp_path: Path, budget: int, *extra: str):  # t
     ],
     ids=["full", "vocabulary", "lora", "sft_on_prompt"],
 )
-def test_a_context_beyond_the_budget_is_computed_in_parts(
+def test_an_example_beyond_the_budget_is_computed_in_parts(
     data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
 ) -> None:
-    """Loss and every gradient are those of the context at once, and no forward is too long."""
+    """Loss and every gradient are those of the example at once, and no forward is too long."""
     lengths: list[int] = []
     pack = packed.pack
 
@@ -291,7 +291,7 @@ def test_a_context_beyond_the_budget_is_computed_in_parts(
     def step(budget: int):  # type: ignore[no-untyped-def]
         # gradients, and their rounding in float32, grow with beta; the tolerances are those of 1
         arguments = ("--beta=1", *extra)
-        model, batch = one_context(data_path, tmp_path / str(budget), budget, *arguments)
+        model, batch = one_example(data_path, tmp_path / str(budget), budget, *arguments)
         lengths.clear()
         output = model.step(batch)
         trained = [p for p in model.lm.parameters() if p.requires_grad]

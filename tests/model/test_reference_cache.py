@@ -62,12 +62,12 @@ def test_what_was_saved_is_found_under_any_padding_and_batch(tmp_path: Path) -> 
     ],
     ids=["prompt", "length", "order", "fewer"],
 )
-def test_another_prompt_or_draw_is_another_context(tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
+def test_another_prompt_or_draw_is_another_example(tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
     cache = ReferenceCache(tmp_path)
     cache.logps(BATCH, by_hand)
     changed = replace(BATCH, **change)
     assert cache.logps(changed, by_hand).equal(by_hand(changed))
-    assert cache.n_computed == 3  # the second context was found
+    assert cache.n_computed == 3  # the second example was found
 
 
 def test_runs_add_to_each_other(tmp_path: Path) -> None:

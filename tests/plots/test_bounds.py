@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """Twenty steps of four contexts with one to four positives, the log-ratios growing apart."""
+    """Twenty steps of four examples with one to four positives, the log-ratios growing apart."""
     log = BoundsLog(tmp_path / "bounds.csv")
     generator = torch.Generator().manual_seed(0)
     levels = torch.tensor([[1] * n + [-1] * (4 - n) + [0] * 5 for n in (1, 2, 3, 4)])
@@ -51,7 +51,7 @@ def test_figure_shows_the_means_and_the_gaps_of_several_positives(run_folder: Pa
     assert (sorted_upper.get_ydata() <= corollary.get_ydata()).all()
 
 
-def test_contexts_of_few_positives_only(run_folder: Path) -> None:
+def test_examples_of_few_positives_only(run_folder: Path) -> None:
     """The paper's Figure 2 has at most three."""
     assert set(read_bounds(run_folder, "sets", 3)["n_positives"]) == {1, 2, 3}
     assert len(bounds_figure(read_bounds(run_folder, "sets", 1)).axes) == 2

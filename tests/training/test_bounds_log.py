@@ -11,9 +11,9 @@ from recbole_multdpo.losses import bounds
 from recbole_multdpo.training.bounds_log import COLUMNS, BoundsLog
 
 
-def some_bounds(n_contexts: int = 2):  # type: ignore[no-untyped-def]
-    logps = torch.tensor([[0.5, -1.0, 0.25]] * n_contexts)
-    return bounds(logps, torch.zeros_like(logps), torch.tensor([[1, 1, 0]] * n_contexts), 1.0)
+def some_bounds(n_examples: int = 2):  # type: ignore[no-untyped-def]
+    logps = torch.tensor([[0.5, -1.0, 0.25]] * n_examples)
+    return bounds(logps, torch.zeros_like(logps), torch.tensor([[1, 1, 0]] * n_examples), 1.0)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -21,7 +21,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_one_row_per_context_with_every_number(tmp_path: Path) -> None:
+def test_one_row_per_example_with_every_number(tmp_path: Path) -> None:
     log, found = BoundsLog(tmp_path / "bounds.csv"), some_bounds()
     log.append(3, ["a", "b, c"], "sets", found)
     rows = rows_of(tmp_path / "bounds.csv")

@@ -74,7 +74,7 @@ def test_every_loss_trains_on_what_the_sampler_serves(toy, model, loss: str) -> 
 @pytest.mark.parametrize("loss", ["mult2_dpo", "kto"])
 @pytest.mark.parametrize("average", ["context", "positive"])
 def test_parts_add_up_to_the_whole_batch(toy, model, loss: str, average: str) -> None:  # type: ignore[no-untyped-def]
-    """Parts of 3, 3 and 2 contexts with unequal numbers of positives, also for KTO's statistic."""
+    """Parts of 3, 3 and 2 examples with unequal numbers of positives, also for KTO's statistic."""
     batch = first_batch(toy, loss)
     away_from_the_reference(model, loss)
     whole = step_gradient(toy, batch, loss_average=average)
@@ -119,7 +119,7 @@ def test_averages_differ_by_the_number_of_positives(toy, model) -> None:  # type
     assert n_positives > len(batch)
 
 
-def test_kto_estimates_the_divergence_on_the_next_contexts_first_target(toy, model) -> None:  # type: ignore[no-untyped-def]
+def test_kto_estimates_the_divergence_on_the_next_examples_first_target(toy, model) -> None:  # type: ignore[no-untyped-def]
     batch = first_batch(toy, "kto")
     away_from_the_reference(model, "kto")
     items = batch.candidates[:, 0].tolist()
@@ -138,13 +138,13 @@ def test_kto_estimates_the_divergence_on_the_next_contexts_first_target(toy, mod
     assert model.batch_kl(batch) is None
 
 
-def out_of_memory_above(n_contexts: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let no more contexts than that fit into a part; the sizes that were tried."""
+def out_of_memory_above(n_examples: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let no more examples than that fit into a part; the sizes that were tried."""
     step, sizes = LLMRec.step, []
 
     def limited(model, batch, kl=None):  # type: ignore[no-untyped-def]
         sizes.append(len(batch))
-        if len(batch) > n_contexts:
+        if len(batch) > n_examples:
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
         return step(model, batch, kl)
 
@@ -189,9 +189,9 @@ def test_a_part_that_fails_after_others_leaves_nothing_of_them(  # type: ignore[
 
 @pytest.mark.parametrize(
     ("changes", "most", "named"),
-    [({}, 7, "with 8 contexts.*set --auto_batch=True"), ({"auto_batch": True}, 0, "with 1 cont")],
+    [({}, 7, "with 8 examples.*set --auto_batch=True"), ({"auto_batch": True}, 0, "with 1 exam")],
 )
-def test_out_of_memory_names_contexts_and_settings(  # type: ignore[no-untyped-def]
+def test_out_of_memory_names_examples_and_settings(  # type: ignore[no-untyped-def]
     toy, model, monkeypatch: pytest.MonkeyPatch, changes, most: int, named: str
 ) -> None:
     batch = first_batch(toy, "mult_dpo")
