@@ -18,8 +18,14 @@ from recbole_multdpo.runs.load import load_dataset, split_dataset
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.sft_cache import sft_key
 from recbole_multdpo.training.stages import train_loader
-from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import N_ITEMS, SMALL, toy_model, write_toy
+from tests.integration.toy import (
+    N_ITEMS,
+    SMALL,
+    classical_arguments,
+    cut_short,
+    toy_model,
+    write_toy,
+)
 
 pytestmark = pytest.mark.integration
 PART_SIZES = {"train": 16, "valid": 6, "test": 6}
@@ -138,9 +144,7 @@ def test_the_tokenizer_and_the_cache_know_the_training_conversations(tmp_path: P
     assert other_vocabulary != vocabulary and other_key != key
 
 
-def test_an_interrupted_run_resumes_to_the_same_result(
-    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(data_path: Path, tmp_path: Path) -> None:
     def arguments(folder: Path) -> list[str]:
         texts = ["--item_text_fields=[movie_title]", "--sft_cache=False"]
         return [*SMALL, *DATA, *texts, f"--data_path={data_path}", f"--run_dir={folder}"]
@@ -148,17 +152,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     whole = run(arguments(tmp_path / "whole"))
     assert whole["num_users_evaluated"] == PART_SIZES["test"]
     assert whole["answers_left_out"] == [16, 6, 6]
-    save_epoch = SetwiseTrainer._save_epoch
-
-    def interrupting(trainer: SetwiseTrainer) -> None:
-        save_epoch(trainer)
-        if trainer.stage.name == "preference":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SetwiseTrainer, "_save_epoch", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            run(arguments(tmp_path / "cut"))
+    cut_short(arguments(tmp_path / "cut"))
     resumed = run([f"--resume={tmp_path / 'cut'}"])
     assert resumed["test_result"] == whole["test_result"]
 
@@ -168,18 +162,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(
 
 
 def classical(data_path: Path, folder: Path, model: str, *extra: str):  # type: ignore[no-untyped-def]
-    return [
-        f"--model={model}",
-        "--dataset=toy",
-        "--device=cpu",
-        "--topk=[2, 5]",
-        "--valid_metric=NDCG@5",
-        "--show_progress=False",
-        f"--data_path={data_path}",
-        f"--run_dir={folder}",
-        *DATA,
-        *extra,
-    ]
+    return classical_arguments(model, data_path, folder, *DATA, *extra)
 
 
 @pytest.mark.parametrize("name", ["EASE", "ItemKNN", "SLIMElastic"])

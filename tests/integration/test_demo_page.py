@@ -16,8 +16,7 @@ from recbole_multdpo.errors import MultDPOError
 from recbole_multdpo.quick_start import run
 from tests.conftest import BrowserPage
 from tests.integration.test_conversations import DATA, write_conversations
-from tests.integration.test_recommender import LOAD, classical_arguments
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import classical_arguments, toy_arguments, write_toy
 
 pytest.importorskip("gradio", reason="needs: pip install 'recbole-multdpo[demo]'")
 pytestmark = pytest.mark.integration
@@ -69,7 +68,7 @@ def address(
     folder = tmp_path_factory.mktemp("runs")
     run(toy_arguments(data, folder / "sft", "--loss=sft"))
     run(toy_arguments(data, folder / "mult"))
-    run(classical_arguments("EASE", data, folder / "EASE", LOAD))
+    run(classical_arguments("EASE", data, folder / "EASE"))
     runs = [Recommender.load(folder / name) for name in ("sft", "mult", "EASE")]
     with served(runs) as url:
         yield url

@@ -19,7 +19,7 @@ from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
+from tests.integration.toy import N_ITEMS, N_USERS, cut_short, toy_arguments, write_toy
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -94,26 +94,14 @@ def logged_steps(run_dir: Path) -> list[list[str]]:
 def test_interrupted_run_resumes_to_the_same_weights(
     data_path: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     stage: str,
     extra: list[str],
 ) -> None:
     reference = tmp_path / "whole"
     longer = ["--sft_epochs=3", "--epochs=3", "--sft_cache=False", *extra]
     run(toy_arguments(data_path, reference, *longer))
-
-    save_epoch = SetwiseTrainer._save_epoch
-
-    def interrupting(trainer: SetwiseTrainer) -> None:
-        save_epoch(trainer)
-        if trainer.stage.name == stage and trainer.position.epoch == 2:
-            raise KeyboardInterrupt
-
     folder = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        patch.setattr(SetwiseTrainer, "_save_epoch", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            run(toy_arguments(data_path, folder, *longer))
+    cut_short(toy_arguments(data_path, folder, *longer), stage, epoch=2)
     assert not (folder / "result.json").exists()
     result = run([f"--resume={folder}"])
     assert_same_weights(reference, folder)

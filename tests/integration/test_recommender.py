@@ -18,7 +18,13 @@ from recbole_multdpo.runs.per_user import FILE_NAME, read_per_user
 from recbole_multdpo.trained.commands import parse_turns
 from recbole_multdpo.trained.run import load_run
 from tests.integration.test_conversations import DATA, write_conversations
-from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
+from tests.integration.toy import (
+    N_ITEMS,
+    N_USERS,
+    classical_arguments,
+    toy_arguments,
+    write_toy,
+)
 
 pytestmark = pytest.mark.integration
 CLASSICAL = ("EASE", "ItemKNN", "SLIMElastic", "Pop", "BPR", "LightGCN")
@@ -28,24 +34,6 @@ EXTRA = {
     "vocabulary": ["--normalize_over=vocabulary", "--tiny_title_tokens=False"],
     "train_valid": ["--test_information=train_valid", "--history_split=temporal"],
 }
-
-
-def classical_arguments(model: str, data_path: Path, folder: Path, *extra: str) -> list[str]:
-    return [
-        f"--model={model}",
-        "--dataset=toy",
-        f"--data_path={data_path}",
-        f"--run_dir={folder}",
-        "--device=cpu",
-        "--show_progress=False",
-        "--topk=[2, 5]",
-        "--valid_metric=NDCG@5",
-        *(["--epochs=2"] if model in ("BPR", "LightGCN") else []),
-        *extra,
-    ]
-
-
-LOAD = "--load_col={'inter': ['user_id', 'item_id', 'rating', 'timestamp'], 'item': ['item_id']}"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +47,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in LLMREC:
         run(toy_arguments(data, folder / name, *EXTRA.get(name, [])))
     for model in CLASSICAL:
-        run(classical_arguments(model, data, folder / model, LOAD))
+        epochs = ["--epochs=2"] if model in ("BPR", "LightGCN") else []
+        run(classical_arguments(model, data, folder / model, *epochs))
     return folder
 
 
@@ -235,7 +224,7 @@ def test_folders_that_are_no_finished_runs(runs: Path, tmp_path: Path) -> None:
 
 def test_a_sequential_model_is_refused(runs: Path, tmp_path: Path) -> None:
     data = load_run(runs / "EASE").config["data_path"]
-    arguments = classical_arguments("SASRec", Path(data).parent, tmp_path / "run", LOAD)
+    arguments = classical_arguments("SASRec", Path(data).parent, tmp_path / "run")
     small = ["--hidden_size=8", "--inner_size=8", "--n_layers=1", "--epochs=1"]
     run([*arguments, *small, "--eval_args={'order': 'TO'}", "--train_neg_sample_args=None"])
     with pytest.raises(ConfigError, match="sequential models are not supported"):

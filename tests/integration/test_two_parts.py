@@ -13,17 +13,9 @@ from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config
 from tests.data.test_times import pairs
 from tests.integration.test_conversations import DATA, write_conversations
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import CLASSICAL, toy_arguments, write_toy
 
 TWO = "--benchmark_filename=[train, test]"
-CLASSICAL = [
-    "--dataset=toy",
-    "--device=cpu",
-    "--show_progress=False",
-    "--topk=[2, 5]",
-    "--valid_metric=NDCG@5",
-    "--epochs=2",
-]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,7 @@ def in_file(path: Path) -> set[tuple[str, str]]:
 def test_a_run_without_validation(data_path: Path, tmp_path: Path, model: str, mode: str) -> None:
     evaluation = f"--eval_args={{'mode': '{mode}'}}"
     where = [f"--data_path={data_path}", f"--run_dir={tmp_path / 'run'}", f"--model={model}"]
-    argv = [*where, *CLASSICAL, TWO, evaluation]
+    argv = [*where, *CLASSICAL, "--epochs=2", TWO, evaluation]
     if model == "LLMRec":
         argv = toy_arguments(data_path, tmp_path / "run", TWO, evaluation, "--sft_eval_step=1")
     result = run(argv)
@@ -67,7 +59,7 @@ def test_a_sequential_model_reads_sequences(data_path: Path, tmp_path: Path) -> 
         text = "\n".join(["user_id:token\titem_id:token\titem_id_list:token_seq", *rows, ""])
         (tmp_path / f"data/toy/toy.{name}.inter").write_text(text)
     where = [f"--data_path={tmp_path / 'data'}", f"--run_dir={tmp_path / 'run'}", "--model=SASRec"]
-    argv = [*where, *CLASSICAL, TWO, "--eval_args={'order': 'TO'}"]
+    argv = [*where, *CLASSICAL, "--epochs=2", TWO, "--eval_args={'order': 'TO'}"]
     with pytest.raises(ConfigError) as found:
         load_config(argv)
     assert "add it to load_col's inter list" in str(found.value)
@@ -86,7 +78,7 @@ def test_conversations(tmp_path: Path, model: str) -> None:
     argv = toy_arguments(data, tmp_path / "run", *extra, "--loss=sft")
     if model == "EASE":
         where = [f"--data_path={data}", f"--run_dir={tmp_path / 'run'}", "--model=EASE"]
-        argv = [*where, *CLASSICAL[:-1], *extra]
+        argv = [*where, *CLASSICAL, *extra]
     result = run(argv)
     assert result["valid_result"] == {} and result["num_users_evaluated"] == 6
 

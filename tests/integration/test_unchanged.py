@@ -26,9 +26,8 @@ from recbole_multdpo.runs.resume import CHANGEABLE, resolve_resume
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
-from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.data.test_chat_frame import LLAMA
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import classical_arguments, cut_short, toy_arguments, write_toy
 
 pytestmark = pytest.mark.integration
 PROPERTIES = "item_text_fields: [movie_title]\nitem_year_field: release_year\n"
@@ -57,21 +56,6 @@ def pretrained_arguments(data: Path, folder: Path, backbone: Path, *extra: str) 
     return [text for text in given if not text.startswith("--tiny_")]
 
 
-def cut_short(arguments: list[str]) -> None:
-    """A run that ends after the first epoch of its preferences."""
-    save_epoch = SetwiseTrainer._save_epoch
-
-    def interrupting(trainer: SetwiseTrainer) -> None:
-        save_epoch(trainer)
-        if trainer.stage.name == "preference":
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SetwiseTrainer, "_save_epoch", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            run(arguments)
-
-
 @pytest.fixture(scope="module")
 def runs(data_path: Path, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny`, `lm` and `EASE`, `BPR` finished; `cut` and `cut_lm` under way."""
@@ -80,23 +64,8 @@ def runs(data_path: Path, backbone: Path, tmp_path_factory: pytest.TempPathFacto
     run(pretrained_arguments(data_path, folder / "lm", backbone, *TWO_EPOCHS))
     cut_short(toy_arguments(data_path, folder / "cut", *TWO_EPOCHS))
     cut_short(pretrained_arguments(data_path, folder / "cut_lm", backbone, *TWO_EPOCHS))
-    columns = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id"]}
-    for model in ("EASE", "BPR"):
-        own = ["--epochs=1"] if model == "BPR" else []
-        run(
-            [
-                f"--model={model}",
-                "--dataset=toy",
-                f"--data_path={data_path}",
-                f"--run_dir={folder / model}",
-                "--device=cpu",
-                "--show_progress=False",
-                "--topk=[2, 5]",
-                "--valid_metric=NDCG@5",
-                f"--load_col={columns}",
-                *own,
-            ]
-        )
+    run(classical_arguments("EASE", data_path, folder / "EASE"))
+    run(classical_arguments("BPR", data_path, folder / "BPR", "--epochs=1"))
     return folder
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.settings.checks import unused_by
@@ -38,6 +39,17 @@ SMALL = [
 ]
 
 
+# what all small runs of RecBole's models have in common
+CLASSICAL = [
+    "--dataset=toy",
+    "--device=cpu",
+    "--show_progress=False",
+    "--topk=[2, 5]",
+    "--valid_metric=NDCG@5",
+]
+COLUMNS = "--load_col={'inter': ['user_id', 'item_id', 'rating', 'timestamp'], 'item': ['item_id']}"
+
+
 def write_toy(parent: Path) -> Path:
     """Write `toy/toy.inter` and `toy/toy.item` below `parent`; returns `parent` for --data_path."""
     rng = np.random.default_rng(0)
@@ -65,7 +77,7 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
         *([] if "--context=conversation" in extra else ["--max_history=6"]),
         "--item_text_fields=[movie_title]",
         "--item_year_field=release_year",
-        "--load_col={'inter': ['user_id', 'item_id', 'rating', 'timestamp'], 'item': ['item_id']}",
+        COLUMNS,
         f"--data_path={data_path}",
         f"--run_dir={run_dir}",
         f"--sft_cache_dir={run_dir.parent / 'cache'}",
@@ -79,6 +91,31 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
     unused = frozenset.intersection(*known) if known else frozenset()
     # what the small run sets and its loss ignores would be refused
     return [text for key, text in by_key.items() if text in extra or key[2:] not in unused]
+
+
+def classical_arguments(model: str, data_path: Path, run_dir: Path, *extra: str) -> list[str]:
+    """The arguments of a small run of one of RecBole's models; later arguments replace earlier."""
+    where = [f"--data_path={data_path}", f"--run_dir={run_dir}"]
+    arguments = [f"--model={model}", *CLASSICAL, COLUMNS, *where, *extra]
+    return list({argument.split("=", 1)[0]: argument for argument in arguments}.values())
+
+
+def cut_short(arguments: list[str], stage: str = "preference", epoch: int | None = None) -> None:
+    """A run that is interrupted after an epoch of a stage; None for the first one."""
+    from recbole_multdpo.quick_start import run
+    from recbole_multdpo.training.trainer import SetwiseTrainer
+
+    save_epoch = SetwiseTrainer._save_epoch
+
+    def interrupting(trainer: SetwiseTrainer) -> None:
+        save_epoch(trainer)
+        if trainer.stage.name == stage and epoch in (None, trainer.position.epoch):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SetwiseTrainer, "_save_epoch", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(arguments)
 
 
 def toy_runs(folder: Path, named: Mapping[str, Sequence[str]]) -> Path:

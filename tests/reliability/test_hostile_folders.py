@@ -33,8 +33,8 @@ from recbole_multdpo.runs.model_files import file_checksums
 from recbole_multdpo.runs.resume import find_resume_point
 from recbole_multdpo.runtime.reading import read_json
 from recbole_multdpo.settings.text import read_settings_file
-from tests.integration.toy import toy_arguments, write_toy
-from tests.reliability.test_planted_code import CLASSICAL, unfinished
+from tests.integration.toy import CLASSICAL, toy_arguments, write_toy
+from tests.reliability.test_planted_code import unfinished
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(12)

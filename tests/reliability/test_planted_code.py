@@ -21,11 +21,9 @@ from recbole_multdpo import cli, evaluate, explain, export, recommend
 from recbole_multdpo.comparison.runs import run_comparison
 from recbole_multdpo.plots import __main__ as plots
 from recbole_multdpo.runs.model_files import file_checksums
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import CLASSICAL, toy_arguments, write_toy
 
 ROOT = Path(__file__).parents[2]
-CLASSICAL = ["--dataset=toy", "--device=cpu", "--show_progress=False", "--topk=[2, 5]"]
-CLASSICAL += ["--valid_metric=NDCG@5"]
 
 
 class Trap:

@@ -27,7 +27,7 @@ from recbole_multdpo.settings.information import NO_INPUT, READS_ROWS
 from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run
-from tests.integration.toy import N_USERS, toy_arguments, toy_model, write_toy
+from tests.integration.toy import N_USERS, classical_arguments, toy_arguments, toy_model, write_toy
 
 LEAVE_ONE_OUT = "--eval_args={'split': {'LS': 'valid_and_test'}, 'order': 'TO'}"
 # of each user's 11 rows 5 train, 2 validate, 4 test; of a sequential model's 10 rows 5, 2 and 3
@@ -65,20 +65,8 @@ def sequence_of(data_path: Path) -> Sequences:
 
 def arguments(model: str, data_path: Path, folder: Path, *extra: str) -> list[str]:
     """The command line of one of RecBole's models."""
-    return [
-        f"--model={model}",
-        "--dataset=toy",
-        f"--data_path={data_path}",
-        f"--run_dir={folder}",
-        f"--checkpoint_dir={folder}",
-        "--device=cpu",
-        "--show_progress=False",
-        "--topk=[2, 5]",
-        "--valid_metric=NDCG@5",
-        "--epochs=2",
-        COLUMNS,
-        *extra,
-    ]
+    own = [f"--checkpoint_dir={folder}", "--epochs=2", COLUMNS]
+    return classical_arguments(model, data_path, folder, *own, *extra)
 
 
 def prepared(model: str, data_path: Path, folder: Path, *extra: str) -> ClassicalRun:

@@ -33,17 +33,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-de
     return config, parts[0], model, folder
 
 
-@pytest.fixture
-def model(toy):  # type: ignore[no-untyped-def]
-    """The toy's model with its settings and weights as they were."""
-    _, _, model, _ = toy
-    settings = model.settings
-    weights = {name: value.clone() for name, value in model.lm.state_dict().items()}
-    yield model
-    model.settings = settings
-    model.lm.load_state_dict(weights)
-
-
 def metrics_of_a_step(toy, batch: SetwiseBatch, **changes) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """Metrics of one optimizer step."""
     config, _, model, folder = toy

@@ -24,17 +24,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-de
     return config, parts[0], model, folder
 
 
-@pytest.fixture
-def model(toy):  # type: ignore[no-untyped-def]
-    """The toy's model with its settings and weights as they were."""
-    _, _, model, _ = toy
-    settings = model.settings
-    weights = {name: value.clone() for name, value in model.lm.state_dict().items()}
-    yield model
-    model.settings = settings
-    model.lm.load_state_dict(weights)
-
-
 def first_batch(toy, loss: str):  # type: ignore[no-untyped-def]
     config, train, model, _ = toy
     loader = train_loader(config, model, train, loss, 8)
