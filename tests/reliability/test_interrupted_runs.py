@@ -248,7 +248,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(stopped: Path, whole: dict)
 def test_without_any_whole_checkpoint_all_are_named(stopped: Path) -> None:
     for folder in (stopped / "checkpoints").rglob("step-*"):
         flip_a_bit(folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="step-4.*step-3.*Remove the folder to begin"):
+    with pytest.raises(CheckpointError, match="step-4.*step-3.*Remove the folder to start"):
         run([f"--resume={stopped}"])
 
 
