@@ -16,7 +16,7 @@ if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
 
 from recbole_multdpo.compat import apply, import_hook  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 import_hook.watch(apply)
 
 
