@@ -31,7 +31,12 @@ from recbole_multdpo.runs.fingerprints import (
     data_fingerprints,
 )
 from recbole_multdpo.runs.folder import RunFolder, create_run_folder, read_result
-from recbole_multdpo.runs.load import known_answers, known_at_test, load_parts, test_description
+from recbole_multdpo.runs.load import (
+    count_known_answers,
+    known_at_test,
+    load_parts,
+    test_description,
+)
 from recbole_multdpo.runs.model_files import MODEL_FOLDER, file_checksums, not_finite
 from recbole_multdpo.runs.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.runs.resume import (
@@ -153,7 +158,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         **test_description(parts[2]),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
-        "test_answers_in_training": known_answers(parts),
+        "test_answers_in_training": count_known_answers(parts),
         "test_information": config["test_information"],
         **_conversation_counts(config, dataset),
     }
@@ -229,7 +234,7 @@ def _run_llmrec(
         **test_description(parts[2]),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
-        "test_answers_in_training": known_answers(parts),
+        "test_answers_in_training": count_known_answers(parts),
         "item_texts": vars(dataset.text_report),
         "test_information": config["test_information"],
         **refitted,

@@ -1,1 +1,1 @@
-"""What a run reads and keeps: its folder, data, checkpoints, logs and fingerprints."""
+"""Inputs and outputs of a run: its folder, data, checkpoints, logs and fingerprints."""

@@ -1,8 +1,8 @@
-"""Fingerprints of what a run was made from: its data, its backbone, its prompt.
+"""Fingerprints of the inputs of a run: its data, its backbone, its prompt.
 
-They are in every checkpoint (`state.json`) and in `result.json`. Where something has changed since,
-a resumed run would mix two runs, and a finished one would be shown on data that it was not tested
-on; rows in another order can put training rows into the test part.
+They are in every checkpoint (`state.json`) and in `result.json`. With changed inputs, a resumed run
+would mix two runs, and a finished one would be shown on data that it was not tested on; another
+order of the rows can put training rows into the test part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INTERACTIONS, SPLIT, ORDER = "interactions", "split", "order"
 TEXTS, CONVERSATIONS = "item_texts", "conversations"
 BACKBONE, PROMPT = "backbone", "prompt"
 
-# what each is a fingerprint of, for messages
+# descriptions for messages
 NAMES = {
     INTERACTIONS: "the interactions (rows or values of the .inter file)",
     SPLIT: "the split (which rows are training, validation and test)",
@@ -37,18 +37,18 @@ def data_fingerprints(dataset: Dataset, parts: Sequence[Dataset]) -> dict[str, s
     """Fingerprints of a data set as the settings filter and split it.
 
     Args:
-        dataset: the whole data set; with `item_texts` and `conversations` where it has them.
+        dataset: the whole data set; `item_texts` and `conversations` are included if it has them.
         parts: training, validation and test part.
 
     Returns:
-        By name, 16 hexadecimal digits each. `interactions`, `item_texts` and `conversations` do not
-        depend on the order of rows, `split` only so far as the split does.
+        16 hexadecimal digits by name. `interactions`, `item_texts` and `conversations` do not
+        depend on the order of rows; `split` does only if the split depends on it.
     """
     users, items = (_tokens(dataset, field) for field in (dataset.uid_field, dataset.iid_field))
     user_rank, item_rank = (np.argsort(np.argsort(tokens)) for tokens in (users, items))
 
     def pairs(user_ids: np.ndarray, item_ids: np.ndarray) -> np.ndarray:
-        """One number per pair of user and item, by the rank of their names: int64 [n]."""
+        """One number per pair of user and item, from the ranks of their names: int64 [n]."""
         return user_rank[user_ids] * len(items) + item_rank[item_ids]
 
     ids = [[part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field)] for part in parts]
@@ -75,7 +75,7 @@ def data_fingerprints(dataset: Dataset, parts: Sequence[Dataset]) -> dict[str, s
 
 
 def pairs_fingerprint(part: Dataset) -> str:
-    """Of a part's pairs of user and item: equal where two runs are tested on the same."""
+    """Fingerprint of a part's pairs of user and item, to compare the test parts of two runs."""
     users, items = (
         part.id2token(field, part.inter_feat[field].numpy())
         for field in (part.uid_field, part.iid_field)
@@ -84,35 +84,35 @@ def pairs_fingerprint(part: Dataset) -> str:
     return hashlib.sha256("\n".join(pairs).encode()).hexdigest()[:16]
 
 
-def changed(saved: Mapping[str, Any], present: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the fingerprints that differ, of those that both have."""
+def changed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the fingerprints that differ; those missing on one side are skipped."""
     return tuple(
-        key for key in NAMES if key in saved and saved[key] != present.get(key, saved[key])
+        key for key in NAMES if key in saved and saved[key] != current.get(key, saved[key])
     )
 
 
-def described(names: Iterable[str]) -> str:
-    """What differs, for a message."""
+def describe(names: Iterable[str]) -> str:
+    """Describe the fingerprints that differ, for a message."""
     return "; ".join(NAMES[name] for name in names)
 
 
-def check_resumed(folder: object, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run on other data, another backbone or another prompt.
+def check_resumed(folder: object, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to continue a run on other data, another backbone or another prompt.
 
     Args:
         folder: the run, for the message.
         saved: fingerprints of its checkpoint.
-        present: those that are known by now.
+        current: fingerprints computed so far.
 
     Raises:
-        CheckpointError: it names what differs.
+        CheckpointError: it names the inputs that differ.
     """
-    different = changed(saved, present)
+    different = changed(saved, current)
     if different:
         raise CheckpointError(
-            f"--resume={folder} continues a run as it was, but what it was made from has changed: "
-            f"{described(different)}. Put it back as it was (--data_path and --backbone may name "
-            "where it lies now), or start a new run without --resume."
+            f"--resume={folder} continues a run as it was, but its input has changed: "
+            f"{describe(different)}. Restore them (--data_path and --backbone may name a new "
+            "place), or start a new run without --resume."
         )
 
 

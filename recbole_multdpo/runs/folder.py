@@ -1,8 +1,7 @@
 """One folder per run: settings, log, TensorBoard events, checkpoints and the result.
 
 RecBole writes ./log, ./log_tensorboard and ./saved into the working directory. Here everything goes
-into the run's folder, and nothing else is written. Of several processes the first one writes and
-prints, the others are silent.
+into the run's folder, and nothing else is written. Only rank 0 writes and logs.
 """
 
 import json
@@ -50,11 +49,11 @@ _PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy", "pandas", "sci
 
 
 class RunFolder:
-    """The folder of one run, and where its log and TensorBoard events go while it is open.
+    """The folder of one run; while it is open, log and TensorBoard events are written to it.
 
-    Use it as a context manager, or call `close`: leaving it gives the root logger and RecBole's
-    TensorBoard function back and closes their files. A folder opened while another one is open
-    must be closed first.
+    Use it as a context manager, or call `close`, which restores the root logger and RecBole's
+    TensorBoard function and closes their files. A folder opened while another one is open must be
+    closed first.
 
     Attributes:
         path: the folder.
@@ -66,7 +65,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: Config, lock: FileLock | None = None):
-        """Start writing log and events into an existing folder; see `create_run_folder`."""
+        """Open an existing folder and start writing log and events; see `create_run_folder`."""
         self.path = path
         self._lock = lock
         self.config_file = path / CONFIG_FILE
@@ -97,7 +96,7 @@ class RunFolder:
     def _fill(self) -> None:
         self.tensorboard_dir.mkdir(exist_ok=True)
         self.checkpoints_dir.mkdir(exist_ok=True)
-        if not self.result_file.exists():  # the settings of a finished run stay what they were
+        if not self.result_file.exists():  # a finished run keeps its settings
             write_atomically(self.config_file, dump_settings(self._config.to_dict()))
         self._start_logging()
 
@@ -112,7 +111,7 @@ class RunFolder:
     ) -> None:
         if error is not None:
             # The console shows the error anyway, as a message or with its traceback.
-            trace_wanted = not isinstance(error, KeyboardInterrupt | MultDPOError)
+            is_bug = not isinstance(error, KeyboardInterrupt | MultDPOError)
             record = logging.LogRecord(
                 name="root",
                 level=logging.ERROR,
@@ -120,13 +119,13 @@ class RunFolder:
                 lineno=0,
                 msg="the run stopped: %s",
                 args=(str(error) or type(error).__name__,),
-                exc_info=(type(error), error, trace) if trace_wanted else None,
+                exc_info=(type(error), error, trace) if is_bug else None,
             )
             self._handlers[-1].handle(record)
         self.close()
 
     def close(self) -> None:
-        """Close log and events; what RecBole and the root logger had before is back. Repeatable."""
+        """Close log and events and restore RecBole and the root logger; repeated calls are safe."""
         if recbole_trainer.get_tensorboard == self.tensorboard:
             recbole_trainer.get_tensorboard = self._tensorboard_before
         if self._writer is not None:
@@ -143,9 +142,9 @@ class RunFolder:
             self._lock.release()
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut what the run appends to back to the sizes at a checkpoint; {} removes all of it.
+        """Truncate the logs to their sizes at a checkpoint; {} removes them.
 
-        What a kill left unfinished in the folder is removed too.
+        Unfinished files of a killed run are removed too.
 
         Raises:
             MultDPOError: a file cannot be written.
@@ -157,7 +156,7 @@ class RunFolder:
             raise MultDPOError(_cannot_write(self.path, error)) from error
 
     def tensorboard(self, logger: Any = None) -> Any:
-        """The run's SummaryWriter, always the same; RecBole passes its logger, which is unused."""
+        """The run's only SummaryWriter; RecBole passes its logger, which is unused."""
         if not processes.is_main_process():
             return _NoTensorBoard()
         if self._writer is None:
@@ -167,16 +166,16 @@ class RunFolder:
         return self._writer
 
     def write_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write result.json, whole or not at all.
+        """Write result.json atomically.
 
         Args:
-            result: what the run found: `valid_result`, `test_result` (metric name, such as ndcg@10,
-                to value), `num_users_evaluated`, `num_items`, `seconds` (stage to seconds), and
-                whatever else is worth keeping. numpy numbers become plain ones; a value that is
-                not finite becomes null, as JSON has no NaN.
+            result: results of the run: `valid_result`, `test_result` (metric name, such as ndcg@10,
+                to value), `num_users_evaluated`, `num_items`, `seconds` (stage to seconds), and any
+                further entries. numpy numbers become plain ones; a value that is not finite becomes
+                null, as JSON has no NaN.
 
         Returns:
-            What was written: the above with model, dataset, loss, seed, peak memory, versions,
+            Content of the file: `result` with model, dataset, loss, seed, peak memory, versions,
             hardware and the command.
 
         Raises:
@@ -222,7 +221,7 @@ class RunFolder:
 
 @contextmanager
 def no_tensorboard() -> Iterator[None]:
-    """Within it, RecBole's trainers write no events."""
+    """Keep RecBole's trainers from writing TensorBoard events inside the block."""
     before, recbole_trainer.get_tensorboard = (
         recbole_trainer.get_tensorboard,
         lambda logger=None: _NoTensorBoard(),
@@ -234,21 +233,21 @@ def no_tensorboard() -> Iterator[None]:
 
 
 class _NoTensorBoard:
-    """The SummaryWriter of a process that writes nothing."""
+    """Replacement for SummaryWriter that writes nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
 
 
 class _PlainFormatter(logging.Formatter):
-    """Removes the colours that RecBole writes into its messages."""
+    """Remove the colours that RecBole puts into its messages."""
 
     def format(self, record: logging.LogRecord) -> str:
         return terminal(_ANSI.sub("", super().format(record)), lines=True)
 
 
 class _ColouredFormatter(colorlog.ColoredFormatter):
-    """Colours are left, RecBole's and the level's; any other sequence is shown, not obeyed."""
+    """Keep colours, RecBole's and the level's; escape any other control sequence."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -258,23 +257,23 @@ class _ColouredFormatter(colorlog.ColoredFormatter):
 
 
 def create_run_folder(config: Config) -> RunFolder:
-    """Make the run's folder, save the settings in it and send log and events there.
+    """Create the run's folder, save the settings in it and send log and events there.
 
-    The folder is `run_dir`, or `resume` for a run that is continued, or else a new one under
-    `checkpoint_dir` named by model, data set, loss (LLMRec only) and time.
+    The folder is `run_dir`, or `resume` for a resumed run, or else a new one under `checkpoint_dir`
+    named by model, data set, loss (LLMRec only) and time.
 
     Args:
         config: the run's settings; `config["checkpoint_dir"]` is set to the folder's checkpoints.
 
     Returns:
-        The open folder. The settings' warnings are in its log.
+        The open folder. The warnings about settings are in its log.
 
     Raises:
-        ConfigError: run_dir holds something already and resume does not name it, or cannot be made;
-            or another process is busy with the run.
+        ConfigError: run_dir is not empty and resume does not name it, or it cannot be created; or
+            another process is using the folder.
         MultDPOError: the folder cannot be written to.
     """
-    locks: list[FileLock] = []  # the first process takes it for all
+    locks: list[FileLock] = []  # the main process takes it for all
 
     def make() -> Path:
         path, lock = _make_folder(config)
@@ -296,7 +295,7 @@ def create_run_folder(config: Config) -> RunFolder:
 
 
 def _make_folder(config: Config) -> tuple[Path, FileLock]:
-    """The run's folder, locked: no other process may use it until the lock is released."""
+    """Create or find the run's folder and lock it against other processes."""
     run_dir, resume = config["run_dir"], config["resume"]
     if resume is not None:
         if run_dir is not None and Path(run_dir).resolve() != Path(resume).resolve():
@@ -318,7 +317,7 @@ def _make_folder(config: Config) -> tuple[Path, FileLock]:
             f"{place} cannot be made: {error.strerror}: {error.filename}. "
             "Name a folder that can be written: --run_dir=PATH."
         ) from error
-    lock = lock_folder(path)  # first: of two runs that find the folder empty, one gets it
+    lock = lock_folder(path)  # first: of two runs that find it empty, only one gets it
     if any(entry.name != LOCK_FILE for entry in path.iterdir()):
         lock.release()
         raise ConfigError(
@@ -329,7 +328,7 @@ def _make_folder(config: Config) -> tuple[Path, FileLock]:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Refuse to write through links: a folder of somebody else could name any file.
+    """Refuse to write through links: in a folder from somebody else they could name any file.
 
     Raises:
         ConfigError: a file that a run appends to or replaces is a link.
@@ -338,16 +337,16 @@ def _refuse_links(folder: Path) -> None:
     found = [name for name in written if (folder / name).is_symlink()]
     if found:
         raise ConfigError(
-            f"{folder / found[0]} is a link, and a run writes into files of its own only. Replace "
-            "it by what it points to."
+            f"{folder / found[0]} is a link, and a run writes only into its own files. Replace "
+            "it by the file that it points to."
         )
 
 
 def lock_folder(path: Path) -> FileLock:
-    """Take a folder for this process; the system releases it when the process ends, however.
+    """Lock a folder for this process; the system releases the lock when the process ends.
 
     Raises:
-        ConfigError: another process, or another run of this one, has it.
+        ConfigError: another process, or another run of this one, holds the lock.
         MultDPOError: the folder cannot be written to.
     """
     lock = FileLock(path / LOCK_FILE, timeout=0)
@@ -364,7 +363,7 @@ def lock_folder(path: Path) -> FileLock:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether a run is busy with the folder, or it cannot be written to."""
+    """True if another run holds the lock of the folder, or it cannot be written to."""
     try:
         lock_folder(path).release()
     except MultDPOError:
@@ -379,7 +378,7 @@ def _run_name(config: Config) -> str:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """A new folder; making it is the test whether the name is free, so no two runs share one."""
+    """Create a new folder; two runs never get the same one, as mkdir fails if it exists."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -392,7 +391,7 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 class _Result(TypedDict, total=False):
-    """What `result.json` must be like where it is read."""
+    """Types of the entries of `result.json` that are read."""
 
     model: str
     dataset: str
@@ -418,14 +417,14 @@ _RESULT: TypeAdapter[_Result] = TypeAdapter(_Result)
 
 
 def read_result(file: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """What `RunFolder.write_result` wrote.
+    """Read the result that `RunFolder.write_result` wrote.
 
     Args:
         file: a run's `result.json`.
-        needed: what it must hold.
+        needed: entries that it must have.
 
     Raises:
-        MultDPOError: the file is damaged, not there, or lacks what is needed.
+        MultDPOError: the file is missing or damaged, or lacks an entry.
     """
     with readable(file, "Remove it and resume the run to write it again.", MultDPOError):
         result: dict[str, Any] = fitted(_RESULT, read_json(file))
@@ -443,7 +442,7 @@ def _cannot_write(path: Path, error: OSError) -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """Plain JSON data: numpy and torch numbers as Python's, numbers that are not finite as None."""
+    """Convert to plain JSON data: numpy and torch numbers to Python's, non-finite ones to None."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -458,11 +457,11 @@ def plain_json(value: Any) -> Any:
 
 
 def command(argv: list[str]) -> str:
-    """The command that started the run, quoted for a shell.
+    """Shell command that started the run, or has the same effect.
 
     Args:
-        argv: the run's arguments. Where the process has others, for example when a Python program
-            called the run, the command that has the same effect; so also for several processes.
+        argv: the run's arguments. They may differ from those of the process, for example if a
+            Python program called the run.
     """
     if processes.world_size() > 1:
         per_node = os.environ.get("LOCAL_WORLD_SIZE") or str(processes.world_size())
@@ -474,7 +473,7 @@ def command(argv: list[str]) -> str:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """Largest memory of this process so far, MiB: `rss`, and `cuda` (allocated) if it was used."""
+    """Peak memory of this process in MiB: `rss`, and `cuda` (allocated) if a GPU was used."""
     peak = {"rss": _peak_rss_bytes() / 2**20}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["cuda"] = torch.cuda.max_memory_allocated() / 2**20
@@ -491,7 +490,7 @@ def _peak_rss_bytes() -> int:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, this package and what its results depend on; None where not installed."""
+    """Versions of Python, this package and its main dependencies; None if not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "recbole_multdpo": __version__,
@@ -505,7 +504,7 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, torch's threads, memory in MiB, and GPUs."""
+    """CPU model, cores available to this process, torch's threads, memory in MiB, and GPUs."""
     affinity = getattr(os, "sched_getaffinity", None)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {

@@ -1,4 +1,4 @@
-"""The data of a run: loaded, checked and split; refused where it cannot be trained on or tested."""
+"""Load, check and split the data of a run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ from recbole_multdpo.settings.config import Config
 
 
 def load_dataset(config: Config, make_dataset: Callable[[Config], Dataset]) -> Dataset:
-    """Load and filter the data set; RecBole's complaint of an empty one gets a remedy."""
-    # what is missing is downloaded, by one process of each machine
+    """Load and filter the data set.
+
+    Raises:
+        DataError: files are missing, malformed, or empty after filtering.
+    """
+    # missing files are downloaded, by one process per machine
     missing = processes.all_reduce_max(int(not Path(config["data_path"]).exists()))
     in_turn = processes.local_main_process_first() if missing else nullcontext()
     try:
@@ -35,7 +39,7 @@ def load_dataset(config: Config, make_dataset: Callable[[Config], Dataset]) -> D
             dataset = make_dataset(config)
     except MultDPOError:
         raise
-    # the files are in order: RecBole stumbles over settings, or over that nothing is left
+    # the files are valid: RecBole fails on settings, or on a data set that filters left empty
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
             f"{config['dataset']} cannot be used: {error!r}. Is the .inter file empty, does "
@@ -48,7 +52,7 @@ def load_dataset(config: Config, make_dataset: Callable[[Config], Dataset]) -> D
 
 
 def check_cutoffs(config: Config, dataset: Dataset) -> None:
-    """Refuse lists that are longer than the catalogue.
+    """Refuse cutoffs larger than the catalogue.
 
     Raises:
         ConfigError: it names the size of the catalogue.
@@ -61,17 +65,19 @@ def check_cutoffs(config: Config, dataset: Dataset) -> None:
 
 
 def split_dataset(config: Config, dataset: Dataset) -> list[Dataset]:
-    """Train, validation and test part, split right after seeding: the same for every model."""
+    """Split into training, validation and test part right after seeding: equal for all models."""
     init_seed(config["seed"], config["reproducibility"])
     return dataset.build()
 
 
 def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
-    """The data set of a run and the three parts of its split, the same at every call.
+    """Load the data set of a run and split it; returns it with the three parts.
+
+    Every call gives the same split.
 
     Raises:
-        DataError: files are missing or malformed, or what is left cannot be trained on and tested.
-        ConfigError: settings that the data set cannot serve.
+        DataError: files are missing or malformed, or the split has no rows to train on or to test.
+        ConfigError: the data set lacks something that a setting needs.
     """
     make_dataset: Callable[[Config], Dataset]
     if config.settings is not None:
@@ -90,10 +96,10 @@ def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
 
 
 def check_labels(config: Config, dataset: Dataset) -> None:
-    """Refuse to measure by labels that the data set lacks.
+    """Refuse evaluation by labels that the data set lacks.
 
     Raises:
-        ConfigError: it says how to get them.
+        ConfigError: it says how to add them.
     """
     label = config["LABEL_FIELD"]
     if "labeled" in config["eval_args"]["mode"].values() and label not in dataset.inter_feat:
@@ -106,9 +112,9 @@ def check_labels(config: Config, dataset: Dataset) -> None:
 
 
 def known_at_test(config: Config, parts: Sequence[LLMRecDataset]) -> UserItems:
-    """What the prompts show at test, as `test_information` says.
+    """Histories for the test prompts, chosen by `test_information`.
 
-    A model on conversations shows none of it.
+    Not used where contexts are conversations.
     """
     settings = config.settings
     assert settings is not None
@@ -120,8 +126,8 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
     """Refuse a split that cannot be trained on and tested.
 
     Raises:
-        DataError: nothing is left to train on or to test, or to choose on what the model needs a
-            validation part for; or a user has all items, on which RecBole's samplers give up.
+        DataError: the training or test part is empty, or the validation part where the model needs
+            one; or a user has all items, for whom RecBole's samplers fail.
     """
     files, made_by = config["benchmark_filename"], f"eval_args={config['eval_args']}"
     remedy = "give more data, or other shares by --eval_args"
@@ -154,28 +160,28 @@ def _check_parts(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> 
 
 
 def pairs_of(part: Dataset) -> np.ndarray:
-    """A number per interaction of a part, equal for equal pairs of user and item: int64 [n]."""
+    """One number per interaction of a part, equal for equal pairs of user and item: int64 [n]."""
     users, items = (part.inter_feat[f].numpy() for f in (part.uid_field, part.iid_field))
     return users.astype(np.int64) * part.item_num + items
 
 
-def known_answers(parts: Sequence[Dataset]) -> int:
-    """How many test interactions repeat a pair of the training part; a warning where any do.
+def count_known_answers(parts: Sequence[Dataset]) -> int:
+    """Number of test interactions that repeat a training pair; a warning if there are any.
 
-    RecBole ranks a user's test items even where training knew them, so that memory alone finds
-    them. (Known items that are no answers it leaves out.)
+    RecBole ranks a user's test items even if they are training items too, so that a model can find
+    them by memory. (It excludes the other training items.)
     """
     repeated = int(np.isin(pairs_of(parts[2]), pairs_of(parts[0])).sum())
     if repeated:
         getLogger().warning(
             f"{repeated:,} of {len(parts[2]):,} test interactions repeat a training interaction of "
-            "the same user with the same item: what is measured is in part memory. "
+            "the same user with the same item: the metrics partly measure memorisation. "
             "--rm_dup_inter=first keeps one of each pair."
         )
     return repeated
 
 
 def test_description(part: Dataset) -> dict[str, Any]:
-    """How many users a part of the split has, and the hash of its rows."""
+    """Number of users in a part of the split, and the hash of its rows, for `result.json`."""
     n_users = int(part.inter_feat[part.uid_field].unique().numel())
     return {"num_users_evaluated": n_users, "test_set": pairs_fingerprint(part)}

@@ -1,7 +1,6 @@
-"""Whether the files of a run's `model/` are what the run wrote, and its numbers are numbers.
+"""Checks of the files in a run's `model/`, by checksum, and of weights for NaN.
 
-`result.json` holds the SHA-256 of every file of `model/`, so that it and the weights it is the
-result of stay together.
+`result.json` holds the SHA-256 of every file of `model/`, which binds the result to its weights.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runtime.reading import file_sha256
 
 MODEL_FOLDER = "model"
-# what transformers may read from a folder; anything else added to it does no harm
+# files that transformers may read from a folder; other added files are harmless
 READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".py", ".bin"})
 
 
@@ -27,11 +26,11 @@ def file_checksums(folder: Path) -> dict[str, str]:
 
 
 def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Refuse a folder whose files are not those that were written.
+    """Refuse a folder whose files differ from those that were written.
 
     Args:
         folder: `model/` of a run.
-        checksums: what `file_checksums` gave when it was written.
+        checksums: result of `file_checksums` when it was written.
 
     Raises:
         CheckpointError: a file is missing, changed, or was added; the message names it.
@@ -40,12 +39,12 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise CheckpointError(
-                f"{file} is missing, which the run wrote. Put it back, or run its command again."
+                f"{file} is missing, which the run wrote. Restore it, or run its command again."
             )
         if file_sha256(file) != checksum:
             raise CheckpointError(
-                f"{file} is not what the run wrote: it is damaged, or of another model. Put the "
-                "file of this run back, or run its command again."
+                f"{file} is not what the run wrote: it is damaged, or of another model. "
+                "Restore the file of this run, or run its command again."
             )
     added = [
         file.name
@@ -54,19 +53,19 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
     ]
     if added:
         raise CheckpointError(
-            f"{folder / added[0]} is not of this run: it was added since. Remove it."
+            f"{folder / added[0]} is not of this run: it was added later. Remove it."
         )
 
 
 def check_model(folder: Path, result: Mapping[str, Any]) -> bool:
-    """`check_files` of a finished run's `model/`.
+    """Call `check_files` for a finished run's `model/`.
 
     Args:
         folder: the run's folder.
         result: its `result.json`.
 
     Returns:
-        False where the run is of a version that kept no checksums.
+        False if the run is from a version without checksums.
 
     Raises:
         CheckpointError: a file is missing, changed, or was added.
@@ -79,16 +78,16 @@ def check_model(folder: Path, result: Mapping[str, Any]) -> bool:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that holds NaN or an infinity, of any type; None for none."""
+    """Name of the first tensor that holds NaN or an infinity; None if all are finite."""
     for name, tensor in tensors:
         values = tensor.detach()
         if not (values.is_floating_point() or values.is_complex()) or not values.numel():
             continue
         if values.is_complex():
             values = torch.view_as_real(values)
-        if values.element_size() < 2:  # eight-bit floats know hardly any operation
+        if values.element_size() < 2:  # eight-bit floats support few operations
             values = values.float()
-        # least and largest, as a mask of a large table would take its memory again
+        # minimum and maximum, as a mask would need memory of the size of a large table
         if not torch.isfinite(torch.stack(values.aminmax())).all():
             return name
     return None

@@ -1,6 +1,6 @@
-"""The test metrics of every single user, as RecBole's own metric classes compute them.
+"""Test metrics of every user, as RecBole's own metric classes compute them.
 
-Written as `per_user.csv` into each run's folder: what significance tests and groups of users need.
+They are written to `per_user.csv` in the run's folder, for significance tests and user groups.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ DEFAULT_TAIL = 0.1  # RecBole's, where tail_ratio is not set
 
 
 class PerUserEvaluator(Evaluator):
-    """RecBole's evaluator, which also keeps what its metrics average over users.
+    """RecBole's evaluator that also keeps the per-user values of its metrics.
 
     Attributes:
         values: metric name such as `ndcg@10` to its values [users], in the evaluated order, of the
             last evaluation. Metrics of the whole result, such as ItemCoverage, have none.
-        n_positives: number of each user's positives [users]; None where no metric needs hits.
-        hits: bool [users, max(topk)], which recommended items are positives; None as well.
-        items: long [users, max(topk)], the recommended items; None where no metric needs them.
+        n_positives: number of each user's positives [users]; None if no metric needs hits.
+        hits: bool [users, max(topk)], True for recommended items that are positives; None likewise.
+        items: long [users, max(topk)], the recommended items; None if no metric needs them.
     """
 
     def __init__(self, config: Config) -> None:
-        """RecBole's argument."""
+        """Take RecBole's argument."""
         super().__init__(config)
         self.values: dict[str, np.ndarray] = {}
         self.n_positives: np.ndarray | None = None
         self.hits: np.ndarray | None = None
         self.items: np.ndarray | None = None
         for metric in self.metric_class.values():
-            # what averages the values [users, max(topk)]; some metrics have nothing of the kind
+            # averages values [users, max(topk)]; metrics of the whole result have no such method
             if hasattr(metric, "topk_result"):
                 metric.topk_result = partial(self._keep, metric.topk_result)
 
@@ -56,7 +56,7 @@ class PerUserEvaluator(Evaluator):
         return average(name, value)
 
     def evaluate(self, dataobject):  # type: ignore[no-untyped-def]
-        """RecBole's metrics of the collected data; the attributes are set anew."""
+        """Compute RecBole's metrics of the collected data and set the attributes."""
         self.values, self.hits, self.n_positives, self.items = {}, None, None, None
         if "rec.topk" in dataobject:
             collected = dataobject.get("rec.topk").numpy()
@@ -71,16 +71,16 @@ def write_per_user(
 ) -> None:
     """Write one row per evaluated user: `user`, `n_train`, `n_test`, then the metrics.
 
-    A run whose metrics are no averages over users writes nothing. With `test_information=rolling`
-    each event is tested apart, so a user may have several rows. Where a metric needs the
+    A run whose metrics are not averages over users writes nothing. With `test_information=rolling`
+    each event is tested on its own, so a user may have several rows. If a metric needs the
     recommended items, `recall_head@k` and `recall_tail@k` are the shares of the user's popular and
     other test items that are found (`head_items`), empty for a user without such items.
 
     Args:
         path: the CSV file; the mean of each metric's column is the metric that RecBole reports.
         evaluator: after the evaluation of `loader`.
-        loader: what was evaluated.
-        train: the training part: `n_train` counts its rows of the user.
+        loader: the evaluated loader.
+        train: the training part, for `n_train`: the user's number of training rows.
 
     Raises:
         MultDPOError: the file cannot be written.
@@ -114,14 +114,14 @@ def write_per_user(
 
 
 def head_items(counts: np.ndarray, tail_ratio: float | None) -> np.ndarray:
-    """The popular items: those that RecBole's TailPercentage does not count as the tail.
+    """Mask of the popular items: those that RecBole's TailPercentage does not count as tail.
 
-    Items without training rows, of which RecBole does not speak, belong to the tail.
+    Items without training rows, which RecBole does not define, belong to the tail.
 
     Args:
         counts: int [n_items], training rows of every item.
-        tail_ratio: the setting: share of the items with training rows that is the tail, or, above
-            1, the most rows that an item of the tail has.
+        tail_ratio: the setting: share of the items with training rows that form the tail, or, above
+            1, the largest number of rows of an item in the tail.
 
     Returns:
         bool [n_items].
@@ -139,7 +139,7 @@ def head_items(counts: np.ndarray, tail_ratio: float | None) -> np.ndarray:
 def _recall_by_popularity(
     evaluator: PerUserEvaluator, train: Dataset, rows: np.ndarray, test_items: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """`recall_head@k` and `recall_tail@k` [evaluated rows]; NaN without such a test item.
+    """Columns `recall_head@k` and `recall_tail@k` [n_rows]; NaN without such a test item.
 
     Args:
         evaluator: after the evaluation.
@@ -164,10 +164,10 @@ def _recall_by_popularity(
 
 
 def read_per_user(path: Path) -> pd.DataFrame:
-    """The file's rows; user ids are text as in the data set, an empty place is NaN.
+    """Read `per_user.csv`; user ids are text as in the data set, an empty cell is NaN.
 
     Raises:
-        MultDPOError: there is no such file, or it is damaged.
+        MultDPOError: the file is missing or damaged.
     """
     if not is_file(path):
         raise MultDPOError(f"there is no {path}: the run did not finish, or ranks nothing.")

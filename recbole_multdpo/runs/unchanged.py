@@ -1,4 +1,4 @@
-"""Whether a finished run's folder and data are still those of its `result.json`."""
+"""Check that a finished run's folder and data still match its `result.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recbole_multdpo.runs.fingerprints import (
     SPLIT,
     changed,
     data_fingerprints,
-    described,
+    describe,
     pairs_fingerprint,
 )
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE
@@ -28,7 +28,7 @@ from recbole_multdpo.runs.resume import BACKBONE_SETTING, changed_settings, sett
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.text import read_settings_file
 
-_IDENTITY = ("model", "dataset", "loss", "seed")  # what both files name
+_IDENTITY = ("model", "dataset", "loss", "seed")  # in both files
 
 
 def check_folder(folder: Path, result: Mapping[str, Any]) -> None:
@@ -36,8 +36,8 @@ def check_folder(folder: Path, result: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: `config.yaml` cannot be read.
-        CheckpointError: `config.yaml` and `result.json` disagree, or a file of `model/` is not what
-            the run wrote.
+        CheckpointError: `config.yaml` and `result.json` disagree, or a file of `model/` has
+            changed.
     """
     settings = read_settings_file(folder / CONFIG_FILE)
     differing = [
@@ -52,48 +52,48 @@ def check_folder(folder: Path, result: Mapping[str, Any]) -> None:
         )
     if result.get("settings_hash", settings_hash(settings)) != settings_hash(settings):
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} is not what the run was made with: a setting was changed "
-            f"since {RESULT_FILE} was written. Put it back as it was, or run its command again."
+            f"{folder / CONFIG_FILE} differs from the run's settings: a setting was changed after "
+            f"{RESULT_FILE} was written. Restore it, or run its command again."
         )
     if not check_model(folder, result):
         getLogger().warning(
-            f"the run in {folder} is of a version that kept no checksums and no fingerprints: "
-            "whether its model and its data are still the same is not known."
+            f"the run in {folder} is from a version without checksums and fingerprints: it cannot "
+            "be checked that its model and its data are still the same."
         )
 
 
 def changed_data(
     folder: Path, result: Mapping[str, Any], dataset: Dataset, parts: Sequence[Dataset]
 ) -> tuple[str, ...]:
-    """What of the data has changed since the run; see `fingerprints.NAMES`. A warning says it."""
+    """Names of the data fingerprints that changed since the run; a warning describes them."""
     if "fingerprints" in result:
         different = changed(result["fingerprints"], data_fingerprints(dataset, parts))
-    else:  # of older versions the hash of the test part is all there is
+    else:  # older versions stored only a hash of the test part
         same = result.get("test_set") in (None, pairs_fingerprint(parts[2]))
         different = () if same else (SPLIT,)
     if different:
         getLogger().warning(
-            f"since the run in {folder} was made, its data have changed: {described(different)}. "
-            "What follows is not what was tested. --data_path may name a copy as it was."
+            f"since the run in {folder} was made, its data have changed: {describe(different)}. "
+            "The output below is not for the tested data. --data_path may name an unchanged copy."
         )
     return different
 
 
 def check_numbering(folder: Path, different: Sequence[str]) -> None:
-    """Refuse a model that knows users and items by number, or is made of the training part anew.
+    """Refuse a model with rows for user and item ids if the ids or the training part changed.
 
     Raises:
-        DataError: the numbers or the training part have changed.
+        DataError: ids or training part have changed.
     """
     if {SPLIT, ORDER} & {*different}:
         raise DataError(
-            f"the model in {folder} knows users and items by their number in the data, and these "
-            f"have changed: {described(different)}. Give the data as they were: --data_path."
+            f"the model in {folder} depends on the numbering of users and items in the data, "
+            f"which has changed: {describe(different)}. Name the unchanged data: --data_path."
         )
 
 
 def check_split(folder: Path, different: Sequence[str]) -> None:
-    """Refuse to show users of the data set where training rows may have become test rows.
+    """Refuse to show users of the data set if training rows may have become test rows.
 
     Raises:
         DataError: the split has changed.
@@ -101,7 +101,7 @@ def check_split(folder: Path, different: Sequence[str]) -> None:
     if SPLIT in different:
         raise DataError(
             f"the split of the data is not that of the run in {folder}: what it was trained on may "
-            "now be marked as test. Give the data as they were (--data_path), or ask by titles "
+            "now be marked as test. Name the unchanged data (--data_path), or ask by titles "
             "(--liked) or a conversation."
         )
 
@@ -110,7 +110,7 @@ def check_prompt(folder: Path, result: Mapping[str, Any], fingerprint: str) -> N
     """Refuse a prompt whose fingerprint is not the run's.
 
     Raises:
-        CheckpointError: the fixed text of the prompt, or how it is tokenised, has changed.
+        CheckpointError: the fixed text of the prompt, or its tokens, have changed.
     """
     if changed(result.get("fingerprints", {}), {PROMPT: fingerprint}):
         raise CheckpointError(
@@ -122,7 +122,7 @@ def check_prompt(folder: Path, result: Mapping[str, Any], fingerprint: str) -> N
 def check_backbone(
     folder: Path, result: Mapping[str, Any], backbone: str, fingerprint: str
 ) -> None:
-    """Refuse another backbone than the one that the run began with.
+    """Refuse another backbone than the one that the run started from.
 
     Args:
         folder: the run.
@@ -136,21 +136,20 @@ def check_backbone(
     if changed(result.get("fingerprints", {}), {BACKBONE: fingerprint}):
         raise CheckpointError(
             f"the model before preference training cannot be made again: {NAMES[BACKBONE]} "
-            f"{backbone} is not the one that the run in {folder} began with. Put it "
-            "back as it was."
+            f"{backbone} is not the one that the run in {folder} started from. Restore it."
         )
 
 
 def check_checkpoint(
     folder: Path, result: Mapping[str, Any], config: Config, state: Mapping[str, Any]
 ) -> None:
-    """Refuse a checkpoint in the folder that is of another run.
+    """Refuse a checkpoint in the folder that belongs to another run.
 
     Args:
         folder: the run.
         result: its `result.json`.
         config: its settings.
-        state: of the checkpoint.
+        state: state of the checkpoint.
 
     Raises:
         CheckpointError: settings or fingerprints disagree.
@@ -161,5 +160,5 @@ def check_checkpoint(
     if names:
         raise CheckpointError(
             f"the checkpoints in {folder} and its {RESULT_FILE} are of different runs: they "
-            f"disagree about {', '.join(names)}. Put those of this run back."
+            f"disagree about {', '.join(names)}. Restore those of this run."
         )

@@ -28,7 +28,7 @@ from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.data.loading import fitted_part
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.runs.fingerprints import described
+from recbole_multdpo.runs.fingerprints import describe
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.runs.load import (
     check_cutoffs,
@@ -108,7 +108,7 @@ def _check_data(folder: Path, different: Sequence[str]) -> None:
     """
     if different:
         raise DataError(
-            f"the data of the run in {folder} have changed: {described(different)}. Its model "
+            f"the data of the run in {folder} have changed: {describe(different)}. Its model "
             "cannot be tested on them. Give the data as they were: --data_path."
         )
 

@@ -450,7 +450,7 @@ def without_checksums(folder: Path) -> Path:
 def test_runs_of_before_load_with_a_note(copied, caplog, name) -> None:
     load_run(without_checksums(copied(name)))
     warned = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warned) == 1 and "kept no checksums and no fingerprints" in warned[0]
+    assert len(warned) == 1 and "without checksums and fingerprints" in warned[0]
 
 
 def test_runs_of_before_notice_another_test_part(copied, changed_data) -> None:
@@ -458,7 +458,7 @@ def test_runs_of_before_notice_another_test_part(copied, changed_data) -> None:
     recommender = Recommender.load(without_checksums(copied("lm")), data_path=data)
     with pytest.raises(DataError, match="split of the data is not that of the run"):
         list(recommender.for_users(["u1"], k=2))
-    with pytest.raises(DataError, match="by their number in the data"):
+    with pytest.raises(DataError, match="on the numbering of users and items"):
         load_run(without_checksums(copied("BPR")), data_path=data)
 
 
