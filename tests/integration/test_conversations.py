@@ -223,8 +223,8 @@ def test_models_that_need_a_known_user_are_refused(
     [
         (["--rank_history=5"], "rank_history: no effect with context=conversation"),
         (["--benchmark_filename=~"], "context=conversation: a split by user"),
-        (["--context=chat"], "context.*history, conversation"),
-        (["--mentioned_items=drop"], "mentioned_items.*exclude, keep"),
+        (["--context=chat"], "context.*'history' or 'conversation'"),
+        (["--mentioned_items=drop"], "mentioned_items.*'exclude' or 'keep'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(data_path: Path, extra: list[str], message) -> None:  # type: ignore[no-untyped-def]
