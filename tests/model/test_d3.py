@@ -132,10 +132,10 @@ def test_defaults(data_path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--loss=dpo", "loss .command line.: must be sft"),
+        ("--loss=dpo", "loss .command line.: must be 'sft'"),
         ("--assistant_weight=1", "assistant_weight .*less than 1"),
         ("--assistant_weight=[0.5, 1.5]", "assistant_weight .*less than 1"),
-        ("--beam_size=0", "beam_size .*at least 1"),
+        ("--beam_size=0", "beam_size .*greater than or equal to 1"),
         ("--ranker=greedy", "must be 'beam', 'best_first' or 'exhaustive'"),
     ],
 )
@@ -147,7 +147,7 @@ def test_mistakes(argument: str, message: str) -> None:
 def test_its_settings_are_not_llmrecs() -> None:
     with pytest.raises(ConfigError, match="beam_size .*is a setting of D3, not of LLMRec"):
         load_config(["--model=LLMRec", "--dataset=ml-100k", "--beam_size=3"])
-    with pytest.raises(ConfigError, match="best_first, exhaustive, got 'beam'"):
+    with pytest.raises(ConfigError, match="'best_first' or 'exhaustive', got 'beam'"):
         load_config(["--model=LLMRec", "--dataset=ml-100k", "--ranker=beam"])
 
 
