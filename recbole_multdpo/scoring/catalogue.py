@@ -1,7 +1,7 @@
-"""Item probabilities normalised over the catalogue instead of over all texts.
+"""The items with their tokens and trie, and probabilities normalised over them.
 
-A language model spreads its probability over every text. What ranks is the share that each title
-has of the part that falls on titles:
+A language model spreads its probability over every text. With `ItemCatalogue.normalised`, items
+are ranked by the share that each title has of the part that falls on titles:
 
     log π(item | prompt) = Σ_t log [ p(token_t | prefix) / Σ_{c child of the prefix} p(c | prefix) ]
 
