@@ -26,5 +26,9 @@ class CheckpointError(MultDPOError, RuntimeError):
     """A checkpoint or cache is absent, truncated, or belongs to other settings."""
 
 
+class ProcessError(MultDPOError, RuntimeError):
+    """Another process of the run has ended, so that this one cannot continue."""
+
+
 class TrainingError(MultDPOError, RuntimeError):
     """Training cannot continue, for example because the loss is not finite."""

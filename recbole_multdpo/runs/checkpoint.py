@@ -1,9 +1,10 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; loading one executes no code.
 
 A checkpoint is a folder with `model.safetensors`, `state.json` and, where training can go on from
-it, `optimizer.safetensors`. It is written under a temporary name beside its place, flushed and
-renamed, so that a folder of the final name is always whole. `state.json` holds checksums of itself
-and of the other files: what a disk or a copy damaged later is noticed.
+it, `optimizer.safetensors`, or under ZeRO one `optimizer-<number>-of-<processes>.safetensors` per
+process. It is written under a temporary name beside its place, flushed and renamed, so that a
+folder of the final name is always whole. `state.json` holds checksums of itself and of the other
+files: what a disk or a copy damaged later is noticed.
 
 A stage of training has `best` and the last few `step-<number of optimizer steps>`.
 """
@@ -14,8 +15,11 @@ import json
 import re
 import shutil
 import zlib
+from collections import ChainMap
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -26,12 +30,16 @@ from typing_extensions import TypedDict
 
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runs.model_files import not_finite
-from recbole_multdpo.runtime.durable_files import atomic_folder
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.durable_files import atomic_folder, sync
 from recbole_multdpo.runtime.reading import check_regular, fitted, read_json
 
-FORMAT = 2
+FORMAT, SHARDED_FORMAT = 2, 3  # versions before the second cannot read shards
 MAX_TENSORS = 2**50  # bytes; a limit that only what is no file exceeds
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+_SHARD = re.compile(r"optimizer-(\d{5})-of-(\d{5})\.safetensors")
+
+T = TypeVar("T")
 
 
 class _State(TypedDict, total=False):
@@ -107,100 +115,122 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, Tensor], source:
             parameter.copy_(tensors[name])
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as `<parameter index>.<entry>` tensors."""
-    return {
-        f"{index}.{entry}": torch.as_tensor(value).detach().cpu().contiguous()
-        for index, entries in optimizer.state_dict()["state"].items()
-        for entry, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put `optimizer_tensors` back; the parameter groups keep their present settings.
-
-    Raises:
-        CheckpointError: see `optimizer_state`; the optimizer then stays as it was.
-    """
-    state = optimizer_state(optimizer, tensors)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> dict[int, dict[str, Tensor]]:
-    """`optimizer_tensors` by parameter index and entry.
-
-    Raises:
-        CheckpointError: an entry belongs to none of the optimizer's parameters or has another
-            shape.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, entry = name.partition(".")
-        known = entry and index.isdecimal() and int(index) < len(parameters)
-        # a scalar is a count of steps; torch would take a wrong shape and fail at the next step
-        if not known or value.ndim and value.shape != parameters[int(index)].shape:
-            raise CheckpointError(
-                f"the saved optimizer state does not fit the model: {name!r}, of shape "
-                f"{list(value.shape)}. Use the settings it was made with, or remove the checkpoint."
-            )
-        state.setdefault(int(index), {})[entry] = value
-    return state
-
-
 def save_checkpoint(
     folder: Path,
     model: dict[str, Tensor],
     state: dict[str, Any],
     optimizer: dict[str, Tensor] | None = None,
+    *,
+    sharded: bool = False,
 ) -> None:
     """Write a checkpoint folder, replacing one of the same name only when the new one is whole.
 
+    All processes call it together. The main process writes, and with `sharded` every process writes
+    its own part of the optimizer state. If one of them fails, nothing is written, and all raise.
+
     Args:
-        folder: where to; its parents are made.
-        model: tensors by name.
-        state: anything that JSON can hold; infinities are written as Python's JSON does.
-        optimizer: tensors by name, from `optimizer_tensors` and the like.
+        folder: where to, on a file system that all processes see; its parents are made.
+        model: tensors by name; of the main process.
+        state: anything that JSON can hold; infinities are written as Python's JSON does. Of the
+            main process.
+        optimizer: tensors by name, from an engine's `optimizer_state` and the like.
+        sharded: whether `optimizer` is another part of the state in every process.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; what was there before
             stays.
+        ProcessError: another process has ended.
     """
-    try:
-        with atomic_folder(folder) as temporary:
-            save_file(model, temporary / MODEL_FILE)
-            if optimizer is not None:
-                save_file(optimizer, temporary / OPTIMIZER_FILE)
-            checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
-            described = {"format": FORMAT, **state, "checksums": checksums}
+    is_main = processes.is_main_process()
+    name = shard_file(processes.rank(), processes.world_size()) if sharded else OPTIMIZER_FILE
+    opened = ExitStack()  # of the main process: moves the folder into place when it is closed
+
+    def begin() -> Path | None:
+        return opened.enter_context(atomic_folder(folder)) if is_main else None
+
+    def write() -> dict[str, int]:
+        files = {MODEL_FILE: model} if is_main else {}
+        if optimizer is not None and (is_main or sharded):
+            files[name] = optimizer
+        for file, tensors in files.items():
+            save_file(tensors, temporary / file)
+            if not is_main:  # the main process may be on another machine
+                sync(temporary / file)
+        return {file: _checksum(temporary / file) for file in files}
+
+    def seal() -> None:
+        if is_main:
+            described = {"format": SHARDED_FORMAT if sharded else FORMAT, **state}
+            described["checksums"] = dict(sorted(ChainMap(*checksums).items()))
             described["checksum"] = _text_checksum(described)
             text = json.dumps(described, indent=1)
             (temporary / STATE_FILE).write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+        opened.close()
+
+    try:
+        with opened:
+            temporary: Any = _together(begin)[0]
+            checksums = _together(write)
+            _together(seal)
+    except (OSError, SafetensorError, _Failure) as error:
         raise CheckpointError(
             f"the checkpoint {folder} could not be written ({error}). Free disk space or choose "
             "another --run_dir; the previous checkpoint, if any, is untouched."
         ) from error
 
 
+class _Failure(Exception):
+    """Errors of some of the processes."""
+
+
+def _together(make: Callable[[], T]) -> list[T]:
+    """Results of `make` in all processes, in order of rank; if it raises in one, all raise.
+
+    Raises:
+        _Failure: it raised in one of several processes; the message names them.
+    """
+    if processes.world_size() == 1:
+        return [make()]
+    failure, result = None, None
+    try:
+        result = make()
+    except Exception as error:
+        failure = error
+    text = failure and f"process {processes.rank()}: {failure}"
+    results: list[Any] = processes.all_gather((result, text))
+    failures = [text for _, text in results if text]
+    if failures:
+        raise _Failure("; ".join(failures)) from failure
+    return [result for result, _ in results]
+
+
+def shard_file(rank: int, world_size: int) -> str:
+    """Name of the file with one process's part of the optimizer state."""
+    return f"optimizer-{rank + 1:05}-of-{world_size:05}.safetensors"
+
+
 def load_checkpoint(
-    folder: Path,
+    folder: Path, state: dict[str, Any] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
     """Read model tensors, state, and optimizer tensors (None where there are none).
+
+    The tensors are mapped into memory: those that are not used are not read.
+
+    Args:
+        folder: the checkpoint.
+        state: its state, if `check_checkpoint` has just returned it.
 
     Raises:
         CheckpointError: a file is missing, truncated, changed, or of another format.
     """
-    state = check_checkpoint(folder)
+    state = check_checkpoint(folder) if state is None else state
+    files = [name for name in state["checksums"] if name != MODEL_FILE]
     try:
         model = load_file(folder / MODEL_FILE)
-        has_optimizer = OPTIMIZER_FILE in state["checksums"]
-        optimizer = load_file(folder / OPTIMIZER_FILE) if has_optimizer else None
+        optimizer = {k: v for name in files for k, v in load_file(folder / name).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise _damaged(folder, error) from error
-    return model, state, optimizer
+    return model, state, optimizer if files else None
 
 
 def check_checkpoint(folder: Path) -> dict[str, Any]:
@@ -214,19 +244,19 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = read_json(folder / STATE_FILE, finite=False)
         found = state.get("format") if isinstance(state, dict) else None
-        if found != FORMAT:
+        if found not in (FORMAT, SHARDED_FORMAT):
             raise CheckpointError(
-                f"{folder / STATE_FILE} is of checkpoint format {found!r} and not {FORMAT}: it was "
-                "made by another version of recbole_multdpo. Use that version, or start anew."
+                f"{folder / STATE_FILE} is of checkpoint format {found!r} and not {FORMAT} or "
+                f"{SHARDED_FORMAT}: it was made by another version of recbole_multdpo. Use that "
+                "version, or start anew."
             )
         if state.pop("checksum", None) != _text_checksum(state):
             raise ValueError(f"{STATE_FILE} is not what was written")
         checksums = state["checksums"]
         if not isinstance(checksums, dict) or MODEL_FILE not in checksums:
             raise ValueError(f"{STATE_FILE} names no {MODEL_FILE}")
+        _check_names(checksums)
         for name, checksum in checksums.items():
-            if name not in (MODEL_FILE, OPTIMIZER_FILE):
-                raise ValueError(f"{STATE_FILE} names {name!r}")
             check_regular(folder / name, MAX_TENSORS)
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is not what was written")
@@ -234,6 +264,17 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder, error) from error
     return state
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse files that no checkpoint has, and shards of which some are missing."""
+    shards = {name for name in names if name not in (MODEL_FILE, OPTIMIZER_FILE)}
+    for name in shards:
+        match = _SHARD.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{STATE_FILE} names {name!r}")
+        if len(shards) != int(match[2]) or not 1 <= int(match[1]) <= len(shards):
+            raise ValueError(f"{name} is one of {len(shards)} shards")
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:

@@ -34,7 +34,7 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner reads
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -56,11 +56,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         try:
             yield temporary
             for path in [*temporary.rglob("*"), temporary]:
-                _sync(path)
+                sync(path)
             if folder.is_dir():
                 folder.rename(replaced)
             temporary.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         except BaseException:
             if replaced.is_dir() and not folder.exists():
                 replaced.rename(folder)
@@ -154,7 +154,7 @@ def is_write_failure(error: Exception) -> bool:
     return any(f"os error {number})" in str(error) for number in _WRITE_ERRORS)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     if path.is_file():
         with path.open("r+b") as handle:  # some systems refuse to sync a file opened for reading

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, ProcessError
 
 T = TypeVar("T")
 
@@ -121,10 +121,24 @@ def process_group(device: torch.device, *, single: bool = False) -> Iterator[Non
         _store = _cpu_group = None
 
 
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Turn a lost connection, which torch reports as a RuntimeError, into a ProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            "a process of this run has ended, and the others cannot continue without it. Its own "
+            "message says why; continue with --resume=<run folder>. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
 def barrier() -> None:
     """Wait until all processes have reached this call."""
     if world_size() > 1:
-        dist.barrier(group=_cpu_group)
+        with _connected():
+            dist.barrier(group=_cpu_group)
 
 
 @contextmanager
@@ -150,7 +164,8 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
         if is_main_process():
             made = [True, make()]
     finally:
-        dist.broadcast_object_list(made, src=0, group=_cpu_group)
+        with _connected():
+            dist.broadcast_object_list(made, src=0, group=_cpu_group)
     if not made[0]:
         raise SystemExit(2)
     return made[1]
@@ -161,7 +176,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     tensor = tensor.clone()
-    dist.all_reduce(tensor, group=None if tensor.is_cuda else _cpu_group)
+    with _connected():
+        dist.all_reduce(tensor, group=None if tensor.is_cuda else _cpu_group)
     return tensor
 
 
@@ -170,7 +186,8 @@ def all_reduce_max(number: int) -> int:
     if world_size() == 1:
         return number
     tensor = torch.tensor(number)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_cpu_group)
+    with _connected():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_cpu_group)
     return int(tensor)
 
 
@@ -179,7 +196,8 @@ def all_gather(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value, group=_cpu_group)
+    with _connected():
+        dist.all_gather_object(values, value, group=_cpu_group)
     return values
 
 

@@ -1,10 +1,10 @@
 """Optimizer-step engines: torch in one process or several (DDP), and DeepSpeed's ZeRO.
 
 An engine adds up the gradient of a batch from its parts, makes the step, and hands out weights and
-optimizer state in the form of a single process, so that a checkpoint of one kind resumes as any
-other. Both engines average gradients over the processes, whereas ours are weighted sums over the
-examples of the whole batch, wherever they are computed: hence the factor of the number of
-processes, which turns the average into that sum.
+optimizer state by parameter, so that a checkpoint of one kind resumes as any other. Both engines
+average gradients over the processes, whereas ours are weighted sums over the examples of the whole
+batch, wherever they are computed: hence the factor of the number of processes, which turns the
+average into that sum.
 
 Accelerate would unify the two calls that wrap the model. It also divides losses by its own count
 of accumulation steps, shards loaders, and drives DeepSpeed from settings of its own: all of it
@@ -29,16 +29,20 @@ from torch.nn.utils import clip_grad_norm_
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
-from recbole_multdpo.runs.checkpoint import (
-    load_optimizer_tensors,
-    optimizer_tensors,
-    trainable_tensors,
-)
+from recbole_multdpo.runs.checkpoint import trainable_tensors
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.training.master_weights import MASTER, MasterWeights
+from recbole_multdpo.training.optimizer_state import (
+    fragment_name,
+    fragments_by_name,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_fragments,
+    whole_tensors,
+)
 
 
 class StepModule(nn.Module):
@@ -69,9 +73,11 @@ class TorchEngine:
 
     Attributes:
         lockstep: whether all processes must make the same number of forward passes.
+        sharded: whether every process has another part of the optimizer state.
     """
 
     lockstep = False
+    sharded = False
 
     def __init__(
         self, model: LLMRec, optimizer: torch.optim.Optimizer, clipping: Mapping[str, Any] | None
@@ -140,15 +146,20 @@ class TorchEngine:
         """Restore the `optimizer_state` of either engine.
 
         Args:
-            tensors: the state.
+            tensors: the state, of any number of processes.
             batch: any examples, for an engine that needs a first step to have a state.
 
         Raises:
             CheckpointError: the state is of another model or optimizer.
         """
+        tensors = self.own_part(tensors)
         own = {name: value for name, value in tensors.items() if not name.endswith(f".{MASTER}")}
         load_optimizer_tensors(self.optimizer, own)
         self.masters.load(tensors)
+
+    def own_part(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Saved optimizer state as `optimizer_state` has it: whole, in the parameters' shapes."""
+        return whole_tensors(self.optimizer, tensors)
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
@@ -164,10 +175,11 @@ class TorchEngine:
 class DeepSpeedEngine:
     """The optimizer-step engine of DeepSpeed: ZeRO shards optimizer state, gradients and weights.
 
-    Weights and optimizer state are read and set one parameter at a time through DeepSpeed's
-    functions for debugging, because its own checkpoints are pickles, which run code when they are
-    loaded, and fit one number of processes only.
+    Every process saves the optimizer state that it holds, by parameter. DeepSpeed's own checkpoints
+    are pickles, which run code when they are loaded, and fit one number of processes only.
     """
+
+    sharded = True
 
     def __init__(
         self, model: LLMRec, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
@@ -231,25 +243,22 @@ class DeepSpeedEngine:
         return tensors
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """`optimizer_tensors` of the unsharded optimizer on the main process; {} elsewhere.
+        """This process's fragments of the optimizer's tensors, on the CPU; no communication.
 
-        Where weights are trained in another type than float32 it also holds the float32 ones.
+        Where weights are trained in another dtype than float32 the float32 ones are among them.
+        State that DeepSpeed keeps on the CPU is not copied: save it before the next step.
         """
-        utils = self.deepspeed.utils
-        tensors: dict[str, Tensor] = {}
-
-        def put(name: str, value: Tensor) -> None:
-            if processes.is_main_process():
-                tensors[name] = value.detach().cpu().clone()
-
         entries, step = self._entries()
+        tensors: dict[str, Tensor] = {}
+        if not self.engine.global_steps:
+            return tensors
         for index, parameter in enumerate(self.trained.values()):
-            for entry in entries:
-                put(f"{index}.{entry}", utils.safe_get_full_optimizer_state(parameter, entry))
             if step is not None:
-                put(f"{index}.step", step)
-            if parameter.dtype != torch.float32:
-                put(f"{index}.{MASTER}", utils.safe_get_full_fp32_param(parameter))
+                tensors[f"{index}.step"] = step.cpu().clone()
+            start, length = self._fragment(parameter)
+            for entry in [*entries, *self._master(parameter)] if length else ():
+                values = self._local(parameter, entry)[:length].detach().cpu()
+                tensors[fragment_name(f"{index}.{entry}", start)] = values
         return tensors
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], batch: SetwiseBatch) -> None:
@@ -263,22 +272,32 @@ class DeepSpeedEngine:
         with torch.random.fork_rng(devices=[self.model.device] if batch.user_ids.is_cuda else []):
             self._first_step(batch.select(torch.zeros(1, dtype=torch.long)))
         entries, step = self._entries()
-        missing = {f"{i}.{entry}" for i in range(len(self.trained)) for entry in entries} - {
-            *tensors
-        }
-        if missing:
-            raise CheckpointError(
-                f"the saved optimizer state lacks {len(missing)} entries, such as {min(missing)}: "
-                "it is of another optimizer. Use the settings it was made with."
-            )
+        saved = fragments_by_name(tensors)
         for index, parameter in enumerate(self.trained.values()):
-            for entry in entries:
-                self._set(parameter, tensors[f"{index}.{entry}"], entry)
-            if f"{index}.{MASTER}" in tensors and parameter.dtype != torch.float32:
-                self._set(parameter, tensors[f"{index}.{MASTER}"], None)
+            start, length = self._fragment(parameter)
+            masters = [entry for entry in self._master(parameter) if f"{index}.{entry}" in saved]
+            for entry in [*entries, *masters] if length else ():
+                if f"{index}.{entry}" not in saved:
+                    raise CheckpointError(
+                        f"the saved optimizer state lacks {index}.{entry}: it is of another "
+                        "optimizer. Use the settings it was made with."
+                    )
+                values = read_fragments(saved[f"{index}.{entry}"], start, length)
+                self._set_local(parameter, entry, values)
         if step is not None:
             for state in self.optimizer.state.values():
                 state["step"] = tensors["0.step"].clone()
+
+    def own_part(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Saved optimizer state as `optimizer_state` has it: the fragments of this process."""
+        parameters = list(self.trained.values())
+        part = {name: value.clone() for name, value in tensors.items() if not value.ndim}
+        for name, fragments in fragments_by_name(tensors).items():
+            start, length = self._fragment(parameters[int(name.partition(".")[0])])
+            if length and name not in part:
+                values = read_fragments(fragments, start, length)
+                part[fragment_name(name, start)] = values.clone()
+        return part
 
     def _first_step(self, batch: SetwiseBatch) -> None:
         """Make a step that changes no weight."""
@@ -302,24 +321,42 @@ class DeepSpeedEngine:
             return entries, None if step is None else torch.as_tensor(step)
         return [], None
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, entry: str | None) -> None:
-        """Set an entry of a parameter's state, or its float32 weights (None)."""
-        utils, arguments = self.deepspeed.utils, [] if entry is None else [entry]
+    def _master(self, parameter: nn.Parameter) -> list[str]:
+        """The entry with the float32 weights behind a parameter of another dtype, if it is one."""
+        return [] if parameter.dtype == torch.float32 else [MASTER]
+
+    def _fragment(self, parameter: Any) -> tuple[int, int]:
+        """Start and length of this process's part of the flattened parameter; length 0 for none."""
+        if self.stage == 3:  # equal parts of every parameter, the last ones padded
+            size = parameter.ds_tensor.ds_numel
+            start = min(size * processes.rank(), parameter.ds_numel)
+            return start, min(size, parameter.ds_numel - start)
+        # equal parts of all parameters behind each other
+        mapping = parameter._hp_mapping
+        address = mapping and mapping.lp_fragment_address
+        return (address.start, address.numel) if address else (0, 0)
+
+    def _local(self, parameter: Any, entry: str) -> Tensor:
+        """What this process has of an entry of the state, flat; under ZeRO-3 with its padding."""
+        if self.stage < 3:  # where DeepSpeed has no public function for it
+            return parameter._hp_mapping.get_hp_fragment(None if entry == MASTER else entry)
+        if entry == MASTER:
+            return self.deepspeed.utils.safe_get_local_fp32_param(parameter)
+        return self.deepspeed.utils.safe_get_local_optimizer_state(parameter, entry)
+
+    @torch.no_grad()
+    def _set_local(self, parameter: nn.Parameter, entry: str, values: Tensor) -> None:
+        """Set what this process has of an entry of the state, without padding."""
+        local = self._local(parameter, entry)
         if self.stage < 3:
-            setter = utils.safe_set_full_fp32_param
-            setter = utils.safe_set_full_optimizer_state if arguments else setter
-            setter(parameter, value.to(parameter.device), *arguments)
+            local.copy_(values)
             return
-        getter, setter = utils.safe_get_local_fp32_param, utils.safe_set_local_fp32_param
-        if arguments:
-            getter = utils.safe_get_local_optimizer_state
-            setter = utils.safe_set_local_optimizer_state
-        # its function for full values fails where the last process's share is padded
-        share = getter(parameter, *arguments)
-        padded = value.new_zeros(share.numel() * processes.world_size())
-        padded[: value.numel()] = value.flatten()
-        own = padded[share.numel() * processes.rank() :][: share.numel()]
-        setter(parameter, own.to(share.device).view_as(share), *arguments)
+        padded = torch.zeros_like(local)
+        padded[: len(values)] = values
+        if entry == MASTER:
+            self.deepspeed.utils.safe_set_local_fp32_param(parameter, padded)
+        else:
+            self.deepspeed.utils.safe_set_local_optimizer_state(parameter, padded, entry)
 
     def _gathered(self, parameter: nn.Parameter) -> Any:
         if self.stage < 3:

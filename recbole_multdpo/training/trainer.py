@@ -26,9 +26,9 @@ from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import (
+    check_checkpoint,
     load_checkpoint,
     load_trainable_tensors,
-    optimizer_state,
     remove_old_steps,
     save_checkpoint,
     step_folder,
@@ -46,6 +46,7 @@ from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.negative_draw import draw_negatives
+from recbole_multdpo.training.optimizer_state import check_tensors
 from recbole_multdpo.training.step import NotFinite, OutOfMemory, Stage, TrainingStep
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
@@ -394,9 +395,7 @@ class SetwiseTrainer(Trainer):
         if epoch < 0 and self.best_folder.exists():
             return  # RecBole's call for a stage without epochs left: `best` exists
         weights = self.engine.weights()
-        processes.broadcast_from_main(
-            lambda: save_checkpoint(self.best_folder, weights, self._state())
-        )
+        save_checkpoint(self.best_folder, weights, self._state())
         if self.eval_step == 0 and epoch >= 0:
             self._save_epoch()
 
@@ -421,10 +420,14 @@ class SetwiseTrainer(Trainer):
         assert self.schedule is not None
         weights = self.engine.weights()
         # before its first step, a resumed run has not passed its state to the engine
+        if self.resumed_optimizer:
+            self.resumed_optimizer = self.engine.own_part(self.resumed_optimizer)
         tensors = dict(self.resumed_optimizer or self.engine.optimizer_state())
         for rank, random in enumerate(processes.all_gather(random_state(self.device))):
-            tensors |= {f"{RANDOM}{rank}.{name}": value for name, value in random.items()}
-        if self.drawn_negatives is not None and self.position.batch:
+            if rank == processes.rank() or not self.engine.sharded:
+                tensors |= {f"{RANDOM}{rank}.{name}": value for name, value in random.items()}
+        is_main = processes.is_main_process()
+        if self.drawn_negatives is not None and self.position.batch and is_main:
             drawn = self.drawn_negatives.state()
             tensors |= {NEGATIVES + name: value for name, value in drawn.items()}
         schedule = {
@@ -432,8 +435,12 @@ class SetwiseTrainer(Trainer):
             for key, value in self.schedule.state_dict().items()
             if isinstance(value, (int, float, list))
         }
-        state = {**self._state(), "schedule": schedule}
-        processes.broadcast_from_main(lambda: self._write_step(weights, state, tensors))
+        logs = processes.broadcast_from_main(self._flush_logs)
+        state = {**self._state(), "schedule": schedule, "logs": logs}
+        folder = step_folder(self.folder, self.global_step)
+        save_checkpoint(folder, weights, state, tensors, sharded=self.engine.sharded)
+        if is_main:
+            remove_old_steps(self.folder, self.global_step, self.settings.save_total_limit)
         self._save_reference_cache()
 
     def _save_reference_cache(self) -> None:
@@ -441,13 +448,10 @@ class SetwiseTrainer(Trainer):
         if self.model.reference_cache is not None:
             self.model.reference_cache.save()
 
-    def _write_step(
-        self, weights: dict[str, Tensor], state: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> None:
+    def _flush_logs(self) -> dict[str, int]:
+        """Sizes of the logs, to which a resumed run cuts them."""
         self.tensorboard.flush()
-        state["logs"] = log_sizes(self.run_folder)
-        save_checkpoint(step_folder(self.folder, self.global_step), weights, state, tensors)
-        remove_old_steps(self.folder, self.global_step, self.settings.save_total_limit)
+        return log_sizes(self.run_folder)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Continue after the step of a `step-<n>` checkpoint of this stage.
@@ -456,7 +460,8 @@ class SetwiseTrainer(Trainer):
             CheckpointError: the checkpoint is damaged, of another stage or of another model.
         """
         folder = Path(resume_file)
-        model, state, tensors = load_checkpoint(folder)
+        checked = processes.broadcast_from_main(lambda: check_checkpoint(folder))
+        model, state, tensors = load_checkpoint(folder, checked)
         if state.get("stage") != self.stage.name or tensors is None:
             raise CheckpointError(
                 f"{folder} cannot be resumed: it is of the stage {state.get('stage')!r}"
@@ -473,7 +478,7 @@ class SetwiseTrainer(Trainer):
             _taken(tensors, RANDOM)  # of other ranks
             self.resumed_negatives = _taken(tensors, NEGATIVES)
             load_trainable_tensors(self.model.lm, model, folder)
-            optimizer_state(self.optimizer, tensors)  # only a check: the engine is made later
+            check_tensors(self.optimizer, tensors)  # the engine is made later
             self.resumed_optimizer = tensors
             if random:  # else there are more processes than before
                 restore_random_state(random, self.device)

@@ -48,7 +48,7 @@ KINDS = {
 WRITES: list[tuple[Any, str]] = [
     (checkpoint, "save_file"),
     (checkpoint, "_checksum"),
-    (atomic, "_sync"),
+    (atomic, "sync"),
     (Path, "rename"),
     (Path, "write_text"),
     (os, "replace"),

@@ -16,12 +16,11 @@ from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runs import checkpoint as checkpoint_module
 from recbole_multdpo.runs.checkpoint import (
     load_checkpoint,
-    load_optimizer_tensors,
     load_trainable_tensors,
-    optimizer_tensors,
     save_checkpoint,
     trainable_tensors,
 )
+from recbole_multdpo.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 STATE = {"stage": "sft", "epoch": 3, "best_valid_score": float("-inf"), "best_valid_result": None}
 
