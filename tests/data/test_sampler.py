@@ -356,7 +356,7 @@ ITEMS = user_items(
 N_ITEMS = 40
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_sampler(tokenizer):
     prompts = PromptBuilder(
         tokenizer,
@@ -447,25 +447,8 @@ def test_the_one_positive_is_any_target(make_sampler):
 
 @settings(max_examples=25)
 @given(st.permutations([0, 1, 2]), st.integers(0, 50), st.sampled_from(["random", "temporal"]))
-def test_examples_do_not_depend_on_the_batch(tokenizer, order, epoch, mode):
-    prompts = PromptBuilder(
-        tokenizer,
-        ["[PAD]", *(f"title {i}" for i in range(1, N_ITEMS))],
-        PromptFrame("Seen:", "\n-", "\nNext:", " "),
-        max_history=3,
-        max_prompt_tokens=1000,
-    )
-    sampler = SetwiseSampler(
-        ITEMS,
-        prompts,
-        NegativeSampler(ITEMS, N_ITEMS),
-        seed=9,
-        history_split=mode,
-        target_share=0.5,
-        max_targets=3,
-        n_negatives=5,
-        one_positive=False,
-    )
+def test_examples_do_not_depend_on_the_batch(make_sampler, order, epoch, mode):
+    sampler = make_sampler(seed=9, history_split=mode)
     batch = sampler.sample(np.array(order), epoch)
     for row, user in enumerate(order):
         alone = sampler.sample(np.array([user]), epoch)
