@@ -91,7 +91,7 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
     model = model.to(options.device).eval()
     users = torch.from_numpy(model.histories.counts).nonzero()[:, 0]
     users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:N_USERS]]
-    prompts = model.user_prompts(users)
+    prompts = model.user_prompts(users, model.histories)
     titles = [generated.split_year(title)[0] for title in generated.real_titles(options.titles)]
     prefix = model.prompts.frame.item_prefix
     searches, costs, tries = {}, {}, {}

@@ -76,6 +76,7 @@ def compare(
     """Rows of one data set: an untrained model, then a trained one."""
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.model.llmrec import LLMRec
+    from recbole_multdpo.ranking import make_ranker
     from recbole_multdpo.runs.load import load_dataset, split_dataset
     from recbole_multdpo.settings.config import load_config
     from recbole_multdpo.training.stages import fit_stage, train_loader
@@ -107,7 +108,7 @@ def compare(
     if not (options.run and dataset == "ml-100k"):
         rows = untrained(dataset, model, users, timer, options)
         stage = Stage("sft", options.epochs, model.settings.sft_learning_rate, 0)
-        trainer = SetwiseTrainer(config, model, stage, folder)
+        trainer = SetwiseTrainer(config, model, stage, folder, make_ranker(model, model.histories))
         loader = train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
         torch.set_num_threads(os.cpu_count() or 1)  # only what is timed keeps to --threads
         fit_stage(trainer, loader, None)
@@ -120,7 +121,7 @@ class Users:
     """Prompts, excluded and test items of some users, in batches of `rank_batch_users`."""
 
     def __init__(self, model, users: Tensor, test) -> None:  # type: ignore[no-untyped-def]
-        self.prompts = model.user_prompts(users)
+        self.prompts = model.user_prompts(users, model.histories)
         shape = (len(users), test.item_num)
         self.excluded = torch.zeros(shape, dtype=torch.bool, device=model.device)
         for row, user in enumerate(users.tolist()):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from logging import getLogger
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
@@ -15,17 +17,15 @@ from recbole.utils import init_seed
 from safetensors import SafetensorError
 from torch import nn
 
-from recbole_multdpo.classical.assistant import (
-    CURVE_FILE,
-    choose_weight,
-    make_assistant,
-    write_curve,
-)
+from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import explained, prepare_classical
 from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.errors import ConfigError, MultDPOError, TrainingError
+from recbole_multdpo.ranking import make_ranker
+from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
+from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
     data_fingerprints,
@@ -48,7 +48,7 @@ from recbole_multdpo.runs.resume import (
 )
 from recbole_multdpo.runs.unchanged import check_folder
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.durable_files import is_write_failure
+from recbole_multdpo.runtime.durable_files import is_write_failure, write_atomically
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config, load_config
@@ -180,6 +180,7 @@ def _run_llmrec(
         runner.check_point()
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
     model = runner.make_model(parts[0])  # first, as a backbone may be refused
+    ranker = make_ranker(model, model.histories)
     assistant = None
     if config.assistant is not None:
         with clock.stage("assistant"):
@@ -187,38 +188,35 @@ def _run_llmrec(
             own = folder.checkpoints_dir / "assistant"
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
     stages = _stages(config, settings)
-    trainer = runner.train(model, parts[0], quick_valid, stages)
+    trainer = runner.train(ranker, parts[0], quick_valid, stages)
 
     init_seed(config["seed"], config["reproducibility"])  # the same whether resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
+    ranker = replace(ranker, assistant=assistant)
     with clock.stage("tune"):
-        model.assistant = assistant
-        chosen = model.tune_ranking(partial(_validation_score, trainer, quick_valid))
+        ranker, chosen = ranker.tune(partial(_validation_score, trainer, quick_valid))
     with clock.stage("valid"):
-        valid_result, fusion = _validate(trainer, valid)
+        ranker, valid_result, fusion = _validate(trainer, ranker, valid)
     refitted = {}
     if config["test_information"] == "refit" and len(parts[1]):
         stages = [runner.refit(stage, model) for stage in stages]
-        ranking = model.ranking_choices()
+        choices = ranker.choices
         refitted = {"refit_epochs": {stage.kind: stage.epochs for stage in stages}}
-        del trainer, model  # one model at a time
+        del trainer, ranker, model  # one model at a time
         everything = train_and_valid(parts)
         model = runner.make_model(parts[0], everything)
-        trainer = runner.train(model, everything, None, stages)
-        model.take_ranking_choices(ranking)
+        ranker = replace(make_ranker(model, model.histories), assistant=assistant, **choices)
+        trainer = runner.train(ranker, everything, None, stages)
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=everything))
-    model.histories = known_at_test(config, parts)
-    model.assistant = None if assistant is None else assistant.at_test()
-    if not model.ranks_by_base:
+    ranker = ranker.for_test(known_at_test(config, parts))
+    if not ranker.reads_base:
         # before the test, so that it ranks by the weights that are kept, rounded as they are;
         # plain transformers loads them: the adapter alone would need the SFT weights
         model.merge_adapter()
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
         init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates
-        test_result = trainer.evaluate(
-            test, load_best_model=False, show_progress=config["show_progress"]
-        )
+        test_result = trainer.evaluate_ranker(ranker, test, config["show_progress"])
         per_user = folder.path / FILE_NAME
         processes.broadcast_from_main(
             lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
@@ -256,51 +254,34 @@ def _stages(config: Config, settings: LLMRecSettings) -> list[Stage]:
 
 
 def _validate(
-    trainer: SetwiseTrainer, valid: AbstractDataLoader
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Validation metrics; where an assistant has weights, those of the best, which the model keeps.
+    trainer: SetwiseTrainer, ranker: Ranker, valid: AbstractDataLoader
+) -> tuple[Ranker, dict[str, float], dict[str, Any]]:
+    """Validation metrics; where an assistant has weights, those of the best.
 
     Returns:
-        The metrics, {} without a validation part; and what `result.json` says about the assistant.
+        The ranker with that weight; the metrics, {} without a validation part; and what
+        `result.json` says about the assistant.
     """
     if not valid:
         getLogger().warning("the validation part is empty: the weights are those of the last epoch")
-        return {}, {}
-    config, model = trainer.config, trainer.model
-
-    def metrics_with(weight: float) -> dict[str, float]:
-        model.assistant_weight = weight
-        found = trainer.evaluate(
-            valid, load_best_model=False, show_progress=config["show_progress"]
-        )
-        return dict(found)
-
-    described: dict[str, Any] = {}
-    if model.assistant is not None:
-        described = {
-            "model": model.assistant.name,
-            "settings": model.settings.assistant_settings,
-            "valid_result": model.assistant.valid_result,
-        }
-    if not model.settings.assistant_weights:
-        return metrics_with(0.0), {"assistant": described} if described else {}
-    weight, curve = choose_weight(
-        model.settings.assistant_weights,
-        metrics_with,
-        config["valid_metric"].lower(),
-        config["valid_metric_bigger"],
+        return ranker, {}, {}
+    config = trainer.config
+    ranker, found, described = validate(
+        ranker,
+        lambda tried: dict(trainer.evaluate_ranker(tried, valid, config["show_progress"])),
+        trainer.valid_metric,
+        trainer.valid_metric_bigger,
     )
-    model.assistant_weight = weight
-    processes.broadcast_from_main(lambda: write_curve(trainer.run_folder / CURVE_FILE, curve))
-    chosen = next(point for point in curve if point["weight"] == weight)
-    fusion = {"assistant": {**described, "weight": weight, "curve": curve}}
-    return {k: v for k, v in chosen.items() if k != "weight"}, fusion
+    if "curve" in described:
+        curve = pd.DataFrame(described["curve"]).to_csv(index=False)
+        file = trainer.run_folder / CURVE_FILE
+        processes.broadcast_from_main(lambda: write_atomically(file, curve))
+    return ranker, found, {"assistant": described} if described else {}
 
 
-def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader) -> float:
-    """`valid_metric` of the model as it is, with the sign that makes larger values better."""
-    result = trainer.evaluate(valid, load_best_model=False)
-    score = float(result[trainer.valid_metric])
+def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader, ranker: Ranker) -> float:
+    """`valid_metric` of a ranker, with the sign that makes larger values better."""
+    score = float(trainer.evaluate_ranker(ranker, valid)[trainer.valid_metric])
     return score if trainer.valid_metric_bigger else -score
 
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from recbole.data.dataset import Dataset
@@ -35,7 +33,6 @@ from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomicall
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
 
-CURVE_FILE = "assistant_weights.csv"
 USERS_AT_ONCE = 256
 # settings that change neither the assistant's data nor its weights
 _NOT_IN_KEY = frozenset(
@@ -268,34 +265,3 @@ def _random_state_restored() -> Iterator[None]:
         yield
     np.random.set_state(numpy_state)
     random.setstate(python_state)
-
-
-def choose_weight(
-    weights: Sequence[float],
-    evaluate: Callable[[float], dict[str, float]],
-    metric: str,
-    larger_is_better: bool,
-) -> tuple[float, list[dict[str, float]]]:
-    """Pick the weight with the best validation metric; the smallest one on ties.
-
-    Args:
-        weights: the weights to try.
-        evaluate: gives the validation metrics for a weight.
-        metric: name of the metric to optimise, such as `ndcg@10`.
-        larger_is_better: False for a metric to minimise.
-
-    Returns:
-        The weight, and the curve: `weight` and the metrics of each, by ascending weight.
-    """
-    curve = []
-    for weight in sorted(set(weights)):
-        curve.append({"weight": weight, **evaluate(weight)})
-        getLogger().info(f"assistant_weight={weight:g}: {metric} {curve[-1][metric]:.4f}")
-    sign = 1 if larger_is_better else -1
-    best = max(curve, key=lambda point: sign * point[metric])  # max takes the first on ties
-    return best["weight"], curve
-
-
-def write_curve(path: Path, curve: Sequence[dict[str, Any]]) -> None:
-    """Write the curve as CSV, one row per weight."""
-    write_atomically(path, pd.DataFrame(curve).to_csv(index=False))

@@ -8,12 +8,12 @@ then preference training against the frozen result of the first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.item_tokens import encode_items
 from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame, prompt_frame
 from recbole_multdpo.data.prompt_file import StoredPrompt
-from recbole_multdpo.data.user_items import ranking_histories
+from recbole_multdpo.data.user_items import UserItems, ranking_histories
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.losses.batch import POSITIVE_LEVEL, Prompts, SetwiseBatch
@@ -52,9 +52,7 @@ from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.probe import Trial
 from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
-from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import (
     packed_logps,
@@ -63,12 +61,8 @@ from recbole_multdpo.scoring.packed import (
 )
 from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logps_with_prompt
 from recbole_multdpo.scoring.parts import OwnHead, parts_of
-from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.scoring.trie_scores import trie_scores
 from recbole_multdpo.scoring.windows import LayerKinds
-
-if TYPE_CHECKING:
-    from recbole_multdpo.classical.assistant import Assistant
 
 PREFERENCE_ADAPTER_SEED = 1  # added to the run's seed: the second adapter must not repeat the first
 
@@ -174,9 +168,6 @@ class LLMRec(GeneralRecommender):
         )
         self.reference: nn.Module | None = None
         self.reference_cache: ReferenceCache | None = None
-        # ranking takes them into account once they are set; training never does
-        self.assistant: Assistant | None = None
-        self.assistant_weight = 0.0
 
     def fit_to(self, train: LLMRecDataset) -> None:
         """Take other rows for the training part, those of the validation part too, before training.
@@ -231,7 +222,9 @@ class LLMRec(GeneralRecommender):
             prompt_tokens = max(min(prompt_tokens, self._positions - item_tokens), 1)
         terminator = self.tokenizer.eos_token_id
         tokens = set(self.catalogue.items.ids[self._is_item_token()].tolist()) - {terminator}
-        used = {"scorer": settings.scorer, **self._ranker()}
+        used: dict[str, Any] = {"scorer": settings.scorer}
+        if settings.search is not None:
+            used["ranker"] = settings.search
         if self.uses_lora:
             targets = settings.lora_target_modules
             used["lora_target_modules"] = targets if isinstance(targets, str) else list(targets)
@@ -242,7 +235,7 @@ class LLMRec(GeneralRecommender):
                 item_tokens=item_tokens,
                 tokens=sorted(tokens) or [terminator],
                 terminator=terminator,
-                methods=methods_of(settings.scorer, used.get("ranker")),
+                methods=methods_of(settings.scorer, settings.search),
             ),
             shortest_prompt=self.prompts.longest(1),
             settings=used,
@@ -255,10 +248,6 @@ class LLMRec(GeneralRecommender):
             torch.arange(self.catalogue.items.ids.shape[1])
             < self.catalogue.items.lengths.cpu()[:, None]
         )
-
-    def _ranker(self) -> dict[str, str]:
-        """The setting `ranker`; {} for a model that does not rank by log-probabilities."""
-        return {"ranker": self.settings.ranker}
 
     def _placed(self, prompts: Prompts) -> Prompts:
         """Prompts on the model's device; the LM is probed before it sees longer ones than ever."""
@@ -507,7 +496,7 @@ class LLMRec(GeneralRecommender):
         """Mean loss over the batch's examples (RecBole's hook), a scalar in nats."""
         return self.step(interaction, self.batch_kl(interaction)).losses.mean()
 
-    # ---- scoring and ranking ----
+    # ---- scoring ----
 
     @property
     def is_scored_specially(self) -> bool:
@@ -520,23 +509,23 @@ class LLMRec(GeneralRecommender):
             parts_of(lm).head, OwnHead
         )
 
-    def user_prompts(self, user_ids: Tensor) -> Prompts:
-        """Prompts of users from their known items or their conversations, on the model's device."""
+    def user_prompts(self, user_ids: Tensor, histories: UserItems) -> Prompts:
+        """Prompts of users from their conversations or these histories, on the model's device."""
         if self.conversations is not None:
             said = [self.conversations.of(user) for user in user_ids.tolist()]
             return self._placed(self.prompts.build(said))
-        return self.history_prompts(self.shown_histories(user_ids.cpu().numpy()))
+        return self.history_prompts(self.shown_histories(user_ids.cpu().numpy(), histories))
 
-    def shown_histories(self, users: np.ndarray) -> list[np.ndarray]:
+    def shown_histories(self, users: np.ndarray, histories: UserItems) -> list[np.ndarray]:
         """The items that the users' prompts show, if `max_prompt_tokens` allows, per user [B]."""
-        histories = ranking_histories(
-            self.histories,
+        shown = ranking_histories(
+            histories,
             users,
             seed=self.seed,
             mode=self.settings.history_split,
             max_history=self.settings.ranking_history,
         )
-        return [self.prompts.kept(items, self.settings.ranking_history) for items in histories]
+        return [self.prompts.kept(items, self.settings.ranking_history) for items in shown]
 
     def history_prompts(self, histories: Sequence[np.ndarray]) -> Prompts:
         """Prompts that show these item ids, the latest last; as `user_prompts`."""
@@ -590,123 +579,38 @@ class LLMRec(GeneralRecommender):
         scores[:, 0] = -torch.inf
         return scores
 
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Scores of (user, item) pairs with the assistant's, [n_pairs], nats (RecBole's hook)."""
-        users, row = torch.unique(interaction[self.USER_ID].to(self.device), return_inverse=True)
-        items = interaction[self.ITEM_ID].to(self.device)
+    def score_pairs(self, prompts: Prompts, row: Tensor, items: Tensor) -> Tensor:
+        """log pi of `items`, long [n], each after the prompt of its `row`, long [n]: [n], nats.
+
+        Every one of the B prompts has an item.
+        """
         order = row.argsort(stable=True)
-        counts = torch.bincount(row, minlength=len(users))
+        counts = torch.bincount(row, minlength=len(prompts))
         column = torch.empty_like(row)
         column[order] = torch.arange(len(row), device=row.device) - torch.repeat_interleave(
             counts.cumsum(0) - counts, counts
         )
-        candidates = torch.zeros(len(users), int(counts.max()), dtype=torch.long, device=row.device)
+        shape = len(prompts), int(counts.max())
+        candidates = torch.zeros(shape, dtype=torch.long, device=row.device)
         candidates[row, column] = items
-        scores = self.score(self.user_prompts(users), candidates)[row, column]
-        item_bias = self.item_bias(users)
-        return scores if item_bias is None else scores + item_bias[row, items]
+        return self.score(prompts, candidates)[row, column]
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """RecBole's hook: log pi of (user, item) pairs after prompts of training items, [n], nats.
+
+        A run ranks by a `ranking.Ranker`, with the histories and the assistant that it is given.
+        """
+        users, row = torch.unique(interaction[self.USER_ID].to(self.device), return_inverse=True)
+        items = interaction[self.ITEM_ID].to(self.device)
+        return self.score_pairs(self.user_prompts(users, self.histories), row, items)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of the whole catalogue, [n_users * n_items], nats, -inf for [PAD]: RecBole's hook.
-
-        With the assistant's. This runs every item through the model. Ranking goes through `topk`,
-        which does not.
-        """
-        users = interaction[self.USER_ID]
-        every_item = torch.arange(self.n_items, device=self.device).expand(len(users), -1)
-        scores = self.score(self.user_prompts(users), every_item)
-        item_bias = self.item_bias(users.to(self.device))
-        if item_bias is not None:
-            scores = scores + item_bias
+        """RecBole's hook: `predict` of the whole catalogue, [n_users * n_items], -inf for [PAD]."""
+        prompts = self.user_prompts(interaction[self.USER_ID], self.histories)
+        every_item = torch.arange(self.n_items, device=self.device).expand(len(prompts), -1)
+        scores = self.score(prompts, every_item)
         scores[:, 0] = -np.inf
         return scores.flatten()
-
-    def item_bias(self, user_ids: Tensor) -> Tensor | None:
-        """What the assistant adds to the log-probability of each item.
-
-        Args:
-            user_ids: long [B], on the model's device.
-
-        Returns:
-            `assistant_weight` times the log-softmax of its scores, [B, n_items], nats; None where
-            there is nothing to add.
-        """
-        if self.assistant is None or self.assistant_weight == 0:
-            return None
-        return self.assistant_weight * self.assistant.log_probs(user_ids)
-
-    def tune_ranking(self, validate: Callable[[], float]) -> dict[str, Any]:
-        """Choose on the validation part what only the ranking depends on; LLMRec has nothing.
-
-        Called once, after training.
-
-        Args:
-            validate: ranks the validation part with the model as it is and returns its
-                `valid_metric`; the larger the better.
-
-        Returns:
-            For `result.json`: what was chosen, and the metric of all that was tried.
-        """
-        return {}
-
-    @property
-    def ranks_by_base(self) -> bool:
-        """Whether ranking needs the model without its adapter too."""
-        return False
-
-    def ranking_choices(self) -> dict[str, Any]:
-        """What was chosen on the validation part, for a model that is fitted anew."""
-        return {"assistant_weight": self.assistant_weight}
-
-    def take_ranking_choices(self, choices: Mapping[str, Any]) -> None:
-        """Rank by the `ranking_choices` of another model."""
-        for name, value in choices.items():
-            setattr(self, name, value)
-
-    def restore_ranking(self, result: Mapping[str, Any]) -> None:
-        """Take over what `tune_ranking` chose in a finished run, from its `result.json`."""
-
-    def topk(
-        self,
-        user_ids: Tensor,
-        excluded: Tensor | None,
-        k: int,
-        targets: Tensor | None = None,
-    ) -> TopK:
-        """The k best items of every user over the full catalogue, exactly.
-
-        By log-probability, and by the assistant where there is one.
-
-        Args:
-            user_ids: long [B].
-            excluded: bool [B, n_items], items that must not rank, or None.
-            k: list length.
-            targets: long [B, T], 0 is padding: only the places of these items need to be exact, see
-                `TrieSearch.set_targets`. None for exact lists.
-
-        Returns:
-            Items and scores [B, k]; equal scores are ordered by ascending item id.
-        """
-        item_bias = self.item_bias(user_ids.to(self.device))
-        return self.rank(self.user_prompts(user_ids), excluded, k, targets, item_bias)
-
-    def rank(
-        self,
-        prompts: Prompts,
-        excluded: Tensor | None,
-        k: int,
-        targets: Tensor | None = None,
-        item_bias: Tensor | None = None,
-    ) -> TopK:
-        """`topk` for B prompts, and what is added to each item's score, [B, n_items], nats."""
-        if self.settings.ranker == "exhaustive":
-            return exhaustive_topk(
-                self.score, prompts, excluded, k, n_items=self.n_items, item_bias=item_bias
-            )
-        search = TrieSearch(self.lm, self.catalogue, prompts, excluded, k, item_bias=item_bias)
-        if targets is not None:
-            search.set_targets(targets)
-        return search.run(expand_per_step=self.settings.expand_per_step)
 
 
 def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:

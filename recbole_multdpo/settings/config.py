@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ from recbole_multdpo.settings.information import (
 from recbole_multdpo.settings.language_models import (
     LANGUAGE_MODELS,
     LLMREC,
-    language_model_class,
     owners,
 )
 from recbole_multdpo.settings.llmrec import LLMRecSettings
@@ -154,7 +154,7 @@ class Config(RecBoleConfig):
         if model in LANGUAGE_MODELS:
             self._layers = _with_assistant_settings(self._layers)
         self._check_keys(model, model_class)
-        super().__init__(model=model_class, dataset=dataset)
+        super().__init__(model=model, dataset=dataset)
         self._resolved = self._resolve()
         if self.settings is not None and self.settings.assistant is not None:
             self.assistant = _assistant_config(self.settings, self._resolved)
@@ -169,6 +169,10 @@ class Config(RecBoleConfig):
         return deepcopy(self._resolved)
 
     # What RecBole's constructor calls, in this order.
+
+    def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
+        """RecBole's, but that a baseline keeps its own name: its class is LLMRec."""
+        return model, _model_class(model), dataset
 
     def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
@@ -696,7 +700,8 @@ def recbole_models() -> frozenset[str]:
 
 def _model_class(name: str) -> type:
     if name in LANGUAGE_MODELS:
-        return language_model_class(name)
+        llmrec: type = import_module("recbole_multdpo.model.llmrec").LLMRec  # takes seconds
+        return llmrec
     if name not in recbole_models():
         known = [*LANGUAGE_MODELS, *sorted(recbole_models())]
         hint = nearest(name, known) or f"; there are {', '.join(known)}"

@@ -1,13 +1,11 @@
 """Which models are language models: LLMRec, and baselines that share its data and its training.
 
-A baseline differs in how it ranks. It has three things, named after it as RecBole names its files:
+A baseline differs in how it ranks. It has three things:
 
-- the class in `model/<name in lower case>.py`, derived from LLMRec;
 - its settings, a class derived from LLMRec's, with the fields that only the baseline has;
-- `properties/model/<name>.yaml`, read after LLMRec's file: those fields, and defaults that differ.
+- `properties/model/<name>.yaml`, read after LLMRec's file: those fields, and defaults that differ;
+- its ranker in `ranking/`, with an entry in `ranking.RANKERS`.
 """
-
-from importlib import import_module
 
 from recbole_multdpo.settings.llmrec import BIGRecSettings, D3Settings, LLMRecSettings
 
@@ -17,12 +15,6 @@ LANGUAGE_MODELS: dict[str, type[LLMRecSettings]] = {
     "BIGRec": BIGRecSettings,
     "D3": D3Settings,
 }
-
-
-def language_model_class(name: str) -> type:
-    """The class of a model in `LANGUAGE_MODELS`; importing it takes seconds."""
-    model_class: type = getattr(import_module(f"recbole_multdpo.model.{name.lower()}"), name)
-    return model_class
 
 
 def owners(keys: set[str] | frozenset[str]) -> str:

@@ -227,6 +227,11 @@ class LLMRecSettings(BaseModel):
         return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
 
     @property
+    def search(self) -> str | None:
+        """The search that ranks by log-probabilities; None where something else ranks."""
+        return self.ranker
+
+    @property
     def ranks_by_validation(self) -> bool:
         """Whether the ranking has something that only the validation part can decide."""
         return self.assistant is not None
@@ -272,6 +277,11 @@ class BIGRecSettings(LLMRecSettings):
     def assistant_weights(self) -> tuple[float, ...]:
         """No values: the scores weigh the distances, and `grounding_gamma` says how strongly."""
         return ()
+
+    @property
+    def search(self) -> None:
+        """None: transformers generates the texts that items are compared with."""
+        return None
 
     @property
     def ranks_by_validation(self) -> bool:

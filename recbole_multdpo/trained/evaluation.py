@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,9 +173,9 @@ def _test_language_model(
     parts = _with_test_of(base, config, run.parts)
     check_cutoffs(config, run.dataset)
     *_, test = evaluation_loaders(config, run.dataset, parts)
-    run.model.histories = known_at_test(config, parts)
+    ranker = replace(run.ranker, histories=known_at_test(config, parts))
     stage = Stage("evaluation", epochs=0, learning_rate=1.0, eval_step=0)
-    trainer = SetwiseTrainer(config, run.model, stage, scratch)
+    trainer = SetwiseTrainer(config, run.model, stage, scratch, ranker)
     fitted = fitted_part(config[KEY], parts)
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=fitted))
     return _tested(trainer, config, test), parts[2]

@@ -204,7 +204,7 @@ class Recommender:
         if self.run.on_conversations:
             shown = [dataset.conversations.mentioned.history(user) for user in found]
         elif self._is_lm:
-            shown = self.run.model.shown_histories(found)
+            shown = self.run.ranker.shown_histories(found)
         else:
             shown = [self._shown.history(user) for user in found]
         return [
@@ -276,7 +276,7 @@ class Recommender:
             excluded[row, torch.from_numpy(query.excluded)] = True
         excluded = excluded.to(self.run.config["device"])
         if self._is_lm:
-            return self.run.model.rank(self.prompts(queries), excluded, k)
+            return self.run.ranker.rank(self.prompts(queries), excluded, k)
         users = [query.user for query in queries]
         if users[0] is None and self.run.result["model"] not in USER_FREE:
             scores = self._scores_of_rows([query.shown for query in queries])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_pro
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.model.backbone_check import InexactBackbone
+from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
 from recbole_multdpo.runs.load import known_at_test, load_parts
 from recbole_multdpo.runs.unchanged import (
@@ -49,6 +50,7 @@ class TrainedRun:
         model: in eval mode with the final weights; a language model such as `LLMRec`, or one of
             RecBole's.
         titles: one text per inner item id, entry 0 is [PAD].
+        ranker: ranks as the run's test did; None for a model of RecBole.
         changed: the parts of the data that have changed since the run; see `fingerprints.NAMES`.
     """
 
@@ -59,6 +61,7 @@ class TrainedRun:
     parts: list[Any]
     model: Any
     titles: list[str]
+    ranker: Any
     changed: tuple[str, ...] = ()
 
     @property
@@ -133,6 +136,7 @@ def load_run(
     )
     dataset, parts = load_parts(config)
     different = changed_data(folder, result, dataset, parts)
+    ranker: Any = None
     if config.settings is not None:
         try:
             model: Any = config.model_class(config, parts[0], prompt_of(folder))
@@ -142,16 +146,16 @@ def load_run(
             ) from error
         check_prompt(folder, result, model.prompt.fingerprint)
         model.fit_to(fitted_part(config[KEY], parts))
-        model.histories = known_at_test(config, parts)
-        model.restore_ranking(result)
+        ranker = make_ranker(model, model.histories).restore(result)
         if config.assistant is not None and scratch is not None:
-            model.assistant = _assistant(config, dataset, parts, folder, result, scratch)
-            model.assistant_weight = float(result["assistant"].get("weight", 0.0))
+            assistant = _assistant(config, dataset, parts, folder, result, scratch)
+            ranker = replace(ranker, assistant=assistant)
         elif config.assistant is not None:
             getLogger().warning(
                 f"the run ranked together with {config.assistant['model']}, which is not loaded: "
                 "what follows is ranked by the language model alone."
             )
+        ranker = ranker.for_test(known_at_test(config, parts)).prepared()
         titles = dataset.item_texts
     else:
         check_numbering(folder, different)
@@ -164,7 +168,7 @@ def load_run(
         load_weights(model, folder / "model")
         if config[KEY] == "train_valid":
             show_longer_rows(model, config, questions, fitted, train_and_valid(parts))
-    return TrainedRun(folder, config, result, dataset, parts, model, titles, different)
+    return TrainedRun(folder, config, result, dataset, parts, model, titles, ranker, different)
 
 
 def _assistant(
@@ -175,7 +179,11 @@ def _assistant(
     result: Mapping[str, Any],
     scratch: Path,
 ) -> Assistant:
-    """The run's assistant with its test scores."""
+    """The run's assistant.
+
+    Raises:
+        DataError: it is not the one that the run had.
+    """
     settings = config.settings
     assert settings is not None and config.assistant is not None
     cache_dir = cache_folder(settings, folder) if settings.sft_cache else None
@@ -188,7 +196,7 @@ def _assistant(
             f"validation figures are {found.valid_result}, and were "
             f"{tested}. Run the run's command again."
         )
-    return found.at_test()
+    return found
 
 
 def result_of(folder: Path, needed: Sequence[str] = ()) -> dict[str, Any]:

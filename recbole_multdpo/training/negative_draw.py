@@ -21,6 +21,7 @@ from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking.exact import exact_topk
 from recbole_multdpo.runtime import processes
 
 
@@ -109,7 +110,7 @@ def _pool(
         return torch.from_numpy(drawn).to(model.device)
     if settings.negative_pool == "ranker":
         known = negatives.known_mask(users)
-        return model.rank(prompts, torch.from_numpy(known).to(model.device), size).items
+        return exact_topk(model, prompts, torch.from_numpy(known).to(model.device), size).items
     return None
 
 

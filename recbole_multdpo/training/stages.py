@@ -24,6 +24,7 @@ from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runs.fingerprints import (
     BACKBONE,
@@ -138,7 +139,7 @@ class StageRunner:
 
     def train(
         self,
-        model: LLMRec,
+        ranker: Ranker,
         train: LLMRecDataset,
         valid: AbstractDataLoader | None,
         stages: Sequence[Stage],
@@ -146,18 +147,18 @@ class StageRunner:
         """Train a model through its stages; returns the trainer of the last one.
 
         Args:
-            model: as `make_model` returns it.
+            ranker: of a model as `make_model` returns it; validates between epochs.
             train: rows that it is trained on.
             valid: loader that chooses the best epoch; None where the number of epochs is chosen
                 already, and validation rows are trained on too.
             stages: supervised fine-tuning, and preference training where there is such a stage.
         """
         with self.clock.stage("backbone"):
-            model = model.to(self.config["device"])
+            model = ranker.model.to(self.config["device"])
             _log_model(model)
         sft, *later = stages
         with self.clock.stage(sft.name):
-            trainer = self._trainer(model, sft)
+            trainer = self._trainer(ranker, sft)
             self._train_sft(trainer, train, valid)
         for stage in later:
             with self.clock.stage(stage.name):
@@ -165,15 +166,21 @@ class StageRunner:
                 if self.settings.reference_cache:
                     cache_dir = cache_folder(self.settings, self.folder.path)
                 model.start_preference_stage(self.settings.loss, cache_dir)
-                trainer = self._trainer(model, stage)
+                trainer = self._trainer(ranker, stage)
                 batch_size = self.config["train_batch_size"]
                 loader = train_loader(self.config, model, train, self.settings.loss, batch_size)
                 fit_stage(trainer, loader, valid, self.point)
         return trainer
 
-    def _trainer(self, model: LLMRec, stage: Stage) -> SetwiseTrainer:
+    def _trainer(self, ranker: Ranker, stage: Stage) -> SetwiseTrainer:
         return SetwiseTrainer(
-            self.config, model, stage, self.folder.path, self.signals, self.fingerprints
+            self.config,
+            ranker.model,
+            stage,
+            self.folder.path,
+            ranker,
+            self.signals,
+            self.fingerprints,
         )
 
     def refit(self, stage: Stage, model: LLMRec) -> Stage:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from recbole.config import Config
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
+from recbole.utils import EvaluatorType
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,6 +27,7 @@ from recbole_multdpo.data.loader import RankingDataLoader, SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.checkpoint import (
     check_checkpoint,
     load_checkpoint,
@@ -80,10 +83,11 @@ class SetwiseTrainer(Trainer):
     """Trains one stage with RecBole's loop, early stopping and evaluator.
 
     Unlike RecBole's, batches are `SetwiseBatch`es, the learning rate is scheduled per step,
-    checkpoints hold no pickled object, and full ranking uses the model's exact top-K. Several
+    checkpoints hold no pickled object, and a ranker is evaluated instead of the model. Several
     processes make the same steps, each with its share of every batch; the main process writes.
 
     Attributes:
+        ranker: evaluated between epochs.
         step: makes the optimizer steps.
         global_step: optimizer steps of the stage so far.
         position: epoch and batch.
@@ -103,6 +107,7 @@ class SetwiseTrainer(Trainer):
         model: LLMRec,
         stage: Stage,
         run_folder: Path,
+        ranker: Ranker,
         signals: SignalHandler | None = None,
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
@@ -113,10 +118,12 @@ class SetwiseTrainer(Trainer):
             model: at the start of the stage, on its device.
             stage: name, length and learning rate.
             run_folder: gets the stage's checkpoints in `checkpoints/<stage>`.
+            ranker: of the model, for the validations between epochs.
             signals: handler whose signals end the run after a step; None: signals are not handled.
             fingerprints: of data, backbone and prompt, for the checkpoints.
         """
         self.stage, self.settings = stage, model.settings
+        self.ranker = self._evaluated = ranker
         super().__init__(config, model)
         self.epochs = stage.epochs
         self.eval_step = min(stage.eval_step, stage.epochs)
@@ -524,12 +531,22 @@ class SetwiseTrainer(Trainer):
     # ---- evaluation ----
 
     def evaluate(self, eval_data, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
-        """RecBole's evaluation, shared by all processes; every rank gets the result.
+        """RecBole's hook, which validates between epochs: `evaluate_ranker` of `ranker`."""
+        return self.evaluate_ranker(self.ranker, eval_data, kwargs.get("show_progress", False))
+
+    def evaluate_ranker(
+        self, ranker: Ranker, eval_data: AbstractDataLoader, show_progress: bool = False
+    ) -> dict[str, float]:
+        """Metrics of a ranker at the present weights, shared by all processes; every rank gets
+        them.
 
         Raises:
             TrainingError: memory runs out.
         """
-        evaluate = partial(super().evaluate, eval_data, *args, **kwargs)
+        self._evaluated = ranker.prepared()
+        evaluate = partial(
+            super().evaluate, eval_data, load_best_model=False, show_progress=show_progress
+        )
         try:
             with self._unsharded_model():
                 if processes.world_size() == 1:
@@ -560,8 +577,24 @@ class SetwiseTrainer(Trainer):
         if self.settings.stop_at_metrics:
             rows = [positive_i[positive_u == row] for row in range(len(users))]
             targets = pad_sequence(rows, batch_first=True).to(self.device)
-        topk = self.model.topk(users, excluded, max(self.config["topk"]), targets)
+        topk = self._evaluated.topk(users, excluded, max(self.config["topk"]), targets)
         return interaction, topk, positive_u, positive_i
+
+    def _neg_sample_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
+        """RecBole 1.2.1's, which would ask the model for the scores."""
+        interaction, rows, positive_u, positive_i = batched_data
+        users, items = (interaction[self.config[f"{kind}_ID_FIELD"]] for kind in ("USER", "ITEM"))
+        parts = zip(
+            users.split(self.test_batch_size), items.split(self.test_batch_size), strict=True
+        )
+        scores = torch.cat(
+            [self._evaluated.pair_scores(*(ids.to(self.device) for ids in part)) for part in parts]
+        )
+        if self.eval_type == EvaluatorType.RANKING:
+            shape = positive_u[-1] + 1, self.tot_item_num
+            of_pairs, scores = scores, torch.full(shape, -torch.inf, device=self.device)
+            scores[rows, items] = of_pairs
+        return interaction, scores, positive_u, positive_i
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The assistant: RecBole's own model and scores, fused, tuned and cached."""
+"""The assistant: RecBole's own model and scores, cached."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from recbole_multdpo.classical.assistant import CURVE_FILE, Assistant, choose_weight, make_assistant
+from recbole_multdpo.classical.assistant import Assistant, make_assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from tests.integration.toy import toy_arguments, toy_model
@@ -85,58 +84,6 @@ def test_the_language_model_is_the_same_with_and_without(data_path: Path, tmp_pa
     with_it = run(toy_arguments(data_path, tmp_path / "with", *dropout, *options))
     for part in ("valid_result", "test_result"):
         assert with_it[part] == without[part]
-
-
-# --------------------------------------------------------------------------------------------------
-# fusion
-
-
-def test_fused_ranking_is_that_of_the_sums(data_path: Path, tmp_path: Path) -> None:
-    config, parts, model = toy_model(data_path, tmp_path, *EASE, "--expand_per_step=2")
-    model.eval()
-    users = parts[1].inter_feat["user_id"].unique()
-    plain = model.topk(users, None, 6)
-    model.assistant = made(config, parts, None, tmp_path)
-    assert model.topk(users, None, 6).items.equal(plain.items)  # the weight is 0
-    model.assistant_weight = 20.0
-    fused = model.topk(users, None, 6)
-    catalogue = torch.arange(model.n_items).expand(len(users), -1)
-    sums = model.score(model.user_prompts(users), catalogue)
-    sums = sums + 20.0 * model.assistant.log_probs(users)
-    best = sums[:, 1:].topk(6)
-    torch.testing.assert_close(fused.scores, best.values, atol=1e-4, rtol=1e-5)
-    assert not fused.items.equal(plain.items)
-    interaction = parts[1].inter_feat[:4]
-    expected = sums[torch.searchsorted(users, interaction["user_id"]), interaction["item_id"]]
-    torch.testing.assert_close(model.predict(interaction), expected, atol=1e-4, rtol=1e-5)
-    dense = model.full_sort_predict({model.USER_ID: users}).view(len(users), -1)
-    torch.testing.assert_close(dense[:, 1:], sums[:, 1:], atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["full", "uni20"])
-def test_the_best_weight_on_validation_is_used(data_path: Path, tmp_path: Path, mode: str) -> None:
-    options = [*EASE, "--loss=sft", "--assistant_weight=[30, 0, 2]"]
-    options += [f"--eval_args={{'mode': {{'valid': '{mode}', 'test': 'full'}}}}"]
-    result = run(toy_arguments(data_path, tmp_path / "run", *options))
-    fusion = result["assistant"]
-    curve = pd.read_csv(tmp_path / "run" / CURVE_FILE).to_dict("records")
-    assert curve == fusion["curve"] and [point["weight"] for point in curve] == [0, 2, 30]
-    best = max(curve, key=lambda point: point["ndcg@5"])
-    assert fusion["weight"] == best["weight"] and fusion["settings"] == {"reg_weight": 10}
-    assert result["valid_result"] == {k: v for k, v in best.items() if k != "weight"}
-    assert len({point["ndcg@5"] for point in curve}) > 1
-    fixed = [f"--assistant_weight={fusion['weight']}" if "weight=[" in o else o for o in options]
-    again = run(toy_arguments(data_path, tmp_path / "again", *fixed))
-    assert again["test_result"] == result["test_result"]
-    slow = run(toy_arguments(data_path, tmp_path / "slow", *fixed, "--ranker=exhaustive"))
-    assert slow["test_result"] == result["test_result"]
-
-
-def test_the_smallest_of_equally_good_weights() -> None:
-    metrics = {0.0: 0.1, 1.0: 0.3, 5.0: 0.3, 9.0: 0.2}
-    weight, curve = choose_weight([9, 5, 1, 0, 1], lambda w: {"m@1": metrics[w]}, "m@1", True)
-    assert weight == 1 and curve == [{"weight": w, "m@1": m} for w, m in metrics.items()]
-    assert choose_weight([1, 9], lambda w: {"m@1": metrics[w]}, "m@1", False)[0] == 9
 
 
 # --------------------------------------------------------------------------------------------------

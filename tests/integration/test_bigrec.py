@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from recbole_multdpo import cli
-from recbole_multdpo.classical.assistant import CURVE_FILE
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.comparison.runs import run_comparison
-from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.ranking.fusion import CURVE_FILE
+from recbole_multdpo.ranking.grounding import GAMMAS, GroundingRanker
 from recbole_multdpo.trained.run import load_run
 from tests.integration.test_conversations import DATA, write_conversations
 from tests.integration.toy import N_ITEMS, N_USERS, toy_arguments, write_toy
@@ -67,8 +67,8 @@ def test_gamma_is_chosen_recorded_and_used(tmp_path: Path, weighted: list[str]) 
     assert list(curve) == list(GAMMAS)
     gamma = chosen["grounding_gamma"]
     assert curve[gamma] == max(curve.values()) == chosen["valid_result"]["ndcg@5"]
-    loaded = load_run(tmp_path / "chosen").model
-    assert isinstance(loaded, BIGRec) and loaded.gamma == gamma and loaded.base_lm is None
+    loaded = load_run(tmp_path / "chosen").ranker
+    assert isinstance(loaded, GroundingRanker) and loaded.gamma == gamma and loaded.base is None
     fixed = run(
         toy_arguments(data_path, tmp_path / "fixed", *weighted, f"--grounding_gamma={gamma}")
     )
@@ -92,9 +92,9 @@ def test_an_assistant_has_gamma_as_its_weight_and_stays_with_its_run(
     assert result["test_result"]["ndcg@5"] > plain["test_result"]["ndcg@5"]
     assert "assistant" not in plain
 
-    loaded = load_run(tmp_path / "run").model
+    loaded = load_run(tmp_path / "run").ranker
     assert "EASE, which is not loaded" in caplog.text
-    users, other = torch.arange(1, N_USERS + 1), load_run(tmp_path / "plain").model
+    users, other = torch.arange(1, N_USERS + 1), load_run(tmp_path / "plain").ranker
     assert torch.equal(loaded.topk(users, None, 5).items, other.topk(users, None, 5).items)
 
 

@@ -14,6 +14,7 @@ from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.load import load_dataset, split_dataset
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.training.sft_cache import sft_key
@@ -117,11 +118,12 @@ def test_a_prompt_depends_on_what_is_said_and_not_on_the_user(tmp_path: Path) ->
     _, parts, model = toy_model(data_path, tmp_path, *DATA)
     tokens = parts[0].field2id_token["user_id"].tolist()
     users = torch.tensor([tokens.index(name) for name in ("train-3", "test-2", "test-1")])
-    topk = model.eval().topk(users, None, 5)
+    ranker = make_ranker(model.eval(), model.histories)
+    topk = ranker.topk(users, None, 5)
     assert topk.items[0].tolist() == topk.items[1].tolist()
     torch.testing.assert_close(topk.scores[0], topk.scores[1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(topk.scores[0], topk.scores[2], atol=1e-5)
-    (prompt,) = model.user_prompts(users[2:]).ids
+    (prompt,) = ranker.prompts(users[2:]).ids
     assert model.tokenizer.decode(prompt) == (
         "A user asks for movies:\nUser: I liked film 23 and 26\nRecommender: Only in test?"
         "\nThe movie recommended next:"

@@ -44,7 +44,8 @@ def test_figures_are_the_models_own(runs: Path, name: str) -> None:
     assert top == [(item.id, item.rank) for item in answer.recommendations]
     model = explainer.run.model
     ids = [explainer.recommender.titles.find(f"id:{item.id}") for item in found.items]
-    prompt = model.user_prompts(torch.tensor([explainer.run.dataset.token2id("user_id", "u3")]))
+    user = explainer.run.dataset.token2id("user_id", "u3")
+    prompt = explainer.run.ranker.prompts(torch.tensor([user]))
     for lm, field in ((model.lm, "logp"), (explainer._reference.lm, "reference_logp")):
         own = model.score(prompt, torch.tensor([ids]), lm=lm)[0].tolist()
         assert [getattr(item, field) for item in found.items] == pytest.approx(own, abs=1e-4)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import N_ITEMS, N_USERS, cut_short, toy_arguments, write_toy
@@ -246,13 +247,13 @@ def test_validation_items_join_the_prompt_for_the_test_only(
     data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[int] = []
-    topk = LLMRec.topk
+    topk = ExactRanker.topk
 
-    def recording(model: LLMRec, *args):  # type: ignore[no-untyped-def]
-        known.append(len(model.histories.items))
-        return topk(model, *args)
+    def recording(ranker: ExactRanker, *args):  # type: ignore[no-untyped-def]
+        known.append(len(ranker.histories.items))
+        return topk(ranker, *args)
 
-    monkeypatch.setattr(LLMRec, "topk", recording)
+    monkeypatch.setattr(ExactRanker, "topk", recording)
     for information in ("train", "train_valid"):
         extra = ["--loss=sft", f"--test_information={information}"]
         result = run(toy_arguments(data_path, tmp_path / information, *extra))

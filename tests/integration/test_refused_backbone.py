@@ -74,7 +74,7 @@ def test_a_recurrent_backbone(data, make_folder, tmp_path, finetune):
     assert result["test_result"]
     loaded = load_run(tmp_path / "run")
     users = torch.arange(1, 3)
-    assert loaded.model.topk(users, None, 3).items.shape == (2, 3)
+    assert loaded.ranker.topk(users, None, 3).items.shape == (2, 3)
 
 
 @pytest.mark.integration
@@ -124,7 +124,7 @@ def test_longer_prompts_than_the_run_had_are_probed(data, tmp_path, monkeypatch)
     _, _, model = toy_model(data, tmp_path)
     model.eval()
     assert lengths == [model._longest_prompt()]
-    model.user_prompts(torch.arange(1, 4))
+    model.user_prompts(torch.arange(1, 4), model.histories)
     assert len(lengths) == 1
     model._placed((torch.zeros(1, lengths[0] + 7, dtype=torch.long), torch.tensor([3])))
     assert lengths[1:] == [lengths[0] + 7]

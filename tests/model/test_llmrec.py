@@ -17,6 +17,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses.batch import NEGATIVE_LEVEL
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.scoring import packed
 from recbole_multdpo.settings.config import load_config
@@ -40,7 +41,7 @@ def test_recbole_hooks_and_rankers_agree(data_path: Path, tmp_path: Path) -> Non
 
     excluded = torch.zeros(3, N_ITEMS + 1, dtype=torch.bool)
     excluded[0, full[0].argmax()] = True
-    topk = model.topk(users, excluded, 5)
+    topk = make_ranker(model, model.histories).topk(users, excluded, 5)
     values, items = full.masked_fill(excluded, -torch.inf).topk(5)
     torch.testing.assert_close(topk.scores, values, atol=1e-4, rtol=1e-5)
     assert torch.equal(topk.items, items)
@@ -50,7 +51,7 @@ def test_scoring_in_small_chunks_changes_nothing(data_path: Path, tmp_path: Path
     _, _, model = toy_model(data_path, tmp_path, "--score_batch_tokens=150")
     _, _, whole = toy_model(data_path, tmp_path)
     candidates = torch.arange(N_ITEMS + 1).expand(4, -1)
-    prompts = model.user_prompts(torch.tensor([1, 2, 3, 4]))
+    prompts = model.user_prompts(torch.tensor([1, 2, 3, 4]), model.histories)
     torch.testing.assert_close(
         model.score(prompts, candidates), whole.score(prompts, candidates), atol=1e-4, rtol=1e-5
     )
@@ -82,7 +83,7 @@ def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
     model = LLMRec(config, parts[0]).eval()
     users, asked = torch.tensor([1, 5]), torch.tensor([3, 17])
     items = model.catalogue.items
-    prompts = model.user_prompts(users)
+    prompts = model.user_prompts(users, model.histories)
 
     @torch.no_grad()
     def direct(prompt_ids, prompt_length, item):  # type: ignore[no-untyped-def]
@@ -103,7 +104,7 @@ def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
     full = model.full_sort_predict(Interaction({"user_id": users})).view(2, -1)
     torch.testing.assert_close(full[:, 1:], expected, **close)
     torch.testing.assert_close(model.score_all(prompts)[:, 1:], expected, **close)
-    topk = model.topk(users, None, 5)
+    topk = make_ranker(model, model.histories).topk(users, None, 5)
     torch.testing.assert_close(topk.scores, expected.topk(5).values, **close)
     batch = next(iter(train_loader(config, model, parts[0], "mult_dpo", 2)))
     logps = model._logps(model.lm, batch)

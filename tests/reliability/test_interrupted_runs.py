@@ -18,6 +18,7 @@ import torch
 from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runs import step_log
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runtime.interruption import Interrupted
@@ -57,15 +58,15 @@ def at_step(
 
 def at_validation(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
     """Do something while the first validation ranks, once."""
-    topk, done = LLMRec.topk, []
+    topk, done = ExactRanker.topk, []
 
-    def ranking(model: LLMRec, *args):  # type: ignore[no-untyped-def]
+    def ranking(ranker: ExactRanker, *args):  # type: ignore[no-untyped-def]
         if not done:
             done.append(True)
             what()
-        return topk(model, *args)
+        return topk(ranker, *args)
 
-    monkeypatch.setattr(LLMRec, "topk", ranking)
+    monkeypatch.setattr(ExactRanker, "topk", ranking)
 
 
 def last_step(folder: Path, stage: str = "preference") -> dict:
@@ -286,7 +287,7 @@ def test_running_out_of_memory_while_ranking_names_its_settings(
     def failing(*_):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(LLMRec, "topk", failing)
+    monkeypatch.setattr(ExactRanker, "topk", failing)
     with pytest.raises(TrainingError, match=r"while ranking.*--rank_batch_users \(now 32\)"):
         run(toy_arguments(data_path, tmp_path / "run", *SETTINGS))
 

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss, set_masks
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.training.stages import train_loader
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 from tests.integration.toy import toy_model, write_toy
@@ -43,7 +44,8 @@ def step_gradient(toy, batch, **changes):  # type: ignore[no-untyped-def]
     """The gradient of one optimizer step, as one vector."""
     config, _, model, folder = toy
     model.settings = model.settings.model_copy(update=changes)
-    trainer = SetwiseTrainer(config, model, Stage("preference", 1, 1e-30, 0), folder / "run")
+    stage, ranker = Stage("preference", 1, 1e-30, 0), make_ranker(model, model.histories)
+    trainer = SetwiseTrainer(config, model, stage, folder / "run", ranker)
     trainer.schedule = LambdaLR(trainer.optimizer, lambda step: 1.0)
     trainer._train_step(batch)
     return torch.cat([p.grad.flatten() for p in model.lm.parameters() if p.grad is not None])

@@ -15,19 +15,26 @@ fusion with the weight w / (1 − w), which can be ranked exactly instead (`rank
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from recbole_multdpo.losses.batch import Prompts
-from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.settings.llmrec import D3Settings
 
 
-class D3(LLMRec):
-    """LLMRec decoded by D3's beam search, or ranked exactly by D3's score."""
+@dataclass(frozen=True, eq=False)
+class BeamRanker(ExactRanker):
+    """Ranks by D3's beam search, or exactly by D3's score; `weight` is the share w."""
 
-    settings: D3Settings
+    @property
+    def settings(self) -> D3Settings:
+        """The model's settings."""
+        assert isinstance(self.model.settings, D3Settings)
+        return self.model.settings
 
     def item_bias(self, user_ids: Tensor) -> Tensor | None:
         """What the assistant adds to log π of each item, [B, n_items], nats; None for nothing.
@@ -37,7 +44,7 @@ class D3(LLMRec):
         of_nodes = self._node_bias(user_ids)
         if of_nodes is None:
             return None
-        of_items = of_nodes[:, self.catalogue.trie.leaf_of_item.clamp(min=0)].float()
+        of_items = of_nodes[:, self.model.catalogue.trie.leaf_of_item.clamp(min=0)].float()
         of_items[:, 0] = 0.0  # item 0, which has no text, is never ranked
         return of_items
 
@@ -46,42 +53,25 @@ class D3(LLMRec):
     ) -> TopK:
         """The beam's items and then the others, see `beam_topk`; or the k best by D3's score.
 
-        Args:
-            user_ids: long [B].
-            excluded: bool [B, n_items], items that must not rank, or None.
-            k: list length.
-            targets: as for LLMRec; a beam makes no use of them.
+        A beam makes no use of `targets`.
         """
         if self.settings.ranker != "beam":
             return super().topk(user_ids, excluded, k, targets)
-        node_bias = self._node_bias(user_ids.to(self.device))
-        return self._beam(self.user_prompts(user_ids), excluded, k, node_bias)
+        node_bias = self._node_bias(user_ids.to(self.model.device))
+        return self._beam(self.prompts(user_ids), excluded, k, node_bias)
 
-    def rank(
-        self,
-        prompts: Prompts,
-        excluded: Tensor | None,
-        k: int,
-        targets: Tensor | None = None,
-        item_bias: Tensor | None = None,
-    ) -> TopK:
-        """`topk` for prompts, whose users the assistant does not know, as `LLMRec.rank`.
-
-        Raises:
-            ValueError: `item_bias` with a beam, which would need one for prefixes.
-        """
+    def rank(self, prompts: Prompts, excluded: Tensor | None, k: int) -> TopK:
+        """`topk` for B prompts, without the assistant."""
         if self.settings.ranker != "beam":
-            return super().rank(prompts, excluded, k, targets, item_bias)
-        if item_bias is not None:
-            raise ValueError("a beam search takes no bias of items; use topk")
+            return super().rank(prompts, excluded, k)
         return self._beam(prompts, excluded, k, None)
 
     def _beam(
         self, prompts: Prompts, excluded: Tensor | None, k: int, node_bias: Tensor | None
     ) -> TopK:
         return beam_topk(
-            self.lm,
-            self.catalogue,
+            self.model.lm,
+            self.model.catalogue,
             prompts,
             excluded,
             k,
@@ -91,8 +81,8 @@ class D3(LLMRec):
 
     def _node_bias(self, user_ids: Tensor) -> Tensor | None:
         """w / (1 − w) log m of every prefix, float64 [B, n_nodes]."""
-        if self.assistant is None or self.assistant_weight == 0:
+        if self.assistant is None or self.weight == 0:
             return None
-        odds = self.assistant_weight / (1 - self.assistant_weight)
+        odds = self.weight / (1 - self.weight)
         shares = self.assistant.log_probs(user_ids, self.settings.assistant_temperature)
-        return odds * log_shares_of_nodes(self.catalogue.trie, shares)
+        return odds * log_shares_of_nodes(self.model.catalogue.trie, shares)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from recbole.data.interaction import Interaction
 
 from recbole_multdpo.classical.assistant import Assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses.batch import Prompts
-from recbole_multdpo.model.bigrec import GAMMAS, BIGRec
+from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.ranking import make_ranker
+from recbole_multdpo.ranking.grounding import GAMMAS, GroundingRanker
+from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.scoring.grounding import min_max
 from tests.integration.toy import N_ITEMS, toy_model
 
@@ -23,26 +26,32 @@ ASSISTED = ["--grounding_layer=0", "--grounding_weight=assistant", "--assistant=
 
 @pytest.fixture
 def make(data_path: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
-    def model(*extra: str) -> BIGRec:
-        made = toy_model(data_path, tmp_path, *SETTINGS, *extra)[2].eval()
-        assert isinstance(made, BIGRec)
+    def ranker(*extra: str) -> GroundingRanker:
+        model = toy_model(data_path, tmp_path, *SETTINGS, *extra)[2].eval()
+        made = make_ranker(model, model.histories)
+        assert isinstance(made, GroundingRanker)
         return made
 
-    return model
+    return ranker
 
 
-def writes(model: BIGRec, texts: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the model write a given text for each user."""
-    known = {tuple(model.user_prompts(torch.tensor([u])).ids[0].tolist()): texts[u] for u in texts}
+def writes(
+    ranker: GroundingRanker, texts: dict[int, str], monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """Let the model write a given text for each user; the numbers of texts written at once."""
+    known = {tuple(ranker.prompts(torch.tensor([u])).ids[0].tolist()): texts[u] for u in texts}
+    calls = []
 
-    def write(prompts: Prompts) -> list[str]:
+    def write(ranker: GroundingRanker, prompts: Prompts) -> list[str]:
+        calls.append(len(prompts))
         rows = zip(prompts.ids.tolist(), prompts.lengths.tolist(), strict=True)
         return [known[tuple(ids[:length])] for ids, length in rows]
 
-    monkeypatch.setattr(model, "write", write)
+    monkeypatch.setattr(GroundingRanker, "write", write)
+    return calls
 
 
-def on_a_line(model: BIGRec) -> None:
+def on_a_line(model: LLMRec) -> None:
     """Layer 0, a title's token: item i stands at i on one axis, so that nearest means next id."""
     weight = model.lm.get_input_embeddings().weight
     with torch.no_grad():
@@ -66,41 +75,37 @@ def test_nearest_titles_by_hand(make, monkeypatch) -> None:  # type: ignore[no-u
 
     Farthest is item 30 at 23, so that item 9 scores −2/23.
     """
-    model = make("--grounding_layer=0")
-    on_a_line(model)
-    texts = {1: model.item_texts[7], 2: model.item_texts[1], 3: model.item_texts[30]}
-    writes(model, texts, monkeypatch)
+    ranker = make("--grounding_layer=0")
+    on_a_line(ranker.model)
+    titles = ranker.model.item_texts
+    writes(ranker, {1: titles[7], 2: titles[1], 3: titles[30]}, monkeypatch)
     users = torch.tensor([1, 2, 3])
-    topk = model.topk(users, None, 5)
+    topk = ranker.topk(users, None, 5)
     assert topk.items.tolist() == [[7, 6, 8, 5, 9], [1, 2, 3, 4, 5], [30, 29, 28, 27, 26]]
     expected = torch.tensor([0, 1, 1, 2, 2]) / -23
     torch.testing.assert_close(topk.scores[0], expected)
 
     excluded = torch.zeros(3, N_ITEMS + 1, dtype=torch.bool)
     excluded[0, [7, 8]] = True
-    assert model.topk(users, excluded, 3).items[0].tolist() == [6, 5, 9]
+    assert ranker.topk(users, excluded, 3).items[0].tolist() == [6, 5, 9]
 
-    # every item has a place, and RecBole's other hooks say the same
-    assert sorted(model.topk(users, None, N_ITEMS).items[0].tolist()) == [*range(1, N_ITEMS + 1)]
-    full = model.full_sort_predict(Interaction({"user_id": users})).view(3, -1)
-    assert torch.isneginf(full[:, 0]).all()
-    pairs = Interaction({"user_id": torch.tensor([3, 1, 3]), "item_id": torch.tensor([30, 9, 2])})
-    found = model.predict(pairs)
-    torch.testing.assert_close(found, torch.stack([full[2, 30], full[0, 9], full[2, 2]]))
+    # every item has a place, and pairs have the same scores
+    assert sorted(ranker.topk(users, None, N_ITEMS).items[0].tolist()) == [*range(1, N_ITEMS + 1)]
+    found = ranker.pair_scores(torch.tensor([3, 1, 3]), torch.tensor([30, 9, 2]))
     torch.testing.assert_close(found, torch.tensor([0, -2 / 23, -28 / 29]))
 
 
 def test_popularity_moves_items_as_the_formula_says(make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """On the line, item 9 has all the popularity: it passes item 8 where 2 : 2^gamma < 1."""
-    model = make("--grounding_layer=0", "--grounding_weight=popularity", "--grounding_gamma=0.9")
-    on_a_line(model)
-    writes(model, {1: model.item_texts[7]}, monkeypatch)
-    assert model.popularity.sum() == len(model.histories.items)
-    model.popularity.zero_()
-    model.popularity[0, 9 - 1] = 5
-    assert model.topk(torch.tensor([1]), None, 5).items.tolist() == [[7, 6, 8, 9, 5]]
-    model.gamma = 1.1
-    assert model.topk(torch.tensor([1]), None, 5).items.tolist() == [[7, 9, 6, 8, 5]]
+    ranker = make("--grounding_layer=0", "--grounding_weight=popularity", "--grounding_gamma=0.9")
+    on_a_line(ranker.model)
+    writes(ranker, {1: ranker.model.item_texts[7]}, monkeypatch)
+    assert ranker.popularity.sum() == len(ranker.model.histories.items)
+    ranker.popularity.zero_()
+    ranker.popularity[0, 9 - 1] = 5
+    assert ranker.topk(torch.tensor([1]), None, 5).items.tolist() == [[7, 6, 8, 9, 5]]
+    stronger = replace(ranker, gamma=1.1)
+    assert stronger.topk(torch.tensor([1]), None, 5).items.tolist() == [[7, 9, 6, 8, 5]]
 
 
 def test_an_assistants_scores_weigh_for_each_user(make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -111,45 +116,45 @@ def test_an_assistants_scores_weigh_for_each_user(make, monkeypatch) -> None:  #
     (2 : 2^1.1 < 1), or item 5, stands before what is at 1/23, and item 6 (1 : 1.5^1.1 = 0.64)
     before all of them.
     """
-    model = make(*ASSISTED, "--grounding_gamma=1.1")
-    on_a_line(model)
-    writes(model, dict.fromkeys((1, 2), model.item_texts[7]), monkeypatch)
+    ranker = make(*ASSISTED, "--grounding_gamma=1.1")
+    on_a_line(ranker.model)
+    writes(ranker, dict.fromkeys((1, 2), ranker.model.item_texts[7]), monkeypatch)
     users = torch.tensor([1, 2])
-    plain = model.topk(users, None, 5)
+    plain = ranker.topk(users, None, 5)
     assert plain.items.tolist() == [[7, 6, 8, 5, 9]] * 2  # nothing assists while it is trained
-    model.assistant = assistant_of({9: 5.0}, {5: 3.0, 6: 1.0})
-    model.assistant.scores[1][model.assistant.scores[1] == 0] = -1
-    topk = model.topk(users, None, 5)
+    assistant = assistant_of({9: 5.0}, {5: 3.0, 6: 1.0})
+    assistant.scores[1][assistant.scores[1] == 0] = -1
+    ranker = replace(ranker, assistant=assistant)
+    topk = ranker.topk(users, None, 5)
     assert topk.items.tolist() == [[7, 9, 6, 8, 5], [7, 6, 5, 8, 9]]
     expected = torch.tensor([0, 1.5**-1.1, 2 * 2**-1.1, 1, 2]) / -23
     torch.testing.assert_close(topk.scores[1], expected)
-    assert model.topk(users.flip(0), None, 5).items.tolist() == topk.items.flip(0).tolist()
+    assert ranker.topk(users.flip(0), None, 5).items.tolist() == topk.items.flip(0).tolist()
 
-    # RecBole's other hooks say the same
-    full = model.full_sort_predict(Interaction({"user_id": users})).view(2, -1)
-    torch.testing.assert_close(full.gather(1, topk.items), topk.scores)
-    pairs = Interaction({"user_id": torch.tensor([2, 1, 2]), "item_id": torch.tensor([5, 9, 9])})
-    torch.testing.assert_close(
-        model.predict(pairs), torch.tensor([2 * 2**-1.1, 2 * 2**-1.1, 2.0]) / -23
-    )
+    # pairs have the same scores
+    found = ranker.pair_scores(users.repeat_interleave(5), topk.items.flatten())
+    torch.testing.assert_close(found, topk.scores.flatten())
+    found = ranker.pair_scores(torch.tensor([2, 1, 2]), torch.tensor([5, 9, 9]))
+    torch.testing.assert_close(found, torch.tensor([2 * 2**-1.1, 2 * 2**-1.1, 2.0]) / -23)
     # the control: scaled over both users together, user 2's best item has 2/3 and stays behind
-    scores = model.weights_for(users)
+    scores = ranker.weights_for(users)
     together = (scores - scores.min()) / (scores.max() - scores.min())
-    worse = -min_max(model.item_distances([model.item_texts[7]])) * (1 + together[1]).pow(-1.1)
+    distance = ranker.item_distances([ranker.model.item_texts[7]])
+    worse = -min_max(distance) * (1 + together[1]).pow(-1.1)
     assert worse[0, 5 - 1] < worse[0, 8 - 1]
 
 
 def test_without_gamma_there_is_the_distance_alone(make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    model = make(*ASSISTED, "--grounding_gamma=0")
-    on_a_line(model)
-    writes(model, {1: model.item_texts[7]}, monkeypatch)
+    ranker = make(*ASSISTED, "--grounding_gamma=0")
+    on_a_line(ranker.model)
+    writes(ranker, {1: ranker.model.item_texts[7]}, monkeypatch)
     users = torch.tensor([1])
-    plain = model.topk(users, None, N_ITEMS)
-    model.assistant = assistant_of({9: 5.0})
-    found = model.topk(users, None, N_ITEMS)
+    plain = ranker.topk(users, None, N_ITEMS)
+    ranker = replace(ranker, assistant=assistant_of({9: 5.0}))
+    found = ranker.topk(users, None, N_ITEMS)
     assert torch.equal(found.items, plain.items) and torch.equal(found.scores, plain.scores)
-    model.gamma = 2.0  # the control
-    assert not torch.equal(model.topk(users, None, N_ITEMS).items, plain.items)
+    ranker = replace(ranker, gamma=2.0)  # the control
+    assert not torch.equal(ranker.topk(users, None, N_ITEMS).items, plain.items)
 
 
 def test_a_large_gamma_leaves_the_assistants_order(make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -159,17 +164,16 @@ def test_a_large_gamma_leaves_the_assistants_order(make, monkeypatch) -> None:  
     100 more than 1000, and distances differ by less than a factor of 30.
     """
     favourites = [30, 1, 28, 3, 20, 12, 9, 25, 17, 2]
-    model = make(*ASSISTED, "--grounding_gamma=100")
-    on_a_line(model)
-    writes(model, {1: model.item_texts[7]}, monkeypatch)
-    model.assistant = assistant_of(
-        {item: 2 ** (1 - n / 10) - 1 for n, item in enumerate(favourites)}
-    )
-    topk = model.topk(torch.tensor([1]), None, 15)
+    ranker = make(*ASSISTED, "--grounding_gamma=100")
+    on_a_line(ranker.model)
+    writes(ranker, {1: ranker.model.item_texts[7]}, monkeypatch)
+    scores = {item: 2 ** (1 - n / 10) - 1 for n, item in enumerate(favourites)}
+    ranker = replace(ranker, assistant=assistant_of(scores))
+    topk = ranker.topk(torch.tensor([1]), None, 15)
     assert topk.items.tolist() == [[7, *favourites, 6, 8, 5, 4]]  # 9 is among the favourites
     assert (topk.scores.diff() < 0).sum() == 13  # all differ but items 6 and 8: none has become 0
-    model.gamma = 1.0
-    assert model.topk(torch.tensor([1]), None, 2).items.tolist() != [[7, *favourites[:1]]]
+    mild = replace(ranker, gamma=1.0)
+    assert mild.topk(torch.tensor([1]), None, 2).items.tolist() != [[7, *favourites[:1]]]
 
 
 def test_a_log_softmax_of_the_scores_weighs_the_same() -> None:
@@ -184,91 +188,79 @@ def test_a_log_softmax_of_the_scores_weighs_the_same() -> None:
 def test_gamma_is_the_best_on_validation(make, monkeypatch, weight) -> None:  # type: ignore[no-untyped-def]
     """Validation wants item 9 above items 6 and 8: any gamma above 1, of which 2 is the first."""
     assistant = ["--assistant=EASE"] if weight == "assistant" else []
-    model = make("--grounding_layer=0", f"--grounding_weight={weight}", *assistant)
-    on_a_line(model)
-    writes(model, {1: model.item_texts[7], 2: model.item_texts[7]}, monkeypatch)
+    ranker = make("--grounding_layer=0", f"--grounding_weight={weight}", *assistant)
+    on_a_line(ranker.model)
+    written = writes(ranker, dict.fromkeys((1, 2), ranker.model.item_texts[7]), monkeypatch)
     if weight == "assistant":
-        model.assistant = assistant_of({9: 5.0}, {9: 2.0})
+        ranker = replace(ranker, assistant=assistant_of({9: 5.0}, {9: 2.0}))
     else:
-        model.popularity.zero_()
-        model.popularity[0, 9 - 1] = 5
-    written = []
-    monkeypatch.setattr(model, "write", _counted(model.write, written))
+        ranker.popularity.zero_()
+        ranker.popularity[0, 9 - 1] = 5
 
-    def validate() -> float:
-        model.eval()  # as the trainer does
-        return float((model.topk(torch.tensor([1, 2]), None, 5).items == 9).float().argmax(1)[0])
+    def validate(tried: Ranker) -> float:
+        items = tried.prepared().topk(torch.tensor([1, 2]), None, 5).items
+        return -float((items == 9).float().argmax(1)[0])
 
-    found = model.tune_ranking(lambda: -validate())
-    assert found["grounding_gamma"] == model.gamma == 2.0
+    tuned, found = ranker.tune(validate)
+    assert found["grounding_gamma"] == tuned.gamma == 2.0
     assert [gamma for gamma, _ in found["grounding_gamma_curve"]] == list(GAMMAS)
     assert written == [2]  # two users' texts once for all values
-    model.topk(torch.tensor([1]), None, 5)
+    tuned.topk(torch.tensor([1]), None, 5)
     assert written == [2, 1]  # and nothing is remembered afterwards
 
     for fixed in (["--grounding_gamma=0.5"], []):
         weight = "--grounding_weight=popularity" if fixed else "--grounding_weight=none"
         other = make("--grounding_layer=0", weight, *fixed)
-        assert other.tune_ranking(lambda: pytest.fail("nothing to choose")) == {
-            "grounding_by": "tuned"
-        }
-
-
-def _counted(write, calls):  # type: ignore[no-untyped-def]
-    def counted(prompts: Prompts) -> list[str]:
-        calls.append(len(prompts))
-        return write(prompts)
-
-    return counted
+        same, described = other.tune(lambda tried: pytest.fail("nothing to choose"))
+        assert same is other and described == {"grounding_by": "tuned"}
 
 
 @pytest.mark.parametrize("finetune", [[], LORA])
 @pytest.mark.parametrize("reader", ["base", "tuned"])
 def test_hidden_states_are_of_the_chosen_model(make, finetune, reader) -> None:  # type: ignore[no-untyped-def]
-    model = make(f"--grounding_model={reader}", *finetune)
-    before = model.item_distances([model.item_texts[7]])
+    ranker = make(f"--grounding_model={reader}", *finetune)
+    before = ranker.item_distances([ranker.model.item_texts[7]])
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in model.lm.parameters():
+        for parameter in ranker.model.lm.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    model.eval()
-    after = model.item_distances([model.item_texts[7]])
+    after = ranker.item_distances([ranker.model.item_texts[7]])
     assert torch.equal(before, after) == (reader == "base")
-    assert model.lm.training is False
+    assert ranker.model.lm.training is False
 
 
 def test_auto_reads_with_the_fine_tuned_tiny_model(make) -> None:  # type: ignore[no-untyped-def]
-    assert make().base_lm is None
-    assert make("--grounding_model=base").base_lm is not None
-    assert make("--grounding_model=base", *LORA).base_lm is None  # the adapter is switched off
+    assert make().base is None
+    assert make("--grounding_model=base").base is not None
+    assert make("--grounding_model=base", *LORA).base is None  # the adapter is switched off
 
 
 def test_items_of_one_text_stand_at_one_distance(make, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    model = make()
-    model.item_texts[3] = model.item_texts[8]
-    writes(model, {1: model.item_texts[8]}, monkeypatch)
-    distance = model.item_distances([model.item_texts[8], ""])
+    ranker = make()
+    ranker.model.item_texts[3] = ranker.model.item_texts[8]
+    writes(ranker, {1: ranker.model.item_texts[8]}, monkeypatch)
+    distance = ranker.item_distances([ranker.model.item_texts[8], ""])
     assert torch.equal(distance[:, 3 - 1], distance[:, 8 - 1])
-    assert model.topk(torch.tensor([1]), None, 2).items.tolist() == [[3, 8]]
+    assert ranker.topk(torch.tensor([1]), None, 2).items.tolist() == [[3, 8]]
     assert distance[1].isfinite().all()  # where nothing was written
 
 
 def test_the_model_writes_for_itself(make) -> None:  # type: ignore[no-untyped-def]
-    model = make()
-    texts = model.written_for(torch.tensor([1, 2]))
+    ranker = make()
+    texts = ranker.written_for(torch.tensor([1, 2]))
     assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
-    prompts = model.user_prompts(torch.tensor([1, 2]))
-    ranked, by_user = model.rank(prompts, None, 5), model.topk(torch.tensor([1, 2]), None, 5)
+    prompts = ranker.prompts(torch.tensor([1, 2]))
+    ranked, by_user = ranker.rank(prompts, None, 5), ranker.topk(torch.tensor([1, 2]), None, 5)
     assert torch.equal(ranked.items, by_user.items)
 
 
 def test_a_finished_run_ranks_as_it_did(make) -> None:  # type: ignore[no-untyped-def]
-    model = make("--grounding_weight=popularity", "--grounding_model=base")
-    model.restore_ranking({"grounding_by": "tuned", "grounding_gamma": 0.7})
-    assert model.gamma == 0.7 and model.base_lm is None
+    ranker = make("--grounding_weight=popularity", "--grounding_model=base")
+    loaded = ranker.restore({"grounding_by": "tuned", "grounding_gamma": 0.7})
+    assert loaded.gamma == 0.7 and loaded.base is None
     with pytest.raises(ConfigError, match="--grounding_model=tuned"):
-        model.restore_ranking({"grounding_by": "base"})
+        ranker.restore({"grounding_by": "base"})
 
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are(make) -> None:  # type: ignore[no-untyped-def]
@@ -306,5 +298,5 @@ def test_what_weighs_and_an_assistant_belong_together(make, settings, message: s
 
 def test_a_file_for_other_models_too_may_set_assistant_weight(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "shared.yaml").write_text("assistant_weight: 3\ngrounding_gamma: 2\n")
-    model = make(f"--config_files={tmp_path / 'shared.yaml'}")
-    assert model.settings.assistant_weight == 3 and model.settings.assistant_weights == ()
+    ranker = make(f"--config_files={tmp_path / 'shared.yaml'}")
+    assert ranker.settings.assistant_weight == 3 and ranker.settings.assistant_weights == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import load_config, properties_folder
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
@@ -32,20 +34,21 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def untrained(data_path: Path, tmp_path: Path, *extra: str):  # type: ignore[no-untyped-def]
-    """(users, model) with EASE as the assistant, its share being 3/4."""
+    """(users, ranker) with EASE as the assistant, its share being 3/4."""
     config = load_config(toy_arguments(data_path, tmp_path / "run", *D3, *extra))
     dataset, parts = load_parts(config)
     model = config.model_class(config, parts[0]).eval()
-    model.assistant = make_assistant(config.assistant, dataset, parts, None, tmp_path / "assistant")
-    model.assistant_weight = 0.75
-    return parts[1].inter_feat["user_id"].unique(), model
+    assistant = make_assistant(config.assistant, dataset, parts, None, tmp_path / "assistant")
+    ranker = replace(make_ranker(model, model.histories), assistant=assistant, weight=0.75)
+    return parts[1].inter_feat["user_id"].unique(), ranker
 
 
-def mixture(model, users):  # type: ignore[no-untyped-def]
+def mixture(ranker, users):  # type: ignore[no-untyped-def]
     """1/4 log pi + 3/4 log m of every item, m being the shares of all items of its text."""
+    model = ranker.model
     catalogue = torch.arange(model.n_items).expand(len(users), -1)
-    logps = model.score(model.user_prompts(users), catalogue)
-    shares = model.assistant.log_probs(users, 0.05).exp()
+    logps = model.score(ranker.prompts(users), catalogue)
+    shares = ranker.assistant.log_probs(users, 0.05).exp()
     texts = model.item_texts
     same = torch.tensor([[a == b for b in texts] for a in texts]).float()
     same[0] = same[:, 0] = 0
@@ -54,15 +57,16 @@ def mixture(model, users):  # type: ignore[no-untyped-def]
 
 
 def test_the_exact_ranking_is_by_the_mixture(data_path: Path, tmp_path: Path) -> None:
-    users, model = untrained(data_path, tmp_path, "--ranker=best_first")
-    expected = mixture(model, users)
-    topk = model.topk(users, None, 6)
+    users, ranker = untrained(data_path, tmp_path, "--ranker=best_first")
+    expected = mixture(ranker, users)
+    topk = ranker.topk(users, None, 6)
     best = expected[:, 1:].topk(6)
     torch.testing.assert_close(topk.scores * 0.25, best.values, atol=1e-5, rtol=1e-5)
-    dense = model.full_sort_predict({model.USER_ID: users}).view(len(users), -1)
-    torch.testing.assert_close(dense[:, 1:] * 0.25, expected[:, 1:], atol=1e-5, rtol=1e-5)
-    model.assistant = None
-    assert not model.topk(users, None, 6).items.equal(topk.items)
+    pairs = torch.cartesian_prod(users, torch.arange(1, ranker.model.n_items))
+    found = ranker.pair_scores(*pairs.T).view(len(users), -1)
+    torch.testing.assert_close(found * 0.25, expected[:, 1:], atol=1e-5, rtol=1e-5)
+    alone = replace(ranker, assistant=None)
+    assert not alone.topk(users, None, 6).items.equal(topk.items)
 
 
 def test_a_full_beam_is_the_exact_ranking_and_a_narrow_one_is_not(
@@ -83,10 +87,9 @@ def test_a_loaded_run_ranks_prompts_as_the_test_ranked_users(
     data_path: Path, tmp_path: Path, ranker: str
 ) -> None:
     """`Recommender` ranks prompts: without an assistant they are all that there is to know."""
-    users, model = untrained(data_path, tmp_path, f"--ranker={ranker}", "--beam_size=2")
-    model.assistant = None
-    ranked = model.topk(users, None, 6)
-    of_prompts = model.rank(model.user_prompts(users), None, 6)
+    users, made = untrained(data_path, tmp_path, f"--ranker={ranker}", "--beam_size=2")
+    ranked = replace(made, assistant=None).topk(users, None, 6)
+    of_prompts = made.rank(made.prompts(users), None, 6)
     assert of_prompts.items.equal(ranked.items) and of_prompts.scores.equal(ranked.scores)
 
 
