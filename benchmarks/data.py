@@ -223,7 +223,7 @@ def _samplers(model, loader, parts, rate: float, options) -> list[Row]:  # type:
 
 def _padding(model, batches) -> Row:  # type: ignore[no-untyped-def]
     """Share of padding in packed rows: parts under a token budget against whole batches."""
-    from recbole_multdpo.losses.batch import length_buckets
+    from recbole_multdpo.data.batch import length_buckets
     from recbole_multdpo.scoring.packed import packed_lengths
 
     padded = {0: 0, TOKENS: 0}

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.losses.plackett_luce import set_preference_logp
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.runs.folder import hardware

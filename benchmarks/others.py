@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.cache import cache_argument
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm

@@ -21,7 +21,7 @@ from benchmarks import generated
 from benchmarks.common import DTYPES, Row, Timer, arguments, faster, report
 from benchmarks.others import kv_scores, naive_logps
 from recbole_multdpo import compat
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 
 N_NAIVE = 32  # items scored one by one, of which the time of the catalogue is scaled up
 SEARCH_GOALS = {"ml-100k": 4.0, "generated": 10.0}  # best-first against trie

@@ -19,9 +19,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import DTYPES, Row, Timer, arguments, faster, peak_mebibytes, report
 from benchmarks.others import kv_logps, naive_logps
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import add_lora, reference_context
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.head import head_logps

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks.common import DTYPES, Row, Timer, arguments, faster, peak_mebibytes, report
 from benchmarks.training_step import MODELS, TOLERANCE, make_lm
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import merge_lora, reference_context
 from recbole_multdpo.model.tiny import fit_tokenizer
 from recbole_multdpo.scoring.catalogue import ItemCatalogue

@@ -15,13 +15,13 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers
 
+from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.random_keys import random_keys
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.runtime import processes
 
 SHUFFLE_STREAM = 4  # separates the order of examples from the sampler's draws

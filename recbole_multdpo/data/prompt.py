@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.chat_frame import chat_texts
 from recbole_multdpo.data.item_tokens import encode_plain
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses.batch import Prompts
 
 
 @dataclass(frozen=True)

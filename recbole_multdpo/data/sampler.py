@@ -7,19 +7,18 @@ from typing import Literal
 import numpy as np
 import torch
 
+from recbole_multdpo.data.batch import Prompts, SetwiseBatch
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.data.spans import unfold_spans
 from recbole_multdpo.data.user_items import HistorySplit, UserItems, split_history
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses.batch import (
+from recbole_multdpo.losses.sets import (
     LOWER_NEGATIVE_LEVEL,
     NEGATIVE_LEVEL,
     PADDING_LEVEL,
     POSITIVE_LEVEL,
-    Prompts,
-    SetwiseBatch,
 )
 
 # streams separate these draws from the history/target split and from each other

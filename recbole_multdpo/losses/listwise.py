@@ -16,9 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recbole_multdpo.losses.batch import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL
 from recbole_multdpo.losses.pairwise import per_token
-from recbole_multdpo.losses.sets import argsort_by, set_masks
+from recbole_multdpo.losses.sets import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL, argsort_by, set_masks
 
 ListOrder = Literal["policy", "sampled"]
 

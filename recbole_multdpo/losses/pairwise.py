@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_multdpo.losses.batch import PADDING_LEVEL
-from recbole_multdpo.losses.sets import argsort_by, set_masks
+from recbole_multdpo.losses.sets import PADDING_LEVEL, argsort_by, set_masks
 
 
 def dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:

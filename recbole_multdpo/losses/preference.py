@@ -29,8 +29,7 @@ from torch import Tensor
 
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.losses import listwise, pairwise, setwise, unpaired
-from recbole_multdpo.losses.batch import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL
-from recbole_multdpo.losses.sets import set_masks
+from recbole_multdpo.losses.sets import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL, set_masks
 
 DATA_PARAMETERS = ("lengths", "kl")
 

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recbole_multdpo.losses.batch import PADDING_LEVEL, POSITIVE_LEVEL
+PADDING_LEVEL = -1
+LOWER_NEGATIVE_LEVEL = -2  # negatives ranked below those of level 0; -1 is padding
+NEGATIVE_LEVEL = 0
+POSITIVE_LEVEL = 1  # the lowest positive level; more preferred items have higher levels
 
 
 def set_masks(levels: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from recbole_multdpo.data.batch import Prompts, SetwiseBatch
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.item_tokens import encode_items
 from recbole_multdpo.data.prompt import PromptBuilder, PromptFrame, prompt_frame
@@ -32,7 +33,7 @@ from recbole_multdpo.data.prompt_file import StoredPrompt
 from recbole_multdpo.data.user_items import UserItems, ranking_histories
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
-from recbole_multdpo.losses.batch import POSITIVE_LEVEL, Prompts, SetwiseBatch
+from recbole_multdpo.losses.sets import POSITIVE_LEVEL
 from recbole_multdpo.model.backbone import (
     add_lora,
     frozen_copy,

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.reduced import number_of_layers, reduced_copy
 from recbole_multdpo.scoring.beam import beam_topk
 from recbole_multdpo.scoring.best_first import TrieSearch

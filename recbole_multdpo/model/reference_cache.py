@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import readable
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
 from recbole_multdpo.scoring.topk import TopK

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.scoring.best_first import TrieSearch

@@ -12,15 +12,15 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import reference_context
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.ranker import Ranker
@@ -72,7 +72,7 @@ class GroundingRanker(Ranker):
     memory: Memory | None = None
 
     @classmethod
-    def of(cls, model: LLMRec, histories: UserItems) -> Self:
+    def of(cls, model: LLMRec, histories: UserItems) -> GroundingRanker:
         """See `Ranker.of`.
 
         Raises:
@@ -192,7 +192,7 @@ class GroundingRanker(Ranker):
 
     # ---- what is chosen on the validation part ----
 
-    def prepared(self) -> Self:
+    def prepared(self) -> GroundingRanker:
         """See `Ranker.prepared`: the catalogue is read once."""
         return self if self.memory is not None else replace(self, memory=Memory())
 
@@ -210,10 +210,10 @@ class GroundingRanker(Ranker):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """LLMRec's, and gamma."""
-        return {**super().choices, "gamma": self.gamma}
+        """See `Ranker.choices`."""
+        return {"gamma": self.gamma}
 
-    def restore(self, result: Mapping[str, Any]) -> Self:
+    def restore(self, result: Mapping[str, Any]) -> GroundingRanker:
         """See `Ranker.restore`.
 
         Raises:
@@ -225,7 +225,7 @@ class GroundingRanker(Ranker):
                 "the fine-tuned one only. Train it with --grounding_model=tuned to load it."
             )
         gamma = result.get("grounding_gamma", self.gamma)
-        return replace(super().restore(result), gamma=gamma, reads_base=False, base=None)
+        return replace(self, gamma=gamma, reads_base=False, base=None)
 
     # ---- ranking ----
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from recbole_multdpo.classical.assistant import Assistant
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.user_items import UserItems
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.settings.llmrec import LLMRecSettings
@@ -37,7 +37,7 @@ class Ranker(ABC):
     weight: float = 0.0
 
     @classmethod
-    def of(cls, model: LLMRec, histories: UserItems) -> Self:
+    def of(cls, model: LLMRec, histories: UserItems) -> Ranker:
         """A ranker without an assistant, by settings alone; made before the model is trained."""
         return cls(model, histories)
 
@@ -97,11 +97,11 @@ class Ranker(ABC):
         """Attributes that the validation part decides, to be given to another model's ranker."""
         return {"weight": self.weight}
 
-    def restore(self, result: Mapping[str, Any]) -> Self:
+    def restore(self, result: Mapping[str, Any]) -> Ranker:
         """A ranker with the choices of a finished run, from its `result.json`."""
         return replace(self, weight=float(result.get("assistant", {}).get("weight", 0.0)))
 
-    def for_test(self, known: UserItems) -> Self:
+    def for_test(self, known: UserItems) -> Ranker:
         """The ranker of the test: prompts show `known`, the assistant's scores are the test's."""
         assistant = None if self.assistant is None else self.assistant.at_test()
         return replace(self, histories=known, assistant=assistant)
@@ -111,6 +111,6 @@ class Ranker(ABC):
         """Whether the model without its adapter takes part, which must not be merged then."""
         return False
 
-    def prepared(self) -> Self:
+    def prepared(self) -> Ranker:
         """A ranker that may keep what depends on the weights, which stay as they are now."""
         return self

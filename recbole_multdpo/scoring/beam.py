@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.best_first import TrieSearch, compacted
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import head_logps

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.scoring.topk import TopK, stable_topk
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.scoring.lm import causal_lm
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.catalogue import (
     ItemCatalogue,
     allowed_tokens,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie
 

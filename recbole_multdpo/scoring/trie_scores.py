@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import Head, head_logps

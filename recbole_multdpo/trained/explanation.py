@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import CheckpointError, ConfigError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.scoring.packed import packed_token_logps
 from recbole_multdpo.scoring.padded import padded_token_logps

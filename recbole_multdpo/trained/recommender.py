@@ -25,11 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_multdpo.classical.conversations import row_scores, rows_of
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.conversation_text import ROLES, Message
 from recbole_multdpo.data.item_text import clean_text
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.runs.unchanged import check_split
 from recbole_multdpo.scoring.topk import TopK, stable_topk
 from recbole_multdpo.settings.conversation_models import ROW_MODELS, USER_FREE

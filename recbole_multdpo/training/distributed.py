@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.runs.checkpoint import trainable_tensors
 from recbole_multdpo.runtime import processes

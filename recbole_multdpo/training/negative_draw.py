@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.exact import exact_topk
 from recbole_multdpo.runtime import processes

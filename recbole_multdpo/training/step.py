@@ -12,6 +12,7 @@ from logging import getLogger
 import torch
 from torch import Tensor
 
+from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.data.loader import FILLER
 from recbole_multdpo.errors import TrainingError
@@ -23,7 +24,6 @@ from recbole_multdpo.losses import (
     set_masks,
     set_means,
 )
-from recbole_multdpo.losses.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.runs.resume import REFIT
 from recbole_multdpo.runtime import processes

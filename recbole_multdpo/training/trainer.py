@@ -22,10 +22,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import RankingDataLoader, SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
-from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.checkpoint import (

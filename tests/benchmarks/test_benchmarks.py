@@ -12,8 +12,8 @@ from benchmarks import generated
 from benchmarks.common import Row, Timer, faster, peak_mebibytes, report
 from benchmarks.others import kv_logps, kv_scores, naive_logps
 from benchmarks.training_step import Examples
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.packed import packed_logps
 from recbole_multdpo.scoring.padded import padded_logps

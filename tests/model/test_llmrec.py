@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from recbole_multdpo.data.sampler import NegativeSampler
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses.batch import NEGATIVE_LEVEL
+from recbole_multdpo.losses.sets import NEGATIVE_LEVEL
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking import make_ranker

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_multdpo.data.batch import Prompts, SetwiseBatch
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.losses.batch import Prompts, SetwiseBatch
 from recbole_multdpo.model.reference_cache import FILE_NAME, ReferenceCache
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.training.stages import train_loader

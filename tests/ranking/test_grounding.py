@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from recbole_multdpo.classical.assistant import Assistant
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.grounding import GAMMAS, GroundingRanker

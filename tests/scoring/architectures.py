@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.scoring.beam import beam_topk
 from recbole_multdpo.scoring.best_first import TrieSearch

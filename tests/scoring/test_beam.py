@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from tests.scoring.test_best_first import END, VOCABULARY, case, naive_scores, tiny_lm

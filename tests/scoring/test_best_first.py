@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.errors import ConfigError, TrainingError
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring import best_first as best_first_module
 from recbole_multdpo.scoring import head as head_module
 from recbole_multdpo.scoring.best_first import TrieSearch

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.scoring.catalogue import (
     ItemCatalogue,

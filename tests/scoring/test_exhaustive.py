@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recbole_multdpo.losses.batch import Prompts
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 
 TABLE = torch.tensor([-9.0, -3.0, -1.0, -2.0, -1.0, -4.0])  # by item id; entry 0 must never be read

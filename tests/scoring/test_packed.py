@@ -5,9 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
-from recbole_multdpo.losses.batch import Prompts
 from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring.catalogue import ItemCatalogue

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.losses import LOSSES, set_masks
-from recbole_multdpo.losses.batch import SetwiseBatch
 from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.training import step
 from recbole_multdpo.training.step import Stage, TrainingStep, step_metrics

@@ -7,10 +7,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-PADDING_LEVEL = -1
-LOWER_NEGATIVE_LEVEL = -2  # negatives ranked below those of level 0; -1 is padding
-NEGATIVE_LEVEL = 0
-POSITIVE_LEVEL = 1  # the lowest positive level; more preferred items have higher levels
 MAX_PADDING = 0.1  # share of a bucket's tokens
 
 

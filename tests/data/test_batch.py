@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_multdpo.losses.batch import Prompts, length_buckets
+from recbole_multdpo.data.batch import Prompts, length_buckets
 
 PROMPTS = Prompts(torch.tensor([[1, 2, 3, 0], [4, 0, 0, 0], [5, 6, 0, 0]]), torch.tensor([3, 1, 2]))
 
