@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, T5Config, ViTConfig
 
+from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.tiny import make_tiny_backbone
@@ -126,5 +127,5 @@ def test_longer_prompts_than_the_run_had_are_probed(data, tmp_path, monkeypatch)
     assert lengths == [model._longest_prompt()]
     model.user_prompts(torch.arange(1, 4), model.histories)
     assert len(lengths) == 1
-    model._placed((torch.zeros(1, lengths[0] + 7, dtype=torch.long), torch.tensor([3])))
+    model._placed(Prompts(torch.zeros(1, lengths[0] + 7, dtype=torch.long), torch.tensor([3])))
     assert lengths[1:] == [lengths[0] + 7]
