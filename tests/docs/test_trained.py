@@ -12,8 +12,7 @@ import pytest
 
 from recbole_multdpo.demo import main as demo_main
 from recbole_multdpo.quick_start import run
-from tests.integration.test_recommender import LOAD, classical_arguments
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import classical_arguments, toy_arguments, write_toy
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).parents[2] / "docs" / "trained.md"
@@ -39,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows.write_text(rows.read_text().replace("\nu", "\n"))  # users 0, 1, 2, ...
     (data / "toy" / "toy.yaml").write_text("item_text_fields: [movie_title]\n")
     run(toy_arguments(data, folder / "saved" / "mult_dpo"))
-    run(classical_arguments("EASE", data, folder / "saved" / "ease", LOAD))
+    run(classical_arguments("EASE", data, folder / "saved" / "ease"))
     (folder / "users.txt").write_text("1\n2\n")
     return folder
 
