@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from recbole_multdpo.classical.assistant import make_assistant
-from recbole_multdpo.classical.run import explained, prepare_classical
+from recbole_multdpo.classical.run import explain_errors, prepare_classical
 from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.data.loading import train_and_valid
@@ -135,12 +135,12 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         dataset, parts = load_parts(config)
         fingerprints = data_fingerprints(dataset, parts)
     show_progress = config["show_progress"]
-    with clock.stage("train"), explained(config):
+    with clock.stage("train"), explain_errors(config):
         classical = prepare_classical(config, dataset, parts)
         valid_result = classical.fit(show_progress)
     with clock.stage("refit" if config["test_information"] == "refit" else "test"):
         classical = classical.for_test(show_progress)
-    with clock.stage("test"), explained(config):
+    with clock.stage("test"), explain_errors(config):
         trainer = classical.trainer
         trainer.evaluator = PerUserEvaluator(config)
         init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates

@@ -439,7 +439,7 @@ def test_a_planted_item_embedding_is_refused(tmp_path) -> None:
     assert loaded.shape == (2, 3)
     trap = np.array([Trap(tmp_path / "touched")], dtype=object)
     np.save(tmp_path / "item_emb.npy", trap, allow_pickle=True)
-    with pytest.raises(DataError, match=r"item_emb\.npy: no file of a plain array"):
+    with pytest.raises(DataError, match=r"item_emb\.npy: not a plain array"):
         ldiffrec.np.load(str(tmp_path / "item_emb.npy"), allow_pickle=True)
     assert not (tmp_path / "touched").exists()
 

@@ -1,1 +1,1 @@
-"""RecBole's own models: trained and tested beside the language model, or assisting it."""
+"""RecBole's own models: trained and tested as baselines, or assisting the language model."""

@@ -1,10 +1,10 @@
-"""RecBole's models on conversations: those whose scores of a user come from the user's row alone.
+"""RecBole's models on conversations: those that score a user from the user's item row alone.
 
-A conversation of the test part is a user that no model has seen. EASE, SLIMElastic and ItemKNN
-score the row x of a user's items as x W, with W learnt from other users, so the row of a new user
-may be filled with the items that the conversation mentions. W is learnt from the training
-conversations alone, the mentioned and the recommended items of each as one row. Pop and Random need
-no user. Models with an embedding or a graph node per user have none for a new one.
+A test conversation is a user that no model has seen. EASE, SLIMElastic and ItemKNN score the row x
+of a user's items as x W, so the row of a new user can be filled with the items that the
+conversation mentions. W is learnt from the training conversations only, with the mentioned and the
+recommended items of each as one row. Pop and Random need no user. Models with an embedding or a
+graph node per user have none for a new one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from recbole_multdpo.settings.conversation_models import USER_FREE
 
 
 def conversation_model(config: Config, train: ContextDataset) -> AbstractRecommender:
-    """The model, learnt from training conversations; every user's row is what was mentioned.
+    """Build a model on the training conversations; a user's row holds the mentioned items.
 
     Args:
-        config: the run's configuration, of a model that `check_conversation_model` lets pass.
+        config: the run's configuration, of a model that `check_conversation_model` accepts.
         train: the training part.
     """
     name = config["model"]
@@ -37,7 +37,7 @@ def conversation_model(config: Config, train: ContextDataset) -> AbstractRecomme
     assert train.conversations is not None
     mentioned = train.conversations.mentioned
     model: Any = config.model_class(config, _with_rows(train, mentioned))
-    rows = rows_of(mentioned, train.item_num)
+    rows = user_matrix(mentioned, train.item_num)
     if name == "ItemKNN":
         model.pred_mat = rows.dot(model.w).tolil()
     else:
@@ -45,21 +45,21 @@ def conversation_model(config: Config, train: ContextDataset) -> AbstractRecomme
     return model
 
 
-def rows_of(items: UserItems, n_items: int) -> csr_matrix:
-    """1 where a user has an item, float32 [n_users, n_items]."""
+def user_matrix(items: UserItems, n_items: int) -> csr_matrix:
+    """Matrix with 1 where a user has an item, float32 [n_users, n_items]."""
     ones = np.ones(len(items.items), dtype=np.float32)
     return csr_matrix((ones, items.items, items.start), shape=(len(items.counts), n_items))
 
 
 def row_scores(model: Any, rows: csr_matrix) -> np.ndarray:
-    """Scores that one of `ROW_MODELS` gives to somebody new: rows [n, n_items] to [n, n_items]."""
+    """Scores of a `ROW_MODELS` model for new users, from their rows: [n, n_items] to the same."""
     weights = model.w if isinstance(model, ItemKNN) else model.item_similarity
     scores = rows @ weights
     return np.asarray(scores.todense() if issparse(scores) else scores)
 
 
 def _with_rows(train: ContextDataset, mentioned: UserItems) -> ContextDataset:
-    """The training part, with what its conversations mention as further interactions."""
+    """The training part with the items that its conversations mention as extra interactions."""
     users, items = (train.inter_feat[f].numpy() for f in (train.uid_field, train.iid_field))
     owners = np.repeat(np.arange(len(mentioned.counts)), mentioned.counts)
     spoken = np.isin(owners, users)  # conversations of the training part

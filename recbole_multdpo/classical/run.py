@@ -1,4 +1,4 @@
-"""Training of RecBole's own models: by themselves, or as a language model's assistant."""
+"""Train RecBole's own models: as baselines, or as a language model's assistant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_multdpo.classical.conversations import conversation_model
-from recbole_multdpo.classical.user_rows import Question, noted_questions, show_longer_rows
+from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, record_calls
 from recbole_multdpo.data.candidates import with_total_candidates
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import exclude_items
@@ -29,26 +29,26 @@ from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.information import KEY
 
-# settings that name columns of the data, or what is made of them
+# settings that name columns of the data
 _COLUMN_SETTINGS = ("selected_features", "item_attribute", "numerical_features", "transform")
 
 
 @dataclass(frozen=True)
 class ClassicalRun:
-    """A model of RecBole that is ready to be trained, with all that RecBole makes for it.
+    """A model of RecBole that is ready to be trained, with RecBole's loaders and trainer.
 
     Attributes:
-        questions: what the model asked of the training part when it was made.
         dataset: the whole data set.
         parts: its training, validation and test part.
-        has_best_weights: whether they are loaded; else RecBole's evaluation has to load them.
+        calls: calls to the training part that the model's constructor made, see `record_calls`.
+        has_best_weights: True if they are loaded; else RecBole's evaluation has to load them.
     """
 
     config: Config
     dataset: Dataset
     parts: list[Dataset]
     model: AbstractRecommender
-    questions: list[Question]
+    calls: list[RecordedCall]
     trainer: Trainer
     train_data: AbstractDataLoader
     valid_data: AbstractDataLoader
@@ -63,15 +63,15 @@ class ClassicalRun:
         return dict(valid_result or {})
 
     def for_test(self, show_progress: bool) -> ClassicalRun:
-        """The trained run as it is tested: what it knows is what `test_information` says.
+        """The trained run for the test, with the data that `test_information` allows.
 
         Raises:
-            ConfigError: it cannot be shown the validation items.
+            ConfigError: the validation items cannot be added to the model's input.
         """
         information = self.config[KEY]
         if information not in self._changes_at_test() or not len(self.parts[1]):
             return self
-        # with the weights of the best epoch, and the number of epochs that made them
+        # loads the weights of the best epoch and its number
         self.trainer.resume_checkpoint(self.trainer.saved_model_file)
         if information == "refit":
             n_epochs = self.trainer.start_epoch
@@ -81,31 +81,31 @@ class ClassicalRun:
             run.trainer.eval_step = 0
             run.fit(show_progress)
             return run
-        return self.with_longer_inputs()
+        return self.with_validation_items()
 
-    def with_longer_inputs(self) -> ClassicalRun:
-        """The run, whose best weights are loaded, with validation items in its inputs.
+    def with_validation_items(self) -> ClassicalRun:
+        """The run, whose best weights are loaded, with validation items in the model's input.
 
         Raises:
-            ConfigError: the model reads no rows of users.
+            ConfigError: the model does not score users from their rows.
         """
-        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # those have loaders of their own
+        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # their loaders have the items
             longer = train_and_valid(self.parts)
-            show_longer_rows(self.model, self.config, self.questions, self.parts[0], longer)
+            extend_user_rows(self.model, self.config, self.calls, self.parts[0], longer)
         return replace(self, has_best_weights=True)
 
     def _changes_at_test(self) -> tuple[str, ...]:
-        """Values of `test_information` that mean more than other loaders."""
+        """Values of `test_information` that change the model, not only its loaders."""
         sequential = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         return ("refit",) if sequential else ("refit", "train_valid")
 
 
 @contextmanager
-def explained(config: Config) -> Iterator[None]:
-    """Within it, what RecBole's code stumbles over is an error in words.
+def explain_errors(config: Config) -> Iterator[None]:
+    """Turn exceptions of RecBole's code inside the block into errors with a remedy.
 
-    RecBole has no checks of its own that a model's columns are loaded, that its negatives are
-    drawn, or that what it reads is known of a candidate too.
+    RecBole does not check that a model's columns are loaded, that its negatives are drawn, or that
+    the columns it reads are known for candidates too.
 
     Raises:
         ConfigError: RecBole raised a KeyError, a ValueError or a NotImplementedError.
@@ -130,16 +130,16 @@ def explained(config: Config) -> Iterator[None]:
 
 
 def refit_parts(parts: list[Dataset]) -> list[Dataset]:
-    """Training and validation rows as the training part, no validation part, the test part."""
+    """Parts with validation rows moved into the training part; the validation part is empty."""
     return [train_and_valid(parts), parts[1].copy(parts[1].inter_feat[:0]), parts[2]]
 
 
 def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) -> ClassicalRun:
-    """RecBole's loaders, model and trainer for a split that is made already.
+    """Make RecBole's loaders, model and trainer for an existing split.
 
     Args:
-        config: of one of RecBole's models.
-        dataset: the whole data set; a `ContextDataset` where contexts are conversations.
+        config: configuration of one of RecBole's models.
+        dataset: the whole data set; a `ContextDataset` if contexts are conversations.
         parts: its training, validation and test part.
     """
     split = copy(dataset)
@@ -155,19 +155,19 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
         exclude_items(valid_data, dataset.excluded)
         exclude_items(test_data, dataset.excluded)
     init_seed(config["seed"], config["reproducibility"])
-    with noted_questions(train_data._dataset) as questions:
-        model = untrained(config, train_data._dataset).to(config["device"])
+    with record_calls(train_data._dataset) as calls:
+        model = build_model(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    # RecBole's trainer of models without epochs would never reach a later one, and keep no weights
+    # a trainer with fewer epochs than eval_step would never validate, and save no weights
     trainer.eval_step = min(trainer.eval_step, trainer.epochs)
     return ClassicalRun(
-        config, dataset, parts, model, questions, trainer, train_data, valid_data, test_data
+        config, dataset, parts, model, calls, trainer, train_data, valid_data, test_data
     )
 
 
-def untrained(config: Config, train: Dataset) -> AbstractRecommender:
-    """A model of RecBole as its constructor makes it; on conversations, one of their items."""
+def build_model(config: Config, train: Dataset) -> AbstractRecommender:
+    """Construct a model of RecBole, untrained; for conversations by `conversation_model`."""
     on_conversations = config["context"] == "conversation"
     make_model = conversation_model if on_conversations else config.model_class
     return make_model(config, train)

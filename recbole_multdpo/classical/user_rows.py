@@ -1,10 +1,10 @@
-"""Longer rows of users for RecBole's general models: `test_information=train_valid`.
+"""Add validation items to the user rows of RecBole's models (`test_information=train_valid`).
 
-EASE and its kind score the row of a user's items times a matrix of items, autoencoders and models
-of a user's items (FISM, NAIS) read the row as their input. What a model keeps of the training
-rows is found by comparing its attributes with what it asked the data set for when it was made; the
-same question is then put to training and validation rows together. Scores tell whether that was
-all: they must change for users who have more items, and must not for the others.
+EASE and similar models score a user's item row times an item matrix; autoencoders and models of a
+user's items (FISM, NAIS) take the row as input. A model's copies of the training rows are found by
+comparing its attributes with the results of the calls that its constructor made to the data set.
+The same calls on training and validation rows together give the replacement. Scores show if all
+copies were found: they must change for users with more items, and must not for the others.
 """
 
 from __future__ import annotations
@@ -26,62 +26,62 @@ from torch import Tensor
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.information import NO_INPUT, cannot_grow
 
-QUESTIONS = ("inter_matrix", "history_item_matrix")  # what gives rows of users
+RECORDED = ("inter_matrix", "history_item_matrix")  # methods that return user rows
 CHECKED_USERS = 32
 
 
 @dataclass(frozen=True)
-class Question:
-    """A call of one of `QUESTIONS` while a model was made, and what it returned."""
+class RecordedCall:
+    """A call to one of the methods in `RECORDED` and its result."""
 
     name: str
     arguments: tuple[Any, ...]
     named_arguments: dict[str, Any]
-    answer: Any
+    result: Any
 
-    def ask(self, dataset: Dataset) -> Any:
-        """The same of another data set."""
+    def repeat(self, dataset: Dataset) -> Any:
+        """Make the same call to another data set."""
         return getattr(dataset, self.name)(*self.arguments, **self.named_arguments)
 
 
 @contextmanager
-def noted_questions(train: Dataset) -> Iterator[list[Question]]:
-    """Note what is asked of a data set inside the context."""
-    questions: list[Question] = []
+def record_calls(train: Dataset) -> Iterator[list[RecordedCall]]:
+    """Record the calls made inside the block to the methods of a data set in `RECORDED`."""
+    calls: list[RecordedCall] = []
 
-    def noting(name: str) -> Any:
+    def recording(name: str) -> Any:
         method = getattr(train, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            answer = method(*arguments, **named)
-            questions.append(Question(name, arguments, named, answer))
-            return answer
+            result = method(*arguments, **named)
+            calls.append(RecordedCall(name, arguments, named, result))
+            return result
 
         return call
 
-    for name in QUESTIONS:
-        setattr(train, name, noting(name))
+    for name in RECORDED:
+        setattr(train, name, recording(name))
     try:
-        yield questions
+        yield calls
     finally:
-        for name in QUESTIONS:
+        for name in RECORDED:
             delattr(train, name)
 
 
-def show_longer_rows(
-    model: Any, config: Any, questions: list[Question], train: Dataset, longer: Dataset
+def extend_user_rows(
+    model: Any, config: Any, calls: list[RecordedCall], train: Dataset, longer: Dataset
 ) -> None:
-    """Give a trained model longer rows of its users; its weights stay.
+    """Replace the user rows of a trained model by longer ones; its weights stay.
 
     Args:
-        model: with the weights to be tested.
+        model: the model with the weights to test.
         config: the run's configuration.
-        questions: what it asked of `train` when it was made.
+        calls: calls to `train` that the model's constructor made.
         train: the training part.
         longer: training and validation rows.
 
     Raises:
-        ConfigError: its scores do not come from rows, or not from rows alone.
+        ConfigError: the model's scores do not depend on rows, or not on rows alone.
     """
     if config["model"] in NO_INPUT:
         return
@@ -91,7 +91,7 @@ def show_longer_rows(
     if hasattr(model, "pred_mat"):
         _rebuild_neighbours(model, config, longer)
     else:
-        _replace_rows(model, questions, longer)
+        _replace_rows(model, calls, longer)
     after = _scores(model, users, config)
     close = torch.isclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True).all(1)
     if not close[len(grown) :].all() or (len(grown) and close[: len(grown)].all()):
@@ -99,7 +99,7 @@ def show_longer_rows(
 
 
 def _some_users(train: Dataset, longer: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """A few users who have more items in `longer`, and a few who have not."""
+    """A few users with more items in `longer` than in `train`, and a few others."""
     counts = [
         np.bincount(np.asarray(part.inter_feat[part.uid_field]), minlength=part.user_num)
         for part in (train, longer)
@@ -111,7 +111,7 @@ def _some_users(train: Dataset, longer: Dataset) -> tuple[np.ndarray, np.ndarray
 
 @torch.no_grad()
 def _scores(model: Any, users: np.ndarray, config: Any) -> Tensor:
-    """Scores of the catalogue, float32 [n, n_items], with the same noise at every call."""
+    """Scores of n users for all items, float32 [n, n_items], with the same noise at every call."""
     model.eval()
     interaction = Interaction({config["USER_ID_FIELD"]: torch.from_numpy(users)})
     with torch.random.fork_rng():
@@ -123,10 +123,10 @@ def _scores(model: Any, users: np.ndarray, config: Any) -> Tensor:
     return scores.float().view(len(users), -1)[:, 1:].cpu()
 
 
-def _replace_rows(model: Any, questions: list[Question], longer: Dataset) -> None:
-    """Replace every attribute that is an answer by the answer of `longer`."""
-    for question in questions:
-        old, new = question.answer, question.ask(longer)
+def _replace_rows(model: Any, calls: list[RecordedCall], longer: Dataset) -> None:
+    """Replace every attribute that equals a call's result by the result of `longer`."""
+    for call in calls:
+        old, new = call.result, call.repeat(longer)
         if issparse(old):
             for name, value in list(vars(model).items()):
                 if issparse(value) and _same_matrix(value, old):
@@ -150,9 +150,9 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
 
 
 def _rebuild_neighbours(model: AbstractRecommender, config: Any, longer: Dataset) -> None:
-    """ItemKNN's and AsymKNN's scores, which they make when they are made, of longer rows.
+    """Recompute the scores of ItemKNN and AsymKNN, which their constructor stores, on longer rows.
 
-    Their constructor is run on the longer rows with the similarities of items as they are fitted.
+    The constructor is run on the longer rows with the fitted item similarities.
     """
     module: Any = sys.modules[type(model).__module__]
     fitted = (None, model.w)

@@ -1,8 +1,8 @@
-"""The weights of RecBole's models in safetensors: RecBole's own checkpoints are pickles, and
-loading one runs whatever code it holds.
+"""Save and load the weights of RecBole's models as safetensors.
 
-What a model makes of the training data when it is constructed (EASE's matrix, ItemKNN's
-neighbours) is made again by its constructor and not stored.
+RecBole's own checkpoints are pickles, and loading one runs any code in it. Attributes that a
+constructor computes from the training data (EASE's matrix, ItemKNN's neighbours) are not stored;
+the constructor computes them again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import check_regular
 
 FILE_NAME = "weights.safetensors"
-OTHER = "other_parameter."  # RecBole's name for what is trained and no parameter, as in Pop
+OTHER = "other_parameter."  # RecBole's name for trained values that are no parameters, as in Pop
 
 
 def save_weights(model: AbstractRecommender, folder: Path) -> None:
-    """Write all dense tensors that training has made into `folder`, whole or not at all.
+    """Write all dense trained tensors into `folder`, atomically.
 
     Raises:
         TrainingError: a weight is NaN or infinite.
@@ -53,16 +53,16 @@ def save_weights(model: AbstractRecommender, folder: Path) -> None:
 
 
 def load_weights(model: AbstractRecommender, folder: Path) -> None:
-    """Put saved tensors into a model made from the same settings and training part.
+    """Load saved tensors into a model built from the same settings and training part.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or of another model, or holds NaN.
+        CheckpointError: the file is missing, damaged, of another model, or holds NaN.
     """
     file = folder / FILE_NAME
     if not file.is_file():
         raise CheckpointError(
-            f"there is no {file}: the run did not finish, or is of a version that did not write "
-            "it. Run its command again."
+            f"there is no {file}: the run did not finish, or is from a version that did not "
+            "write it. Run its command again."
         )
     try:
         check_regular(file, MAX_TENSORS)

@@ -1,4 +1,4 @@
-"""`python -m recbole_multdpo.compat`: versions found, and what was patched and why."""
+"""`python -m recbole_multdpo.compat`: print installed versions and the patches with reasons."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Import hook that applies `compat` when a program imports RecBole after this package.
 
-RecBole 1.2.1 does not even start with today's packages, and knows nothing of our models. If it was
-imported before this package, the patches are applied at once.
+RecBole 1.2.1 does not start with current packages and does not know our models. If it was imported
+before this package, the patches are applied at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 
 
 class _FirstImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finder and loader of the package `recbole`, which applies `compat` after importing it."""
+    """Finder and loader of the package `recbole` that applies `compat` after importing it."""
 
     apply: Callable[[], object]
 

@@ -26,7 +26,7 @@ from recbole_multdpo.errors import CheckpointError, ConfigError, DataError, Mult
 RECBOLE_VERSION = "1.2.1"
 INSTALL_RECBOLE = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
 
-# What the table of `python -m recbole_multdpo.compat` lists, besides Python.
+# Packages listed by `python -m recbole_multdpo.compat`, besides Python.
 _REPORTED = (
     "recbole-multdpo recbole torch numpy scipy pandas transformers peft tokenizers safetensors"
     " pydantic scikit-learn tensorboard setuptools ray"
@@ -51,11 +51,11 @@ class InstallationError(MultDPOError, ImportError):
 
 @dataclass(frozen=True)
 class Patch:
-    """One place where RecBole 1.2.1 and the installed packages disagree.
+    """One incompatibility between RecBole 1.2.1 and the installed packages.
 
     Attributes:
-        name: short name of the place.
-        why: what breaks, and what the patch does.
+        name: short name.
+        why: the problem, and the effect of the patch.
         needed: False if the installed versions work without the patch, which is then not applied.
     """
 
@@ -100,7 +100,7 @@ def apply() -> list[Patch]:
 
 
 def _check_installation() -> None:
-    """Refuse unusable versions, with the command that installs usable ones."""
+    """Refuse unsupported versions; the message has the command to install supported ones."""
     recbole = _version("recbole")
     if recbole is None:
         raise InstallationError(
@@ -122,7 +122,7 @@ def _check_installation() -> None:
 
 
 def _version(distribution: str) -> str | None:
-    """Version of an installed distribution, None if it is absent."""
+    """Version of an installed distribution, None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -263,7 +263,7 @@ def _pop_counts() -> Patch:
 
 
 def _exact_times() -> Patch:
-    """Interactions become float32 before they are sorted: Unix times to 128 seconds."""
+    """Times become float32 before sorting, which rounds Unix times to 128 seconds."""
     import numpy as np
     import torch
     from recbole.data.dataset import Dataset
@@ -285,7 +285,7 @@ def _exact_times() -> Patch:
         return interaction
 
     def _remove_duplication(self: Any) -> None:
-        """RecBole's, with a stable sort: of rows of one time, the file's order decides."""
+        """RecBole's method with a stable sort: rows of equal time stay in the file's order."""
         keep = self.config["rm_dup_inter"]
         if keep is None:
             return
@@ -304,14 +304,14 @@ def _exact_times() -> Patch:
 
 
 def _parts_of_files() -> Patch:
-    """`Dataset.build` gives as many parts as there are files; its callers take three."""
+    """`Dataset.build` returns as many parts as there are files; its callers expect three."""
     from recbole.data.dataset import Dataset
 
     original = Dataset.build
 
     @wraps(original)
     def build(self: Any) -> list[Any]:
-        """RecBole's parts; between a training and a test file an empty validation part."""
+        """Insert an empty validation part if there are only a training and a test file."""
         parts = original(self)
         if len(parts) == 2:
             parts.insert(1, self.copy(self.inter_feat[:0]))
@@ -325,7 +325,7 @@ def _parts_of_files() -> Patch:
 
 
 def _download_barrier() -> Patch:
-    """`Dataset._download` ends with torch.distributed.barrier(), also in a single process."""
+    """`Dataset._download` ends with torch.distributed.barrier(), even in a single process."""
     import torch.distributed as dist
     from recbole.data.dataset import Dataset
 
@@ -333,7 +333,7 @@ def _download_barrier() -> Patch:
 
     @wraps(original)
     def _download(self: Any) -> None:
-        """Download as RecBole does, in one process of a machine while the others wait elsewhere."""
+        """Download as RecBole does, without its barrier; the other processes wait elsewhere."""
         with patch.object(dist, "barrier", lambda: None, create=True):
             return original(self)
 
@@ -346,7 +346,7 @@ def _download_barrier() -> Patch:
 
 
 def _checkpoint_loading() -> Patch:
-    """torch 2.6 loads tensors only; RecBole's checkpoints of its own models pickle the Config."""
+    """torch 2.6 loads only tensors; RecBole's checkpoints of its own models pickle the Config."""
     import torch
     from recbole.trainer import trainer
 
@@ -374,16 +374,15 @@ class _TrainerTorch(types.ModuleType):
         return getattr(self._torch, name)
 
     def save(self, obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-        """torch.save, remembering the file."""
+        """Call torch.save and remember the file."""
         self._torch.save(obj, f, *args, **kwargs)
         self._written[Path(f).resolve()] = _size_and_time(Path(f))
 
     def load(self, f: Any, *args: Any, **kwargs: Any) -> Any:
-        """torch.load of a file that `save` wrote.
+        """Call torch.load on a file that `save` wrote.
 
         Raises:
-            CheckpointError: the file is absent, was changed since, or was not written by this
-                process.
+            CheckpointError: the file is missing, was changed, or was not written by this process.
         """
         path = Path(f)
         if not path.is_file():
@@ -398,7 +397,7 @@ class _TrainerTorch(types.ModuleType):
 
 
 def _anomaly_detection() -> Patch:
-    """RecBole's module of SINE turns on torch's search for NaN in whoever imports it."""
+    """Importing RecBole's SINE turns on torch's anomaly detection for the whole process."""
     import torch
 
     sine = "recbole.model.sequential_recommender.sine"
@@ -413,27 +412,27 @@ def _anomaly_detection() -> Patch:
 
 
 def _no_pickles() -> Patch:
-    """RecBole unpickles data sets, loaders and pretrained models that it finds or is told of."""
+    """RecBole unpickles data sets, loaders and pretrained models, found or named by settings."""
     import recbole.data.utils
     from recbole.model.context_aware_recommender import kd_dagfm
     from recbole.model.general_recommender import convncf, ldiffrec, nais, neumf, ract
     from recbole.model.sequential_recommender import s3rec
     from recbole.trainer import trainer
 
-    # the name in this module alone: workers and collectives of torch need the pickle of all others
+    # only in this module: torch's workers and collectives need pickle
     recbole.data.utils.pickle = _NoPickle("pickle")
     recbole.data.utils.load_split_dataloaders = lambda config: None
     for module in (convncf, kd_dagfm, nais, neumf, ract, s3rec):
         module.torch = trainer.torch
     ldiffrec.np = _PlainNumpy(ldiffrec.np)
-    # the setting `teacher` is handed to eval
+    # KD_DAGFM passes the setting `teacher` to eval
     teachers = {"CrossNet": kd_dagfm.CrossNet, "CIN": kd_dagfm.CIN, "CINComp": kd_dagfm.CINComp}
     kd_dagfm.eval = partial(_teacher, teachers)
     return Patch(
         "pickles",
         "RecBole loads <dataset>-<class>.pth, <dataset>-for-<model>-dataloader.pth, item_emb.npy "
         "and pretrained models as pickles, and evaluates the setting teacher; a pickle and an "
-        "expression can run any code, so that none is loaded but what this process wrote",
+        "expression can run any code, so only files that this process wrote are loaded",
     )
 
 
@@ -456,7 +455,7 @@ class _NoPickle(types.ModuleType):
 
 
 class _PlainNumpy(types.ModuleType):
-    """The name `np` inside recbole.model.general_recommender.ldiffrec: loads plain arrays only."""
+    """The name `np` inside recbole.model.general_recommender.ldiffrec: loads only plain arrays."""
 
     def __init__(self, numpy: types.ModuleType) -> None:
         super().__init__("numpy")
@@ -466,21 +465,21 @@ class _PlainNumpy(types.ModuleType):
         return getattr(self._numpy, name)
 
     def load(self, file: Any, *args: Any, **kwargs: Any) -> Any:
-        """numpy.load without pickles.
+        """Call numpy.load without pickles.
 
         Raises:
-            DataError: it is no file of a plain array.
+            DataError: the file does not hold a plain array.
         """
         try:
             return self._numpy.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"{file}: no file of a plain array of numbers ({error}). Write it by numpy.save."
+                f"{file}: not a plain array of numbers ({error}). Write it with numpy.save."
             ) from error
 
 
 def _teacher(teachers: dict[str, Any], name: str) -> Any:
-    """What KD_DAGFM takes for `eval`: the class of this name."""
+    """Replacement of `eval` in KD_DAGFM: returns the class of this name."""
     if name not in teachers:
         raise ConfigError(f"teacher={name}: must be one of {', '.join(teachers)}.")
     return teachers[name]
@@ -514,21 +513,21 @@ def _ray_import() -> Patch:
 
 
 def _report(*args: Any, **metrics: Any) -> None:
-    """`ray.tune.report`, where there is one to report to."""
+    """Forward to `ray.tune.report` if ray is imported."""
     tune = sys.modules.get("ray.tune")
     if tune is not None:
         tune.report(*args, **metrics)
 
 
 def _foreign_models() -> Patch:
-    """RecBole looks for LLMRec in its own package and fails at an optional dependency of it."""
+    """RecBole looks for LLMRec in its own package and fails at an optional dependency."""
     from recbole.config import Config
 
     original = Config._get_model_and_dataset
 
     @wraps(original)
     def _get_model_and_dataset(self: Any, model: Any, dataset: Any) -> Any:
-        """Raise an error for our models, which names the command that runs them."""
+        """Raise an error for our models that names the command to run them."""
         given = self.external_config_dict.get("model") if model is None else model
         name = given if isinstance(given, str) else getattr(given, "__name__", "")
         if type(self) is not Config:
@@ -547,19 +546,19 @@ def _foreign_models() -> Patch:
         except ModuleNotFoundError:
             from recbole_multdpo.settings.config import settings_of
 
-            settings_of(name)  # there is no such model, or a package is missing: says which
+            settings_of(name)  # reports an unknown model or a missing package
             raise
 
     Config._get_model_and_dataset = _get_model_and_dataset
     return Patch(
         "our models",
         "RecBole's run_recbole and Config look for LLMRec among RecBole's models and end in \"No "
-        "module named 'lightgbm'\"; they say how it is run",
+        "module named 'lightgbm'\"; now the error names the command",
     )
 
 
 def main(write: Callable[[str], Any] = print) -> int:
-    """Print the versions found and every patch; 0, or 1 where RecBole cannot work."""
+    """Print installed versions and every patch; returns 0, or 1 if RecBole cannot work."""
     write(f"Python {platform.python_version()} on {platform.platform()}")
     width = max(map(len, _REPORTED))
     for name in _REPORTED:

@@ -158,7 +158,7 @@ def _test_classical(
     run = prepare_classical(config, dataset, parts)
     load_weights(run.model, folder / "model")
     if config[KEY] == "train_valid":
-        run = run.with_longer_inputs()
+        run = run.with_validation_items()
     trainer = run.trainer
     trainer.eval_collector.data_collect(run.train_data)
     return _tested(trainer, config, run.test_data), parts[2]

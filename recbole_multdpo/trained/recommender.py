@@ -24,7 +24,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_multdpo.classical.conversations import row_scores, rows_of
+from recbole_multdpo.classical.conversations import row_scores, user_matrix
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.conversation_text import ROLES, Message
 from recbole_multdpo.data.item_text import clean_text
@@ -312,7 +312,7 @@ class Recommender:
                 "(ItemKNN with knn_method=item)."
             )
         rows = UserItems.from_lists([items.tolist() for items in histories])
-        return torch.from_numpy(row_scores(model, rows_of(rows, self.run.dataset.item_num)))
+        return torch.from_numpy(row_scores(model, user_matrix(rows, self.run.dataset.item_num)))
 
     # ---- answers ----
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from recbole_multdpo.classical.assistant import Assistant, restore_assistant
-from recbole_multdpo.classical.run import untrained
-from recbole_multdpo.classical.user_rows import noted_questions, show_longer_rows
+from recbole_multdpo.classical.run import build_model
+from recbole_multdpo.classical.user_rows import extend_user_rows, record_calls
 from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
 from recbole_multdpo.data.loading import fitted_part, train_and_valid
@@ -160,14 +160,14 @@ def load_run(
     else:
         check_numbering(folder, different)
         fitted = fitted_part(config[KEY], parts)
-        with noted_questions(fitted) as questions:
-            model = untrained(config, fitted)
+        with record_calls(fitted) as calls:
+            model = build_model(config, fitted)
         titles = _titles(config, dataset)
     model = model.to(config["device"]).eval()
     if config.settings is None:
         load_weights(model, folder / "model")
         if config[KEY] == "train_valid":
-            show_longer_rows(model, config, questions, fitted, train_and_valid(parts))
+            extend_user_rows(model, config, calls, fitted, train_and_valid(parts))
     return TrainedRun(folder, config, result, dataset, parts, model, titles, ranker, different)
 
 

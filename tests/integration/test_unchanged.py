@@ -392,7 +392,7 @@ def test_a_finished_run_on_its_own_data_is_silent(runs, caplog) -> None:
 @pytest.mark.parametrize("model", ["EASE", "BPR"])
 def test_models_that_know_numbers_are_refused_on_reordered_data(runs, changed_data, model) -> None:
     data = str(changed_data("toy.inter", reversed_rows))
-    with pytest.raises(DataError, match="by their number in the data.*--data_path"):
+    with pytest.raises(DataError, match="on the numbering of users and items.*--data_path"):
         load_run(runs / model, data_path=data)
 
 

@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import ClassicalRun, prepare_classical
-from recbole_multdpo.classical.user_rows import show_longer_rows
+from recbole_multdpo.classical.user_rows import extend_user_rows
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.data.loading import train_and_valid
@@ -230,12 +230,12 @@ def test_the_list_of_models_is_what_their_scores_say(
     data_path: Path, tmp_path: Path, model: str
 ) -> None:
     made = prepared(model, data_path, tmp_path, LEAVE_ONE_OUT, "--test_information=train")
-    shown = (made.model, made.config, made.questions, made.parts[0], train_and_valid(made.parts))
+    shown = (made.model, made.config, made.calls, made.parts[0], train_and_valid(made.parts))
     if model in READS_ROWS | NO_INPUT:
-        show_longer_rows(*shown)
+        extend_user_rows(*shown)
     else:
         with pytest.raises(ConfigError, match=f"{model} keeps what it knows"):
-            show_longer_rows(*shown)
+            extend_user_rows(*shown)
 
 
 def test_scores_that_do_not_change_or_change_for_others_are_refused(
@@ -244,7 +244,7 @@ def test_scores_that_do_not_change_or_change_for_others_are_refused(
     made = prepared("EASE", data_path, tmp_path, LEAVE_ONE_OUT)
     longer = train_and_valid(made.parts)
     with pytest.raises(ConfigError, match="EASE keeps"):  # nothing of the model is replaced
-        show_longer_rows(made.model, made.config, [], made.parts[0], longer)
+        extend_user_rows(made.model, made.config, [], made.parts[0], longer)
     # of half of the users alone there are validation rows
     half = longer.copy(longer.inter_feat[longer.inter_feat["user_id"] > N_USERS // 2])
     some_longer = train_and_valid([made.parts[0], half])
@@ -253,11 +253,11 @@ def test_scores_that_do_not_change_or_change_for_others_are_refused(
     def mixed(model, interaction):  # type: ignore[no-untyped-def]
         return original(model, interaction) + float(model.interaction_matrix.sum())
 
-    show_longer_rows(made.model, made.config, made.questions, made.parts[0], some_longer)
+    extend_user_rows(made.model, made.config, made.calls, made.parts[0], some_longer)
     made = prepared("EASE", data_path, tmp_path, LEAVE_ONE_OUT)
     monkeypatch.setattr(type(made.model), "full_sort_predict", mixed)
     with pytest.raises(ConfigError, match="EASE keeps"):
-        show_longer_rows(made.model, made.config, made.questions, made.parts[0], some_longer)
+        extend_user_rows(made.model, made.config, made.calls, made.parts[0], some_longer)
 
 
 def test_a_loaded_run_scores_as_it_was_tested(data_path: Path, tmp_path: Path) -> None:
