@@ -140,10 +140,19 @@ def _check(
             problems.append(f"{key}={enabled} is decided by {settings}: remove it or say auto.")
     zero = given.get("zero_optimization", {})
     stage = zero.get("stage") if isinstance(zero, Mapping) else None
-    if stage not in (0, 1, 2, 3):
-        problems.append(f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}.")
-    if run["learner"] == "sparse_adam":
-        problems.append("learner=sparse_adam is not for DeepSpeed: use adamw.")
+    if stage not in (1, 2, 3):
+        problems.append(
+            f"zero_optimization.stage must be 1, 2 or 3, got {stage!r}. Without ZeRO, leave "
+            "--deepspeed out."
+        )
+    elif zero.get("round_robin_gradients") is True:
+        problems.append(
+            "zero_optimization.round_robin_gradients: DeepSpeed then takes the optimizer state of "
+            "one parameter for that of another, and no checkpoint would be right. Remove it."
+        )
+    # DeepSpeed replaces torch's Adagrad by one that knows nothing of our schedule
+    if run["learner"] in ("adagrad", "sparse_adam"):
+        problems.append(f"learner={run['learner']} is not for DeepSpeed: use adamw.")
     norm_type = (run["clip_grad_norm"] or {}).get("norm_type", 2)
     if norm_type != 2:
         problems.append(f"clip_grad_norm: norm_type={norm_type}, but DeepSpeed has 2 only.")

@@ -74,9 +74,16 @@ def test_a_file_as_for_transformers_with_auto(tmp_path: Path) -> None:
         ({"fp16": {"enabled": True}}, {}, "fp16 is decided by dtype: remove it"),
         ({"optimizer": {"type": "AdamW"}}, {}, "optimizer is decided by learner, learning_rate"),
         ({"scheduler": {"type": "WarmupLR"}}, {}, "scheduler is decided by lr_scheduler_type"),
-        ({"zero_optimization": {"stage": 4}}, {}, "stage must be 0, 1, 2 or 3, got 4"),
-        ({"zero_optimization": {}}, {}, "stage must be 0, 1, 2 or 3, got None"),
+        ({"zero_optimization": {"stage": 4}}, {}, "stage must be 1, 2 or 3, got 4"),
+        ({"zero_optimization": {"stage": 0}}, {}, "got 0. Without ZeRO, leave --deepspeed out"),
+        (
+            {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
+            {},
+            "round_robin_gradients: .* Remove it",
+        ),
+        ({"zero_optimization": {}}, {}, "stage must be 1, 2 or 3, got None"),
         ({}, {"learner": "sparse_adam"}, "sparse_adam is not for DeepSpeed"),
+        ({}, {"learner": "adagrad"}, "adagrad is not for DeepSpeed: use adamw"),
         ({}, {"clip_grad_norm": {"max_norm": 1.0, "norm_type": 1}}, "norm_type=1"),
     ],
 )
