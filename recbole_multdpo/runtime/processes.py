@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recbole_multdpo.errors import ConfigError, ProcessError
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -127,6 +128,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ProcessError(
             "a process of this run has ended, and the others cannot continue without it. Its own "
             "message says why; continue with --resume=<run folder>. "
