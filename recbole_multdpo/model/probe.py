@@ -1,18 +1,18 @@
-"""Whether a language model is scored right: tried out on its own weights, before it is trained.
+"""Probe a language model before training: compare our scores with its own forward pass.
 
-Scorers and rankers ask more of a model than its `forward` does: attention that follows masks and
-positions of ours, a cache that can be cut, a head that can be run by itself. Whether an
-architecture gives that cannot be told from its name or its configuration, so it is measured. A few
-random texts behind random prompts of the run's longest length are scored by the code that the run
-will use and, each in a row of its own without padding, by the model's own forward pass.
+Scorers and rankers need more from a model than its `forward`: attention that follows our masks and
+positions, a cache that can be cropped, a head that can be run separately. Neither the name nor the
+configuration of an architecture shows if it has all that, so it is measured. A few random items
+after random prompts of the run's maximum length are scored by the code that the run will use, and
+one by one without padding by the model's own forward pass.
 
-That is done twice: with the weights as they are, and with every matrix made so large that each
-token counts in all that follow, as training may make it. An adapter that starts at zero, or weights
-fresh from an initialiser, would hide much.
+This is done twice: with the weights as they are, and with every matrix scaled up so that each token
+influences all later ones, as may happen in training. An adapter that starts at zero, or freshly
+initialised weights, would hide many faults.
 
-It is done in float32, because bfloat16 cannot tell right from wrong: a mixture of experts that is
-exact may be a nat off in it, and a fault of hundredths is a fault. What differs in float32 is tried
-in float64 once more, so that no rounding that sends a token to another expert is taken for a fault.
+It is done in float32, because bfloat16 cannot tell rounding from faults: an exact mixture of
+experts may be a nat off, and a fault of hundredths is a fault. Differences in float32 are checked
+again in float64, so that rounding that sends a token to another expert does not count as a fault.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from recbole_multdpo.scoring.padded import padded_logps
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.scoring.trie_scores import trie_scores
 
-# In float32 exact scorers are 1e-5 nats off with random weights; what is further off is tried in
+# In float32 exact scorers are 1e-5 nats off with random weights; larger differences are checked in
 # float64, where exact ones are below 1e-6: norms and softmax stay in float32 even there.
 NATS, RELATIVE = 2e-4, 2e-6
 # for a model that does not run in float64
@@ -54,13 +54,13 @@ CAUSALITY = "causality"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is scored.
+    """Sizes, tokens and methods of a probe.
 
     Attributes:
-        prompt_tokens: of the longest prompt; a second one is shorter, so that there is padding.
-        item_tokens: of the longest item, terminator included, at least 5.
-        tokens: ids of which prompts and items are made.
-        terminator: the id that closes an item.
+        prompt_tokens: length of the longest prompt; a second one is shorter, to have padding.
+        item_tokens: length of the longest item, terminator included, at least 5.
+        tokens: token ids to draw prompts and items from.
+        terminator: token id at the end of every item.
         methods: keys of `METHODS`.
     """
 
@@ -73,7 +73,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Two prompts, and the items, over the vocabulary."""
+    """Two prompts and the catalogue of items."""
 
     prompts: Prompts
     catalogue: ItemCatalogue
@@ -82,18 +82,18 @@ class _Inputs:
 def faults(
     lm: PreTrainedModel, trial: Trial, device: torch.device, *, attn: str | None = None
 ) -> dict[str, float | str]:
-    """What is scored differently than by the model's own forward pass.
+    """Find methods whose scores differ from the model's own forward pass.
 
     Args:
         lm: the bare causal LM, with an adapter's layers in place if it has one; it is not changed.
-        trial: what is tried.
-        device: where it is tried.
+        trial: sizes, tokens and methods of the probe.
+        device: device of the probe.
         attn: attention implementation to try instead of the model's own.
 
     Returns:
-        The largest difference in nats by method, or what the method raised; {} if all agree.
-        `OWN_FORWARD` stands for a forward pass that fails, and `CAUSALITY` for one whose prediction
-        depends on tokens that come later.
+        The largest difference in nats by method, or the method's error as text; {} if all agree.
+        `OWN_FORWARD` stands for a forward pass that fails, `CAUSALITY` for one whose predictions
+        depend on later tokens.
     """
     whole = sum(p.numel() for p in lm.parameters()) <= SMALL or number_of_layers(lm) < 2
 
@@ -105,12 +105,12 @@ def faults(
         if not found:
             _strengthen(copied)
             found = _differences(copied, trial)
-            # too large for some architecture: then nothing can be told
+            # too large for some architectures, which then cannot be checked
             found = {} if OWN_FORWARD in found else found
         return found
 
     found = tried(torch.float32, whole)
-    if OWN_FORWARD in found and not whole:  # perhaps a layer needs one that the copy lacks
+    if OWN_FORWARD in found and not whole:  # a layer may need one that the reduced copy lacks
         whole = True
         found = tried(torch.float32, whole)
     if not found or OWN_FORWARD in found:
@@ -123,7 +123,7 @@ def faults(
 
 @torch.no_grad()
 def _strengthen(lm: PreTrainedModel) -> None:
-    """Make every matrix at least as large as keeps the size of what it is multiplied with."""
+    """Scale every matrix up, if needed, to keep the norm of the vectors it multiplies."""
     generator = torch.Generator(device=lm.device).manual_seed(0)
     for parameter in lm.parameters():
         if parameter.ndim < 2 or not parameter.is_floating_point():
@@ -141,12 +141,12 @@ def _differences(lm: PreTrainedModel, trial: Trial) -> dict[str, float | str]:
     inputs = _inputs(trial, lm.device)
     try:
         expected, before = _own_scores(lm, inputs)  # [2, n_items]
-    except Exception as error:  # a model is a program; it can fail in any way
+    except Exception as error:  # model code can fail in any way
         return {OWN_FORWARD: _reason(error)}
     if not expected.isfinite().all():
         return {OWN_FORWARD: "its log-probabilities are not finite"}
     found: dict[str, float | str] = {}
-    # what is predicted after the prompt is the same whatever item follows
+    # predictions inside the prompt must not depend on the item after it
     if (change := _excess(before, before[:, :1].expand_as(before))) is not None:
         found[CAUSALITY] = change
     for method in trial.methods:
@@ -161,7 +161,7 @@ def _differences(lm: PreTrainedModel, trial: Trial) -> dict[str, float | str]:
 
 
 def _excess(values: Tensor, expected: Tensor) -> float | None:
-    """The largest difference if one is more than rounding; NaN never is equal."""
+    """Largest difference if it exceeds rounding, else None; NaN counts as infinite."""
     difference = (values - expected).abs()
     if bool((difference <= NATS + RELATIVE * expected.abs()).all()):
         return None
@@ -173,7 +173,7 @@ def _reason(error: Exception) -> str:
 
 
 def _inputs(trial: Trial, device: torch.device) -> _Inputs:
-    """Random prompts and four items of 3 to `item_tokens` tokens, of which some begin alike."""
+    """Random prompts and four items of 3 to `item_tokens` tokens, some with common prefixes."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> list[int]:
@@ -191,7 +191,7 @@ def _inputs(trial: Trial, device: torch.device) -> _Inputs:
 
 
 def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
-    """By the model's own forward pass, an unpadded row per item.
+    """Score items by the model's own forward pass, one unpadded row per item.
 
     Returns:
         log π of every item [2, n_items], and log-probabilities of the items' first tokens
@@ -206,7 +206,7 @@ def _own_scores(lm: PreTrainedModel, inputs: _Inputs) -> tuple[Tensor, Tensor]:
         prompt = inputs.prompts.ids[row, :n_prompt]
         for item, length in enumerate(lengths[1:], start=1):
             text = items.ids[item, :length]
-            # logits of a whole prompt are most of the work with a large vocabulary
+            # with a large vocabulary, logits of a whole prompt would be most of the work
             keep = {"logits_to_keep": length + WATCHED} if keeps else {}
             ids = torch.cat([prompt, text])[None]
             logits = lm(input_ids=ids, use_cache=False, **keep).logits[0, -length - WATCHED : -1]
@@ -241,22 +241,22 @@ def _all_by_trie(lm: PreTrainedModel, inputs: _Inputs) -> Tensor:
     return trie_scores(lm, inputs.catalogue, inputs.prompts)
 
 
-# scores [2, n_items] of all items, whatever stands at item 0
+# scores [2, n_items] of all items; item 0 has any value
 METHODS: dict[str, Callable[[PreTrainedModel, _Inputs], Tensor]] = {
     "packed": _by_candidates(packed_logps),
     "padded": _by_candidates(padded_logps),
     "trie_scores": _all_by_trie,
     # in several steps, as a search does
     "best_first": _by_trie(lambda *arguments: TrieSearch(*arguments).run(expand_per_step=2)),
-    # as wide as the trie, so that no item is dropped
+    # wide enough that no item is dropped
     "beam": _by_trie(lambda *arguments: beam_topk(*arguments, beam_size=arguments[-1] * 2)),
 }
 
 
-def longest_exact(
+def longest_exact_prompt(
     lm: PreTrainedModel, trial: Trial, device: torch.device, shortest: int
 ) -> int | None:
-    """The longest prompts, at least of `shortest` tokens, at which nothing differs; or None."""
+    """Largest prompt length, at least `shortest`, at which all scores are exact; else None."""
     fits, fails = shortest, trial.prompt_tokens
     if fits >= fails or faults(lm, replace(trial, prompt_tokens=fits), device):
         return None

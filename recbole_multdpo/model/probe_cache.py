@@ -1,6 +1,6 @@
-"""Which probes of a backbone have passed already: one small file each, in the user's cache folder.
+"""Cache of passed backbone probes: one small file each, in the user's cache folder.
 
-Only what passed is kept. A file that is damaged, or cannot be written, costs the probe once more.
+Failed probes are not stored. If a file is damaged or cannot be written, the probe runs again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from recbole_multdpo.model.backbone import cache_root
 from recbole_multdpo.runtime.durable_files import write_atomically
 
 _LIBRARIES = ("torch", "transformers", "peft")
-# a probe that took less is not worth a file
-WORTH_KEEPING = 1.0
-# files of what has passed in this process, written or not
+MIN_SECONDS = 1.0  # faster probes get no file
+# files of the probes that passed in this process, written or not
 _passed_here: set[Path] = set()
 
 
-def has_passed(of: Mapping[str, Any]) -> bool:
-    """Whether a probe of this description has passed with these versions of everything."""
-    description = _described(of)
+def has_passed(probe: Mapping[str, Any]) -> bool:
+    """True if this probe has passed with the same libraries and code."""
+    description = _with_versions(probe)
     file = _file(description)
     if file in _passed_here:
         return True
@@ -37,23 +36,23 @@ def has_passed(of: Mapping[str, Any]) -> bool:
     return isinstance(found, dict) and found.get("passed") == description
 
 
-def note_passed(of: Mapping[str, Any], seconds: float) -> None:
-    """Remember a probe that has passed and took `seconds`."""
-    description = _described(of)
+def record_pass(probe: Mapping[str, Any], seconds: float) -> None:
+    """Store that a probe has passed, and that it took `seconds`."""
+    description = _with_versions(probe)
     file = _file(description)
     _passed_here.add(file)
-    if seconds < WORTH_KEEPING:
+    if seconds < MIN_SECONDS:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps({"passed": description, "seconds": round(seconds, 1)}))
     except OSError:
-        return  # the next start probes again
+        return  # the next run probes again
 
 
-def _described(of: Mapping[str, Any]) -> dict[str, str]:
+def _with_versions(probe: Mapping[str, Any]) -> dict[str, str]:
     versions = {library: version(library) for library in _LIBRARIES}
-    described = {**of, **versions, "machine": platform.machine(), "code": _code()}
+    described = {**probe, **versions, "machine": platform.machine(), "code": _code()}
     return {key: str(value) for key, value in described.items()}
 
 
@@ -64,7 +63,7 @@ def _file(description: Mapping[str, str]) -> Path:
 
 @cache
 def _code() -> str:
-    """SHA-256 of the code that scores and probes, which a version number need not change with."""
+    """SHA-256 of the code that scores and probes, which can change without the version number."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for folder in ("model", "scoring"):

@@ -1,7 +1,7 @@
-"""A small copy of a large language model: one layer of each kind, embeddings, norm and head.
+"""Small copy of a large language model: one layer of each kind, embeddings, norm and head.
 
-What is wrong with the attention of a layer, or with the logits, is wrong in the copy too, which
-costs a fraction of the memory and the time.
+Faults in a layer's attention or in the logits show in the copy too, at a fraction of memory and
+time.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# a model of more kinds of layers than this is copied whole
+# a model with more kinds of layers is copied whole
 MAX_KINDS = 8
 
 
 def reduced_copy(
     lm: PreTrainedModel, *, dtype: torch.dtype, device: torch.device, whole: bool = False
 ) -> PreTrainedModel:
-    """A frozen copy in eval mode with one layer of each kind; the first of each.
+    """Make a frozen copy in eval mode with the first layer of each kind.
 
     Layers are of one kind if they have the same modules with weights of the same shapes, the same
-    flags, and the same entries in all lists of the configuration that have one for each layer.
-    Where no list of layers is found, all are kept.
+    flags, and the same entries in all per-layer lists of the configuration. If no list of layers is
+    found, all are kept.
 
     Args:
         lm: the model, with or without an adapter's layers in place; it is not changed.
-        dtype: of the copy's weights.
-        device: where the copy is put.
+        dtype: type of the copy's weights.
+        device: device of the copy.
         whole: keep all layers.
     """
     layers = None if whole else _layers(lm)
@@ -38,7 +38,7 @@ def reduced_copy(
     if layers is not None:
         kept = _one_of_each(lm, layers)
         dropped = set(range(len(layers))) - set(kept)
-        # what stands in for a layer that the copy does not have, until its list is replaced
+        # placeholders for the dropped layers, until the list is replaced
         memo.update({id(layers[index]): nn.Identity() for index in dropped})
     memo.update(_copied_weights(lm, layers, kept, dtype, device))
     copied = copy.deepcopy(lm, memo)
@@ -54,14 +54,14 @@ def reduced_copy(
             _cut_lists(config, kept, len(layers))
     if dtype == torch.float64:
         for config in _configs(copied):
-            # the grouped matrix products of experts know no float64
+            # grouped matrix products of experts do not support float64
             if getattr(config, "_experts_implementation", None) is not None:
                 config._experts_implementation = "eager"
     return copied.requires_grad_(False).eval()
 
 
 def number_of_layers(lm: PreTrainedModel) -> int:
-    """Hidden layers, as the configuration of the text model counts them; 0 where it does not."""
+    """Number of hidden layers in the text model's configuration; 0 if it has none."""
     return int(getattr(lm.config.get_text_config(), "num_hidden_layers", 0) or 0)
 
 
@@ -86,12 +86,12 @@ def _one_of_each(lm: PreTrainedModel, layers: nn.ModuleList) -> list[int]:
     first: dict[Any, int] = {}
     for index, layer in enumerate(layers):
         entries = tuple(str(values[index]) for values in lists)
-        first.setdefault((entries, _outline(layer)), index)
+        first.setdefault((entries, _structure(layer)), index)
     return list(first.values()) if len(first) <= MAX_KINDS else list(range(len(layers)))
 
 
-def _outline(layer: nn.Module) -> tuple[Any, ...]:
-    """What two layers of one kind have in common."""
+def _structure(layer: nn.Module) -> tuple[Any, ...]:
+    """Modules, flags and shapes of a layer, equal for two layers of one kind."""
     parts: list[Any] = []
     for name, module in layer.named_modules():
         flags = {
@@ -106,12 +106,12 @@ def _outline(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _is_index(attribute: str) -> bool:
-    """Whether an attribute is a layer's number: layer_idx, layer_id, layer_index."""
+    """True if an attribute is a layer's number: layer_idx, layer_id, layer_index."""
     return attribute.lstrip("_").startswith("layer_i")
 
 
 def _renumber(chosen: nn.ModuleList, kept: list[int]) -> None:
-    """Give the kept layers the numbers under which caches know them."""
+    """Renumber the kept layers, as caches find them by number."""
     for new, (layer, old) in enumerate(zip(chosen, kept, strict=True)):
         for module in layer.modules():
             for key, value in vars(module).items():
@@ -120,13 +120,13 @@ def _renumber(chosen: nn.ModuleList, kept: list[int]) -> None:
 
 
 def _configs(lm: PreTrainedModel) -> list[Any]:
-    """The configuration, and that of its text model where it is another one."""
+    """The configuration, and the text model's if it is a separate one."""
     text = lm.config.get_text_config()
     return [lm.config] if text is lm.config else [lm.config, text]
 
 
 def _cut_lists(config: Any, kept: list[int], n_layers: int) -> None:
-    """Keep the entries of some layers, past the checks that compare lists with each other."""
+    """Keep the entries of some layers, bypassing the checks that compare lists with each other."""
     fields = vars(config)
     for key, value in fields.items():
         if isinstance(value, list | tuple) and len(value) == n_layers:
@@ -143,7 +143,7 @@ def _copied_weights(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[int, torch.Tensor]:
-    """For `copy.deepcopy`: what replaces each weight and buffer that the copy has."""
+    """Memo for `copy.deepcopy` with the copy's weights and buffers."""
     dropped: set[int] = set()
     if layers is not None:
         for index, layer in enumerate(layers):
@@ -160,7 +160,7 @@ def _copied_weights(
             replaced[id(parameter)] = nn.Parameter(moved, requires_grad=False)
     for buffer in lm.buffers():
         if id(buffer) not in dropped:
-            # buffers in float32, such as rotary frequencies, stay so whatever the weights are
+            # float32 buffers, such as rotary frequencies, stay float32
             kind = dtype if buffer.dtype in (torch.bfloat16, torch.float16) else buffer.dtype
             replaced[id(buffer)] = buffer.detach().to(device, kind, copy=True)
     return replaced

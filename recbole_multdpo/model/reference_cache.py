@@ -1,10 +1,10 @@
-"""log π_ref of the candidates of examples, kept on disk between runs.
+"""Disk cache of log π_ref of the candidates of examples, shared by runs.
 
-The reference of preference training does not change, and static negatives depend on the seed only:
-a second run from the same first stage, with another β or another loss, asks for the same numbers.
-An example is found by a digest of its prompt's tokens and its candidates, in a folder named after
-the reference's weights and all else that the numbers depend on. Within one run hardly anything
-recurs, because every epoch draws anew.
+The reference of preference training does not change, and static negatives depend only on the seed:
+a second run from the same supervised stage, with another β or another loss, needs the same numbers.
+The key of an example is a digest of its prompt's tokens and its candidates; the folder is named by
+a hash of the reference's weights and everything else that the numbers depend on. Within one run few
+examples repeat, because every epoch draws new ones.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class ReferenceCache:
     """Log-probabilities by example; about 0.6 kB of memory for an example of 80 candidates.
 
     Attributes:
-        n_computed: examples that were not found.
+        n_computed: number of examples that were not in the cache.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read what earlier runs have left.
+        """Read the entries of earlier runs.
 
         Args:
-            folder: belongs to one reference model, see `LLMRec.reference_digest`.
+            folder: cache of one reference model, see `LLMRec.reference_digest`.
 
         Raises:
             CheckpointError: a file in it is damaged.
@@ -51,11 +51,11 @@ class ReferenceCache:
             self._logps.update(_read(path))
 
     def logps(self, batch: SetwiseBatch, compute: Callable[[SetwiseBatch], Tensor]) -> Tensor:
-        """log π_ref of a batch's candidates, by `compute` for the examples not seen before.
+        """log π_ref of a batch's candidates, computed for the examples that are not in the cache.
 
         Args:
             batch: B examples.
-            compute: gives float [b, C], nats, 0 at padding, for some examples of the batch.
+            compute: returns float [b, C], nats, 0 at padding, for b examples of the batch.
 
         Returns:
             float32 [B, C], on the batch's device.
@@ -75,10 +75,10 @@ class ReferenceCache:
         return torch.from_numpy(found).to(batch.candidates.device)
 
     def save(self) -> None:
-        """Write what was computed since the last call, as a whole or not at all.
+        """Write the entries computed since the last call, atomically.
 
         Raises:
-            CheckpointError: the disk is full or read-only; what was saved before stays.
+            CheckpointError: the disk is full or read-only; earlier entries stay.
         """
         if not self._new:
             return
@@ -97,7 +97,7 @@ class ReferenceCache:
         logps = [self._logps[digest] for digest in digests]
         name = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
         folder = self.folder / name
-        if not folder.exists():  # else another run has stored the same, and a third may read it
+        if not folder.exists():  # else another run has stored the same entries
             with atomic_folder(folder) as temporary:
                 np.savez(
                     temporary / FILE_NAME,
@@ -108,7 +108,7 @@ class ReferenceCache:
 
 
 def _digests(batch: SetwiseBatch, candidates: np.ndarray) -> list[bytes]:
-    """Every example's digest: of the tokens of its prompt and of its candidates, in order."""
+    """Digest of each example: of its prompt's tokens and its candidates, in order."""
     prompts = batch.prompts.ids.cpu().numpy()
     return [
         hashlib.blake2b(
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[bytes, np.ndarray]:
             digests, counts, logps = saved["digests"], saved["counts"], saved["logps"]
     whole = len(digests) == DIGEST_BYTES * len(counts) and counts.sum() == len(logps)
     if not whole or not np.isfinite(logps).all():
-        raise CheckpointError(f"{path} has holes. Delete its folder.")
+        raise CheckpointError(f"{path} is incomplete. Delete its folder.")
     keys = digests.tobytes()
     starts = range(0, len(keys), DIGEST_BYTES)
     pieces = np.split(logps, counts.cumsum()[:-1])

@@ -1,9 +1,9 @@
-"""A language model of about one million parameters, made on the spot from the catalogue's texts.
+"""Build a language model of about one million parameters from the catalogue's texts.
 
-Nothing is downloaded: the tokenizer is a byte-level BPE fitted to the given texts, to which every
-item text may be added as a token of its own, and the model has the Qwen2 architecture and random
-weights. Both are ordinary Hugging Face objects, which
-`save_pretrained` writes and `AutoModelForCausalLM` / `AutoTokenizer` read back.
+Nothing is downloaded: the tokenizer is a byte-level BPE fitted to the given texts, optionally with
+one extra token per item text, and the model has the Qwen2 architecture and random weights. Both are
+ordinary Hugging Face objects: `save_pretrained` writes them, and `AutoModelForCausalLM` and
+`AutoTokenizer` read them back.
 """
 
 import json
@@ -22,9 +22,8 @@ from transformers import (
 
 PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|endoftext|>"
-# In this order, so that the pad token has id 0, the value that pads every tensor of token ids.
+# the pad token first: its id 0 pads every tensor of token ids
 SPECIAL_TOKENS = (PAD_TOKEN, EOS_TOKEN)
-MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256  # with every byte
 
 
 def make_tiny_backbone(
@@ -38,27 +37,27 @@ def make_tiny_backbone(
     max_positions: int = 4096,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Fits a byte-level BPE tokenizer to `texts` and makes a Qwen2 model with random weights.
+    """Fit a byte-level BPE tokenizer to `texts` and build a Qwen2 model with random weights.
 
     With the defaults the model has 1.1 million parameters. The input embedding and the LM head
     share their weight. The same texts, arguments and library versions give the same token ids and
-    the same weights bit for bit; the order of the texts does not matter, how often each occurs
-    does. The global random state is left as it was.
+    the same weights bit for bit. The order of the texts does not matter, only their counts. The
+    global random state does not change.
 
     Args:
-        texts: item texts, and the fixed pieces of the prompt. Each is fitted as it stands inside a
-            prompt, after a space (see `fit_tokenizer`). Repetition is weight: a piece that is part
-            of every prompt should be given about as often as there are items, or its words stay
-            cut into many tokens.
+        texts: item texts, and the fixed pieces of the prompt. Each is fitted as it occurs in a
+            prompt, after a space (see `fit_tokenizer`). Repetition acts as weight: give a piece of
+            every prompt about as often as there are items, or its words stay split into many
+            tokens.
         hidden_size: width; must be a multiple of 2 * num_heads (rotary embeddings turn pairs).
         num_layers: transformer layers.
         num_heads: attention heads, each with its own keys and values.
         vocab_size: upper bound of the vocabulary, special tokens and the 256 bytes included. The
             model gets exactly as many embedding rows as the tokenizer has tokens, which is fewer
-            when the texts allow no more merges.
+            if the texts allow no more merges.
         whole_texts: texts that become one token each, on top of `vocab_size` (`add_whole_texts`).
         max_positions: longest sequence that the configuration declares, in tokens.
-        seed: seeds the weights.
+        seed: seed of the weights.
 
     Returns:
         The model (float32, CPU, eval mode) and its tokenizer.
@@ -78,8 +77,8 @@ def make_tiny_backbone(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Seeds the CPU generator alone: torch.manual_seed would also reset those of the accelerators,
-    # which fork_rng(devices=[]) does not restore.
+    # seed only the CPU generator: torch.manual_seed would also reset those of accelerators, which
+    # fork_rng(devices=[]) does not restore
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         lm = Qwen2ForCausalLM(config)
@@ -89,21 +88,21 @@ def make_tiny_backbone(
 def fit_tokenizer(
     texts: Sequence[str], *, vocab_size: int, max_positions: int
 ) -> PreTrainedTokenizerFast:
-    """Fits a byte-level BPE tokenizer of the class that belongs to the Qwen2 architecture.
+    """Fit a byte-level BPE tokenizer of the Qwen2 architecture's class.
 
-    Text is brought to Unicode's composed form (NFC) and split into words, each with the space
+    Text is normalised to Unicode's composed form (NFC) and split into words, each with the space
     before it, and single digits; then into bytes, so that every string can be encoded. Merges never
     cross a word: the ids of a prompt and of `" " + title` are the same apart and joined, as long as
     the prompt does not end in white space. There is no beginning-of-sequence token. The string of a
     special token inside a text is encoded as plain characters; append special tokens by id.
 
-    A text that does not begin with white space is fitted with one space in front, since titles are
-    encoded as `" " + title`: fitted bare, " Toy" and "Toy" would compete for the vocabulary
+    A text that does not begin with white space is fitted with a space in front, since titles are
+    encoded as `" " + title`: without it, " Toy" and "Toy" would compete for the vocabulary
     (measured on the MovieLens-100K titles with 2,000 tokens: 5.3 tokens per title instead of 6.0).
     """
     # AutoTokenizer reads the tokenizer of every qwen2 model as a Qwen2Tokenizer, which keeps
-    # vocabulary and merges but brings its own normaliser and splitting rule (transformers 5).
-    # Fitting under another rule would give other ids after loading, so the class itself gives it.
+    # vocabulary and merges but has its own normaliser and splitting rule (transformers 5). Fitting
+    # with another rule would give other ids after loading, so the rule is taken from the class.
     rule = Qwen2Tokenizer().backend_tokenizer
     backend = Tokenizer(models.BPE())
     backend.normalizer, backend.pre_tokenizer = rule.normalizer, rule.pre_tokenizer
@@ -130,16 +129,15 @@ def fit_tokenizer(
 
 
 def add_whole_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
-    """Make every text, with the space in front of it, one token, as CLLM4Rec does with items.
+    """Add one token for every text with the space in front of it, as CLLM4Rec does for items.
 
-    A model that starts from random weights has no use for the letters of a title: it learns what
-    goes with what, and a title of one token costs a fifth of the time. Any other text is still cut
-    into the tokens of the BPE. A text is found inside of another one too, such as what somebody
-    says about it, but as a whole only: " Alien" is not found in " Aliens". Of texts that begin
-    alike the longest is taken.
+    A model with random weights gains nothing from the letters of a title, and a title of one token
+    costs a fifth of the time. Other text is still split into BPE tokens. A text is also found
+    inside other text, such as a comment about it, but only as a whole: " Alien" is not found in
+    " Aliens". Of texts with a common prefix the longest is taken.
     """
-    # the space before a title belongs to its token, but not to its content: "a single word" is
-    # decided by what stands on either side of the content, and a space may follow any word
+    # lstrip makes the space part of the token but not of its content: single_word is decided by the
+    # characters on both sides of the content, and a space may follow any word
     tokenizer.add_tokens(
         [
             AddedToken(text, single_word=True, lstrip=True)
@@ -155,5 +153,5 @@ def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def _swiglu_width(hidden_size: int) -> int:
-    """Width of the three SwiGLU matrices with the parameters of two 4x ones: 8/3, up to 64s."""
+    """Width of SwiGLU with as many parameters as a 4x MLP: 8/3, rounded up to a multiple of 64."""
     return -(-8 * hidden_size // 3 // 64) * 64

@@ -14,7 +14,7 @@ from recbole_multdpo.model.backbone import (
     add_lora,
     reference_context,
 )
-from recbole_multdpo.model.modes import modes_kept, train_without_dropout
+from recbole_multdpo.model.modes import restore_modes, train_without_dropout
 
 SIZES = {
     "vocab_size": 50,
@@ -134,7 +134,7 @@ def test_the_adapters_own_dropout_stays(checkpointing: bool) -> None:
 def test_modes_are_kept_module_by_module() -> None:
     pair = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)).train()
     pair[0].eval()
-    with pytest.raises(KeyError), modes_kept(pair):
+    with pytest.raises(KeyError), restore_modes(pair):
         pair.train(False)
         raise KeyError
     assert [module.training for module in pair.modules()] == [True, False, True]

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model import backbone_check, probe, probe_cache
 from recbole_multdpo.model.backbone import CACHE_VARIABLE, add_lora
-from recbole_multdpo.model.backbone_check import Use, check_backbone, methods_of
+from recbole_multdpo.model.backbone_check import BackboneUse, check_backbone, scoring_methods
 from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults
 from recbole_multdpo.model.reduced import reduced_copy
 from recbole_multdpo.scoring import packed as packed_module
@@ -22,7 +22,7 @@ from recbole_multdpo.scoring.windows import LayerKinds
 from tests.scoring.architectures import ARCHITECTURES, EOS, VOCABULARY, Architecture
 
 CPU = torch.device("cpu")
-TRIAL = Trial(24, 6, range(3, VOCABULARY), EOS, methods_of("packed", "best_first"))
+TRIAL = Trial(24, 6, range(3, VOCABULARY), EOS, scoring_methods("packed", "best_first"))
 ROWS = {row.name: row for row in ARCHITECTURES}
 MIXED = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
 
@@ -40,7 +40,7 @@ def use(lm, **changes):
         "settings": {"scorer": "packed", "ranker": "best_first"},
         "key": {"fingerprint": str(id(lm)), "dtype": "float32"},
     }
-    return Use(**{**values, **changes})
+    return BackboneUse(**{**values, **changes})
 
 
 def refusal(lm, **changes):
@@ -252,13 +252,13 @@ def test_the_refusal_of_a_recurrent_model_names_what_helps():
     assert text.startswith("backbone='folder': packed scores differ from the model's own forward")
     assert "at prompts of 24 tokens. Set --scorer=padded --ranker=exhaustive (slower)." in text
     settings = {"scorer": "padded", "ranker": "exhaustive"}
-    trial = Trial(24, 6, range(3, VOCABULARY), EOS, methods_of(**settings))
+    trial = Trial(24, 6, range(3, VOCABULARY), EOS, scoring_methods(**settings))
     check_backbone(lm := built("lfm2"), use(lm, settings=settings, trial=trial), CPU)
 
 
 def test_only_what_is_not_set_already_is_proposed():
     settings = {"scorer": "padded", "ranker": "best_first"}
-    trial = Trial(24, 6, range(3, VOCABULARY), EOS, methods_of(**settings))
+    trial = Trial(24, 6, range(3, VOCABULARY), EOS, scoring_methods(**settings))
     text = refusal(built("lfm2"), settings=settings, trial=trial)
     assert text.endswith("Set --ranker=exhaustive (slower).")
 
@@ -347,7 +347,7 @@ def test_a_model_that_nothing_helps_is_refused(monkeypatch):
 def counted(monkeypatch):
     """How often a model was probed; every probe is worth keeping."""
     calls = []
-    monkeypatch.setattr(probe_cache, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(probe_cache, "MIN_SECONDS", 0.0)
     forgetful = type("Forgetful", (set,), {"add": lambda self, file: None})
     monkeypatch.setattr(probe_cache, "_passed_here", forgetful())  # as a new process
 
@@ -427,7 +427,7 @@ def test_what_failed_is_not_kept(counted, cache):
 
 
 def test_a_quick_probe_leaves_no_file_and_holds_for_the_process(cache, monkeypatch):
-    monkeypatch.setattr(probe_cache, "WORTH_KEEPING", 1e9)
+    monkeypatch.setattr(probe_cache, "MIN_SECONDS", 1e9)
     monkeypatch.setattr(probe_cache, "_passed_here", set())
     lm = built("qwen2")
     check_backbone(lm, use(lm), CPU)

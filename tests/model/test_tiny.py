@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recbole_multdpo.model.tiny import MIN_VOCAB_SIZE, fit_tokenizer, make_tiny_backbone
+from recbole_multdpo.model.tiny import fit_tokenizer, make_tiny_backbone
 
 TITLES = [
     "Toy Story",
@@ -97,7 +97,7 @@ class TestModel:
 
 class TestVocabularySize:
     def test_bytes_alone(self):
-        lm, tokenizer = small_backbone(vocab_size=MIN_VOCAB_SIZE)
+        lm, tokenizer = small_backbone(vocab_size=258)
         assert len(tokenizer) == lm.config.vocab_size == 258
         for title in TITLES:
             composed = unicodedata.normalize("NFC", " " + title)
