@@ -68,7 +68,7 @@ def test_version(run, capsys):
     assert run.calls == []
 
 
-def test_a_mistake_is_one_message_without_a_traceback(run, capsys):
+def test_user_error_is_one_message_without_a_traceback(run, capsys):
     run.error = DataError("items.csv is empty.")
     assert cli.main(["--model=BPR"]) == 2
     captured = capsys.readouterr()

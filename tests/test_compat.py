@@ -236,7 +236,7 @@ def test_tail_percentage_is_recboles_own_at_once() -> None:
 
 
 def test_pop_counts_every_row_of_a_batch() -> None:
-    """Item 2 stands in three rows of two batches, item 1 in two of one; RecBole counts 2 and 1."""
+    """Item 2 is in three rows of two batches, item 1 in two rows of one; RecBole counts 2 and 1."""
     compat.apply()
     from recbole.model.general_recommender import Pop
 
@@ -258,7 +258,7 @@ def test_pop_counts_every_row_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_download_waits_for_nobody(monkeypatch, several) -> None:
+def test_download_does_not_wait(monkeypatch, several) -> None:
     """Of several processes one downloads while the others wait before it."""
     compat.apply()
     from recbole.data.dataset import Dataset
@@ -479,7 +479,7 @@ def test_only_warnings_from_recbole_are_hidden(monkeypatch) -> None:
 # --- torch's anomaly detection ------------------------------------------------------------------
 
 
-def test_no_backward_pass_is_watched_unless_somebody_wants_it() -> None:
+def test_anomaly_detection_is_off_unless_enabled() -> None:
     code = (
         "import torch; {before}from recbole_multdpo import quick_start; "
         "import recbole.model.sequential_recommender; print(torch.is_anomaly_enabled())"
@@ -528,7 +528,7 @@ def test_recbole_imported_after_this_package_is_patched(imported: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["LLMRec", "BIGRec", "D3"])
-def test_recbole_says_where_our_models_are_run(monkeypatch, model: str) -> None:
+def test_recbole_names_the_command_for_our_models(monkeypatch, model: str) -> None:
     """By name or by class, in its Config and its run_recbole; its own models run as before."""
     compat.apply()
     from recbole.config import Config

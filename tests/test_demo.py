@@ -1,4 +1,4 @@
-"""What the page shows, from answers made up; it is driven in a browser elsewhere."""
+"""The page's HTML from invented answers; tests/integration drives the page in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def answer(*ids: str, user: str | None = None) -> Answer:
     return Answer(user, [Item("x", "X & Y")], None, items)
 
 
-def test_columns_mark_hits_and_what_one_run_alone_recommends() -> None:
+def test_columns_mark_hits_and_unique_recommendations() -> None:
     runs = [recommender("LLMRec sft", {"ndcg@5": 0.1234}), recommender("EASE", {})]
     answers = {"LLMRec sft": answer("a", "b", user="7"), "EASE": answer("b", "c", user="7")}
     page = demo.side_by_side(runs, lambda asked: answers[asked.run.name])
@@ -37,7 +37,7 @@ def test_columns_mark_hits_and_what_one_run_alone_recommends() -> None:
     assert "✓" in page and "blue bar" in page
 
 
-def test_a_run_that_cannot_answer_says_why() -> None:
+def test_error_of_a_run_is_shown_in_its_column() -> None:
     runs = [recommender("LLMRec sft", {}), recommender("EASE", {})]
 
     def ask(asked: Any) -> Answer:
@@ -50,7 +50,7 @@ def test_a_run_that_cannot_answer_says_why() -> None:
     assert "✓" not in page and "blue bar" not in page
 
 
-def test_without_gradio_the_remedy_is_named(
+def test_missing_gradio_names_the_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)

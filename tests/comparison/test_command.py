@@ -1,4 +1,4 @@
-"""What makes a command a comparison, how it is read, and what users get wrong."""
+"""Command lines of comparisons: recognition, parsing, errors."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_comparison_or_single_run(argv, expected):
     assert is_comparison(argv) is expected
 
 
-def test_a_comparisons_folder_is_told_from_a_runs(tmp_path):
+def test_comparison_and_run_folders_are_distinguished(tmp_path):
     assert not is_comparison([f"--resume={tmp_path}"])
     (tmp_path / REQUEST_FILE).write_text("{}")
     assert is_comparison([f"--resume={tmp_path}"])
@@ -70,7 +70,7 @@ def experiment(tmp_path):
     return f"--experiment={tmp_path / 'mine.yaml'}"
 
 
-def test_an_experiment_is_a_comparison_written_down(experiment):
+def test_experiment_file_equals_command_line(experiment):
     assert is_comparison([experiment])
     request = read_request([experiment, "--beta=2", "--jobs=3"])
     dpo, ease, own = request.systems
@@ -89,7 +89,7 @@ def test_an_experiment_is_a_comparison_written_down(experiment):
     }
 
 
-def test_what_is_tuned_for_whom(experiment):
+def test_search_space_by_prefix(experiment):
     request = read_request([experiment])
     dpo, ease, own = request.systems
     known = {dpo: {"beta"}, ease: {"reg_weight"}, own: {"beta"}}
@@ -163,7 +163,7 @@ def test_a_saved_request_reads_back(tmp_path):
         ("{a b: {model: EASE}, a-b: {model: Pop}}", "same name"),
     ],
 )
-def test_mistakes_in_an_experiment(tmp_path, systems, message):
+def test_errors_in_an_experiment(tmp_path, systems, message):
     (tmp_path / "mine.yaml").write_text(f"systems: {systems}\n")
     with pytest.raises(ConfigError, match=message):
         read_request([f"--experiment={tmp_path / 'mine.yaml'}"])

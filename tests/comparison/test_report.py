@@ -1,4 +1,4 @@
-"""The page and what is chosen for it, from figures made up."""
+"""The report's page and files, from invented results."""
 
 import json
 from html.parser import HTMLParser
@@ -47,7 +47,7 @@ class Page(HTMLParser):
         self.loaded += [value for name, value in attrs if name in ("src", "href")]
 
 
-def test_tables_and_tests_of_what_matters(results):
+def test_main_tables_and_tests(results):
     found = find(results, "ndcg@10", None, {})
     assert found.reference == "A & B"
     assert found.accuracy.columns == ["ndcg@5", "ndcg@10", "recall@10"]
@@ -62,14 +62,14 @@ def test_tables_and_tests_of_what_matters(results):
     assert [cell.rank for cell in best] == [1, 1, 1] and not any(cell.differs for cell in best)
 
 
-def test_a_chosen_baseline_and_one_that_failed(results):
+def test_baseline_given_or_without_result(results):
     assert find(results, "ndcg@10", "<Pop>", {}).reference == "<Pop>"
     found = find(results, "ndcg@10", "EASE", {"EASE-seed1": "no memory"})
     assert found.reference == "A & B"
     assert found.notes == ["EASE has no result: the best system takes its place as reference."]
 
 
-def test_page_needs_nothing_else(results):
+def test_page_is_self_contained(results):
     page = as_html(results, find(results, "ndcg@10", None, {"BPR-seed1": "<out of memory>"}))
     parsed = Page(page)
     assert parsed.loaded == []
@@ -79,7 +79,7 @@ def test_page_needs_nothing_else(results):
     assert "Plotly.newPlot" in page and len(page) > 1_000_000  # the script is in the page
 
 
-def test_what_tuning_chose_is_folded_up_after_the_table(results, tmp_path):
+def test_choices_of_tuning_are_collapsed_below_the_table(results, tmp_path):
     chosen = "<Pop>: k=3 chosen among 4 by ndcg@10"
     page = as_html(results, find(results, "ndcg@10", None, {}, [chosen]))
     table, folded = page.index("<table>"), page.index("&lt;Pop&gt;: k=3 chosen")

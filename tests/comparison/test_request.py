@@ -1,10 +1,10 @@
-"""What is compared: which settings, which values, which names go to which system."""
+"""Systems of a comparison: their settings, varied values and names."""
 
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.request import System, varied
 
 
-def test_settings_go_where_they_are_known():
+def test_settings_apply_to_systems_that_know_them():
     argv = ["--model=LLMRec,EASE", "--loss=dpo,kpo", "--dataset=x", "--beta=2", "--kpo_k=3"]
     request = read_request([*argv, "--EASE.reg_weight=9", "--dpo.beta=5", "--LLMRec.epochs=1"])
     dpo, kpo, ease = request.systems
@@ -15,13 +15,13 @@ def test_settings_go_where_they_are_known():
     assert request.settings_of(ease, known) == {"dataset": "x", "reg_weight": "9"}
 
 
-def test_a_setting_that_nobody_knows_goes_to_all_for_its_message():
+def test_unknown_setting_applies_to_all_systems():
     request = read_request(["--model=EASE,Pop", "--bta=1"])
     known = {system: {"beta"} for system in request.systems}
     assert all(request.settings_of(system, known) == {"bta": "1"} for system in request.systems)
 
 
-def test_a_models_setting_goes_to_those_of_its_systems_that_know_it():
+def test_prefixed_setting_applies_to_systems_that_know_it():
     argv = ["--model=LLMRec,EASE", "--loss=sft,dpo", "--LLMRec.beta=3", "--LLMRec.bta=1"]
     request = read_request([*argv, "--tune={'LLMRec.beta': [1, 2], 'LLMRec.bta': [5]}"])
     sft, dpo, ease = request.systems

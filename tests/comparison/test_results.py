@@ -1,4 +1,4 @@
-"""Reading runs: groups of users, seeds that can be paired."""
+"""Results of runs: groups of users, means over seeds, notes."""
 
 import re
 
@@ -15,7 +15,7 @@ from recbole_multdpo.comparison.results import (
 )
 
 
-def test_groups_of_equally_many_users():
+def test_groups_of_equal_size():
     """Quartiles of 1 to 8 are cut at 2.75, 4.5 and 6.25."""
     groups = history_groups(pd.Series([8, 1, 2, 3, 4, 5, 6, 7]))
     assert list(groups) == ["7-8", "1-2", "1-2", "3-4", "3-4", "5-6", "5-6", "7-8"]
@@ -65,7 +65,7 @@ def test_events_of_a_user_are_averaged_before_seeds():
         (["train", None], "did not know the same at test .*: train for A; not said for B"),
     ],
 )
-def test_what_the_systems_knew_is_said(known: list[str | None], expected: str) -> None:
+def test_note_on_test_information(known: list[str | None], expected: str) -> None:
     runs = pd.DataFrame({"system": ["A", "B"], "seed": 1, "test_information": known})
     (note,) = information_note(runs)
     assert re.search(expected, note)

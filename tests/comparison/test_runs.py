@@ -50,7 +50,7 @@ def result(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-def test_one_folder_holds_all(finished: Path) -> None:
+def test_files_of_a_comparison(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {*MEMBERS, *FILES, "comparison.json", ".lock"}
     assert {path.name for path in finished.parent.iterdir()} == {"comparison", "sft_cache"}
@@ -98,7 +98,7 @@ def test_the_numbers_as_json(finished: Path) -> None:
 
 
 def test_resuming_runs_only_what_is_missing(copied: Path) -> None:
-    """Two runs were stopped halfway, of which RecBole's begins anew, and the report is gone."""
+    """Two runs stopped halfway, of which RecBole's starts again, and the report is missing."""
     before = {name: result(copied / name)["test_result"] for name in MEMBERS}
     (copied / "LLMRec-dpo-seed2021" / "result.json").unlink()
     (copied / "Pop-seed2021" / "result.json").unlink()
@@ -119,7 +119,7 @@ def test_resuming_runs_only_what_is_missing(copied: Path) -> None:
     assert FILES <= {path.name for path in copied.iterdir()}
 
 
-def test_a_failing_member_is_reported_and_the_rest_goes_on(
+def test_failed_member_is_reported_and_others_continue(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("Pop-seed2020", "ItemKNN-seed2020"):
@@ -155,8 +155,8 @@ def test_no_result_at_all_is_an_error(data_path: Path, tmp_path: Path) -> None:
         run_comparison(arguments(data_path, tmp_path / "new"), lambda argv: -9)
 
 
-def test_every_run_in_a_process_of_its_own(copied: Path) -> None:
-    """The command as users type it, after somebody moved the data: the run says what it lacks."""
+def test_every_run_in_a_subprocess(copied: Path) -> None:
+    """The command as users type it, after the data have moved: the run reports what is missing."""
     run = copied / "LLMRec-sft-seed2020"
     (run / "result.json").unlink()
     config = (run / "config.yaml").read_text()
@@ -183,9 +183,7 @@ def test_metrics_beyond_accuracy_and_settings_reach_the_members(
     assert not (tmp_path / "new").exists()
 
 
-def test_zero_shot_is_compared_like_a_loss_and_gets_no_option_of_one(
-    data_path: Path, tmp_path: Path
-) -> None:
+def test_zero_shot_is_a_loss_without_options(data_path: Path, tmp_path: Path) -> None:
     argv = arguments(data_path, tmp_path / "new", "--loss=zero_shot,lipo_bt", "--lipo_pairs=mean")
     plan = make_plan(read_request([*argv, "--beta=2"]))
     given = {system.name: settings for system, settings in plan.settings.items()}
@@ -210,8 +208,8 @@ def test_wrong_settings_fail_before_anything_runs(
     assert not (tmp_path / "new").exists()
 
 
-def test_what_users_have_no_value_of_cannot_decide(data_path: Path, tmp_path: Path) -> None:
-    """There would be nothing to test, and the largest is not the best."""
+def test_metric_without_per_user_values_cannot_decide(data_path: Path, tmp_path: Path) -> None:
+    """Significance tests need values per user, and a Gini index has none."""
     metrics = ("--metrics=['NDCG', 'GiniIndex']", "--valid_metric=GiniIndex@5")
     with pytest.raises(ConfigError, match="valid_metric=GiniIndex@5.*Use a metric of hits"):
         make_plan(read_request(arguments(data_path, tmp_path / "new", *metrics)))
@@ -222,7 +220,7 @@ def test_another_comparison_in_the_same_folder_is_refused(data_path: Path, copie
         run_comparison(arguments(data_path, copied, "--beta=3"), lambda argv: 0)
 
 
-def test_a_folder_with_something_in_it_is_refused(data_path: Path, tmp_path: Path) -> None:
+def test_folder_that_is_not_empty_is_refused(data_path: Path, tmp_path: Path) -> None:
     (tmp_path / "note").touch()
     with pytest.raises(ConfigError, match="not empty"):
         run_comparison(arguments(data_path, tmp_path), lambda argv: 0)

@@ -57,7 +57,7 @@ def test_differences_without_spread(differences, expected):
     assert paired_p_values(np.array(differences)) == pytest.approx(expected)
 
 
-def test_one_user_says_nothing():
+def test_one_user_has_no_p_value():
     assert all(map(math.isnan, paired_p_values(np.array([0.3]))))
 
 

@@ -1,4 +1,4 @@
-"""Tuning on the validation part: grids, ranges, what is chosen, what is resumed and written."""
+"""Tuning on the validation part: grids, ranges, choice, resuming, files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recbole_multdpo.comparison.runs import Runner, run_comparison, run_in_subpr
 from recbole_multdpo.comparison.tuning import TRIALS_FILE, tune, write_tuning
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import load_config
-from tests.integration.toy import toy_arguments
+from tests.integration.toy import CLASSICAL, COLUMNS, toy_arguments
 
 
 class FakeRuns:
@@ -41,10 +41,8 @@ class FakeRuns:
 
 
 def classical(data_path: Path, folder: Path, *extra: str) -> list[str]:
-    """Arguments for RecBole's models on the toy data."""
-    keep = ("--dataset", "--device", "--topk", "--valid_metric", "--load_col", "--show_progress")
-    given = [text for text in toy_arguments(data_path, folder) if text.startswith(keep)]
-    return [*given, f"--data_path={data_path}", f"--run_dir={folder}", *extra]
+    """Arguments without a model, which `extra` may name."""
+    return [*CLASSICAL, COLUMNS, f"--data_path={data_path}", f"--run_dir={folder}", *extra]
 
 
 def plan_of(data_path: Path, folder: Path, space: str) -> Plan:
@@ -75,7 +73,7 @@ def test_every_value_is_tried_and_the_best_on_validation_chosen(
     assert config["model"] == "EASE" and config["reg_weight"] == 20
 
 
-def test_the_reader_is_told_of_an_optimum_at_the_end(data_path: Path, tmp_path: Path) -> None:
+def test_optimum_at_the_end_of_the_space_is_reported(data_path: Path, tmp_path: Path) -> None:
     plan = plan_of(data_path, tmp_path, "{'reg_weight': [30, 90, 270]}")
     found = tune(plan.systems[0], plan, None, Runner(FakeRuns(), 1).run_all, 1)
     assert "reg_weight at the end of what was tried" in found.sentence
@@ -90,14 +88,14 @@ def test_the_reader_is_told_of_an_optimum_at_the_end(data_path: Path, tmp_path: 
         "--benchmark_filename=[train, test]",
     ],
 )
-def test_nothing_to_choose_by(data_path: Path, tmp_path: Path, setting: str) -> None:
+def test_tuning_needs_a_validation_part(data_path: Path, tmp_path: Path, setting: str) -> None:
     argv = classical(data_path, tmp_path, "--model=EASE", setting)
     assert make_plan(read_request(argv)).spaces  # which is refused for tuning alone
     with pytest.raises(ConfigError, match="has no validation part to choose by"):
         make_plan(read_request([*argv, "--tune={'reg_weight': [3, 20]}"]))
 
 
-def test_nothing_to_choose_from(data_path: Path, tmp_path: Path) -> None:
+def test_no_trial_with_a_score(data_path: Path, tmp_path: Path) -> None:
     plan = plan_of(data_path, tmp_path, "{'reg_weight': [666]}")
     found = tune(plan.systems[0], plan, None, Runner(FakeRuns(), 1).run_all, 1)
     assert found.best is None and "none of 1 settings tried has a" in found.sentence
@@ -107,7 +105,7 @@ SPACE = "{'reg_weight': {'low': 1.0, 'high': 1000.0, 'log': True}}"
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_a_range_is_searched_and_an_interrupted_search_goes_on(
+def test_range_search_resumes_after_an_interruption(
     data_path: Path, tmp_path: Path, at_once: int
 ) -> None:
     pytest.importorskip("optuna")
@@ -150,7 +148,7 @@ def write_validations(folder: Path, scores: list[float]) -> None:
     (folder / "validations.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_what_falls_behind_the_others_is_stopped(data_path: Path, tmp_path: Path) -> None:
+def test_trial_below_the_median_is_stopped(data_path: Path, tmp_path: Path) -> None:
     """Nine trials reach 0.5 at their second validation; one is below and one above."""
     pytest.importorskip("optuna")
     plan = plan_of(data_path, tmp_path, SPACE)
@@ -247,7 +245,7 @@ def test_a_whole_tuned_comparison(data_path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_two_at_once_find_the_same(data_path: Path, tmp_path: Path) -> None:
+def test_parallel_jobs_give_the_same_result(data_path: Path, tmp_path: Path) -> None:
     results = []
     for jobs, run_member in ((1, cli.main), (2, None)):
         folder = tmp_path / f"jobs{jobs}"

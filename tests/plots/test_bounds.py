@@ -1,4 +1,4 @@
-"""Figures from run folders: what is drawn, and what users get wrong."""
+"""The figure of bounds: data, errors, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of the figures: files written, and what users get wrong."""
+"""The command line of the figures: files and errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_same_data_same_file(make_run: MakeRun, tmp_path: Path) -> None:
         (["--output=/proc/none/figure"], "cannot write"),
     ],
 )
-def test_mistakes_end_with_status_2_and_a_sentence(
+def test_user_errors_end_with_status_2_and_a_message(
     make_run: MakeRun, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bars", str(make_run("run")), *arguments]) == 2

@@ -1,4 +1,4 @@
-"""The figures of finished runs: their numbers, and runs that must not stand side by side."""
+"""The figures of finished runs: their numbers, and runs that are not comparable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_bars_are_means_over_seeds_the_best_on_top(tests) -> None:  # type: igno
     assert "2 seeds" in axes.get_xlabel()
 
 
-def test_bars_of_language_models_are_black_whatever_their_name(make_run: MakeRun) -> None:
+def test_bars_of_language_models_are_black_for_any_name(make_run: MakeRun) -> None:
     own = Run(make_run("a", ndcg=(0.1, 0.2)), "levels", {"model": "LLMRec"})
     other = Run(make_run("b", model="EASE", ndcg=(0.3, 0.4)), "LLMRec's rival", {"model": "EASE"})
     (axes,) = bars_figure(read_tests([own, other]), "NDCG@10").axes
@@ -65,7 +65,7 @@ def test_cost_is_the_mean_time_of_training(tests) -> None:  # type: ignore[no-un
     assert "seconds" in axes.get_xlabel() and axes.get_xscale() == "log"
 
 
-def test_unknown_metric_names_those_there_are(tests) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_metric_names_the_known_ones(tests) -> None:  # type: ignore[no-untyped-def]
     for figure in (bars_figure, cost_figure, cutoffs_figure):
         with pytest.raises(DataError, match="ndcg@5, ndcg@10, hit@5"):
             figure(tests, "auc")

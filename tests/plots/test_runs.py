@@ -16,7 +16,7 @@ def names(*folders: Path) -> list[str]:
     return [run.name for run in find_runs(folders)]
 
 
-def test_a_run_a_folder_of_runs_and_both_at_once(make_run: MakeRun) -> None:
+def test_folders_of_one_run_and_of_several(make_run: MakeRun) -> None:
     ease = make_run("cmp/EASE-seed1", model="EASE")
     make_run("cmp/LLMRec-sft-seed1", loss="sft")
     assert names(ease) == ["EASE"]
@@ -24,13 +24,13 @@ def test_a_run_a_folder_of_runs_and_both_at_once(make_run: MakeRun) -> None:
     assert names(ease.parent, ease) == ["EASE", "LLMRec sft"]  # each once
 
 
-def test_seeds_and_machines_do_not_make_another_system(make_run: MakeRun) -> None:
+def test_seed_and_technical_settings_do_not_make_another_system(make_run: MakeRun) -> None:
     one = make_run("one", seed=1, num_threads=1, data_path="a")
     two = make_run("two", seed=2, num_threads=4, data_path="b")
     assert names(one, two) == ["LLMRec mult_dpo"] * 2
 
 
-def test_runs_of_a_system_are_told_apart_by_what_differs(make_run: MakeRun) -> None:
+def test_runs_of_a_system_are_named_by_differing_settings(make_run: MakeRun) -> None:
     runs = [make_run(f"beta{beta}", beta=beta) for beta in (0.3, 1.0)]
     other = make_run("dpo", loss="dpo", beta=5.0)  # alone in its kind
     assert names(*runs, other) == [
@@ -74,7 +74,7 @@ def test_zero_shot_took_no_time_to_train(make_run: MakeRun) -> None:
     assert run.settings["sft_epochs"] and run.training_seconds() == 0.0
 
 
-def test_what_is_no_run_is_an_error(make_run: MakeRun, tmp_path: Path) -> None:
+def test_folder_without_runs_is_an_error(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="config.yaml"):
         find_runs([tmp_path])
     with pytest.raises(DataError, match="--resume"):

@@ -1,4 +1,4 @@
-"""The figure of training: what its panels show, and which it leaves out."""
+"""The figure of training: its panels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_four_panels_of_one_run_show_every_step_and_the_running_mean(make_run: M
     assert len(loss.get_lines()) == 2
 
 
-def test_several_runs_have_a_line_each_that_colour_alone_does_not_tell(make_run: MakeRun) -> None:
+def test_several_runs_differ_in_marker_and_dashes_too(make_run: MakeRun) -> None:
     runs = find_runs([make_run(f"run{beta}", n_steps=10, beta=beta) for beta in range(1, 10)])
     loss = training_figure(runs, "preference").axes[0]
     looks = {

@@ -1,4 +1,4 @@
-"""The figure of tuning: the best of every value, the optimum, and what cannot be drawn."""
+"""The figure of tuning: best trials, optimum, errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_lines_are_ordered_by_their_optimum_which_is_ringed(folder: Path) -> Non
         ("dtype", "ndcg@10", "no numbers"),
     ],
 )
-def test_what_was_not_tried_is_an_error(
+def test_unknown_setting_or_metric_is_an_error(
     folder: Path, setting: str, metric: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

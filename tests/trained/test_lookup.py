@@ -1,4 +1,4 @@
-"""What people type, and what is near it."""
+"""Lookup of typed titles and users, and suggestions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def index() -> TitleIndex:
         ("id:m4", "Alien Nation"),
     ],
 )
-def test_found_as_people_write_it(index: TitleIndex, typed: str, title: str) -> None:
+def test_title_is_found_despite_spelling(index: TitleIndex, typed: str, title: str) -> None:
     assert TITLES[index.find(typed)] == title
 
 
@@ -60,7 +60,7 @@ def test_articles_alone_are_words() -> None:
         ("", "no title like '' in the catalogue"),
     ],
 )
-def test_not_found_names_what_is_near(index: TitleIndex, typed: str, message: str) -> None:
+def test_unknown_title_names_the_nearest(index: TitleIndex, typed: str, message: str) -> None:
     with pytest.raises(DataError) as error:
         index.find(typed)
     assert message in str(error.value)

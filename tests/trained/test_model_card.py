@@ -1,4 +1,4 @@
-"""What a model card says of the training."""
+"""The model card's line about training."""
 
 import pytest
 
@@ -28,6 +28,6 @@ RESULT = {
         ("zero_shot", "nothing but its pretraining."),
     ],
 )
-def test_what_a_card_says_of_the_training(loss: str, training: str) -> None:
+def test_training_line(loss: str, training: str) -> None:
     card = model_card(SETTINGS, {**RESULT, "loss": loss}, ["A", "B"], adapter=False)
     assert f"- **Trained by**: {training}\n" in card
