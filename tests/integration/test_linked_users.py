@@ -70,7 +70,7 @@ def test_the_setting_that_is_named_keeps_them_with_a_warning(tmp_path, caplog):
         result = start(tmp_path, LAST, "--linked_users=keep", model="ItemKNN")
     assert "look like pieces of one person's list" in caplog.text
     assert result["test_result"]["recall@10"] > 0.5  # remembered; chance is 0.03
-    with pytest.raises(ConfigError, match=r"linked_users.*refuse, keep"):
+    with pytest.raises(ConfigError, match=r"linked_users.*'refuse' or 'keep'"):
         start(tmp_path, "--linked_users=no")
 
 
