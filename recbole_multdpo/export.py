@@ -178,7 +178,6 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     """Write `base/` and `adapter/`: the preference stage's adapter on the merged first stage."""
     from peft import PeftModel
 
-    from recbole_multdpo.model.backbone import save_backbone
     from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors
     from recbole_multdpo.runs.resume import REFIT
     from recbole_multdpo.runs.unchanged import check_checkpoint
@@ -201,11 +200,9 @@ def _write_adapter(run: TrainedRun, folder: Path, options: Mapping[str, Any]) ->
     assert isinstance(model.lm, PeftModel)
     for peft_config in model.lm.peft_config.values():
         peft_config.base_model_name_or_path = BASE  # its sibling folder, not the backbone
-    save_backbone(model.lm, model.tokenizer, folder / ADAPTER)
-    base: Any = model.lm.unload()
-    if hasattr(base, "peft_config"):
-        del base.peft_config
-    save_backbone(base, model.tokenizer, folder / BASE)
+    model.save(folder / ADAPTER)
+    model.drop_adapter()
+    model.save(folder / BASE)
 
 
 if __name__ == "__main__":

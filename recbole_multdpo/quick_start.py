@@ -53,12 +53,11 @@ from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
-from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.sft_cache import (
     cache_folder,
 )
 from recbole_multdpo.training.stages import StageRunner
-from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
@@ -187,7 +186,7 @@ def _run_llmrec(
             cache_dir = cache_folder(settings, folder.path) if settings.sft_cache else None
             own = folder.checkpoints_dir / "assistant"
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
-    stages = _stages(config, settings)
+    stages = runner.stages()
     trainer = runner.train(ranker, parts[0], quick_valid, stages)
 
     init_seed(config["seed"], config["reproducibility"])  # the same whether resumed or not
@@ -240,17 +239,6 @@ def _run_llmrec(
         **_conversation_counts(config, dataset),
         **chosen,
     }
-
-
-def _stages(config: Config, settings: LLMRecSettings) -> list[Stage]:
-    """Supervised fine-tuning, and preference training where the loss has it."""
-    sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
-    stages = [Stage("sft", sft_epochs, settings.sft_learning_rate, settings.sft_eval_step)]
-    if settings.has_preference_stage and config["epochs"] > 0:
-        stages.append(
-            Stage("preference", config["epochs"], config["learning_rate"], config["eval_step"])
-        )
-    return stages
 
 
 def _validate(

@@ -333,8 +333,15 @@ class LLMRec(GeneralRecommender):
         if isinstance(self.lm, PeftModel):
             self.lm = merge_lora(self.lm)
 
+    def drop_adapter(self) -> None:
+        """Remove the LoRA adapter with all that it has learned."""
+        assert isinstance(self.lm, PeftModel)
+        self.lm = self.lm.unload()
+        if hasattr(self.lm, "peft_config"):
+            del self.lm.peft_config
+
     def save(self, folder: Path) -> None:
-        """Write the LM and its tokenizer as plain transformers loads them, without an adapter."""
+        """Write LM and tokenizer as plain transformers loads them; of an adapter, it alone."""
         save_backbone(self.lm, self.tokenizer, folder)
 
     def user_name(self, user_id: int) -> str:

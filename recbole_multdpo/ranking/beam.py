@@ -15,8 +15,6 @@ fusion with the weight w / (1 − w), which can be ranked exactly instead (`rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from recbole_multdpo.data.batch import Prompts
@@ -26,7 +24,6 @@ from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.settings.llmrec import D3Settings
 
 
-@dataclass(frozen=True, eq=False)
 class BeamRanker(ExactRanker):
     """Ranks by D3's beam search, or exactly by D3's score; `weight` is the share w."""
 

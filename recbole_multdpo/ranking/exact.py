@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -41,7 +39,6 @@ def exact_topk(
     return search.run(expand_per_step=model.settings.expand_per_step)
 
 
-@dataclass(frozen=True, eq=False)
 class ExactRanker(Ranker):
     """Ranks by log-probability plus `weight` times the log-softmax of the assistant's scores."""
 

@@ -41,7 +41,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.training.sft_cache import (
     cache_folder,
     load_cached_sft,
@@ -109,6 +109,17 @@ class StageRunner:
             if train is not None:
                 model.fit_to(train)
         return model
+
+    def stages(self) -> list[Stage]:
+        """Supervised fine-tuning, and preference training where the loss has it."""
+        config, settings = self.config, self.settings
+        sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
+        stages = [Stage("sft", sft_epochs, settings.sft_learning_rate, settings.sft_eval_step)]
+        if settings.has_preference_stage and config["epochs"] > 0:
+            stages.append(
+                Stage("preference", config["epochs"], config["learning_rate"], config["eval_step"])
+            )
+        return stages
 
     def check_point(self) -> None:
         """Refuse to continue from a checkpoint of other data, backbone or prompt.

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import recbole_multdpo.quick_start as quick_start
 from recbole_multdpo.losses import LOSSES
+from recbole_multdpo.ranking import RANKERS, make_ranker
+from recbole_multdpo.settings.llmrec import LLMRecSettings
 from tests.docs.markdown import ROOT, blocks
-from tests.integration.toy import toy_arguments, write_toy
+from tests.integration.toy import toy_arguments, toy_model, write_toy
 
 pytestmark = pytest.mark.integration
 EXTENDING = dict(
     zip(
-        ("loss", "data set", "backbone"),
+        ("loss", "ranker", "data set", "backbone"),
         blocks(ROOT / "docs" / "extending.md", "python"),
         strict=True,
     )
@@ -64,6 +67,20 @@ def test_own_loss(execute, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ig
     monkeypatch.setitem(LOSSES, "mean_margin", None)  # removed again after the test
     result = execute(EXTENDING["loss"])
     assert result["loss"] == "mean_margin" and result["seconds"]["preference"] > 0
+
+
+def test_own_ranker(execute, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(RANKERS, LLMRecSettings, None)  # LLMRec's own again after the test
+    assert execute(EXTENDING["ranker"])["test_result"]["ndcg@5"] > 0
+    several_tokens = ["--loss=sft", "--tiny_title_tokens=False"]
+    model = toy_model(write_toy(tmp_path / "data"), tmp_path, *several_tokens)[2].eval()
+    ranker, users = make_ranker(model, model.histories), torch.arange(1, 4)
+    assert type(ranker).__name__ == "PerToken"
+    found = ranker.topk(users, torch.zeros(3, model.n_items, dtype=torch.bool), 3)
+    logps = ranker.pair_scores(users.repeat_interleave(3), found.items.flatten()).view(3, 3)
+    lengths = model.catalogue.items.lengths
+    torch.testing.assert_close(found.scores, logps / lengths[found.items], atol=1e-5, rtol=1e-5)
+    assert lengths[1:].unique().numel() > 1  # else the order would be LLMRec's
 
 
 def test_own_data_set(execute, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

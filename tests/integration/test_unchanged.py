@@ -489,9 +489,9 @@ def test_weights_that_are_no_numbers_are_not_saved(data_path, tmp_path, monkeypa
     validate, write = quick_start._validate, quick_start.write_per_user
     models = []
 
-    def keeping(trainer, valid):
+    def keeping(trainer, ranker, valid):
         models.append(trainer.model)
-        return validate(trainer, valid)
+        return validate(trainer, ranker, valid)
 
     def spoiling(*arguments):
         write(*arguments)
