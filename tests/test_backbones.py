@@ -116,7 +116,7 @@ class TestCommand:
         for _ in range(2):
             assert main(["smollm2", "--wheel", str(wheel)]) == 0
         assert len(converts) == 1
-        assert "there already" in capsys.readouterr().out
+        assert "exists already" in capsys.readouterr().out
 
     def test_another_dtype_is_not_taken_for_done(self, wheel, converts, capsys):
         assert main(["smollm2", "--wheel", str(wheel)]) == 0
