@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timer, peak memory, result rows, hardware, output."""
+"""Shared parts of the benchmarks: alternating timer, peak memory, result rows, output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: quiets its profiler
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,12 +27,12 @@ class Row:
     """One comparison.
 
     Attributes:
-        name: what is compared and at which size, as 'train step, P 128 C 16 B 2: packed vs naive'.
+        name: subject and size, such as 'train step, P 128 C 16 B 2: packed vs naive'.
         ours, other: the two figures.
         unit: of both.
-        ratio: how many times better ours is.
-        floor_ratio: the ratio that counting operations allows; None where nothing was counted.
-        goal: the least ratio we want; None where there is no goal.
+        ratio: factor by which ours is better.
+        floor_ratio: ratio of the numbers of operations; None if they were not counted.
+        goal: smallest ratio that we want; None for no goal.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Row:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: --json, --threads, --repeats, --device, --dtype."""
+    """Make a parser with the common options --json, --threads, --repeats, --device, --dtype."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and hardware there")
     parser.add_argument(
@@ -58,10 +58,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 class Timer:
-    """Seconds of a call: CPU seconds of one thread, or wall seconds of several or of a GPU.
+    """Measure the seconds of a call: CPU seconds of one thread, else wall seconds.
 
-    CPU seconds do not count what other programs take from a shared core, so that ratios stay true
-    beside other work. With several threads they would count threads that only wait.
+    CPU seconds exclude other programs on a shared core, so ratios hold under load. With several
+    threads they would count waiting threads.
     """
 
     def __init__(self, device: str, threads: int) -> None:
@@ -87,7 +87,7 @@ class Timer:
         """Seconds of every function in each of `repeats` rounds, after one round to warm up.
 
         Each round runs every function once, every second round in reverse order, so that a drift
-        of the machine meets all alike.
+        of the machine affects all equally.
         """
         for function in functions.values():
             function()
@@ -106,7 +106,7 @@ def faster(
     floor_ratio: float | None = None,
     goal: float | None = None,
 ) -> Row:
-    """A row of seconds: medians, and the median of the rounds' ratios."""
+    """Make a row of seconds: medians, and the median of the rounds' ratios."""
     ratio = statistics.median(b / a for a, b in zip(ours, other, strict=True))
     return Row(
         name, statistics.median(ours), statistics.median(other), "s", ratio, floor_ratio, goal
@@ -114,7 +114,7 @@ def faster(
 
 
 def peak_mebibytes(function: Callable[[], Any], device: str) -> float:
-    """Tensor memory in MiB that a call holds at its peak, beyond what is held before it."""
+    """Peak tensor memory of a call in MiB, beyond the memory allocated before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""Loading, splitting, prompts and set-wise sampling on a generated set of ml-10m's shape.
+"""Time loading, splitting, prompts and set-wise sampling on generated data of ml-10m's shape.
 
-`python -m benchmarks.data` takes a tenth of it (7,157 users, 1 M ratings), `--full` the whole
-(71,567 users, 10 M half-star ratings). `--titles=FILE` takes the titles of a MovieLens
+`python -m benchmarks.data` uses a tenth of it (7,157 users, 1 M ratings), `--full` the whole
+(71,567 users, 10 M half-star ratings). `--titles=FILE` uses the titles of a MovieLens
 `movies.csv`; without it they are made up.
 """
 
@@ -172,7 +172,7 @@ def _samplers(model, loader, parts, rate: float, options) -> list[Row]:  # type:
     few = loader.users[: 64 * BATCH]
     timer = Timer("cpu", options.threads)
 
-    def ours() -> None:  # as the loader does at the start of an epoch
+    def ours() -> None:  # like the loader at the start of an epoch
         negatives.draw_epoch(loader.users, n, seed=0, epoch=0)
 
     def ours_by_batch() -> None:
@@ -185,7 +185,7 @@ def _samplers(model, loader, parts, rate: float, options) -> list[Row]:  # type:
             drawn = recbole.sample_by_user_ids(part, np.zeros_like(part), n)
             assert len(drawn) == n * len(part)
 
-    def numbers() -> None:  # what no sampler that addresses its draws can do without
+    def numbers() -> None:  # the random numbers alone: a lower bound
         for first in range(0, len(loader.users), ROWS_AT_ONCE):
             part = loader.users[first : first + ROWS_AT_ONCE]
             random_uniforms(0, 0, 0, part[:, None], np.arange(n))

@@ -1,4 +1,4 @@
-"""The exact Plackett-Luce loss: its error, and its share of a training step.
+"""Measure the error of the exact Plackett-Luce loss, and its share of a training step.
 
     python -m benchmarks.exact_loss [--json FILE] [--contexts 100] [--repeats 7]
 

@@ -1,9 +1,8 @@
-"""A data set of any size in the shape of ml-10m, as RecBole's atomic files.
+"""Generate a data set of any size in the shape of ml-10m, as RecBole's atomic files.
 
-Users rate in half stars. How often an item is rated falls with its rank (a Zipf law), how many
-items a user rates is log-normal, and users prefer one of a few kinds of items, so that there is
-something to learn. Titles are those of a MovieLens `movies.csv`, or made of the words of the
-ml-100k titles that come with RecBole.
+Users rate in half stars. The popularity of items follows a Zipf law, the number of ratings per user
+is log-normal, and users prefer one of a few kinds of items, so that models can learn. Titles come
+from a MovieLens `movies.csv`, or are made of words of the ml-100k titles shipped with RecBole.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SETTINGS = [
 
 
 def real_titles(path: Path) -> list[str]:
-    """The `title` column of a MovieLens `movies.csv`, plain or gzipped, with the years."""
+    """Read the `title` column of a MovieLens `movies.csv`, plain or gzipped, with the years."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
@@ -40,7 +39,7 @@ def real_titles(path: Path) -> list[str]:
 
 
 def made_up_titles(n_items: int) -> list[str]:
-    """Titles of one to five words, a year each, from the words of ml-100k's titles."""
+    """Make titles of one to five words of ml-100k's titles, with a year."""
     path = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.item"
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     words = np.array(sorted({word for row in rows for word in row[1].split()}))
@@ -52,10 +51,10 @@ def made_up_titles(n_items: int) -> list[str]:
 
 
 def write(folder: Path, titles: list[str], n_users: int, n_ratings: int) -> Path:
-    """Write `generated/generated.inter` and `.item` below `folder`, which is returned.
+    """Write `generated/generated.inter` and `.item` in `folder` and return `folder`.
 
-    Prints how many ratings were written: somewhat fewer than `n_ratings`, where a very active user
-    draws popular items again and again.
+    Prints the number of ratings: slightly fewer than `n_ratings`, as very active users draw popular
+    items repeatedly.
     """
     target = folder / NAME
     target.mkdir(parents=True)
@@ -74,7 +73,7 @@ def write(folder: Path, titles: list[str], n_users: int, n_ratings: int) -> Path
     with (target / f"{NAME}.inter").open("w", encoding="utf-8") as file:
         file.write("user_id:token\titem_id:token\trating:float\ttimestamp:float\n")
         for first in range(0, n_users, 1000):
-            # twice as many as wanted, because a user rates an item once
+            # twice as many as needed, because a user rates an item once
             some = np.arange(first, min(first + 1000, n_users))
             users = np.repeat(some, 2 * counts[some])
             favourite = rng.integers(N_KINDS, size=n_users)[users]
@@ -101,7 +100,7 @@ def write(folder: Path, titles: list[str], n_users: int, n_ratings: int) -> Path
 def _draw(
     rng: np.random.Generator, popularity: np.ndarray, kind_of: np.ndarray, favourite: np.ndarray
 ) -> np.ndarray:
-    """One item per entry of `favourite`, by popularity; every second one of that kind."""
+    """Draw one item per entry of `favourite` by popularity; every second one is of that kind."""
     items = rng.choice(len(popularity), size=len(favourite), p=popularity / popularity.sum())
     for kind in range(N_KINDS):
         rows = np.flatnonzero((favourite == kind) & (rng.random(len(favourite)) < 0.5))
@@ -112,7 +111,7 @@ def _draw(
 
 
 def split_year(title: str) -> tuple[str, str]:
-    """('Toy Story', '1995') from 'Toy Story (1995)'; no year gives an empty one."""
+    """Split 'Toy Story (1995)' into ('Toy Story', '1995'); the year is empty if absent."""
     title = " ".join(title.split())
     if title.endswith(")") and title[-5:-1].isdigit() and title[:-6].strip():
         return title[:-6].strip(), title[-5:-1]

@@ -1,9 +1,9 @@
-"""How cost grows: a training step with P and C, ranking with the catalogue.
+"""Measure the growth of costs: a training step with P and C, ranking with the catalogue.
 
 `python -m benchmarks.growth` measures the step; with `--run=FOLDER --titles=FILE`, a finished run
 of LLMRec on titles of several tokens and a MovieLens `movies.csv`, also the ranking of the first
-titles of the file by that run's model. Every row holds the seconds of a size, those of the smallest
-size, their ratio, and as the floor the ratio of the operations.
+titles of the file by that run's model. A row has the seconds of a size and of the smallest size,
+their ratio, and as the floor the ratio of the operations.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def steps(shapes: list[tuple[int, int]], timer: Timer, options: argparse.Namespa
 
 
 def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
-    """Best-first and along the trie over the first titles of the file, seconds per user."""
+    """Rank the first titles of the file best-first and along the trie; seconds per user."""
     compat.apply()
     from recbole_multdpo.data.dataset import LLMRecDataset
     from recbole_multdpo.data.item_tokens import encode_items
@@ -120,7 +120,7 @@ def rankings(timer: Timer, options: argparse.Namespace) -> list[Row]:
 
 
 def grown(seconds: dict[str, list[float]], costs: dict[str, float]) -> list[Row]:
-    """Rows of increasing sizes against the first one, by medians."""
+    """Compare increasing sizes with the first one, by medians."""
     medians = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
     first = next(iter(medians))
     return [

@@ -1,4 +1,4 @@
-"""What our scorers are compared with: one row per candidate, and the prompt's key-value cache.
+"""Alternatives to our scorers: one row per candidate, and the prompt's key-value cache.
 
 All take the arguments of `recbole_multdpo.scoring.packed.packed_logps` and return its values.
 """
@@ -26,11 +26,11 @@ def naive_logps(
     *,
     logits_everywhere: bool,
 ) -> Tensor:
-    """One padded row `[prompt | item]` per candidate: what released preference trainers do.
+    """Score one padded row `[prompt | item]` per candidate, as released preference trainers do.
 
     Args:
-        logits_everywhere: vocabulary logits at every position, or only at those that predict a
-            token of the item.
+        logits_everywhere: compute logits at every position, not only at those that predict a token
+            of the item.
     """
     items = catalogue.items
     lengths = items.lengths[candidates].flatten()  # [R], R = B * C rows
@@ -65,7 +65,7 @@ def naive_logps(
 def kv_logps(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> Tensor:
-    """The prompt once, its keys and values repeated for candidates padded to the longest one."""
+    """Run the prompt once and repeat its keys and values for candidates, padded to the longest."""
     cache, first = _prompt(lm, prompts)
     return _after_prompt(lm, cache, first, prompts, candidates, catalogue.items)
 
@@ -76,7 +76,7 @@ def kv_scores(
 ) -> Tensor:
     """log π of the whole catalogue after one prompt: [n_items], item 0 is 0.
 
-    The prompt is run once. Items are sorted by length, so that chunks are hardly padded.
+    The prompt is run once. Items are sorted by length to keep padding small.
     """
     cache, first = _prompt(lm, prompt)
     scores = first.new_zeros(len(items.lengths))
@@ -113,7 +113,7 @@ def _after_prompt(
     candidates: Tensor,
     items: ItemTokens,
 ) -> Tensor:
-    """Log-probabilities [B, C] of candidates from what `_prompt` returned; uses up the cache."""
+    """Log-probabilities [B, C] of candidates from the result of `_prompt`; modifies the cache."""
     model = causal_lm(lm)
     n_candidates = candidates.shape[1]
     lengths = items.lengths[candidates].flatten()  # [R], R = B * C rows

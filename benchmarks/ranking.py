@@ -1,4 +1,4 @@
-"""Exact top-K of the whole catalogue: best-first, along the trie, by prompt cache, one by one.
+"""Time the exact top-K of the catalogue: best-first, along the trie, by prompt cache, one by one.
 
 `python -m benchmarks.ranking` trains the tiny model for a few epochs on ml-100k and on a generated
 set, and ranks with it; `--run=FOLDER` takes the model of a finished run on ml-100k instead, and
@@ -23,7 +23,7 @@ from benchmarks.others import kv_scores, naive_logps
 from recbole_multdpo import compat
 from recbole_multdpo.data.batch import Prompts
 
-N_NAIVE = 32  # items scored one by one, of which the time of the catalogue is scaled up
+N_NAIVE = 32  # items scored one by one; the time is scaled up to the catalogue
 SEARCH_GOALS = {"ml-100k": 4.0, "generated": 10.0}  # best-first against trie
 TRIE_GOAL = 1.1  # trie against prompt cache
 # titles of several tokens, as every pretrained model has them, and short prompts
@@ -110,7 +110,7 @@ def compare(
         stage = Stage("sft", options.epochs, model.settings.sft_learning_rate, 0)
         trainer = SetwiseTrainer(config, model, stage, folder, make_ranker(model, model.histories))
         loader = train_loader(config, model, parts[0], "sft", model.settings.sft_batch_size)
-        torch.set_num_threads(os.cpu_count() or 1)  # only what is timed keeps to --threads
+        torch.set_num_threads(os.cpu_count() or 1)  # --threads applies only to the timed part
         fit_stage(trainer, loader, None)
         torch.set_num_threads(options.threads)
     model.lm.to(DTYPES[options.dtype])
@@ -147,7 +147,7 @@ def _users(model, parts, options: argparse.Namespace) -> Users:  # type: ignore[
 
 
 def untrained(dataset, model, users, timer, options) -> list[Row]:  # type: ignore[no-untyped-def]
-    """Flat scores, one user: a search that is given up against one to the end, once each."""
+    """Flat scores, one user: a search that gives up against a full one, once each."""
     batch = users.batches(users.prompts.lengths.argsort()[:1])
     found, seconds, expanded = [], [], []
     for max_expanded in (None, model.catalogue.trie.num_internal):
@@ -175,7 +175,7 @@ def trained(dataset, model, users, timer, options) -> list[Row]:  # type: ignore
     middle = by_length[len(by_length) // 2]
     batches, shuffled = users.batches(by_length), users.batches(torch.arange(len(by_length)))
     first = max(len(by_length) - options.trie_users, 0) // 2
-    one = users.batches(by_length[first:][: options.trie_users])  # prompts of middling length
+    one = users.batches(by_length[first:][: options.trie_users])  # prompts of medium length
     prompts, excluded, _ = one[0]
     prompt = users.prompts.select(middle[None]).trimmed()
 
@@ -279,7 +279,7 @@ def pair(seconds: dict[str, list[float]]) -> tuple[list[float], list[float]]:
 
 
 def hits(items: Tensor, targets: Tensor) -> Tensor:
-    """Which places of the lists [U, k] hold one of the user's targets [U, T]: bool [U, k]."""
+    """Mask of the places in the lists [U, k] with one of the user's targets [U, T]: bool [U, k]."""
     return (items[:, :, None] == targets[:, None]).any(2) & (items > 0)
 
 

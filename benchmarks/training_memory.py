@@ -1,16 +1,16 @@
-"""Memory of training per process: computed for real models, measured for a small one.
+"""Compute the training memory per process of real models, and measure that of a small one.
 
     python -m benchmarks.training_memory [--processes 8] [--tokens 8192]
     python -m benchmarks.training_memory --measure            # two CPU processes, a minute
 
 Computed: weights, reference, gradients and optimizer state by data parallelism and ZeRO stage, and
-what the backward pass keeps of a part of `max_tokens_per_batch` tokens, for models of the Qwen2.5
-family in bfloat16 with AdamW. Not counted: the CUDA context (0.5 GB), buckets of gradients (1 to
-2 GB, `reduce_bucket_size`), the head's logits (0.5 GB), fragmentation.
+the activations of a part of `max_tokens_per_batch` tokens, for models of the Qwen2.5 family in
+bfloat16 with AdamW. Not counted: the CUDA context (0.5 GB), buckets of gradients (1 to 2 GB,
+`reduce_bucket_size`), the head's logits (0.5 GB), fragmentation.
 
-Measured: all tensors of a process after three steps, in float32, beside the same formula without
-gradients, which are gone by then. Resident memory says little at this size: it keeps what loading
-the model and DeepSpeed's start needed for a moment.
+Measured: all tensors of a process after three steps, in float32, compared with the same formula
+without gradients, which are freed by then. Resident memory is not meaningful at this size: it
+includes the peak of loading the model and starting DeepSpeed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Shape:
     tied: bool
 
     def config(self) -> Qwen2Config:
-        """As transformers has it."""
+        """The configuration in transformers."""
         return Qwen2Config(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -92,12 +92,12 @@ SMALL = Shape("small", 512, 6, 1536, 8, 2, 4000, True)
 def state_bytes(
     shape: Shape, method: str, n_processes: int, *, lora: bool, low: int = 2
 ) -> dict[str, float]:
-    """Bytes per process of what lives through the whole training.
+    """Bytes per process of the tensors that exist during the whole training.
 
     Args:
         shape: the model.
         method: one of `METHODS`.
-        n_processes: that share what the method divides.
+        n_processes: number of processes that share the divided tensors.
         lora: LoRA on every linear layer, or all weights; the latter needs a frozen copy as the
             reference.
         low: bytes of a weight: 2 for bfloat16, 4 for float32.
@@ -107,11 +107,11 @@ def state_bytes(
     """
     total = shape.parameters()
     trained = shape.lora_parameters() if lora else total
-    # PEFT keeps adapters in float32; DeepSpeed casts them, and keeps float32 beside them
+    # PEFT keeps adapters in float32; DeepSpeed casts them and keeps a float32 copy
     of_trained = 4 if lora and method == "plain" else low
     weights = low * total + (of_trained * trained if lora else 0)
     reference = 0 if lora else low * total
-    # without DeepSpeed, gradients are added up in float32
+    # without DeepSpeed, gradients are accumulated in float32
     gradients = (4 if method == "plain" else low) * trained
     # AdamW's two moments, and the weights again, in float32: DeepSpeed's always, else of bfloat16
     has_masters = method != "plain" or of_trained < 4
@@ -126,12 +126,12 @@ def state_bytes(
 
 
 def activation_bytes(shape: Shape, n_tokens: int, *, checkpointing: bool, low: int = 2) -> float:
-    """Bytes that the backward pass keeps of `n_tokens`, attention in a fused kernel.
+    """Bytes of activations kept for the backward pass of `n_tokens`, with fused attention.
 
     A block keeps, per token: the inputs of both norms in float32 and their outputs, q and k before
-    and after rotation, k and v as for every head, and the attention's output, and in the MLP gate,
-    its activation, up and their product. With checkpointing only every block's input, and one block
-    at a time.
+    and after rotation, k and v of every head, the attention's output, and in the MLP gate, its
+    activation, up and their product. With checkpointing: the input of every block, and all of this
+    for one block at a time.
     """
     h, i = shape.hidden, shape.intermediate
     block = low * (2 * h + 6 * h + 4 * i) + 4 * 2 * h
@@ -141,7 +141,7 @@ def activation_bytes(shape: Shape, n_tokens: int, *, checkpointing: bool, low: i
 
 
 def markdown(n_processes: int, n_tokens: int) -> str:
-    """The computed table."""
+    """The computed table as Markdown."""
     titles = ["model", "trained", "plain", *(f"ZeRO-{stage}" for stage in (1, 2, 3))]
     rows = [f"| {' | '.join(titles)} | activations | with checkpointing |"]
     rows.append("|" + "---|" * (len(titles) + 2))
@@ -161,7 +161,7 @@ def markdown(n_processes: int, n_tokens: int) -> str:
 
 
 class _SmallModel:
-    """What an engine needs of `LLMRec`: an LM, its reference, and a step over token ids [B, L]."""
+    """Stand-in for `LLMRec` with an LM, its reference, and a step over token ids [B, L]."""
 
     def __init__(self, shape: Shape) -> None:
         torch.manual_seed(0)
@@ -170,7 +170,7 @@ class _SmallModel:
         self.reference: nn.Module = Qwen2ForCausalLM(shape.config()).requires_grad_(False)
 
     def step(self, batch: torch.Tensor, kl: None) -> StepOutput:
-        """The mean logit as a loss: what matters is that all weights are used."""
+        """Mean logit as a loss, which uses all weights."""
         with torch.no_grad():
             self.reference(batch)
         losses = self.lm(batch).logits.mean((1, 2))
@@ -178,7 +178,7 @@ class _SmallModel:
 
 
 def _tensor_bytes() -> int:
-    """Memory of all tensors that Python can reach, each storage once."""
+    """Bytes of all tensors that Python can reach, each storage once."""
     gc.collect()
     storages = {}
     for found in gc.get_objects():
@@ -195,7 +195,7 @@ def _measured(method: str, rank: int, count: int, port: int, results: Any) -> No
     torch.set_num_threads(1)
     with processes.process_group(torch.device("cpu")):
         if method != "plain":
-            import deepspeed  # noqa: F401  # its own memory is not what is measured
+            import deepspeed  # noqa: F401  # before measuring, to exclude its own memory
         before = _tensor_bytes()
         model: Any = _SmallModel(SMALL)
         optimizer = torch.optim.AdamW(model.lm.parameters(), lr=1e-4)
@@ -216,7 +216,7 @@ def _measured(method: str, rank: int, count: int, port: int, results: Any) -> No
 
 
 def measure(count: int = 2) -> str:
-    """The formula beside what the tensors take, for the small model in float32."""
+    """Compare the formula with the tensors' memory for the small model in float32."""
     context = multiprocessing.get_context("spawn")
     rows = ["| | computed, MB | measured, MB |", "|---|---|---|"]
     for method in METHODS:

@@ -1,4 +1,4 @@
-"""A training step of the packed scorer against one row per candidate and prompt-cache reuse.
+"""Time a training step of the packed scorer against one row per candidate and prompt caching.
 
 `python -m benchmarks.training_step` (two minutes on two cores), or with
 `--device=cuda --dtype=bf16 --model=0.5b --shapes=256x32x4,512x64x2` on a GPU. All sides score the
@@ -30,8 +30,7 @@ from recbole_multdpo.scoring.packed import packed_lengths, packed_logps, split_c
 BIG_VOCABULARY = 151_936  # Qwen2.5's
 BIG_HIDDEN = 896
 # Hidden size, layers, vocabulary: Qwen2.5-0.5B, and one for a CPU, half as wide and two layers
-# deep, whose vocabulary is cut so that body and head keep their proportion. The floors are then
-# those of the whole model.
+# deep, with a vocabulary reduced in proportion, so that the floors equal those of the whole model.
 MODELS = {
     "0.5b": (BIG_HIDDEN, 24, BIG_VOCABULARY),
     "slim": (BIG_HIDDEN // 2, 2, BIG_VOCABULARY // 24),
@@ -47,8 +46,8 @@ GOALS = {  # on one CPU shape and one GPU shape, see docs/performance.md
 class Examples:
     """B examples with prompts of P tokens and C candidates, all tokens at random.
 
-    Candidates are as long as ML-10M's titles with their years are under Qwen's tokenizer: 8 to 32
-    tokens, 12 on average, terminator included.
+    Candidates have the lengths of ML-10M's titles with years in Qwen's tokens: 8 to 32, 12 on
+    average, terminator included.
     """
 
     prompts: Prompts
@@ -57,7 +56,7 @@ class Examples:
 
     @classmethod
     def draw(cls, n_prompt: int, n_candidates: int, n_examples: int, vocabulary: int) -> Examples:
-        """The same examples for the same arguments."""
+        """Draw examples; the same arguments give the same examples."""
         generator = torch.Generator().manual_seed(0)
         n_items = n_examples * n_candidates
         above_least = torch.empty(n_items).exponential_(1 / 4, generator=generator)
@@ -74,7 +73,7 @@ class Examples:
         )
 
     def to(self, device: str) -> Examples:
-        """The same examples on `device`."""
+        """Move the examples to `device`."""
         return Examples(
             self.prompts.to(device), self.candidates.to(device), self.catalogue.to(device)
         )
@@ -208,7 +207,7 @@ def compare(
 def compare_references(
     lm: nn.Module, examples: Examples, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
-    """A step whose reference log-probabilities are at hand against one that computes them."""
+    """Compare a step with cached reference log-probabilities with one that computes them."""
     reference = examples.candidates * 0.0
 
     def step(computed: bool) -> None:
@@ -229,7 +228,7 @@ def compare_references(
 def compare_parts(
     lm: nn.Module, examples: Examples, timer: Timer, options: argparse.Namespace
 ) -> list[Row]:
-    """One long example in parts of its candidates against the same at once: time and memory."""
+    """Compare one long example in parts of its candidates with all at once: time and memory."""
     packed = examples.prompts.lengths, examples.candidates, examples.catalogue.items
     budget = int(packed_lengths(*packed).max()) // 2
     parts = split_candidates(*packed, budget)
@@ -271,7 +270,7 @@ def compare_parts(
 
 
 def less_memory(name: str, ours: float, other: float) -> Row:
-    """A row of peak memory."""
+    """Make a row of peak memory."""
     return Row(name, ours, other, "MiB", other / ours)
 
 
@@ -298,7 +297,7 @@ def assert_equal(
     scorers: dict[str, Callable[..., Tensor]],
     tolerance: float,
 ) -> None:
-    """All scorers give the log-probabilities and the gradient of the first one."""
+    """Check that all scorers give the log-probabilities and the gradient of the first one."""
     trained = [p for p in lm.parameters() if p.requires_grad]
     expected: list[Tensor] = []
     for name, score in scorers.items():

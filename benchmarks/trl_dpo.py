@@ -1,8 +1,8 @@
-"""A DPO step of ours against TRL's `DPOTrainer`: the same model, the same pairs, the same loss.
+"""Time our DPO step against TRL's `DPOTrainer`: the same model, the same pairs, the same loss.
 
-`pip install -e '.[benchmarks]'`, then `python -m benchmarks.trl_dpo`. Both sides run the very same
-PEFT model. Every prompt has one chosen item and `--rejected` others; TRL sees a pair for each of
-them, ours packs the prompt once with all of its items.
+`pip install -e '.[benchmarks]'`, then `python -m benchmarks.trl_dpo`. Both sides run the same PEFT
+model. Every prompt has one chosen item and `--rejected` others; TRL gets a pair for each of them,
+our scorer packs the prompt once with all of its items.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def make_trainer(n_rejected: int, folder: str, options: Any) -> Any:
     tokenizer = fit_tokenizer(
         [pair["prompt"] for pair in pairs], vocab_size=400, max_positions=4096
     )
-    tokenizer.split_special_tokens = False  # TRL closes a text with the string of the end token
+    tokenizer.split_special_tokens = False  # TRL appends the end token as a string
     adapted: Any = make_lm(options.model, options.device, DTYPES[options.dtype])
     peft_config = adapted.peft_config["default"]
     trainer = DPOTrainer(
@@ -140,7 +140,7 @@ def make_trainer(n_rejected: int, folder: str, options: Any) -> Any:
 def packed_inputs(
     dataset: Any, n_prompts: int, n_rejected: int, device: str
 ) -> tuple[Prompts, Tensor, ItemCatalogue]:
-    """What `packed_logps` takes, from the token ids that TRL made of the pairs."""
+    """Arguments of `packed_logps` from the token ids that TRL made of the pairs."""
     firsts = [dataset[index * n_rejected] for index in range(n_prompts)]
     lengths = torch.tensor([len(pair["prompt_ids"]) for pair in firsts])
     prompt_ids = torch.zeros(n_prompts, int(lengths.max()), dtype=torch.long)

@@ -1,11 +1,10 @@
-"""What two processes cost beside one: an epoch of training and a ranking, on ml-100k.
+"""Compare the cost of two processes with one: an epoch of training and a ranking, on ml-100k.
 
     python -m benchmarks.two_processes [--settings --deepspeed=zero2 --finetune=lora ...]
 
-One thread per process, no GPU. Wall time says what is gained, and means something only where two
-cores are free. CPU seconds hold on a shared machine too: what two processes need together beyond
-what one needs is the price of sharing the work (both load the data, gradients are exchanged and
-waited for).
+One thread per process, no GPU. Wall time shows the gain, but only if two cores are free. CPU
+seconds hold on a shared machine too: the difference between two processes together and one is the
+overhead of sharing the work (both load the data, and exchange and wait for gradients).
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SETTINGS = [
 
 
 def timed(method: Callable[..., Any], name: str, spent: dict[str, list[float]]) -> Any:
-    """The method, its CPU and wall seconds added to `spent[name]`."""
+    """Wrap a method to add its CPU and wall seconds to `spent[name]`."""
 
     def run_timed(*args: Any, **kwargs: Any) -> Any:
         cpu, wall = time.process_time(), time.perf_counter()
@@ -55,7 +54,7 @@ def timed(method: Callable[..., Any], name: str, spent: dict[str, list[float]]) 
 
 
 def work(rank: int, count: int, port: int, folder: str, settings: list[str], results: Any) -> None:
-    """One process of a run; puts its seconds per part of the run, and its metrics."""
+    """Run one process of a run; puts its seconds per part and its metrics into the queue."""
     if count > 1:
         launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in launcher.items()})

@@ -1,6 +1,6 @@
-"""Write the documents that are made from code: `python -m docs.generate`.
+"""Write the documents that are generated from code: `python -m docs.generate`.
 
-`python -m docs.generate --check` writes nothing and fails where one of them is not current.
+`python -m docs.generate --check` writes nothing and fails if one of them is out of date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOCUMENTS: dict[Path, Callable[[], str]] = {
 
 
 def outdated() -> list[Path]:
-    """The documents whose text differs from what would be written."""
+    """Generated documents that are out of date."""
     return [
         path
         for path, make in DOCUMENTS.items()

@@ -1,7 +1,7 @@
-"""The picture of how data flows through a run, as SVG.
+"""Draw the data flow of a run as SVG.
 
-The boxes stand on a grid; each names the module that does the work, and a test checks that it is
-there. Written by hand rather than by a plotting library, so that the file is the same everywhere.
+The boxes lie on a grid; each names the module that does the work, and a test checks that it exists.
+The SVG is written without a plotting library, so that the file is the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MARGIN = 24
 
 @dataclass(frozen=True)
 class Box:
-    """A step: its place on the grid, its name, what it does, and where."""
+    """A step: position on the grid, name, description and module."""
 
     column: float
     row: float
@@ -51,7 +51,7 @@ BOXES = {
 
 @dataclass(frozen=True)
 class Arrow:
-    """What flows from a side of one box to a side of another."""
+    """A flow from a side of one box to a side of another."""
 
     start: str
     side: str
@@ -78,7 +78,7 @@ ARROWS = (
 
 
 def data_flow_svg() -> str:
-    """The picture's text."""
+    """The picture as SVG."""
     width = max(box.left for box in BOXES.values()) + BOX_WIDTH + MARGIN
     height = max(box.top for box in BOXES.values()) + BOX_HEIGHT + MARGIN
     parts = [

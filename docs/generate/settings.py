@@ -1,4 +1,4 @@
-"""The settings reference, made from the commented property files.
+"""Make the settings reference from the commented property files.
 
 A property file has sections, each under a comment line, and one comment per key:
 `key: default  # (values) meaning`, continued on lines that hold nothing but a comment.
@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """What is allowed, as the comment's parenthesis says; empty where it has none."""
+        """Allowed values, from the comment's parenthesis; empty if it has none."""
         match = _VALUES.match(self.comment)
         return match["values"] if match else ""
 
@@ -65,7 +65,7 @@ class Section:
 
 
 def read_sections(path: Path) -> tuple[str, list[Section]]:
-    """A property file's introduction and its sections, in order.
+    """Read a property file's introduction and its sections, in order.
 
     Raises:
         ValueError: a line is neither a key, a comment nor empty.
@@ -101,7 +101,7 @@ def _settings(lines: list[str], path: Path) -> list[Setting]:
 
 
 def settings_markdown() -> str:
-    """The whole reference."""
+    """The whole reference as Markdown."""
     parts = [INTRODUCTION]
     model = PROPERTIES / "model"
     parts += _document("Every model", PROPERTIES / "overall.yaml", introduce=False)
@@ -144,7 +144,7 @@ def _code(value: str) -> str:
 
 
 def _values(values: str) -> str:
-    """Words to choose from as code, anything else as text."""
+    """Format choices as code, anything else as text."""
     words = values.replace(" ", "").split("|")
     if len(words) > 1:
         return " ".join(f"`{word}`" for word in words)
