@@ -513,9 +513,7 @@ class LLMRec(GeneralRecommender):
         Earlier versions scored such backbones wrong, so that caches keep their results apart.
         """
         lm = causal_lm(self.lm)
-        return LayerKinds.of(lm.config).some_look_back_less or isinstance(
-            parts_of(lm).head, OwnHead
-        )
+        return LayerKinds.of(lm.config).has_windows or isinstance(parts_of(lm).head, OwnHead)
 
     def user_prompts(self, user_ids: Tensor, histories: UserItems) -> Prompts:
         """Prompts of users from their conversations or these histories, on the model's device."""

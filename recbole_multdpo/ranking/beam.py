@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.ranking.exact import ExactRanker
-from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
+from recbole_multdpo.scoring.beam import beam_topk, node_log_probs
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.settings.llmrec import D3Settings
 
@@ -82,4 +82,4 @@ class BeamRanker(ExactRanker):
             return None
         odds = self.weight / (1 - self.weight)
         shares = self.assistant.log_probs(user_ids, self.settings.assistant_temperature)
-        return odds * log_shares_of_nodes(self.model.catalogue.trie, shares)
+        return odds * node_log_probs(self.model.catalogue.trie, shares)

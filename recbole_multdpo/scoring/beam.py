@@ -1,12 +1,12 @@
-"""Beam search in the trie of item texts, as D3 decodes, and a rank for the items that it drops.
+"""Beam search in the trie of item texts, the decoding of D3, with ranks for the dropped items.
 
-A beam holds the `beam_size` best prefixes. Each step feeds them through the model and scores their
-children; the texts that end among the best `beam_size` children of a step are complete, the best
-open children are the next beam. Scores are sums, not divided by the length. This is the search of
-transformers' `generate` with `length_penalty=0`, constrained to the trie.
+A beam has the `beam_size` best prefixes. Each step feeds them through the model and scores their
+children. Texts that end among the best `beam_size` children are complete; the best open children
+are the next beam. Scores are sums, not divided by length. This is the search of transformers'
+`generate` with `length_penalty=0`, constrained to the trie.
 
-A prefix may have a bias besides its log-probability (what a collaborative model thinks of the
-items below it), as in `best_first`; here it is part of the score, there only a bound.
+A prefix may have a bias in addition to its log-probability (the scores of a collaborative model for
+the items below it). Here the bias is part of the score; in `best_first` it is only a bound.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def beam_topk(
     beam_size: int,
     node_bias: Tensor | None = None,
 ) -> TopK:
-    """k items for each of B users: those that the beam completes, then all others.
+    """Rank k items for each of B users: first the items that the beam completes, then all others.
 
     The best `beam_size` completed texts come first, by score. The others follow by the score of
-    the longest of their prefixes that was scored, which is an upper bound of their own; their
-    values in `TopK.scores` are shifted below the completed ones and mean an order only.
+    their longest scored prefix, an upper bound of their own score; their values in `TopK.scores`
+    are shifted below the completed ones and only give an order.
 
     Args:
         lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
-        catalogue: the items, and what probabilities are normalised over: over the catalogue, a
-            forced token has log-probability 0.
-        prompts: of the B users.
-        excluded: bool [B, n_items], items that must not be ranked, or None. A prefix of none but
-            excluded items is not in a beam.
+        catalogue: the items and the normalisation; normalised over the catalogue, a forced token
+            has log-probability 0.
+        prompts: the prompts of the B users.
+        excluded: bool [B, n_items], items that must not be ranked, or None. A beam skips prefixes
+            with only excluded items below them.
         k: items per user.
         beam_size: prefixes per step, at least 1.
         node_bias: [B, n_nodes], nats, added to the log-probability of a node's prefix; not larger
-            at a node than at its parent. None for nothing.
+            at a node than at its parent. None for no bias.
 
     Returns:
         `TopK`; equal scores by ascending item id.
@@ -74,10 +74,10 @@ def beam_topk(
 class _BeamSearch(TrieSearch):
     """State of B users' beams; N nodes, I of them internal, R unfinished rows.
 
-    On top of `TrieSearch`, whose frontier it does not use: `node_logps` [B, N] (log-probability of
-    every scored prefix, otherwise −inf), `node_bias` [B, N] (−inf where no allowed item is
-    below), `is_complete` [B, N] (leaves that were among the best of their step), and `scored`, the
-    rows and nodes of the last step.
+    In addition to `TrieSearch`, whose frontier it does not use: `node_logps` [B, N]
+    (log-probability of every scored prefix, otherwise −inf), `node_bias` [B, N] (−inf if no allowed
+    item is below the node), `is_complete` [B, N] (leaves that were among the best of their step),
+    and `scored`, the rows and nodes of the last step.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class _BeamSearch(TrieSearch):
         self.scored = rows, children
 
     def step_beam(self) -> bool:
-        """Complete texts and feed the next beam of each unfinished user; False if all are done."""
+        """Complete texts and feed the next beam of each unfinished user; False if none is left."""
         rows, children = self.scored
         users = self.users[rows]
         n_internal = self.trie.num_internal
@@ -123,7 +123,7 @@ class _BeamSearch(TrieSearch):
         self.is_complete[self.users[row], nodes[row, column]] = True
 
         best, nodes = scores[:, :n_internal].topk(min(self.beam_size, n_internal), dim=1)
-        # what scores below the last of `beam_size` complete texts can never replace one
+        # a prefix below the last of `beam_size` complete texts can never replace one
         live = (best > -math.inf) & (best > self._last_complete()[self.users, None])
         busy = live[:, 0]
         if not busy.all():
@@ -138,7 +138,7 @@ class _BeamSearch(TrieSearch):
         return True
 
     def _last_complete(self) -> Tensor:
-        """Score of each user's complete text number `beam_size`, −inf with fewer: [B]."""
+        """Score of each user's `beam_size`-th complete text, −inf if there are fewer: [B]."""
         scores = self._complete_scores()
         if self.beam_size > scores.shape[1]:
             return scores.new_full((len(scores),), -math.inf)
@@ -151,7 +151,7 @@ class _BeamSearch(TrieSearch):
         return scores.masked_fill(~self.is_complete[:, first:], -math.inf)
 
     def ranking_scores(self) -> Tensor:
-        """Scores by which the items are ranked [B, n_items], −inf for those that must not be."""
+        """Scores for ranking the items [B, n_items], −inf for excluded items and padding."""
         trie = self.trie
         totals = self.node_logps + self.node_bias  # [B, N]
         leaves = trie.leaf_of_item.clamp(min=0)  # item 0 has none
@@ -175,24 +175,24 @@ class _BeamSearch(TrieSearch):
         return scores
 
 
-def log_shares_of_nodes(trie: ItemTrie, log_shares: Tensor) -> Tensor:
-    """Log of the summed shares of the items below every node.
+def node_log_probs(trie: ItemTrie, item_log_probs: Tensor) -> Tensor:
+    """Log of the summed probabilities of the items below every node.
 
     Args:
         trie: the catalogue's texts.
-        log_shares: [B, n_items], log of shares that sum to 1; entry 0 counts nothing.
+        item_log_probs: [B, n_items], log of probabilities that sum to 1; entry 0 is ignored.
 
     Returns:
-        float64 [B, N], nats; 0 at the root. Summed from the leaves up, so that small shares keep
-        their precision.
+        float64 [B, N], nats; 0 at the root. Summed from the leaves up, which keeps the precision of
+        small probabilities.
     """
-    shares = log_shares.double().exp()
-    n_users = len(shares)
-    masses = shares.new_zeros(n_users, len(trie.token))
+    probs = item_log_probs.double().exp()
+    n_users = len(probs)
+    masses = probs.new_zeros(n_users, len(trie.token))
     items = trie.item_order
-    masses.scatter_add_(1, trie.leaf_of_item[items].expand(n_users, -1), shares[:, items])
+    masses.scatter_add_(1, trie.leaf_of_item[items].expand(n_users, -1), probs[:, items])
     for depth in range(int(trie.depth.max()), 0, -1):
         nodes = (trie.depth == depth).nonzero()[:, 0]
         masses.scatter_add_(1, trie.parent[nodes].expand(n_users, -1), masses[:, nodes])
-    # a share that underflows stays the least there is, as an item without any could not be ranked
+    # underflow becomes the smallest positive number: an item at −inf could not be ranked
     return masses.clamp(min=torch.finfo(masses.dtype).tiny).log()

@@ -2,18 +2,18 @@
 
 The score of an item is log π(item | prompt), summed over the tokens of its text. Every further
 token adds a number <= 0, so the score of a prefix bounds all items below it: once K items are
-complete, a prefix that scores below the K-th of them cannot matter. Each step feeds the best open
-prefixes of every user through the model, all users in lockstep, until no user has a prefix left
-that can still beat the K-th item. Where items have a bias (a collaborative score) on top of their
-log-probability, the bound of a prefix is its log-probability plus the largest bias below it.
+complete, a prefix below the K-th of them can be pruned. Each step feeds the best open prefixes of
+every user through the model, all users in lockstep, until no open prefix can beat a K-th item. If
+items have a bias (a collaborative score) in addition to their log-probability, the bound of a
+prefix is its log-probability plus the largest bias below it.
 
 The prompt and every fed node stay in one growing key-value cache per user. A node attends to its
 prompt, its ancestors and itself; children of the root are scored from the prompt's last position.
-`recbole_multdpo.scoring.exhaustive` is the slow twin.
+`recbole_multdpo.scoring.exhaustive` is the reference implementation.
 
-A model whose scores are flat, an untrained one for example, leaves most of the trie open, and the
-nodes it feeds attend to an ever longer cache. Where the trie is large, the search of such a user is
-given up, and `recbole_multdpo.scoring.trie_scores` scores every item.
+With flat scores, as of an untrained model, most of the trie stays open, and the cache grows.
+In a large trie the search of such a user is given up, and `recbole_multdpo.scoring.trie_scores`
+scores every item.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
-from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie, unfold_spans
 from recbole_multdpo.scoring.trie_scores import trie_scores
 from recbole_multdpo.scoring.windows import LayerKinds
 
-# To give up when the search has cost about what the trie costs is never worse than twice the better
-# choice. A fed node costs more the longer the cache is, so that a large trie is worth fewer of its
-# nodes than a small one: a quarter, but not before this many (docs/performance.md).
+# Giving up once the search has cost about as much as scoring the whole trie costs at most twice the
+# better choice. A fed node costs more with a longer cache, so the limit is a quarter of the nodes,
+# but at least this many (docs/performance.md).
 PATIENCE = 4096
-# nats by which a prefix may stand below the K-th item and still be expanded, so that rounding
-# prunes no item; more of it costs nodes, never exactness
+# nats below the K-th item at which a prefix is still expanded, so that rounding prunes no item; a
+# larger value costs nodes, never exactness
 SLACK = 1e-4
 
 
 class TrieSearch:
-    """The k items of highest log π(item | prompt) for each of B users, without scoring the others.
+    """Search for the k items of highest log π(item | prompt) for each of B users.
 
         search = TrieSearch(lm, catalogue, prompts, excluded, k)
         found = search.run(expand_per_step=16)
 
-    Rows are padded to the longest prompt and to the busiest user of a step, so users of similar
-    prompt length belong in one search. All tensors live on the model's device.
+    Rows are padded to the longest prompt and to the user with the most nodes of a step, so batch
+    users of similar prompt length. All tensors are on the model's device.
 
-    Its state, with I internal nodes and R unfinished rows. Tables over all B users: `allowed`
+    The state, with I internal nodes and R unfinished rows. Tables over all B users: `allowed`
     [B, n_items], `alive` [B, I] (some allowed item is below the node), `item_scores` [B, n_items]
     (−inf until the item is complete), `expanded` [B], `given_up` [B]; `targets` [B, T] and
-    `leads_there` [B, I] (a target hangs below the node), or None without targets.
+    `leads_to_target` [B, I] (a target is below the node), or None without targets.
     Tables over the R rows still in the batch: `users` [R], `prompt_lengths` [R],
     `prompt_mask` [R, P], `frontier` [R, I] (log-probability of an open prefix, otherwise −inf),
     `largest_bias` [R, I] (of the allowed items below a node; None without a bias), `slots`
-    [R, I] (a fed node's place in the cache), `cached_positions` [R, K] (of the K tokens in the
-    cache; kept up to date where some layers do not look back all the way), and the cache.
+    [R, I] (a fed node's index in the cache), `cached_positions` [R, K] (of the K tokens in the
+    cache; only updated if some layers have a window), and the cache.
     """
 
     @torch.no_grad()
@@ -82,15 +82,15 @@ class TrieSearch:
 
         Args:
             lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
-            catalogue: the items, and what probabilities are normalised over.
-            prompts: of the B users.
+            catalogue: the items and the normalisation.
+            prompts: the prompts of the B users.
             excluded: bool [B, n_items], items that must not be ranked (a user's history), or None.
             k: items per user.
             item_bias: [B, n_items], nats of any sign, added to the log-probabilities: items are
-                ranked, and scored, by the sum. None for nothing.
-            max_expanded: a user's search that has expanded more nodes than this is given up for
-                scoring all items along the trie. By default a quarter of the internal nodes, but
-                not before `PATIENCE` nodes.
+                ranked and scored by the sum. None for no bias.
+            max_expanded: number of expanded nodes after which a user's search is given up in favour
+                of scoring all items along the trie. None: a quarter of the internal nodes, at least
+                `PATIENCE`.
 
         Raises:
             ValueError: the model is in training mode, or k < 1.
@@ -109,7 +109,7 @@ class TrieSearch:
         patience = max(PATIENCE, trie.num_internal // 4)
         self.max_expanded = patience if max_expanded is None else max_expanded
         self.cache = Cache(layer_class_to_replicate=BufferedLayer)
-        # the prompt alone is causal, which keeps its right padding out of every valid position
+        # attention over the prompt is causal, so no valid position attends to its right padding
         self.caching = {cache_argument(self.body): self.cache, "use_cache": True}
         hidden = self.body(input_ids=prompts.ids, **self.caching).last_hidden_state  # [B, P, H]
         self.masked = torch.finfo(hidden.dtype).min
@@ -142,7 +142,7 @@ class TrieSearch:
         self.cached_positions = columns.expand(n_users, -1)
         shape = (n_users, trie.num_internal)
         self.frontier = torch.full(shape, -math.inf, dtype=dtype, device=device)
-        # paths are padded with the root, whose place is the prompt's last token: attended anyway
+        # paths are padded with the root, whose slot is the prompt's last token: attended anyway
         self.slots = torch.zeros(shape, dtype=torch.long, device=device)
         self.slots[:, ROOT] = prompts.lengths - 1
         self._score_children(
@@ -153,11 +153,11 @@ class TrieSearch:
         )
 
     def set_targets(self, targets: Tensor) -> None:
-        """Search no further than the places of some items need, of which alone these matter.
+        """Limit the search to the ranks of some items, the targets.
 
-        A user's search ends once it is certain whether and where they rank: targets among the first
-        k stand at their exact places, and no other target is listed, but the lists may lack better
-        items after the last target.
+        A user's search ends once all targets' ranks are certain: targets among the first k have
+        their exact ranks, and no other target is listed, but the lists may be incomplete after the
+        last target.
 
         Args:
             targets: long [B, T], 0 is padding.
@@ -165,20 +165,20 @@ class TrieSearch:
         self.targets = targets
         parents = self.trie.parent[self.trie.leaf_of_item[targets]]
         parents = parents.masked_fill(targets == 0, ROOT)
-        self.leads_there = torch.zeros_like(self.frontier, dtype=torch.bool)
-        self.leads_there.scatter_(1, self.trie.path[parents].flatten(1), True)
+        self.leads_to_target = torch.zeros_like(self.frontier, dtype=torch.bool)
+        self.leads_to_target.scatter_(1, self.trie.path[parents].flatten(1), True)
 
     @torch.no_grad()
     def run(self, *, expand_per_step: int = 32) -> TopK:
-        """Search until no prefix that is left can matter.
+        """Search until no open prefix can change the result.
 
         Args:
-            expand_per_step: nodes fed per user and step, at most. The more, the fewer forward
-                passes, and the more nodes that a bound known one step earlier would have spared.
+            expand_per_step: nodes fed per user and step, at most. More nodes need fewer forward
+                passes, but expand more nodes that a later bound would have pruned.
 
         Returns:
-            `TopK`. Scores are computed in float32, in float64 for a float64 model. Equal scores
-            stand in ascending order of item id; excluded items and items of probability 0 are never
+            `TopK`. Scores are computed in float32, in float64 for a float64 model. Equal scores are
+            in ascending order of item id; excluded items and items of probability 0 are never
             ranked.
 
         Raises:
@@ -202,17 +202,17 @@ class TrieSearch:
         return TopK(items, scores, self.expanded)
 
     def _needed(self, bounds: Tensor) -> Tensor:
-        """What a bound must reach to matter to each unfinished user: [R, I] to [R, 1].
+        """Score that an open node's bound must reach to be expanded: bounds [R, I] to [R, 1].
 
-        That is the K-th item. Once no open node that could lead a target above it is left, it is
-        the lowest target that is not below it: when nothing unknown can rise above that one either,
-        all places that are asked for are certain. With no target in reach nothing matters.
+        It is the score of the K-th item. With targets, once no open node can lead a target above
+        the K-th item, it is the lowest target that is not below it: when no open node reaches that
+        one either, all ranks of targets are certain. Without such a target it is +inf.
         """
         item_scores = self.item_scores[self.users]
         last = item_scores.topk(min(self.k, self.trie.num_items), dim=1).values[:, -1:]
         if self.targets is None:
             return last
-        towards = bounds.masked_fill(~self.leads_there[self.users], -math.inf)
+        towards = bounds.masked_fill(~self.leads_to_target[self.users], -math.inf)
         towards = towards.amax(1, keepdim=True)
         is_open = (towards >= last - SLACK) & (towards > -math.inf)
         found = item_scores.gather(1, self.targets[self.users])  # [R, T]; -inf for padding
@@ -222,14 +222,14 @@ class TrieSearch:
 
     def step(self, expand_per_step: int) -> bool:
         """Feed the best open nodes of every unfinished user; False once all users are finished."""
-        # the sum bounds every item below the node, rounding included: rounding keeps order
+        # the sum bounds every item below the node even after rounding, which is monotonic
         bounds = self.frontier
         if self.largest_bias is not None:
             bounds = bounds + self.largest_bias  # [R, I]
         needed = self._needed(bounds)
         bounds, nodes = bounds.topk(min(expand_per_step, self.trie.num_internal), dim=1)
         scores = self.frontier.gather(1, nodes)
-        # equality counts: an item of equal score and lower id would win
+        # not strictly greater: an item of equal score and lower id would win
         live = (bounds >= needed - SLACK) & (bounds > -math.inf)  # [R, m], true ones first
         spent = live[:, 0] & (self.expanded[self.users] > self.max_expanded)
         self.given_up[self.users] = spent
@@ -245,7 +245,7 @@ class TrieSearch:
         return True
 
     def _feed(self, scores: Tensor, nodes: Tensor, live: Tensor) -> None:
-        """Run nodes [R, m] through the model; entries that are not live only fill up the rows."""
+        """Run nodes [R, m] through the model; entries that are not live are padding."""
         fed_before = self.cache.get_seq_length()
         rows, columns = live.nonzero(as_tuple=True)
         chosen = nodes[rows, columns]
@@ -254,7 +254,7 @@ class TrieSearch:
         self.expanded[self.users] += live.sum(1)
         positions = self.prompt_lengths[:, None] + self.trie.depth[nodes] - 1
         mask = self._mask(nodes, fed_before + nodes.shape[1])
-        if self.layer_kinds.some_look_back_less:
+        if self.layer_kinds.has_windows:
             self.cached_positions = torch.cat([self.cached_positions, positions], dim=1)
         hidden = self.body(
             input_ids=self.trie.token[nodes].clamp(min=0),
@@ -273,7 +273,7 @@ class TrieSearch:
         return mask.scatter_(2, slots, 0.0)[:, None]
 
     def _score_children(self, rows: Tensor, nodes: Tensor, scores: Tensor, hidden: Tensor) -> None:
-        """Score all children of n fed nodes and file them.
+        """Score all children of n fed nodes and store them.
 
         Args:
             rows: long [n], the batch row of each node.
@@ -282,7 +282,7 @@ class TrieSearch:
             hidden: [n, H], last hidden states at the nodes.
         """
         trie = self.trie
-        source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
+        source, position = unfold_spans(trie.child_start[nodes], trie.child_count[nodes])
         children = trie.children[position]
         token_logps = head_logps(hidden, self.head, source, trie.token[children])
         if self.catalogue.normalised:
@@ -292,7 +292,7 @@ class TrieSearch:
         self._file(rows[source], children, child_scores)
 
     def _file(self, rows: Tensor, children: Tensor, child_scores: Tensor) -> None:
-        """File n scored nodes as open prefixes or complete items; all arguments [n]."""
+        """Store n scored nodes as open prefixes or complete items; all arguments are [n]."""
         trie = self.trie
         inner = (children < trie.num_internal).nonzero()[:, 0]
         alive = self.alive[self.users[rows[inner]], children[inner]]
@@ -302,7 +302,7 @@ class TrieSearch:
 
         leaves = (children >= trie.num_internal).nonzero()[:, 0]
         at_leaf = children[leaves]
-        source, position = spans(trie.item_start[at_leaf], trie.item_count[at_leaf])
+        source, position = unfold_spans(trie.item_start[at_leaf], trie.item_count[at_leaf])
         items, leaves = trie.item_order[position], leaves[source]
         users = self.users[rows[leaves]]
         item_scores = child_scores[leaves]
@@ -313,7 +313,7 @@ class TrieSearch:
         )
 
     def _keep(self, rows: Tensor) -> None:
-        """Make these rows, as `compacted` orders them, the batch."""
+        """Reduce the batch to these rows, ordered as by `compacted`."""
         tables = "users prompt_lengths prompt_mask cached_positions frontier slots"
         for name in tables.split():
             setattr(self, name, getattr(self, name)[rows])
@@ -323,9 +323,9 @@ class TrieSearch:
 
 
 def compacted(busy: Tensor) -> Tensor:
-    """Indices of the true rows of busy [R], ordered so that as many as can stay where they are.
+    """Indices of the true rows of busy [R], ordered so that as few rows as possible move.
 
-    The last ones fill the gaps of the first ones, so that little of the cache has to move.
+    The last ones fill the gaps among the first ones, so little of the cache is copied.
     """
     n_busy = int(busy.sum())
     rows = torch.arange(n_busy, device=busy.device)
@@ -336,7 +336,7 @@ def compacted(busy: Tensor) -> Tensor:
 def _largest_below(trie: ItemTrie, item_bias: Tensor) -> Tensor:
     """The largest bias of the items below each internal node: [B, n_items] to [B, I].
 
-    One pass from the deepest nodes up. −inf where there are only items of −inf.
+    One pass from the deepest nodes up. −inf if all items below have −inf.
     """
     largest = item_bias.new_full((len(item_bias), len(trie.token)), -math.inf)
     items = trie.item_order
@@ -351,7 +351,7 @@ def _largest_below(trie: ItemTrie, item_bias: Tensor) -> Tensor:
 
 
 def _any_below(trie: ItemTrie, allowed: Tensor) -> Tensor:
-    """Whether an allowed item hangs below each internal node: bool [B, I]."""
+    """bool [B, I], True for internal nodes with an allowed item below them."""
     running = F.pad(allowed[:, trie.item_order].cumsum(1, dtype=torch.int32), (1, 0))
     start = trie.item_start[: trie.num_internal]
     return running[:, start + trie.item_count[: trie.num_internal]] > running[:, start]

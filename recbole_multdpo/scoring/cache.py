@@ -1,4 +1,4 @@
-"""The key-value cache of ranking: a prompt once, then nodes of the trie under masks of our own."""
+"""The key-value cache of ranking, for a prompt and then nodes of the trie."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from recbole_multdpo.errors import ConfigError
 
 
 def check_attention(model: PreTrainedModel) -> None:
-    """Refuse a model that would not attend as the trie's mask says.
+    """Refuse a model that would not follow the trie's attention mask.
 
     Raises:
-        ValueError: it is in training mode.
-        ConfigError: its attention takes no additive mask.
+        ValueError: the model is in training mode.
+        ConfigError: its attention implementation takes no additive mask.
     """
     if model.training:
         raise ValueError("ranking needs the model in eval mode; call lm.eval() first.")
@@ -31,10 +31,10 @@ def check_attention(model: PreTrainedModel) -> None:
 
 
 class BufferedLayer(DynamicLayer):
-    """One layer's keys and values [B, heads, length, head_dim] in a buffer with room to grow.
+    """One layer's keys and values [B, heads, length, head_dim] in a growing buffer.
 
-    transformers' own dynamic layer concatenates, which copies the whole cache at every step: 15 %
-    of the search's time with the million-parameter model on a CPU.
+    transformers' own dynamic layer concatenates, copying the whole cache at every step: 15 % of the
+    search's time with the million-parameter model on a CPU.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class BufferedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append and return everything held so far."""
+        """Append, and return all keys and values."""
         start, self.length = self.length, self.length + key_states.shape[2]
         if not self.is_initialized:
             self.key_buffer = key_states.new_empty(0)
@@ -55,13 +55,13 @@ class BufferedLayer(DynamicLayer):
         return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows, in place: `indices` are ordered as `compacted` does."""
+        """Keep only the rows `indices`, ordered as by `compacted`, in place."""
         self.key_buffer = _select(self.key_buffer, indices)
         self.value_buffer = _select(self.value_buffer, indices)
         self._show()
 
     def crop(self, max_length: int) -> None:
-        """Forget what was appended after the first `max_length` positions."""
+        """Drop all positions after the first `max_length`."""
         self.length = max_length
         self._show()
 
@@ -73,7 +73,7 @@ class BufferedLayer(DynamicLayer):
 
 
 def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
-    """Write states [B, heads, m, head_dim] at `start`, into a buffer twice as long if need be."""
+    """Write states [B, heads, m, head_dim] at `start`; double the buffer if it is too short."""
     stop = start + states.shape[2]
     if buffer.ndim == 1 or buffer.shape[2] < stop:
         larger = states.new_empty(*states.shape[:2], 2 * stop, *states.shape[3:])
@@ -85,16 +85,16 @@ def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
 
 
 def _select(buffer: Tensor, indices: Tensor) -> Tensor:
-    """Move the rows that have to move into the first `len(indices)` places, and cut there."""
+    """Move rows `indices` to the front, copying only those that change place, and truncate."""
     places = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
     buffer[places] = buffer[indices[places]]
     return buffer[: len(indices)]
 
 
 def cache_argument(model: nn.Module) -> str:
-    """The argument of a model's forward that takes a cache of keys and values.
+    """Name of the argument of a model's forward that takes the key-value cache.
 
-    transformers 5.24 calls it `cache`; before, and in models whose code comes with their weights,
-    it is `past_key_values`.
+    It is `cache` from transformers 5.24 on; before, and in models with remote code, it is
+    `past_key_values`.
     """
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"

@@ -1,16 +1,16 @@
 """The items with their tokens and trie, and probabilities normalised over them.
 
-A language model spreads its probability over every text. With `ItemCatalogue.normalised`, items
-are ranked by the share that each title has of the part that falls on titles:
+A language model spreads its probability over all texts. With `ItemCatalogue.normalised`, items are
+ranked by their probability given that the text is a title of the catalogue:
 
     log π(item | prompt) = Σ_t log [ p(token_t | prefix) / Σ_{c child of the prefix} p(c | prefix) ]
 
-with the children of a prefix in the trie of the catalogue's titles. This is the distribution that
-decoding constrained to the catalogue samples from, and it adds up to 1 over the catalogue. Tokens
-that no other title could continue with ("ghost tokens" in D3) have probability 1. Without it
-preference training finds a short cut: the probability of such a forced token, the terminator
-above all, is a free parameter of the item, in which rewards collect that do not depend on the user
-(measured in docs/experiments.md).
+with the children of a prefix in the trie of the catalogue's titles. This is the distribution of
+decoding constrained to the catalogue, and it sums to 1 over the catalogue. Forced tokens, without
+an alternative title ("ghost tokens" in D3), have probability 1. Without normalisation, preference
+training finds a shortcut: the probability of a forced token, above all the terminator, is a free
+parameter of the item, which absorbs rewards that do not depend on the user (measured in
+docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie, unfold_spans
 
 
 @dataclass(frozen=True)
 class ItemCatalogue:
-    """The items that scorers and rankers know.
+    """The items that scorers and rankers use, and the normalisation of their probabilities.
 
     Attributes:
-        items: their tokens.
+        items: token ids of the items.
         trie: `ItemTrie.build(items)`.
-        normalised: log-probabilities are normalised over the catalogue, otherwise over the
-            vocabulary: then they are the model's own.
+        normalised: True if log-probabilities are normalised over the catalogue, False if over the
+            vocabulary, as the model computes them.
     """
 
     items: ItemTokens
@@ -41,10 +41,10 @@ class ItemCatalogue:
 
     @classmethod
     def build(cls, items: ItemTokens, *, normalised: bool = False) -> ItemCatalogue:
-        """Build the trie; where probabilities are normalised, after `strip_forced_suffixes`.
+        """Build the trie; with `normalised`, after `strip_forced_suffixes`.
 
         Raises:
-            DataError: as `ItemTrie.build`.
+            DataError: see `ItemTrie.build`.
         """
         trie = ItemTrie.build(items)
         if normalised:
@@ -56,16 +56,16 @@ class ItemCatalogue:
         return len(self.items.lengths)
 
     def to(self, device: torch.device | str) -> ItemCatalogue:
-        """The same catalogue on `device`."""
+        """Copy of the catalogue on `device`."""
         return ItemCatalogue(self.items.to(device), self.trie.to(device), self.normalised)
 
 
 def strip_forced_suffixes(items: ItemTokens, trie: ItemTrie) -> ItemTokens:
-    """The items without the tokens after the last one that was a choice.
+    """Remove the forced tokens at the end of every item.
 
-    Forced tokens at the end have probability 1 and nothing is predicted from them, so they need
-    neither be fed nor scored. Items stay apart, items of one text stay alike; the first token
-    always stays.
+    They have probability 1, and nothing is predicted from them, so they need not be fed or scored.
+    Different items stay different, items with the same text stay equal, and the first token is
+    always kept.
 
     Args:
         items: token table of the catalogue.
@@ -82,9 +82,9 @@ def strip_forced_suffixes(items: ItemTokens, trie: ItemTrie) -> ItemTokens:
 
 
 def prefix_nodes(trie: ItemTrie, item: Tensor, offset: Tensor) -> Tensor:
-    """The trie node at which token `offset` of `item` is chosen; the root for a first token.
+    """The trie node whose child is token `offset` of `item`; the root for a first token.
 
-    Both long and of shapes that broadcast; meaningless beyond an item's length and for item 0.
+    `item` and `offset` are long and broadcast; meaningless beyond an item's length and for item 0.
     """
     depth = trie.path.shape[1]
     if depth == 0:  # every text is one token
@@ -95,8 +95,8 @@ def prefix_nodes(trie: ItemTrie, item: Tensor, offset: Tensor) -> Tensor:
 
 
 def allowed_tokens(trie: ItemTrie, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """All tokens that continue a title after nodes [n]: which node each is of, and the token."""
-    source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
+    """All tokens that continue a title after nodes [n]: index of the node, and token."""
+    source, position = unfold_spans(trie.child_start[nodes], trie.child_count[nodes])
     return source, trie.token[trie.children[position]]
 
 
@@ -104,8 +104,8 @@ def log_softmax_within(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
     """log softmax of values [n] among those of the same group [n]: [n], with gradient."""
     highest = values.detach().new_full((n_groups,), -torch.inf)
     highest = highest.scatter_reduce(0, group, values.detach(), "amax")
-    # a group without probability stays at −inf instead of turning into NaN
+    # a group of zero probability stays at −inf instead of becoming NaN
     shifted = values - highest.clamp(min=torch.finfo(values.dtype).min)[group]
     totals = values.new_zeros(n_groups).index_add(0, group, shifted.exp())
-    totals = totals.clamp(min=torch.finfo(values.dtype).tiny)  # 0 for such a group, else 1 or more
+    totals = totals.clamp(min=torch.finfo(values.dtype).tiny)  # 0 for such a group, else >= 1
     return shifted - totals.log()[group]

@@ -1,4 +1,4 @@
-"""Top-K by scoring every item of the catalogue: the slow, obvious twin of `best_first`."""
+"""Top-K by scoring every item of the catalogue: the reference implementation of `best_first`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def exhaustive_topk(
     items_per_chunk: int = 512,
     item_bias: Tensor | None = None,
 ) -> TopK:
-    """The k items of highest log π(item | prompt) for each of B users, every item scored.
+    """Find the k items of highest log π(item | prompt) for each of B users by scoring every item.
 
     Args:
         score: `(prompts, candidates [B, C]) -> [B, C]`, nats, for example a packed or padded scorer
             bound to a model.
-        prompts: of the B users.
+        prompts: the prompts of the B users.
         excluded: bool [B, n_items], items that must not be ranked, or None.
         k: items per user.
-        n_items: rows of the item table, the padding item 0 included.
+        n_items: rows of the item table, including the padding item 0.
         items_per_chunk: candidates per call of `score`.
-        item_bias: [B, n_items], nats, added to the scores; None for nothing.
+        item_bias: [B, n_items], nats, added to the scores; None for no bias.
 
     Returns:
-        `TopK` under the same rules as `TrieSearch`; `expanded` is 0, there is no search.
+        `TopK` by the same rules as `TrieSearch`; `expanded` is 0.
     """
     n_users, device = len(prompts), prompts.device
     catalogue = torch.arange(1, n_items, device=device).expand(n_users, -1)

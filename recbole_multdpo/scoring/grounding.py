@@ -1,11 +1,10 @@
-"""Grounding: from a freely generated text to a ranking of the whole catalogue (BIGRec).
+"""Grounding: ranking of the catalogue from a freely generated text (BIGRec).
 
 BIGRec (Bao et al., A Bi-Step Grounding Paradigm for Large Language Models in Recommendation
-Systems, 2023, arXiv 2308.08434) lets the language model write a title without constraints, and
-ranks every item by the distance between the hidden states of what was written and of its title.
-Both are texts that a language model reads on their own, without the prompt. A weight per item, its
-popularity or a collaborative model's score, may bring in statistics that a text lacks.
-Normalisations are those of the released code.
+Systems, 2023, arXiv 2308.08434) generates a title without constraints and ranks every item by the
+distance between the hidden states of the generated text and of the item's title. The language model
+reads both texts without the prompt. A weight per item, its popularity or a collaborative model's
+score, may add statistics that a text lacks. Normalisations follow the released code.
 """
 
 from __future__ import annotations
@@ -29,25 +28,26 @@ def generate_texts(
     num_beams: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """The best text of an unconstrained beam search for each of B prompts.
+    """Generate the best text of an unconstrained beam search for each of B prompts.
 
-    transformers' own beam search: a finished beam counts by its mean log-probability per token.
+    This is transformers' beam search: a finished beam's score is its mean log-probability per
+    token.
 
     Args:
         lm: a Hugging Face or PEFT model, in eval mode.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         prompts: the B prompts.
         num_beams: width of the search; 1 is greedy.
-        max_new_tokens: where a text that does not end is cut, in tokens.
+        max_new_tokens: limit of a text, in tokens.
 
     Returns:
-        Per prompt what was written up to the end token, special tokens left out, white space and
-        quotation marks around it taken off; may be empty.
+        The generated text of each prompt up to the end token, without special tokens and without
+        surrounding white space and quotation marks; may be empty.
     """
     n_columns = prompts.width
     columns = torch.arange(n_columns, device=prompts.device)
     padding = n_columns - prompts.lengths[:, None]
-    # generation goes on at the right end, so the padding moves to the left
+    # generation appends on the right, so the padding moves to the left
     ids = prompts.ids.gather(1, (columns - padding).clamp(min=0))
     written = lm.generate(  # type: ignore[operator]  # of the wrapped Hugging Face model
         input_ids=ids,
@@ -74,8 +74,8 @@ def text_states(
         lm: a Hugging Face or PEFT model.
         token_lists: n texts as token ids, none empty.
         layer: index into the model's hidden states: 0 are the embeddings, -1 is the last layer,
-            with the norm that stands before the head.
-        batch_tokens: tokens per forward, padding included.
+            after the final norm.
+        batch_tokens: tokens per forward, including padding.
 
     Returns:
         float32 [n, hidden size].
@@ -94,7 +94,7 @@ def text_states(
         for row, n in enumerate(rows):
             ids[row, : len(token_lists[n])] = torch.tensor(token_lists[n])
         mask = torch.arange(longest) < lengths[:, None]
-        # the head is not run: its logits would be larger than all else together
+        # without the head: its logits would need more memory than everything else
         hidden = model.base_model(
             input_ids=ids.to(model.device),
             attention_mask=mask.long().to(model.device),
@@ -110,20 +110,20 @@ def text_states(
 def distances(texts: Tensor, items: Tensor) -> Tensor:
     """Euclidean distance of texts [B, H] from items [n, H]: [B, n].
 
-    Computed from differences: by way of a matrix product the distance of a text from itself would
-    come out as the root of a rounding error.
+    Computed from differences: with a matrix product, the distance of a text from itself would be
+    the square root of a rounding error.
     """
     return torch.cdist(texts, items, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def min_max(values: Tensor) -> Tensor:
-    """Each row of [..., n] moved and scaled to [0, 1]; a constant row becomes 0."""
+    """Scale each row of [..., n] to [0, 1]; a constant row becomes 0."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     return (values - low) / torch.where(high > low, high - low, 1.0)
 
 
 def grounded_scores(distance: Tensor, weights: Tensor | None, gamma: float) -> Tensor:
-    """Scores of n items for B texts, the higher the better.
+    """Scores of n items for B texts; higher is better.
 
         score = −minmax(distance) · (1 + minmax(weight))^(−gamma)
 
@@ -131,9 +131,9 @@ def grounded_scores(distance: Tensor, weights: Tensor | None, gamma: float) -> T
 
     Args:
         distance: [B, n], at least 0.
-        weights: [B, n] or [1, n]: popularity, or a collaborative model's scores; None for
-            distances alone.
-        gamma: from 0, which switches the weights off, to 100: beyond, factors leave float32.
+        weights: [B, n] or [1, n]: popularity, or a collaborative model's scores; None to use only
+            distances.
+        gamma: from 0, which disables the weights, to 100, beyond which factors leave float32.
 
     Returns:
         [B, n], in [−1, 0].

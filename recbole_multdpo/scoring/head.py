@@ -1,10 +1,10 @@
 """Log-probabilities of chosen tokens under the LM head, without a [rows, vocabulary] table.
 
-Plain autograd stores the logits and their softmax of every scored row: at a vocabulary of 151k that
+Plain autograd stores the logits and the softmax of every scored row: at a vocabulary of 151k that
 is most of a training step's memory, and on a CPU most of its memory traffic. Here the head runs
 over chunks of rows; only the hidden states and one log-normaliser per row are kept, and the
-backward pass computes each chunk's logits again. Where all logits together are few, their softmax
-is kept instead, which saves that third pass through the head:
+backward pass recomputes each chunk's logits. If all logits together are few, their softmax is kept
+instead, which saves the recomputation:
 
     d log p(y | h) / dh = W[y] - E_p[W],      d log p(y | h) / dW = (onehot(y) - p) h^T
 """
@@ -22,10 +22,10 @@ Head = nn.Module | OwnHead
 
 CHUNK_LOGITS = 2**20  # logits held at once on a CPU: 4 MiB in float32, about a core's cache
 CHUNK_LOGITS_CUDA = 2**27  # 512 MiB in float32: large enough to fill the device
-# softmax values kept for the backward pass, at most: 64 MiB in float32; on CUDA a chunk
+# softmax values kept for the backward pass, at most: 64 MiB in float32; on CUDA one chunk
 STORED_LOGITS = 2**24
-# each chunk reads the whole head from memory: with a large vocabulary and few rows that is all it
-# does (measured at a vocabulary of 49k: 256 rows 2.4 times as fast as 21)
+# each chunk reads the whole head from memory, which dominates with a large vocabulary and few rows
+# (measured at a vocabulary of 49k: 256 rows are 2.4 times as fast as 21)
 MIN_CHUNK_ROWS = 256
 
 
@@ -37,7 +37,7 @@ class _LinearHeadLogps(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[row_of, tokens] for a bias-free linear head.
 
     hidden [n_rows, H], weight [V, H], row_of [R] ascending, tokens [R]; returns [R]. Products run
-    in the weights' dtype, as in `nn.Linear`; softmax and sums in float32 at least.
+    in the weights' dtype, as in `nn.Linear`; softmax and sums in at least float32.
     """
 
     @staticmethod
@@ -92,13 +92,13 @@ class _LinearHeadLogps(torch.autograd.Function):
 
 
 def _bounds(row_of: Tensor, n_rows: int, chunk: int) -> list[int]:
-    """Where each chunk of rows begins in the sorted `row_of`, and where the last one ends."""
+    """Start of each chunk of rows in the sorted `row_of`, and the end of the last chunk."""
     firsts = torch.arange(0, n_rows + chunk, chunk, device=row_of.device)
     return torch.searchsorted(row_of, firsts).tolist()
 
 
 def _module_logps(hidden: Tensor, head: Head, row_of: Tensor, tokens: Tensor) -> Tensor:
-    """The same by plain autograd, through any head."""
+    """`_LinearHeadLogps` by plain autograd, for any head."""
     logits = _as_float(head(hidden))
     return logits[row_of, tokens] - logits.logsumexp(-1)[row_of]
 
@@ -112,20 +112,19 @@ def head_logps(
     chunk_logits: int | None = None,
     stored_logits: int | None = None,
 ) -> Tensor:
-    """Log-probability of `tokens` at the hidden states they are predicted from.
+    """Log-probabilities of `tokens` at the hidden states that predict them.
 
     Args:
         hidden: float [n_rows, hidden size].
-        head: the LM head. A bias-free `nn.Linear` takes the fast path, anything else (an adapter
-            around the head, a bias, logits that are scaled or capped) runs in chunks that are
-            recomputed in the backward pass.
-        row_of: long [R], sorted ascending, the row of `hidden` each token is predicted from; a row
-            may have several tokens or none.
+        head: the LM head. A bias-free `nn.Linear` takes the fast path. Any other head (an adapter,
+            a bias, scaled or capped logits) runs in chunks that are recomputed in the backward
+            pass.
+        row_of: long [R], sorted ascending, the row of `hidden` that predicts each token; a row may
+            predict several tokens or none.
         tokens: long [R], token ids.
-        chunk_logits: logits held at once, at least one row of them; by default chosen for the
-            device.
-        stored_logits: keep the softmax of all rows for the backward pass if it has no more values
-            than this, otherwise compute the logits again; by default chosen for the device.
+        chunk_logits: logits held at once, at least one row; None: chosen for the device.
+        stored_logits: keep the softmax of all rows for the backward pass if it has at most so many
+            values, otherwise recompute the logits; None: chosen for the device.
 
     Returns:
         [R] log-probabilities in nats, float32, or float64 for a float64 head.

@@ -1,4 +1,4 @@
-"""The causal language model inside a model that may have adapters around it."""
+"""Access to the causal language model inside a PEFT model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face causal LM itself, with its adapter layers in place where it has them.
+    """The Hugging Face causal LM itself, with its adapter layers, if any, in place.
 
     Raises:
         TypeError: `model` is neither a Hugging Face nor a PEFT model.

@@ -1,10 +1,10 @@
-"""Packed scoring: one sequence per context, `[prompt | candidate 1 | candidate 2 | ...]`.
+"""Packed scoring: one sequence per example, `[prompt | candidate 1 | candidate 2 | ...]`.
 
 A candidate of l tokens (terminator included) is scored by l predictions: its first token from the
-last prompt position, every other token from the candidate token before it. Its last token is
-therefore never fed. Positions restart after the prompt, and a block mask lets a candidate token see
-the prompt and its own candidate only, so that the values and gradients are those of C separate
-forward passes (`recbole_multdpo.scoring.padded` is that slow twin) while the prompt is computed
+last prompt position, every other token from the candidate token before it. Its last token is never
+fed. Positions restart after the prompt, and a block mask lets a candidate token attend only to the
+prompt and its own candidate. Values and gradients equal those of C separate forward passes
+(`recbole_multdpo.scoring.padded` is that reference implementation), but the prompt is computed
 once.
 """
 
@@ -35,16 +35,16 @@ PADDING_SEGMENT = -1
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """What one forward pass of B packed contexts needs; L is the longest packed row.
+    """Inputs of one forward pass over B packed examples; L is the longest packed row.
 
     Attributes:
         input_ids: long [B, L].
         position_ids: long [B, L]; candidate tokens continue the prompt's count.
         segments: long [B, L]; 0 prompt, c + 1 candidate c, -1 padding.
-        score_rows: long [R], flat index [B * L] of the position whose hidden state predicts.
-        score_tokens: long [R], the token predicted there.
-        score_slots: long [R], flat index [B * C] of the candidate the prediction belongs to.
-        score_offsets: long [R], place of the predicted token in its item.
+        score_rows: long [R], flat index [B * L] of the predicting position.
+        score_tokens: long [R], the predicted token.
+        score_slots: long [R], flat index [B * C] of the candidate that the prediction belongs to.
+        score_offsets: long [R], position of the predicted token in its item.
     """
 
     input_ids: Tensor
@@ -57,14 +57,14 @@ class PackedInputs:
 
 
 def packed_lengths(prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens) -> Tensor:
-    """Tokens of each packed row: long [B], from lengths [B] and item ids [B, C]."""
+    """Number of tokens in each packed row, long [B], from lengths [B] and item ids [B, C]."""
     return prompt_lengths + (items.lengths[candidates] - 1).clamp(min=0).sum(1)
 
 
 def split_candidates(
     prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens, max_tokens: int
 ) -> list[Tensor]:
-    """Candidates [B, C] in parts [B, c] of neighbours whose packed rows are within a budget.
+    """Split candidates [B, C] into parts [B, c] whose packed rows fit a token budget.
 
     The prompt is computed again for every part.
 
@@ -72,8 +72,8 @@ def split_candidates(
         prompt_lengths: long [B].
         candidates: long [B, C], item ids; 0 is padding.
         items: token table of the catalogue.
-        max_tokens: B times the longest packed row of a part, at most; 0 for no limit. A part has
-            one column at least, however long it is.
+        max_tokens: limit of B times a part's longest packed row; 0 for no limit. A part has at
+            least one column, even if that exceeds the limit.
     """
     longest = int(packed_lengths(prompt_lengths, candidates, items).max())
     if not max_tokens or len(candidates) * longest <= max_tokens:
@@ -91,43 +91,43 @@ def split_candidates(
 
 
 def pack(prompts: Prompts, candidates: Tensor, items: ItemTokens) -> PackedInputs:
-    """Lay out B prompts and candidates [B, C] (item ids, 0 padding) as packed rows."""
-    n_contexts, n_candidates = candidates.shape
+    """Pack B prompts and candidates [B, C] (item ids, 0 padding) into rows."""
+    n_examples, n_candidates = candidates.shape
     prompt_lengths, device = prompts.lengths, prompts.device
     lengths = items.lengths[candidates]  # [B, C], with terminator; 0 for padding
     fed = (lengths - 1).clamp(min=0)  # [B, C]
     width = int(packed_lengths(prompt_lengths, candidates, items).max())
 
-    input_ids = torch.zeros(n_contexts, width, dtype=torch.long, device=device)
+    input_ids = torch.zeros(n_examples, width, dtype=torch.long, device=device)
     position_ids = torch.zeros_like(input_ids)
     segments = torch.full_like(input_ids, PADDING_SEGMENT)
 
     columns = torch.arange(prompts.width, device=device)
-    context, column = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
-    input_ids[context, column] = prompts.ids[context, column]
-    position_ids[context, column] = column
-    segments[context, column] = PROMPT_SEGMENT
+    example, column = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
+    input_ids[example, column] = prompts.ids[example, column]
+    position_ids[example, column] = column
+    segments[example, column] = PROMPT_SEGMENT
 
-    # where each candidate's first fed token stands in its row
+    # column of each candidate's first fed token
     starts = prompt_lengths[:, None] + fed.cumsum(1) - fed  # [B, C]
     offsets = torch.arange(items.ids.shape[1], device=device)
-    context, slot, offset = torch.nonzero(offsets < fed[:, :, None], as_tuple=True)
-    column = starts[context, slot] + offset
-    input_ids[context, column] = items.ids[candidates[context, slot], offset]
-    position_ids[context, column] = prompt_lengths[context] + offset
-    segments[context, column] = slot + 1
+    example, slot, offset = torch.nonzero(offsets < fed[:, :, None], as_tuple=True)
+    column = starts[example, slot] + offset
+    input_ids[example, column] = items.ids[candidates[example, slot], offset]
+    position_ids[example, column] = prompt_lengths[example] + offset
+    segments[example, column] = slot + 1
 
-    context, slot, offset = torch.nonzero(offsets < lengths[:, :, None], as_tuple=True)
-    from_prompt = prompt_lengths[context] - 1
-    from_candidate = starts[context, slot] + offset - 1
+    example, slot, offset = torch.nonzero(offsets < lengths[:, :, None], as_tuple=True)
+    from_prompt = prompt_lengths[example] - 1
+    from_candidate = starts[example, slot] + offset - 1
     column = torch.where(offset == 0, from_prompt, from_candidate)
     return PackedInputs(
         input_ids=input_ids,
         position_ids=position_ids,
         segments=segments,
-        score_rows=context * width + column,
-        score_tokens=items.ids[candidates[context, slot], offset],
-        score_slots=context * n_candidates + slot,
+        score_rows=example * width + column,
+        score_tokens=items.ids[candidates[example, slot], offset],
+        score_slots=example * n_candidates + slot,
         score_offsets=offset,
     )
 
@@ -135,9 +135,9 @@ def pack(prompts: Prompts, candidates: Tensor, items: ItemTokens) -> PackedInput
 def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive attention mask [B, 1, L, L] of `dtype`: 0 where visible, its lowest value elsewhere.
 
-    A token sees, of itself and what stands before it, the prompt and its own candidate. Padding
-    sees padding, never nothing: a row without any visible key has no softmax. The mask is additive
-    and floating because a boolean 4-D mask is silently misread under eager attention.
+    A token attends to itself and to earlier tokens of the prompt and of its own candidate. Padding
+    attends to padding: a softmax over no key would be NaN. The mask is additive and floating
+    because eager attention silently misreads a boolean 4-D mask.
     """
     width = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
@@ -158,7 +158,8 @@ def gathered_logps(
     """Log-probabilities of `tokens` [R] at positions `rows` [R] of `hidden` [B * L, H], nats, [R].
 
     The head runs once per distinct position: all candidates share the last prompt position. With a
-    trie they are normalised over the children of `nodes` [R], the same for equal rows.
+    trie, log-probabilities are normalised over the children of `nodes` [R], which must be equal for
+    equal rows.
     """
     order = rows.argsort(stable=True)
     distinct, row_of = torch.unique_consecutive(rows[order], return_inverse=True)
@@ -174,7 +175,7 @@ def gathered_logps(
 
 
 def _found(source: Tensor, allowed: Tensor, row_of: Tensor, tokens: Tensor) -> Tensor:
-    """Index of every pair (row_of, tokens) among the pairs (source, allowed), which ascend."""
+    """Index of every pair (row_of, tokens) among the sorted pairs (source, allowed)."""
     stride = torch.maximum(allowed.max(), tokens.max()) + 1
     return torch.searchsorted(source * stride + allowed, row_of * stride + tokens)
 
@@ -182,13 +183,13 @@ def _found(source: Tensor, allowed: Tensor, row_of: Tensor, tokens: Tensor) -> T
 def packed_logps(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> Tensor:
-    """log pi(item | prompt) of every candidate, one forward pass.
+    """log π(item | prompt) of every candidate, by one forward pass.
 
     Args:
         lm: a Hugging Face causal LM, possibly wrapped by PEFT.
-        prompts: of B contexts.
+        prompts: the B prompts.
         candidates: long [B, C], item ids; 0 is padding.
-        catalogue: the items, on the same device, and what probabilities are normalised over.
+        catalogue: the items, on the same device, and the normalisation.
 
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
@@ -201,11 +202,11 @@ def packed_logps(
 def packed_token_logps(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> tuple[Tensor, Tensor]:
-    """What `packed_logps` adds up, with the same arguments.
+    """The summands of `packed_logps`, with the same arguments.
 
     Returns:
-        float [R], log-probability of every token of every candidate, nats, a candidate's in their
-        order; long [R], the candidate's flat index in [B * C].
+        float [R], log-probability of every token of every candidate, nats, a candidate's tokens in
+        their order; long [R], flat index [B * C] of the token's candidate.
     """
     packed = pack(prompts, candidates, catalogue.items)
     nodes, trie = None, None
@@ -220,19 +221,19 @@ def packed_token_logps(
 def packed_logps_with_prompt(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, items: ItemTokens
 ) -> tuple[Tensor, Tensor]:
-    """`packed_logps` over the vocabulary, and that of the prompts from the same forward pass.
+    """`packed_logps` over the vocabulary, and log π(prompt) from the same forward pass.
 
     Returns:
-        float [B, C] as `packed_logps`, and float [B], the sum over every prompt token but the first
-        (which nothing predicts), nats.
+        float [B, C] as `packed_logps`, and float [B], the sum over all prompt tokens but the first,
+        which is not predicted, nats.
     """
     packed = pack(prompts, candidates, items)
     width = packed.input_ids.shape[1]
     columns = torch.arange(1, prompts.width, device=prompts.device)
-    context, position = torch.nonzero(columns < prompts.lengths[:, None], as_tuple=True)
-    rows = torch.cat([packed.score_rows, context * width + position])
-    tokens = torch.cat([packed.score_tokens, prompts.ids[context, position + 1]])
-    slots = torch.cat([packed.score_slots, candidates.numel() + context])
+    example, position = torch.nonzero(columns < prompts.lengths[:, None], as_tuple=True)
+    rows = torch.cat([packed.score_rows, example * width + position])
+    tokens = torch.cat([packed.score_tokens, prompts.ids[example, position + 1]])
+    slots = torch.cat([packed.score_slots, candidates.numel() + example])
     logps = _token_logps(lm, packed, rows, tokens)
     total = logps.new_zeros(candidates.numel() + len(candidates)).index_add(0, slots, logps)
     return total[: candidates.numel()].view(candidates.shape), total[candidates.numel() :]

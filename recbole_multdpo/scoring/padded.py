@@ -1,8 +1,7 @@
-"""Padded scoring: one row `[prompt | item]` per candidate, logits everywhere; the slow twin.
+"""Padded scoring: one row `[prompt | item]` per candidate; the reference implementation.
 
-Nothing in it is ours but the choice of logits, so that it is right for any model whose predictions
-do not depend on what stands further right: recurrent ones and those that count positions by column
-as well.
+It only selects logits of the model's own forward pass, so it is correct for every causal model,
+including recurrent ones and those that count positions by column.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie
 
-MAX_LOGITS = 2**28  # logits that ranking holds at once, one row's at least: 1 GiB in float32
+MAX_LOGITS = 2**28  # logits held at once in ranking, at least one row's: 1 GiB in float32
 
 
 def padded_logps(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> Tensor:
-    """log pi(item | prompt) of every candidate, one padded row each.
+    """log π(item | prompt) of every candidate, one padded row each.
 
-    Same arguments, values and gradients as `recbole_multdpo.scoring.packed.packed_logps`, written
-    so that it can be checked by eye: it is the oracle of the tests and an option
-    (`--scorer=padded`).
+    Same arguments, values and gradients as `recbole_multdpo.scoring.packed.packed_logps`, but
+    simpler code: it is the tests' oracle and an option (`--scorer=padded`).
 
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
@@ -38,15 +36,15 @@ def padded_logps(
 def padded_token_logps(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
 ) -> tuple[Tensor, Tensor]:
-    """What `padded_logps` adds up: the twin of `packed.packed_token_logps`.
+    """The summands of `padded_logps`; the reference for `packed.packed_token_logps`.
 
     Returns:
-        float [R], log-probability of every token of every candidate, nats, a candidate's in their
-        order; long [R], the candidate's flat index in [B * C].
+        float [R], log-probability of every token of every candidate, nats, a candidate's tokens in
+        their order; long [R], flat index [B * C] of the token's candidate.
     """
     rows = _Rows(prompts, candidates, catalogue.items)
     row, column = rows.is_item.nonzero(as_tuple=True)
-    logits = rows.logits(lm)[row, column - 1]  # the prediction of a column stands one before it
+    logits = rows.logits(lm)[row, column - 1]  # a column is predicted from the one before it
     if catalogue.normalised:
         offset = column - rows.prompt_lengths[row]
         item = candidates.flatten()[row]
@@ -57,24 +55,24 @@ def padded_token_logps(
 def padded_logps_with_prompt(
     lm: nn.Module, prompts: Prompts, candidates: Tensor, items: ItemTokens
 ) -> tuple[Tensor, Tensor]:
-    """The twin of `packed.packed_logps_with_prompt`.
+    """The reference for `packed.packed_logps_with_prompt`.
 
     Returns:
-        float [B, C] as `padded_logps`, and float [B], the sum over every prompt token but the first
-        (which nothing predicts), nats.
+        float [B, C] as `padded_logps`, and float [B], the sum over all prompt tokens but the first,
+        which is not predicted, nats.
     """
-    n_contexts, n_candidates = candidates.shape
+    n_examples, n_candidates = candidates.shape
     rows = _Rows(prompts, candidates, items)
     logits = rows.logits(lm)
     row, column = rows.is_item.nonzero(as_tuple=True)
     logps = _chosen(logits[row, column - 1], rows.input_ids[row, column])
     of_items = logps.new_zeros(candidates.numel()).index_add(0, row, logps)
-    # every row of a context has its prompt: the first one's is taken
-    first = torch.arange(n_contexts, device=candidates.device) * n_candidates
-    context, column = rows.is_prompt[first].nonzero(as_tuple=True)
-    row = first[context]
+    # all rows of an example have its prompt: use the first row
+    first = torch.arange(n_examples, device=candidates.device) * n_candidates
+    example, column = rows.is_prompt[first].nonzero(as_tuple=True)
+    row = first[example]
     logps = _chosen(logits[row, column - 1], rows.input_ids[row, column])
-    of_prompts = logps.new_zeros(n_contexts).index_add(0, context, logps)
+    of_prompts = logps.new_zeros(n_examples).index_add(0, example, logps)
     return of_items.view(candidates.shape), of_prompts
 
 
@@ -110,13 +108,13 @@ class _Rows:
 
 
 def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of tokens [R] under logits [R, V]: [R], float32 at least."""
+    """Log-probability of tokens [R] under logits [R, V]: [R], at least float32."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def _titles_only(logits: Tensor, item: Tensor, offset: Tensor, catalogue: ItemCatalogue) -> Tensor:
-    """Logits [R, V] with −inf for every token that continues no title, at tokens of items."""
+    """Logits [R, V] with −inf for tokens that do not continue any title of the catalogue."""
     items, trie = catalogue.items, catalogue.trie
     allowed = torch.zeros_like(logits, dtype=torch.bool)
     for row in range(len(logits)):

@@ -1,10 +1,9 @@
-"""The two parts of a causal language model: its body, and what it makes of the body's states.
+"""The body and the head of a causal language model.
 
-Scoring needs logits at few positions. It runs the body once and the rest on chosen rows of hidden
-states. What the rest is, an architecture's own code decides: a matrix, a matrix behind a dense
-layer and a norm, logits that are scaled or capped. So the parts are found by running the model, and
-where the rest is more than the output embeddings, the model's own `forward` computes it, with a
-body that only hands over the chosen states.
+Scoring needs logits at few positions: it runs the body once and the head on selected hidden states.
+The head depends on the architecture: a matrix, a matrix after a dense layer and a norm, scaled or
+capped logits. So both parts are found by running the model. If the head is more than the output
+embeddings, the model's own `forward` computes it, with a body that returns the selected states.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from transformers import PreTrainedModel
 
 from recbole_multdpo.errors import ConfigError
 
-_KNOWN = "_recbole_multdpo_parts"  # what was found out about a model, kept with it and its copies
+_KNOWN = "_recbole_multdpo_parts"  # attribute of a model that caches the result for it and copies
 _PROBE_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A causal language model in two parts, made anew for every use.
+    """The two parts of a causal language model.
 
     Attributes:
-        body: token ids in, an output with `last_hidden_state` [B, L, H] out.
-        head: hidden states [n, H] in, logits [n, V] out. The module of the output embeddings where
-            it alone is what the model applies, otherwise `OwnHead`.
+        body: maps token ids to an output with `last_hidden_state` [B, L, H].
+        head: maps hidden states [n, H] to logits [n, V]: the output embeddings if the model applies
+            nothing else, otherwise `OwnHead`.
     """
 
     body: nn.Module
@@ -39,7 +38,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Found:
-    """Path of the body inside of the model, type of its output, vocabulary, kind of head."""
+    """Path of the body in the model, type of its output, vocabulary size, and kind of head."""
 
     path: str
     output: type
@@ -48,7 +47,7 @@ class _Found:
 
 
 class OwnHead:
-    """All that a model computes after its body, by its own code: states [n, H] to logits [n, V].
+    """A head computed by the model's own `forward`: states [n, H] to logits [n, V].
 
     Attributes:
         out_features: V.
@@ -62,12 +61,12 @@ class OwnHead:
         given = self._output(last_hidden_state=hidden[None])
         model = _with(self._model, self._path, lambda body: _Given(body, given))
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        # the class's: an instance's own would be bound to the model with its real body
+        # the class's `forward`: an instance attribute would be bound to the original model
         return type(model).forward(model, input_ids=ids, use_cache=False).logits[0]
 
 
 class _Given:
-    """Stands in for a body: called, it returns a given output; otherwise it is the body."""
+    """A stand-in for a body that returns a given output when called."""
 
     def __init__(self, body: nn.Module, output: Any) -> None:
         self._body, self._output = body, output
@@ -80,22 +79,22 @@ class _Given:
 
 
 def _with(module: Any, path: list[str], change: Any) -> Any:
-    """A shallow copy of `module` in which what stands at `path` is changed; all else is shared."""
+    """A shallow copy of `module` with the submodule at `path` replaced by `change(submodule)`."""
     if not path:
         return change(module)
     outer = copy.copy(module)
-    # an entry of the instance goes before the module that nn.Module keeps under the name
+    # an instance attribute takes precedence over nn.Module's registered submodule
     outer.__dict__[path[0]] = _with(getattr(module, path[0]), path[1:], change)
     return outer
 
 
 def parts_of(model: PreTrainedModel) -> Parts:
-    """Body and head of a causal language model, adapter layers in place.
+    """Find the body and the head of a causal language model, with adapter layers in place.
 
-    The first call for a model runs it on a few tokens, in eval mode and without randomness.
+    The first call for a model runs it on a few tokens, in eval mode.
 
     Raises:
-        ConfigError: no part of the model returns hidden states to it.
+        ConfigError: no submodule of the model returns hidden states.
     """
     found = model.__dict__.get(_KNOWN)
     if found is None:
@@ -108,7 +107,7 @@ def parts_of(model: PreTrainedModel) -> Parts:
 
 @torch.no_grad()
 def _find(model: PreTrainedModel) -> _Found:
-    """Run the model once to see which part hands it hidden states, and its head on random ones."""
+    """Run the model once to find its body, and its head once on random states."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     calls: list[tuple[str, Any]] = []
@@ -122,7 +121,7 @@ def _find(model: PreTrainedModel) -> _Found:
     try:
         ids = torch.zeros(1, _PROBE_ROWS, dtype=torch.long, device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits
-        # of parts within parts the outermost returns last
+        # of nested bodies the outermost returns last
         bodies = [call for call in calls if getattr(call[1], "last_hidden_state", None) is not None]
         if not bodies:
             raise ConfigError(
@@ -141,21 +140,21 @@ def _find(model: PreTrainedModel) -> _Found:
 
 
 def _is_plain(model: PreTrainedModel, found: _Found, like: Tensor) -> bool:
-    """Whether the output embeddings alone make the logits: the same numbers, small and large."""
+    """True if the output embeddings alone give the model's logits, for small and large states."""
     embeddings = model.get_output_embeddings()
     if embeddings is None:
         return False
     known = {*model.get_submodule(found.path).parameters(), *embeddings.parameters()}
-    if not known.issuperset(model.parameters()):  # a scale that is 1 so far, and may be trained
+    if not known.issuperset(model.parameters()):  # e.g. a trainable scale that is still 1
         return False
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(_PROBE_ROWS, like.shape[-1], generator=generator)
-    # large ones show a cap on the logits that small ones hardly reach
+    # large states reveal a cap on the logits
     states[::2] *= 100
     states = states.to(like)
     own = OwnHead(model, found.path, found.output, found.vocabulary)
     try:
         alone = embeddings(states[None])[0]
-    except RuntimeError:  # of another width: something stands between body and embeddings
+    except RuntimeError:  # another width: there is a layer between body and embeddings
         return False
     return torch.equal(alone.float(), own(states).float())

@@ -1,4 +1,4 @@
-"""The result of ranking a catalogue, and the one rule by which both rankers choose from scores."""
+"""The result of ranking a catalogue, and the common rule for ties."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from recbole_multdpo.errors import TrainingError
 
 NAN_SCORES = (
-    "the model's log-probabilities hold NaN; check its weights (did training diverge?) or rank in "
-    "float32."
+    "the model's log-probabilities contain NaN; check its weights (did training diverge?) or rank "
+    "in float32."
 )
 
 
@@ -20,8 +20,8 @@ class TopK:
     """The k best allowed items of B users.
 
     Attributes:
-        items: long [B, k], best first, equal scores by ascending item id. Users with fewer than k
-            rankable items are filled up with item 0.
+        items: long [B, k], best first, equal scores by ascending item id; padded with item 0 for
+            users with fewer than k rankable items.
         scores: float32 (float64 for a float64 model) [B, k], nats, log π(item | prompt), summed
             over the item's tokens, plus its bias if it has one; −inf where `items` is 0.
         expanded: long [B], trie nodes fed to the model after the prompt.
@@ -35,9 +35,8 @@ class TopK:
 def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best columns of scores [B, n], descending; equal scores in ascending order of column.
 
-    `torch.topk` leaves the order, and at the last place the choice, among equal scores open.
-    Columns at −inf are not rankable: they come out as item 0 with score −inf, as do places beyond
-    n.
+    `torch.topk` does not specify the order of equal scores, nor the choice at the last place.
+    Columns at −inf are not rankable: they become item 0 with score −inf, as do places beyond n.
 
     Returns:
         items long [B, k] and scores [B, k].

@@ -1,8 +1,8 @@
-"""The trie of the catalogue's item texts: every prefix of token ids once, as flat arrays.
+"""The trie of the catalogue's item texts, one node per distinct prefix of token ids, as arrays.
 
 An item is the path of its tokens from the root; its last token, the terminator, ends in a leaf.
-Because of the terminator no text is a prefix of another one (the code is prefix-free), so items
-live in leaves only. Two items with the same text share a leaf.
+Because of the terminator no text is a prefix of another one (the code is prefix-free), so only
+leaves are items. Items with the same text share a leaf.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = 0
 
 @dataclass(frozen=True)
 class ItemTrie:
-    """Nodes 0 … num_internal − 1 are internal (0 is the root), the following ones are leaves.
+    """A trie whose nodes 0 … num_internal − 1 are internal (0 is the root), the others leaves.
 
     Attributes (all long tensors; N nodes, I internal nodes, D depth of the deepest internal node):
         token: [N], the token that leads to the node; −1 at the root.
@@ -35,7 +35,7 @@ class ItemTrie:
         children: [N − 1], grouped by parent, sorted by token.
         child_start, child_count: [I], the node's span in `children`.
         item_order: [n_items − 1], all items except 0 in the lexicographic order of their tokens,
-            items of the same text by ascending id. The items below any node are contiguous here.
+            items of the same text by ascending id; the items below any node are contiguous.
         item_start, item_count: [N], the node's span in `item_order`.
         leaf_of_item: [n_items], −1 for item 0.
     """
@@ -54,21 +54,21 @@ class ItemTrie:
 
     @property
     def num_internal(self) -> int:
-        """Internal nodes, the root included; all others would be fed by an exhaustive search."""
+        """Number of internal nodes, including the root."""
         return len(self.child_start)
 
     @property
     def num_leaves(self) -> int:
-        """Distinct item texts."""
+        """Number of distinct item texts."""
         return len(self.token) - self.num_internal
 
     @property
     def num_items(self) -> int:
-        """Rows of the item table, item 0 (RecBole's padding item) included."""
+        """Number of rows of the item table, including item 0, RecBole's padding item."""
         return len(self.leaf_of_item)
 
     def to(self, device: torch.device | str) -> ItemTrie:
-        """The same trie on `device`."""
+        """Copy of the trie on `device`."""
         return ItemTrie(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     @classmethod
@@ -76,8 +76,8 @@ class ItemTrie:
         """Build the trie by one lexicographic sort, in O(n_items · max_len) memory.
 
         Raises:
-            DataError: the catalogue is empty, an item other than 0 has no tokens, or the tokens of
-                an item begin with all the tokens of another one (a terminator is missing).
+            DataError: the catalogue is empty, an item other than 0 has no tokens, or an item's
+                tokens are a prefix of another one's (a terminator is missing).
         """
         ids = item_tokens.ids.cpu().numpy()
         lengths = item_tokens.lengths.cpu().numpy()
@@ -85,7 +85,7 @@ class ItemTrie:
         order, rows, row_lengths, shared = _sorted_rows(ids, lengths)
         _check_prefix_free(order, row_lengths, shared)
 
-        # row r opens a node at every depth beyond what it shares with the row above it
+        # row r opens a node at every depth beyond the prefix that it shares with the row above
         columns = np.arange(rows.shape[1])
         within = columns < row_lengths[:, None]  # [n, L]
         opens = within & (columns >= shared[:, None])
@@ -130,8 +130,8 @@ class ItemTrie:
         return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def spans(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Unfold n spans: which span each element is of, and its index start, start + 1, …"""
+def unfold_spans(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """`recbole_multdpo.data.spans.unfold_spans` for tensors: rows and entries, both long."""
     source = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return source, torch.arange(len(source), device=counts.device) + (starts - first)[source]
@@ -142,10 +142,10 @@ def _sorted_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Items in lexicographic order: (order [n], tokens [n, L], lengths [n], shared [n]).
 
-    `shared[r]` is the number of leading columns in which row r equals the row above it: all of them
-    where the texts are the same.
+    `shared[r]` is the number of leading columns in which row r equals the row above it, L for equal
+    texts.
     """
-    # −1 sorts before every token, so that a prefix stands directly above its extensions
+    # −1 sorts before every token, so a prefix is directly above its extensions
     rows = np.where(np.arange(ids.shape[1]) < lengths[1:, None], ids[1:], -1)
     order = np.lexsort(rows.T[::-1])  # stable: equal texts keep ascending ids
     rows, row_lengths = rows[order], lengths[1:][order]
@@ -156,7 +156,7 @@ def _sorted_rows(
 def _nodes_of_rows(opens: np.ndarray, node: np.ndarray) -> np.ndarray:
     """The node of each row's first d + 1 tokens [n, L]; meaningless beyond the row's own length.
 
-    It was opened in the row itself or in the nearest row above that opens one at this depth.
+    The node was opened in the row itself or in the nearest row above that opens one at this depth.
     `node` numbers the true entries of `opens` [n, L] in row-major order.
     """
     opened_in = np.where(opens, np.arange(len(opens))[:, None], 0)
@@ -169,21 +169,21 @@ def _nodes_of_rows(opens: np.ndarray, node: np.ndarray) -> np.ndarray:
 def _check_lengths(lengths: np.ndarray) -> None:
     """Refuse an empty catalogue and items without tokens."""
     if len(lengths) < 2:
-        raise DataError("the catalogue holds no item besides the padding item 0.")
+        raise DataError("the catalogue has no item besides the padding item 0.")
     empty = np.flatnonzero(lengths[1:] == 0) + 1
     if len(empty):
         raise DataError(
-            f"item {empty[0]} has no tokens ({len(empty)} such items); give every item a text, "
-            "closed by a terminator token."
+            f"item {empty[0]} has no tokens ({len(empty)} such items); give every item a text that "
+            "ends with a terminator token."
         )
 
 
 def _check_prefix_free(order: np.ndarray, lengths: np.ndarray, shared: np.ndarray) -> None:
-    """Refuse a row that continues the row above it: sorted, it suffices to look at neighbours."""
+    """Refuse a row that extends the row above it; sorted, neighbours suffice."""
     bad = np.flatnonzero((shared[1:] == lengths[:-1]) & (lengths[1:] > lengths[:-1]))
     if len(bad):
         raise DataError(
             f"the tokens of item {order[bad[0] + 1]} begin with all tokens of item "
-            f"{order[bad[0]]}: close every item's tokens with one terminator token that occurs "
+            f"{order[bad[0]]}: end every item's tokens with one terminator token that occurs "
             "nowhere else."
         )

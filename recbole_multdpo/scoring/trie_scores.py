@@ -1,9 +1,9 @@
-"""log π of every item of the catalogue, each trie node fed once: exhaustive, without repetition.
+"""log π of every item of the catalogue, feeding each trie node about once.
 
-Nodes are fed in depth-first order, in chunks that do not depend on the user, so that all users
-share a chunk's tokens and its mask. A chunk begins with the ancestors of its first node, which in
-this order are the ancestors outside the chunk of all its nodes; after it, the cache is cut back to
-the prompts. `recbole_multdpo.scoring.exhaustive` is the slow twin.
+Nodes are fed in depth-first order, in chunks that do not depend on the user: all users share a
+chunk's tokens and mask. A chunk begins with the ancestors of its first node; in depth-first order
+these include all ancestors outside the chunk of all its nodes. After a chunk the cache is cropped
+to the prompts. `recbole_multdpo.scoring.exhaustive` is the reference implementation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import Head, head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
-from recbole_multdpo.scoring.trie import ROOT, ItemTrie, spans
+from recbole_multdpo.scoring.trie import ROOT, ItemTrie, unfold_spans
 from recbole_multdpo.scoring.windows import LayerKinds
 
 
@@ -29,14 +29,14 @@ from recbole_multdpo.scoring.windows import LayerKinds
 def trie_scores(
     lm: nn.Module, catalogue: ItemCatalogue, prompts: Prompts, *, nodes_per_chunk: int = 128
 ) -> Tensor:
-    """log π(item | prompt) of all items for each of B users. All tensors on the model's device.
+    """log π(item | prompt) of all items for each of B users; all tensors on the model's device.
 
     Args:
         lm: a Hugging Face causal LM in eval mode, possibly wrapped by PEFT.
-        catalogue: the items, and what probabilities are normalised over.
-        prompts: of the B users.
-        nodes_per_chunk: nodes fed per forward and user. A node attends to its whole chunk in vain,
-            so that more than a few hundred do not pay.
+        catalogue: the items and the normalisation.
+        prompts: the prompts of the B users.
+        nodes_per_chunk: nodes fed per forward and user. Attention is computed over the whole chunk,
+            most of it masked, so more than a few hundred are slower.
 
     Returns:
         float32 (float64 for a float64 model) [B, n_items], nats, summed over the item's tokens;
@@ -51,7 +51,7 @@ def trie_scores(
     parts, kinds = parts_of(model), LayerKinds.of(model.config)
     trie, prompt_lengths = catalogue.trie, prompts.lengths
     cache = Cache(layer_class_to_replicate=BufferedLayer)
-    # the prompt alone is causal, which keeps its right padding out of every valid position
+    # attention over the prompt is causal, so no valid position attends to its right padding
     caching = {cache_argument(parts.body): cache, "use_cache": True}
     hidden = parts.body(input_ids=prompts.ids, **caching).last_hidden_state  # [B, P, H]
     n_users, width = prompts.ids.shape
@@ -100,8 +100,8 @@ class _Chunk:
 
     Attributes:
         nodes: long [m], the ancestors of the first new node, then the new nodes, depth first.
-        n_ancestors: how many of them were fed in an earlier chunk too.
-        visible: bool [m, m], whether a node (row) attends to another one: an ancestor or itself.
+        n_ancestors: number of these ancestors, which earlier chunks have fed too.
+        visible: bool [m, m], True if a node (row) attends to another one: an ancestor or itself.
     """
 
     nodes: Tensor
@@ -110,14 +110,14 @@ class _Chunk:
 
 
 def _chunks(trie: ItemTrie, nodes_per_chunk: int) -> Iterator[_Chunk]:
-    """All internal nodes but the root, depth first, at most `nodes_per_chunk` new ones each."""
-    # ancestors begin at the same item or earlier and are less deep
+    """Yield all internal nodes but the root, depth first, with `nodes_per_chunk` new ones each."""
+    # ancestors start at the same item or earlier and are less deep
     start = trie.item_start[1 : trie.num_internal]
     depth = trie.depth[1 : trie.num_internal]
     order = 1 + (start * (int(trie.depth.max()) + 1) + depth).argsort()
-    if len(order) == 0:  # every text is one token: the root is all there is
+    if len(order) == 0:  # every text is one token: the root is the only internal node
         return
-    # a node's place in the present chunk; the root, which pads `path`, gets one behind the last
+    # a node's index in the current chunk; the root, which pads `path`, gets the one after the last
     place = torch.zeros(trie.num_internal, dtype=torch.long, device=order.device)
     for new in order.split(nodes_per_chunk):
         n_ancestors = int(trie.depth[new[0]]) - 1
@@ -136,7 +136,7 @@ def _score_children(
     """Fill in log π(token | prefix) of all children of some nodes.
 
     Args:
-        catalogue: the items, and what probabilities are normalised over.
+        catalogue: the items and the normalisation.
         head: the LM head.
         nodes: long [m], internal nodes.
         hidden: [B, m, H], last hidden states at the nodes.
@@ -144,7 +144,7 @@ def _score_children(
     """
     trie = catalogue.trie
     n_users, n_nodes = hidden.shape[:2]
-    source, position = spans(trie.child_start[nodes], trie.child_count[nodes])
+    source, position = unfold_spans(trie.child_start[nodes], trie.child_count[nodes])
     children = trie.children[position]  # [n]
     first_row = n_nodes * torch.arange(n_users, device=nodes.device)
     groups = (first_row[:, None] + source).flatten()

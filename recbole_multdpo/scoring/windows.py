@@ -1,16 +1,15 @@
-"""Attention masks for layers that look back a part of the way only.
+"""Attention masks for layers with a sliding window or chunked attention.
 
-transformers makes such masks itself from a mask of valid columns, by the place of a column. Scoring
-passes masks of its own, which transformers takes as they are, for all layers; and in a packed row,
-as in the cache of a search, the place of a column is not the position of its token. So what a layer
-may see of the past is cut out of the mask here, by position:
+transformers derives such masks from a mask of valid columns, by the index of a column. Scoring
+passes 4-D masks, which transformers applies unchanged in all layers; and in a packed row, as in the
+cache of a search, the index of a column is not the position of its token. So the masks are
+restricted here, by position:
 
-- `sliding_attention`: the key stands less than `sliding_window` positions before the query;
-- `chunked_attention`: both stand in the same chunk of `attention_chunk_size` positions;
-- anything else: all.
+- `sliding_attention`: the key is less than `sliding_window` positions before the query;
+- `chunked_attention`: key and query are in the same chunk of `attention_chunk_size` positions;
+- anything else: no restriction.
 
-A backbone whose layers differ takes one mask per kind of layer; one whose layers are alike takes
-one mask.
+A backbone with several kinds of layers takes one mask per kind, otherwise a single mask.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 
 @dataclass(frozen=True)
 class LayerKinds:
-    """The kinds of layers of a backbone, and how far those look back that do not see all.
+    """The kinds of attention layers of a backbone, and their windows.
 
     Attributes:
-        kinds: as in the configuration's `layer_types`.
-        window: of `sliding_attention`, positions, the query's own included.
-        chunk: of `chunked_attention`, positions.
+        kinds: distinct values of the configuration's `layer_types`.
+        window: positions of `sliding_attention`, including the query's own.
+        chunk: positions of `chunked_attention`.
     """
 
     kinds: tuple[str, ...]
@@ -40,10 +39,10 @@ class LayerKinds:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> LayerKinds:
-        """Read a configuration by the rule of transformers' `create_masks_for_generate`.
+        """Read a configuration like transformers' `create_masks_for_generate`.
 
-        A composite configuration has them in the part about text. Without a list of layer types all
-        layers are alike: windowed if there is a window, otherwise chunked if there are chunks.
+        In a composite configuration the text part counts. Without a list of layer types all layers
+        are alike: sliding if there is a window, else chunked if there is a chunk size.
         """
         text = config.get_text_config()
         window = getattr(text, "sliding_window", None)
@@ -54,25 +53,25 @@ class LayerKinds:
         return cls(tuple(sorted(set(kinds))), window, chunk)
 
     @property
-    def some_look_back_less(self) -> bool:
-        """Whether any layer does not see all, in a sequence that is long enough."""
+    def has_windows(self) -> bool:
+        """True if some layer's attention is restricted in sufficiently long sequences."""
         return bool(self._reach)
 
     @property
     def _reach(self) -> dict[str, int]:
-        """Positions that the layers of a kind can see at most, for those that do not see all."""
+        """Window size in positions of each restricted kind of layer."""
         reach = {SLIDING: self.window, CHUNKED: self.chunk}
         return {kind: most for kind in self.kinds if (most := reach.get(kind))}
 
     def masks(
         self, mask: Tensor, query_positions: Tensor, key_positions: Tensor
     ) -> Tensor | dict[str, Tensor]:
-        """What to pass as `attention_mask`: `mask` itself where all layers see all that it shows.
+        """The `attention_mask` argument for the backbone; `mask` itself if no window applies.
 
         Args:
             mask: additive, [B, 1, Q, K], 0 where visible.
             query_positions: long [B, Q].
-            key_positions: long [B, K]; anything where the mask shows nothing.
+            key_positions: long [B, K]; ignored at keys that are not visible.
         """
         if not self._reach:
             return mask

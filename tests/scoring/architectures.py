@@ -426,8 +426,8 @@ ARCHITECTURES = [
 def direct_logps(lm: nn.Module, candidates: Tensor) -> Tensor:
     """The truth for candidates [B, C] of the three prompts: float32 [B, C], nats, with gradient."""
     rows = []
-    for context, row in enumerate(candidates.tolist()):
-        prompt = PROMPT_IDS[context, : PROMPT_LENGTHS[context]]
+    for example, row in enumerate(candidates.tolist()):
+        prompt = PROMPT_IDS[example, : PROMPT_LENGTHS[example]]
         for item in row:
             text = ITEMS.ids[item, : ITEMS.lengths[item]]
             ids = torch.cat([prompt, text])

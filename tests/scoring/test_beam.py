@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.scoring.beam import beam_topk, log_shares_of_nodes
+from recbole_multdpo.scoring.beam import beam_topk, node_log_probs
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from tests.scoring.test_best_first import END, VOCABULARY, case, naive_scores, tiny_lm
 
@@ -109,7 +109,7 @@ def test_the_assistant_takes_part_in_every_token_by_hand() -> None:
     """
     drawn = hand_case()
     shares = torch.tensor([[0.0, 0.1, 0.1, 0.1, 0.6, 0.1]]).double()
-    node_bias = log_shares_of_nodes(drawn.catalogue.trie, shares.log())  # odds w / (1 - w) = 1
+    node_bias = node_log_probs(drawn.catalogue.trie, shares.log())  # odds w / (1 - w) = 1
     assert beam(constant_lm(), drawn, k=1, beam_size=1).items.tolist() != [[4]]
     result = beam(constant_lm(), drawn, k=1, beam_size=1, node_bias=node_bias)
     assert result.items.tolist() == [[4]]
@@ -119,7 +119,7 @@ def test_the_assistant_takes_part_in_every_token_by_hand() -> None:
 
 def test_shares_of_nodes_are_sums_over_the_items_below() -> None:
     trie, shares = case().catalogue.trie, random_shares(3, 31, scale=30.0)
-    found = log_shares_of_nodes(trie, shares)
+    found = node_log_probs(trie, shares)
     for node in range(len(trie.token)):
         start, count = int(trie.item_start[node]), int(trie.item_count[node])
         below = trie.item_order[start : start + count]
@@ -169,7 +169,7 @@ def test_equals_beam_search_of_transformers(seed: int, beam_size: int, weight: f
     shares = random_shares(3, 41, seed)
     node_bias = None
     if weight:
-        node_bias = weight / (1 - weight) * log_shares_of_nodes(drawn.catalogue.trie, shares)
+        node_bias = weight / (1 - weight) * node_log_probs(drawn.catalogue.trie, shares)
     found = beam(lm, drawn, k=40, beam_size=beam_size, node_bias=node_bias)
     for user, length in enumerate(drawn.prompts.lengths.tolist()):
         prompt = drawn.prompts.ids[user : user + 1, :length]
@@ -228,7 +228,7 @@ def test_a_full_beam_is_the_exact_ranking(  # type: ignore[no-untyped-def]
     lm, drawn = tiny_lm(), case.__wrapped__(seed, n_items, 3)
     generator = torch.Generator().manual_seed(seed)
     excluded = torch.rand(3, n_items + 1, generator=generator) < excluded_share
-    of_nodes = odds * log_shares_of_nodes(drawn.catalogue.trie, random_shares(3, n_items + 1, seed))
+    of_nodes = odds * node_log_probs(drawn.catalogue.trie, random_shares(3, n_items + 1, seed))
     of_items = of_nodes[:, drawn.catalogue.trie.leaf_of_item.clamp(min=0)]
     drawn = drawn.normalised() if normalised else drawn
     exact = drawn.rank(lm, k=k, item_bias=of_items, excluded=excluded)

@@ -204,7 +204,7 @@ def test_every_item_along_the_trie(lm):
     torch.testing.assert_close(found[:, 1:], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_contexts_of_padding_alone(lm):
+def test_examples_of_padding_alone(lm):
     candidates = torch.zeros(3, 2, dtype=torch.long)
     assert (packed_logps(lm, PROMPTS, candidates, NORMALISED) == 0).all()
 

@@ -58,13 +58,13 @@ def one_by_one(lm, prompts, candidates, catalogue):
     """The definition: every candidate alone behind its prompt, no padding, no mask."""
     items = catalogue.items
     logps = torch.zeros(candidates.shape, dtype=torch.float64)
-    for context, row in enumerate(candidates.tolist()):
-        prompt = prompts.ids[context, : prompts.lengths[context]]
+    for example, row in enumerate(candidates.tolist()):
+        prompt = prompts.ids[example, : prompts.lengths[example]]
         for slot, item in enumerate(row):
             text = items.ids[item, : items.lengths[item]]
             logits = lm(input_ids=torch.cat([prompt, text])[None]).logits[0].double()
             for offset, token in enumerate(text.tolist()):
-                logps[context, slot] += logits[len(prompt) + offset - 1].log_softmax(-1)[token]
+                logps[example, slot] += logits[len(prompt) + offset - 1].log_softmax(-1)[token]
     return logps
 
 
@@ -154,12 +154,12 @@ def test_both_equal_the_definition(make_lm, architecture):
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_layout_equals_the_padded_twin(make_lm, data):
-    """Random numbers of contexts and candidates, prompts of any length."""
-    n_contexts, n_candidates = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 5)))
+    """Random numbers of examples and candidates, prompts of any length."""
+    n_examples, n_candidates = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 5)))
     row = st.lists(st.integers(0, 7), min_size=n_candidates, max_size=n_candidates)
-    candidates = torch.tensor(data.draw(st.lists(row, min_size=n_contexts, max_size=n_contexts)))
-    lengths = data.draw(st.lists(st.integers(1, 9), min_size=n_contexts, max_size=n_contexts))
-    prompt_ids = torch.randint(3, 64, (n_contexts, max(lengths)))
+    candidates = torch.tensor(data.draw(st.lists(row, min_size=n_examples, max_size=n_examples)))
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=n_examples, max_size=n_examples))
+    prompt_ids = torch.randint(3, 64, (n_examples, max(lengths)))
     batch = Prompts(prompt_ids, torch.tensor(lengths)), candidates, CATALOGUE
     lm = make_lm(dtype=torch.float64)
     with torch.no_grad():
@@ -172,13 +172,13 @@ def test_candidates_do_not_influence_each_other(make_lm):
     lm = make_lm(dtype=torch.float64)
     with torch.no_grad():
         logps = packed_logps(lm, *BATCH)
-        for context in range(3):
+        for example in range(3):
             for slot in range(5):
-                one = slice(context, context + 1)
+                one = slice(example, example + 1)
                 candidate = CANDIDATES[one, slot : slot + 1]
-                prompt = PROMPTS.select(torch.tensor([context]))
+                prompt = PROMPTS.select(torch.tensor([example]))
                 alone = packed_logps(lm, prompt, candidate, CATALOGUE)
-                torch.testing.assert_close(alone[0, 0], logps[context, slot], rtol=0, atol=1e-12)
+                torch.testing.assert_close(alone[0, 0], logps[example, slot], rtol=0, atol=1e-12)
     torch.testing.assert_close(logps[0, 1], logps[0, 3], rtol=0, atol=1e-12)  # repeated
     torch.testing.assert_close(logps[1, 3], logps[1, 4], rtol=0, atol=1e-12)  # same text
 
@@ -214,7 +214,7 @@ def later_candidates_with_own_tokens():
 
 
 def test_a_causal_mask_is_wrong(make_lm, monkeypatch):
-    """Candidates that see those before them: the first of a context is right, the others wrong."""
+    """Candidates that see those before them: the first of an example is right, the others wrong."""
     lm = make_lm(dtype=torch.float64)
     with torch.no_grad():
         right = packed_logps(lm, *BATCH)
@@ -265,7 +265,7 @@ def test_a_boolean_mask_is_wrong_under_eager_attention(make_lm, monkeypatch):
 # layout
 
 
-def test_the_layout_of_two_contexts_by_hand():
+def test_the_layout_of_two_examples_by_hand():
     """Items 1 (four tokens), 3 (terminator alone), 2 (three tokens) behind prompts of 2 and 1."""
     packed = pack(
         Prompts(torch.tensor([[11, 12], [13, 0]]), torch.tensor([2, 1])),

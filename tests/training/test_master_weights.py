@@ -94,7 +94,7 @@ def test_no_step_is_lost(lm: nn.Module) -> None:
 def test_steps_are_those_of_float32_weights_rounded_for_the_model(
     lm: nn.Module, n_parts: int
 ) -> None:
-    """A slow twin, written out: parts, clipping, step and rounding."""
+    """Reference implementation: parts, clipping, step and rounding."""
     data = batches(4)
     twin = copy.deepcopy(lm)
     masters = [nn.Parameter(p.detach().float()) for p in twin.parameters()]
