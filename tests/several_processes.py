@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -32,10 +33,13 @@ def launcher_environment(rank: int, count: int, port: int) -> dict[str, str]:
     }
 
 
-def run_processes(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run_processes(
+    count: int, function: Callable[..., Any], *args: Any, killed: int | None = None
+) -> list[Any]:
     """What `function(*args)` returns in each of `count` processes, by rank.
 
-    Forked, so that nothing is imported again. What it returns must be plain data, not tensors.
+    Forked, so that nothing is imported again. What it returns must be plain data, not tensors. The
+    process of rank `killed` must kill itself; it returns nothing.
     """
     context = multiprocessing.get_context("fork")
     port, results = free_port(), context.Queue()
@@ -53,11 +57,13 @@ def run_processes(count: int, function: Callable[..., Any], *args: Any) -> list[
     for worker in workers:
         worker.start()
     try:
-        found = [results.get(timeout=240) for _ in workers]
+        found = [results.get(timeout=240) for _ in workers[killed is not None :]]
     finally:
         for worker in workers:
             worker.join(timeout=20)
             worker.terminate()
+    if killed is not None:
+        assert workers[killed].exitcode == -signal.SIGKILL
     failures = [text for _, succeeded, text in found if not succeeded]
     assert not failures, "\n".join(failures)
     return [value for _, _, value in sorted(found, key=lambda entry: entry[0])]

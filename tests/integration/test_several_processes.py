@@ -12,6 +12,7 @@ import csv
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from recbole_multdpo.data.prompt import PromptFrame
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, ProcessError
 from recbole_multdpo.model import llmrec
 from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs import checkpoint
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import Interrupted
 from recbole_multdpo.settings.config import load_config
@@ -486,6 +488,43 @@ def test_a_stopped_run_goes_on(
         assert any(not torch.equal(value.bfloat16().float(), value) for value in masters)
     states = tmp_path / "cut" / "checkpoints" / "preference"
     assert any(folder.name == "step-6" for folder in states.iterdir())
+
+
+def killed_while_saving(rank: int, arguments: list[str]) -> str:
+    """Run until one process is killed while it writes its part of the second checkpoint."""
+    save_file, calls = checkpoint.save_file, []
+
+    def killing(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        calls.append(file.name)
+        if processes.rank() == rank and sum("-of-" in name for name in calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save_file(tensors, file)
+
+    checkpoint.save_file = killing
+    try:
+        run(arguments)
+    except ProcessError as error:
+        return str(error)
+    return "not noticed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_killed_while_saving_loses_nothing(
+    data_path: Path, tmp_path: Path, deepspeed: None, rank: int
+) -> None:
+    """The other one ends with an error, and the resumed run is the undisturbed one."""
+    extra = ["--deepspeed=zero2", "--dtype=bfloat16", "--save_steps=2"]
+    whole, cut = (
+        toy_arguments(data_path, tmp_path / name, *UNEVEN, *extra) for name in ("whole", "cut")
+    )
+    run_processes(2, run, whole)
+    (error,) = run_processes(2, killed_while_saving, rank, cut, killed=rank)
+    assert "a process of this run has ended" in error
+    run_processes(2, run, [f"--resume={tmp_path / 'cut'}"])
+    assert largest_difference(tmp_path / "whole", tmp_path / "cut") == 0
+    hidden = [path.name for path in (tmp_path / "cut").rglob(".*.tmp")]
+    assert hidden == []
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from recbole_multdpo.errors import CheckpointError, ProcessError
 from recbole_multdpo.runs import checkpoint
 from recbole_multdpo.runs.checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
 from recbole_multdpo.runtime import processes
-from tests.several_processes import free_port, launcher_environment, run_processes
+from tests.several_processes import run_processes
 
 SHARDS = ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]
 FILES = ["model.safetensors", *SHARDS, "state.json"]
@@ -182,34 +180,19 @@ def test_both_errors_are_named(folder: Path) -> None:
         assert "process 0: [Errno 28]" in error and "process 1: [Errno 28]" in error
 
 
-def killed(folder: Path, rank: int, name: str, results: Any, port: int) -> Callable[[int], None]:
-    """Work of each process, one of which is killed in the middle of the checkpoint."""
-
-    def work(own: int) -> None:
-        os.environ.update(launcher_environment(own, 2, port))
-        with processes.process_group(torch.device("cpu")):
-            if own == rank:
-                setattr(checkpoint, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-            results.put(save(folder, 2))
-
-    return work
+def killed(folder: Path, rank: int, name: str) -> str:
+    """`save`, while one process is killed in the middle of it."""
+    if processes.rank() == rank:
+        setattr(checkpoint, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    return save(folder, 2)
 
 
 @pytest.mark.parametrize("name", ["save_file", "_checksum"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_an_error_of_the_others(folder: Path, rank: int, name: str) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    work = killed(folder, rank, name, results, free_port())
-    workers = [context.Process(target=work, args=(own,)) for own in range(2)]
     start = time.monotonic()
-    for worker in workers:
-        worker.start()
-    error = results.get(timeout=60)
-    for worker in workers:
-        worker.join(timeout=60)
+    (error,) = run_processes(2, killed, folder, rank, name, killed=rank)
     assert time.monotonic() - start < 60
-    assert workers[rank].exitcode == -signal.SIGKILL and workers[1 - rank].exitcode == 0
     assert error.startswith("ProcessError: a process of this run has ended")
     assert load_checkpoint(folder)[1]["step"] == 1  # the one before is whole
     if rank == 1:  # the main process has tidied up
