@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class _State(TypedDict, total=False):
-    """What `state.json` must be like where it is read; `best` has less in it than a step."""
+    """Types of the entries of `state.json` that are read; `best` lacks some that a step has."""
 
     stage: str
     global_step: Annotated[int, Field(ge=0)]
@@ -234,7 +234,7 @@ def load_checkpoint(
 
 
 def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Whether the checkpoint is whole, by its checksums: its state.
+    """Check the files against their checksums and return the checkpoint's state.
 
     Raises:
         CheckpointError: a file is missing, truncated, changed, or of another format.
@@ -298,7 +298,7 @@ def _text_checksum(state: dict[str, Any]) -> int:
 
 
 def step_folder(parent: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps of a stage is."""
+    """Folder of the checkpoint after `step` optimizer steps of a stage."""
     return parent / f"step-{step}"
 
 

@@ -33,7 +33,7 @@ _REPLACED = {
 def deepspeed_settings(
     setting: str | Mapping[str, Any], run: Mapping[str, Any], n_processes: int, folder: Path
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.
+    """Configuration for `deepspeed.initialize`.
 
     Args:
         setting: the setting `deepspeed`.
@@ -101,7 +101,7 @@ def _read(setting: str | Mapping[str, Any], folder: Path) -> tuple[dict[str, Any
 
 
 def _own(run: Mapping[str, Any], n_processes: int) -> dict[str, Any]:
-    """What the run's own settings decide."""
+    """Entries that follow from the run's own settings."""
     clipping = run["clip_grad_norm"] or {"max_norm": 0.0}
     return {
         # the engine gets losses weighted by context, in parts of its own choice: no more is told

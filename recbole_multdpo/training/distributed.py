@@ -143,7 +143,7 @@ class TorchEngine:
         return optimizer_tensors(self.optimizer) | self.masters.tensors()
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], batch: SetwiseBatch) -> None:
-        """Restore the `optimizer_state` of either engine.
+        """Restore a saved `optimizer_state` of either engine.
 
         Args:
             tensors: the state, of any number of processes.
@@ -322,7 +322,7 @@ class DeepSpeedEngine:
         return [], None
 
     def _master(self, parameter: nn.Parameter) -> list[str]:
-        """The entry with the float32 weights behind a parameter of another dtype, if it is one."""
+        """Name of the entry with the float32 weights; none for a float32 parameter."""
         return [] if parameter.dtype == torch.float32 else [MASTER]
 
     def _fragment(self, parameter: Any) -> tuple[int, int]:
@@ -337,7 +337,7 @@ class DeepSpeedEngine:
         return (address.start, address.numel) if address else (0, 0)
 
     def _local(self, parameter: Any, entry: str) -> Tensor:
-        """What this process has of an entry of the state, flat; under ZeRO-3 with its padding."""
+        """This process's part of an entry of the state, flat; under ZeRO-3 with padding."""
         if self.stage < 3:  # where DeepSpeed has no public function for it
             return parameter._hp_mapping.get_hp_fragment(None if entry == MASTER else entry)
         if entry == MASTER:
@@ -346,7 +346,7 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _set_local(self, parameter: nn.Parameter, entry: str, values: Tensor) -> None:
-        """Set what this process has of an entry of the state, without padding."""
+        """Set this process's part of an entry of the state; `values` have no padding."""
         local = self._local(parameter, entry)
         if self.stage < 3:
             local.copy_(values)
@@ -378,7 +378,7 @@ class DeepSpeedEngine:
         """Context in which each process can run the model alone, without gradients.
 
         Under ZeRO-3 every forward pass is a joint one, and the search for the best items takes
-        another number of them in every process. So each gets a whole copy for the time.
+        another number of them in every process. So each process gets an unsharded copy meanwhile.
         """
         sharded = self._modules() if self.stage == 3 else {}
         try:
