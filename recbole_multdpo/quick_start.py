@@ -98,12 +98,12 @@ def _run(config: Config) -> dict[str, Any]:
         clock = StageClock()
         try:
             if config.settings is None:
-                folder.rewind({})  # RecBole's own models begin anew
+                folder.rewind({})  # RecBole's own models start from scratch
                 result = _run_classical(config, folder, clock)
             else:
                 result = _run_llmrec(config, config.settings, folder, clock, signals)
         except Interrupted as interruption:
-            interruption.args = (f"{interruption}; go on with --resume={folder.path}",)
+            interruption.args = (f"{interruption}; continue with --resume={folder.path}",)
             raise
         except (OSError, SafetensorError) as error:
             if not is_write_failure(error):
@@ -292,7 +292,7 @@ def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
         return None
     point = find_resume_point(folder.checkpoints_dir)
     if point is None:
-        getLogger().info("no checkpoint was written yet: the run begins anew")
+        getLogger().info("no checkpoint was written yet: starting from scratch")
         folder.rewind({})
         return None
     # config.yaml, which has been compared, may have been edited since

@@ -248,7 +248,7 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder / STATE_FILE} is of checkpoint format {found!r} and not {FORMAT} or "
                 f"{SHARDED_FORMAT}: it was made by another version of recbole_multdpo. Use that "
-                "version, or start anew."
+                "version, or start again."
             )
         if state.pop("checksum", None) != _text_checksum(state):
             raise ValueError(f"{STATE_FILE} is not what was written")

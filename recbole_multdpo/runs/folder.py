@@ -112,14 +112,10 @@ class RunFolder:
         if error is not None:
             # The console shows the error anyway, as a message or with its traceback.
             is_bug = not isinstance(error, KeyboardInterrupt | MultDPOError)
+            trouble = (type(error), error, trace) if is_bug else None
+            reason = (str(error) or type(error).__name__,)
             record = logging.LogRecord(
-                name="root",
-                level=logging.ERROR,
-                pathname=__file__,
-                lineno=0,
-                msg="the run stopped: %s",
-                args=(str(error) or type(error).__name__,),
-                exc_info=(type(error), error, trace) if is_bug else None,
+                "root", logging.ERROR, __file__, 0, "the run stopped: %s", reason, trouble
             )
             self._handlers[-1].handle(record)
         self.close()

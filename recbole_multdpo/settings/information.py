@@ -7,7 +7,7 @@ without it looks worse than it is. So one setting says what all systems know, wh
 - `train_valid`: fitted weights stay, inputs grow. Histories in prompts and sequences have the
   validation items too, and so have the rows of users that item-item models and autoencoders score.
 - `refit`: after validation has chosen the settings and the number of epochs, the system is trained
-  anew on both parts, and that is tested.
+  again on both parts, and that one is tested.
 - `rolling`: RecBole's test of sequential models, where every test row knows all rows before it, of
   the test part too.
 """

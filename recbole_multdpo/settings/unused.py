@@ -149,7 +149,7 @@ def _lost_by_kind(
     model, problems = final["model"], []
     if not final.get("shuffle", True) and (is_language_model or model_type == ModelType.KNOWLEDGE):
         problems.append(
-            f"shuffle=False: {model} always trains in an order drawn anew in each epoch. Leave it "
+            f"shuffle=False: {model} always trains in a new random order in each epoch. Leave it "
             "out; --seed fixes the order."
         )
     if final.get("transform") and (is_language_model or model_type != ModelType.SEQUENTIAL):

@@ -162,10 +162,10 @@ def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) 
         tensors, _, _ = load_checkpoint(folder)
         load_trainable_tensors(model.lm, tensors, folder)
     except CheckpointError as error:
-        getLogger().warning(f"{error}; the supervised stage is trained anew")
+        getLogger().warning(f"{error}; the supervised stage is trained again")
         return False
     _copy_logs(folder, run_folder)
-    getLogger().info(f"supervised stage taken from {folder} (--sft_cache=False trains it anew)")
+    getLogger().info(f"supervised stage taken from {folder} (--sft_cache=False trains it again)")
     return True
 
 

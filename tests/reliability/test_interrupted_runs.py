@@ -82,7 +82,7 @@ def test_a_signal_saves_the_step_under_way(
         pytest.skip("as with SIGTERM")
     folder = tmp_path / "run"
     at_step(monkeypatch, stage, step, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted, match=f"SIG.* go on with --resume={folder}") as caught:
+    with pytest.raises(Interrupted, match=f"SIG.* continue with --resume={folder}") as caught:
         run(toy_arguments(data_path, folder, *SETTINGS))
     assert caught.value.exit_status == 128 + number
     assert last_step(folder, stage)["global_step"] == step
@@ -171,7 +171,7 @@ def test_the_command_ends_with_the_signals_status(data_path: Path, tmp_path: Pat
         process.terminate()
         _, said = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert f"stopped by SIGTERM; go on with --resume={folder}" in said
+    assert f"stopped by SIGTERM; continue with --resume={folder}" in said
     assert "Traceback" not in said
 
 
