@@ -1,4 +1,4 @@
-"""The whole run, top to bottom: configuration, data, model, training, evaluation, result."""
+"""Run one model, top to bottom: configuration, data, model, training, evaluation, result."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:
-    """Run one model on one data set as the command line does, and return what `result.json` holds.
+    """Run one model on one data set as the command line does; returns the content of `result.json`.
 
     Args:
         argv: `--key=value` arguments, without the program's name.
@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(config: Config) -> dict[str, Any]:
-    """Run one model in a folder of its own, together with the other processes if there are any."""
+    """Run one model in its run folder, together with the other processes if there are any."""
     with create_run_folder(config) as folder, SignalHandler() as signals:
         if config["resume"] and processes.broadcast_from_main(folder.result_file.exists):
             getLogger().info(f"this run is finished: {folder.result_file}")
@@ -109,8 +109,8 @@ def _run(config: Config) -> dict[str, Any]:
             if not is_write_failure(error):
                 raise
             raise MultDPOError(
-                f"cannot write ({error}). Free disk space, or make {folder.path} writable; then go "
-                f"on with --resume={folder.path}"
+                f"cannot write ({error}). Free disk space, or make {folder.path} writable; then "
+                f"continue with --resume={folder.path}"
             ) from error
         result["seconds"] = {name: round(value, 2) for name, value in clock.seconds.items()}
         written = folder.write_result(result)
@@ -126,7 +126,7 @@ def _table(result: Mapping[str, Any]) -> str:
 
 
 def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
-    """Any model of RecBole, through RecBole's own loaders and trainer."""
+    """Train and test a model of RecBole through RecBole's own loaders and trainer."""
     on_conversations = config["context"] == "conversation"
     if on_conversations:
         check_conversation_model(config)
@@ -170,7 +170,7 @@ def _run_llmrec(
     clock: StageClock,
     signals: SignalHandler,
 ) -> dict[str, Any]:
-    """Supervised fine-tuning, preference training, exact ranking."""
+    """Train the language model, in one or two stages, and test its ranking."""
     point = processes.broadcast_from_main(lambda: _resume_point(config, folder))
     with clock.stage("data"):
         dataset, parts = load_parts(config)
@@ -209,8 +209,8 @@ def _run_llmrec(
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=everything))
     ranker = ranker.for_test(known_at_test(config, parts))
     if not ranker.reads_base:
-        # before the test, so that it ranks by the weights that are kept, rounded as they are;
-        # plain transformers loads them: the adapter alone would need the SFT weights
+        # before the test, so that it ranks by the saved, rounded weights; merged weights load in
+        # plain transformers, while the adapter alone would need the SFT weights
         model.merge_adapter()
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
@@ -244,14 +244,14 @@ def _run_llmrec(
 def _validate(
     trainer: SetwiseTrainer, ranker: Ranker, valid: AbstractDataLoader
 ) -> tuple[Ranker, dict[str, float], dict[str, Any]]:
-    """Validation metrics; where an assistant has weights, those of the best.
+    """Compute validation metrics; if an assistant has several weights, choose the best.
 
     Returns:
-        The ranker with that weight; the metrics, {} without a validation part; and what
-        `result.json` says about the assistant.
+        The ranker with that weight; its metrics, {} without a validation part; and the entry of
+        `result.json` about the assistant.
     """
     if not valid:
-        getLogger().warning("the validation part is empty: the weights are those of the last epoch")
+        getLogger().warning("the validation part is empty: the last epoch's weights are used")
         return ranker, {}, {}
     config = trainer.config
     ranker, found, described = validate(
@@ -274,7 +274,7 @@ def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader, ranker
 
 
 def _conversation_counts(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What `result.json` says about conversations; nothing where contexts are histories."""
+    """Entries of `result.json` about conversations; none if contexts are histories."""
     if config["context"] == "history":
         return {}
     counts = {"mentioned_items": config["mentioned_items"], "answers_left_out": dataset.repeats}
@@ -282,11 +282,11 @@ def _conversation_counts(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
-    """Where a resumed run goes on; its logs are cut back to there.
+    """Find the checkpoint from which a resumed run continues, and truncate the logs to it.
 
     Raises:
-        CheckpointError: no checkpoint of the run is whole.
-        ConfigError: the settings are not those of the checkpoint.
+        CheckpointError: no checkpoint of the run is intact.
+        ConfigError: the settings differ from the checkpoint's.
     """
     if not config["resume"]:
         return None
@@ -295,7 +295,7 @@ def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
         getLogger().info("no checkpoint was written yet: starting from scratch")
         folder.rewind({})
         return None
-    # config.yaml, which has been compared, may have been edited since
+    # config.yaml, which was compared before, may have been edited
     check_unchanged(
         folder.path,
         point.state["settings"],
@@ -304,18 +304,18 @@ def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
     )
     if "fingerprints" not in point.state:
         getLogger().warning(
-            f"{point.folder} is of a version that kept no fingerprints: whether data and backbone "
-            "are still the same is not known."
+            f"{point.folder} is from a version that kept no fingerprints: it cannot be checked "
+            "that data and backbone are still the same."
         )
     folder.rewind(point.state["logs"])
     return point
 
 
 def _check_finite(lm: nn.Module) -> None:
-    """Refuse to save weights that are no numbers.
+    """Refuse to save weights with NaN or infinities.
 
     Raises:
-        TrainingError: NaN or an infinity is among them.
+        TrainingError: a weight is not finite.
     """
     name = not_finite(lm.named_parameters())
     if name is not None:
@@ -328,7 +328,7 @@ def _check_finite(lm: nn.Module) -> None:
 def _made_from(
     config: Config, folder: RunFolder, fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `result.json` says of the run's inputs and of the files of its model."""
+    """Entries of `result.json` about the run's inputs and the files of its model."""
     return {
         "fingerprints": dict(fingerprints),
         "settings_hash": settings_hash(config.to_dict()),

@@ -1,4 +1,4 @@
-"""The cache of the supervised stage, found only when nothing that determines it has changed."""
+"""Cache of the supervised stage, keyed by everything that determines its result."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ SHARED_SETTINGS = ("seed", "learner", "weight_decay", "clip_grad_norm")
 
 
 def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> str:
-    """Hash of all that determines the supervised stage's result, 16 hexadecimal digits.
+    """Hash of everything that determines the supervised stage's result, 16 hexadecimal digits.
 
     Args:
         config: the run's configuration.
         model: before or after the stage.
-        refit_epochs: length of the stage where validation is over, of `test_information=refit`.
+        refit_epochs: number of epochs of a refit stage (`test_information=refit`), else None.
     """
-    # what a baseline has besides LLMRec's settings is about ranking
+    # the additional settings of a baseline are about ranking
     settings = model.settings.model_dump(mode="json", include=set(LLMRecSettings.model_fields))
     described: dict[str, Any] = {
         "settings": {k: v for k, v in sorted(settings.items()) if k not in LATER_SETTINGS},
@@ -99,10 +99,10 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
     if model.settings.trains_all_weights and settings["dtype"] != "float32":
-        described["master_weights"] = "float32"  # stages of before were trained without
+        described["master_weights"] = "float32"  # older stages were trained without
     if model.is_scored_specially:
         described["scoring"] = "by layer and own head"
-    # validation picks the checkpoint of the stage only where the stage validates
+    # validation chooses the checkpoint of the stage only if the stage validates
     if settings["sft_eval_step"]:
         names = ("model", "valid_metric", "eval_args", "valid_users")
         described["valid"] = {name: config[name] for name in names}
@@ -117,22 +117,22 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
 
 
 def cache_folder(settings: LLMRecSettings, run_folder: Path) -> Path:
-    """Where a run shares first stages, reference log-probabilities and assistants' scores."""
+    """Folder for supervised stages, reference log-probabilities and assistants' scores."""
     return Path(settings.sft_cache_dir or run_folder.parent / "sft_cache")
 
 
 def sft_folder(cache_dir: Path, key: str) -> Path:
-    """Where the cache keeps, or would keep, the stage of this key."""
+    """Folder of the cached stage with this key; it may not exist."""
     return cache_dir / f"sft-{key}"
 
 
 def sft_checkpoint(
     run_folder: Path, config: Config, model: LLMRec, refit_epochs: int | None = None
 ) -> Path:
-    """The best checkpoint of a run's supervised stage: its own, else the one in the cache.
+    """Best checkpoint of a run's supervised stage: in the run's folder, else in the cache.
 
     Raises:
-        CheckpointError: it is kept neither in the run's folder nor in the cache.
+        CheckpointError: it is in neither.
     """
     name = "sft" if refit_epochs is None else f"{REFIT}sft"
     own = run_folder / "checkpoints" / name / "best"
@@ -142,18 +142,18 @@ def sft_checkpoint(
     cached = sft_folder(cache_folder(model.settings, run_folder), key)
     if not cached.is_dir():
         raise CheckpointError(
-            f"the weights of the supervised stage, the reference, are not kept: neither {own} nor "
+            f"the weights of the supervised stage, the reference, are missing: neither {own} nor "
             f"{cached} exists. Run the command again with --sft_cache=False and a new --run_dir, "
-            "which then keeps them."
+            "which then has them."
         )
     return cached
 
 
 def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) -> bool:
-    """Put the cached weights of this key into the model, and the stage's logs into the run folder.
+    """Load cached weights into the model and copy the stage's logs into the run folder.
 
     Returns:
-        False where there are none to be used.
+        False if there are none, or they are damaged.
     """
     folder = sft_folder(cache_dir, key)
     if not folder.exists():
@@ -172,7 +172,7 @@ def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) 
 def store_sft(cache_dir: Path, key: str, checkpoint: Path, run_folder: Path) -> None:
     """Copy a checkpoint and the stage's logs into the cache.
 
-    What another run has stored meanwhile, which is the same, stays.
+    An entry that another run has stored meanwhile is equal and stays.
 
     Raises:
         CheckpointError: the cache cannot be written to.
@@ -197,7 +197,7 @@ def store_sft(cache_dir: Path, key: str, checkpoint: Path, run_folder: Path) -> 
 def _copy_logs(source: Path, target: Path) -> None:
     """Copy the logs of steps and validations, so that a run shows both of its stages.
 
-    A log that is there already, as in a resumed run, stays.
+    Existing logs, as in a resumed run, stay.
     """
     for name, columns in ((STEPS_FILE, STEP_COLUMNS), (VALIDATIONS_FILE, VALIDATION_COLUMNS)):
         if (source / name).is_file() and not (target / name).exists():

@@ -56,7 +56,7 @@ SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and 
 
 
 class StageRunner:
-    """Makes the model of a run and trains its stages, with what all stages share.
+    """Build the model of a run and train its stages.
 
     Attributes:
         config: the run's configuration.
@@ -87,11 +87,11 @@ class StageRunner:
         return self.config.settings
 
     def make_model(self, part: LLMRecDataset, train: LLMRecDataset | None = None) -> LLMRec:
-        """A new model on the CPU; a later one has the prompt of the first.
+        """Build a model on the CPU; later models reuse the prompt of the first.
 
         Args:
             part: the training part of the split.
-            train: rows that the model is trained on instead, as in `test_information=refit`.
+            train: rows to train on instead, as in `test_information=refit`.
         """
         with self.clock.stage("backbone"):
             stored = self._prompt
@@ -105,13 +105,13 @@ class StageRunner:
             self.check_point()
             if stored is None:
                 processes.broadcast_from_main(lambda: write_prompt(self.folder.path, model.prompt))
-            self._prompt = model.prompt  # a template may make another one later
+            self._prompt = model.prompt  # the template may render another one later
             if train is not None:
                 model.fit_to(train)
         return model
 
     def stages(self) -> list[Stage]:
-        """Supervised fine-tuning, and preference training where the loss has it."""
+        """List the stages: supervised fine-tuning, and preference training if the loss has it."""
         config, settings = self.config, self.settings
         sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
         stages = [Stage("sft", sft_epochs, settings.sft_learning_rate, settings.sft_eval_step)]
@@ -132,7 +132,7 @@ class StageRunner:
             check_resumed(self.folder.path, saved, self.fingerprints)
 
     def _stored_prompt(self) -> StoredPrompt | None:
-        """The prompt of a resumed run; None where it is to be rendered.
+        """Read the prompt of a resumed run; None if it must be rendered.
 
         Raises:
             CheckpointError: its file is damaged.
@@ -142,9 +142,9 @@ class StageRunner:
         prompt = read_prompt(self.folder.path)
         if prompt is None and self.point is not None:
             getLogger().warning(
-                f"the run in {self.folder.path} keeps no prompt, as it was begun by an older "
-                f"version, or {PROMPT_FILE} was removed: it is rendered again, and may be another "
-                "one than before."
+                f"the run in {self.folder.path} keeps no prompt, as it was started by an older "
+                f"version, or {PROMPT_FILE} was removed: it is rendered again, and may differ from "
+                "the previous one."
             )
         return prompt
 
@@ -159,10 +159,10 @@ class StageRunner:
 
         Args:
             ranker: of a model as `make_model` returns it; validates between epochs.
-            train: rows that it is trained on.
-            valid: loader that chooses the best epoch; None where the number of epochs is chosen
-                already, and validation rows are trained on too.
-            stages: supervised fine-tuning, and preference training where there is such a stage.
+            train: rows to train on.
+            valid: loader for choosing the best epoch; None for a refit, whose number of epochs is
+                given and which trains on validation rows too.
+            stages: as `stages` returns them.
         """
         with self.clock.stage("backbone"):
             model = ranker.model.to(self.config["device"])
@@ -195,11 +195,11 @@ class StageRunner:
         )
 
     def refit(self, stage: Stage, model: LLMRec) -> Stage:
-        """The stage as it is trained on validation rows too: with its best number of epochs.
+        """The stage for training on validation rows too, with its best number of epochs.
 
         Args:
-            stage: as it was trained and validated.
-            model: after all stages.
+            stage: the stage as it was trained and validated.
+            model: the model after all stages.
         """
         n_epochs = 0
         if stage.epochs:
@@ -212,10 +212,10 @@ class StageRunner:
     def _train_sft(
         self, trainer: SetwiseTrainer, train: LLMRecDataset, valid: AbstractDataLoader | None
     ) -> None:
-        """Train the supervised stage, or take it from the cache."""
+        """Train the supervised stage, or load it from the cache."""
         model, settings, stage = trainer.model, self.settings, trainer.stage
         if stage.epochs == 0:
-            getLogger().info("no supervised stage: the backbone stays as it is")
+            getLogger().info("no supervised stage: the backbone is not changed")
             return
         run_folder = self.folder.path
         cache_dir = cache_folder(settings, run_folder)
@@ -244,15 +244,15 @@ def fit_stage(
     """Train a stage, or the rest of it after `point`, and load its best weights.
 
     Args:
-        trainer: of the stage.
-        train_data: as `train_loader` makes it.
-        valid: loader that chooses the best epoch; None for the last one.
-        point: where a resumed run continues.
+        trainer: trainer of the stage.
+        train_data: result of `train_loader`.
+        valid: loader for choosing the best epoch; None for the last one.
+        point: checkpoint of a resumed run.
     """
     config, name = trainer.config, trainer.stage.name
     is_finished = point is not None and STAGES.index(point.stage) > STAGES.index(name)
     if not (is_finished and trainer.best_folder.exists()):
-        # the same after a cached stage as after a trained one; dropout differs by process
+        # the same after a cached stage and a trained one; dropout differs by process
         init_seed(config["seed"] + processes.rank(), config["reproducibility"])
         if point is not None and point.stage == name:
             trainer.resume_checkpoint(point.folder)
@@ -279,12 +279,12 @@ def _log_model(model: LLMRec) -> None:
 def train_loader(
     config: Config, model: LLMRec, train: LLMRecDataset, loss_name: str, batch_size: int
 ) -> SetwiseDataLoader:
-    """Set-wise loader of the training part for a loss.
+    """Make the set-wise loader of the training part for a loss.
 
     Args:
         config: the run's configuration.
-        model: its histories and prompts are shown.
-        train: rows that are trained on.
+        model: the model, with its histories and prompts.
+        train: rows to train on.
         loss_name: `sft` or another key of `LOSSES`.
         batch_size: examples per optimizer step.
     """
@@ -296,8 +296,8 @@ def train_loader(
     if settings.low_ratings != "ignore" and n_negatives:
         low_rated = train.low_rated_items()
         known = known.union(low_rated)
-    # The model cannot prefer an item to another of the same text. Where all have the same one,
-    # nothing can be learned either way, and a run ends as any other.
+    # The model cannot prefer an item to another of the same text. If all items have the same text,
+    # there is nothing to learn, and the run finishes like any other.
     if model.catalogue.trie.num_leaves > 1:
         known = known.with_groups(model.catalogue.trie.leaf_of_item.cpu().numpy())
     sampler = SetwiseSampler(
@@ -321,7 +321,7 @@ def train_loader(
 def _negative_sampler(
     settings: LLMRecSettings, train_items: UserItems, known: UserItems, n_items: int, n: int
 ) -> NegativeSampler:
-    """The draw of `n` negatives outside the known items that the settings describe."""
+    """Make the sampler of `n` negatives outside the known items, as the settings describe."""
     if settings.negatives == "dynamic" and n:
         return DynamicNegatives(known, n_items, n)
     weights = None
