@@ -85,7 +85,7 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         model: before or after the stage.
         refit_epochs: number of epochs of a refit stage (`test_information=refit`), else None.
     """
-    # the additional settings of a baseline are about ranking
+    # what a baseline has besides LLMRec's settings is about ranking
     settings = model.settings.model_dump(mode="json", include=set(LLMRecSettings.model_fields))
     described: dict[str, Any] = {
         "settings": {k: v for k, v in sorted(settings.items()) if k not in LATER_SETTINGS},
@@ -99,10 +99,10 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
     if model.settings.trains_all_weights and settings["dtype"] != "float32":
-        described["master_weights"] = "float32"  # older stages were trained without
+        described["master_weights"] = "float32"  # stages of before were trained without
     if model.is_scored_specially:
         described["scoring"] = "by layer and own head"
-    # validation chooses the checkpoint of the stage only if the stage validates
+    # validation picks the checkpoint of the stage only where the stage validates
     if settings["sft_eval_step"]:
         names = ("model", "valid_metric", "eval_args", "valid_users")
         described["valid"] = {name: config[name] for name in names}
