@@ -20,8 +20,8 @@ class Prompts:
             predicted from the prompt's last one.
 
     Raises:
-        ValueError: a length is not in 1 … P. Only tensors on the CPU are checked, as the host would
-            have to wait for other devices.
+        ValueError: a length is not in 1 … P. Only CPU tensors are checked; others would need a
+            synchronisation.
     """
 
     ids: Tensor
@@ -31,7 +31,7 @@ class Prompts:
         is_on_host = self.lengths.device.type == "cpu"
         if is_on_host and not ((self.lengths >= 1) & (self.lengths <= self.ids.shape[1])).all():
             raise ValueError(
-                f"lengths of prompts must be 1 to {self.ids.shape[1]}, the width of their ids."
+                f"lengths of prompts must be from 1 to {self.ids.shape[1]}, the width of their ids."
             )
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Prompts:
 
     @property
     def width(self) -> int:
-        """Columns of `ids`."""
+        """Number of columns of `ids`."""
         return self.ids.shape[1]
 
     @property
@@ -48,20 +48,20 @@ class Prompts:
         return self.ids.device
 
     def to(self, device: torch.device | str) -> Prompts:
-        """The same prompts on `device`."""
+        """Copy of the prompts on `device`."""
         return Prompts(self.ids.to(device), self.lengths.to(device))
 
     def select(self, rows: Tensor) -> Prompts:
-        """The prompts `rows` (long [R], or a mask [B]), in that order; the padding is kept."""
+        """The prompts `rows` (long [R], or a mask [B]), in that order, with the same padding."""
         return Prompts(self.ids[rows], self.lengths[rows])
 
     def split(self, size: int) -> list[Prompts]:
-        """Parts of `size` prompts, the last one of what is left; views."""
+        """Split into views of `size` prompts each; the last one may be smaller."""
         pairs = zip(self.ids.split(size), self.lengths.split(size), strict=True)
         return [Prompts(ids, lengths) for ids, lengths in pairs]
 
     def trimmed(self) -> Prompts:
-        """Without the columns that are padding in every row; the host waits for the device."""
+        """Remove columns that are padding in every row; synchronises with the device."""
         return Prompts(self.ids[:, : int(self.lengths.max())], self.lengths)
 
 

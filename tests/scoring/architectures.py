@@ -1,8 +1,8 @@
-"""Tiny random models of many architectures, and every scorer's distance from their own forward.
+"""Tiny random models of many architectures, and every scorer's error against their own forward.
 
-The truth is one unpadded row per item through the model's own `forward`, no cache, no mask, none of
-our code. Prompts are longer than every window; the weights are large for the size, so that every
-token's prediction depends visibly on all that the model can see: what is wrong is nats away.
+The truth is one unpadded row per item through the model's own `forward`, without a cache, a mask or
+our code. Prompts are longer than every window. The weights are large for the size, so that every
+token's prediction depends visibly on all visible tokens: errors are of the order of nats.
 """
 
 from __future__ import annotations
@@ -119,17 +119,17 @@ class Architecture:
     """One row of the sweep.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         kind: transformers' model type.
-        options: of its configuration, beside or instead of `SMALL`; those of `text_config` nested.
-        why_refused: what the scorers do not do; "" where all of them are exact.
-        lowest_lacks: whether the lowest version of transformers that is allowed has no such type.
-        no_sdpa: whether it has no code for `attn_implementation=sdpa`.
-        padded_too: whether even right padding, which a causal model never sees, is refused.
-        std: of the weights.
-        lora_targets: what an adapter goes around; some where PEFT breaks a router that is a linear
-            layer and returns several things.
-        in_lowest: what of these is different in the lowest version of transformers.
+        options: configuration options that extend or override `SMALL`; `text_config` is nested.
+        why_refused: the scorers' limitation; "" if all of them are exact.
+        lowest_lacks: True if the lowest allowed version of transformers lacks the type.
+        no_sdpa: True if it has no code for `attn_implementation=sdpa`.
+        padded_too: True if right padding, which a causal model never attends to, is refused too.
+        std: standard deviation of the weights.
+        lora_targets: modules for the adapter; only some if PEFT breaks a router that is a linear
+            layer with several outputs.
+        in_lowest: attributes that differ in the lowest version of transformers.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Architecture:
         return ["eager"] if self.no_sdpa else ["sdpa", "eager"]
 
     def config(self) -> Any:
-        """The configuration; ValueError where transformers does not know the type."""
+        """The configuration; ValueError if transformers does not know the type."""
         if self.kind not in CONFIG_MAPPING:
             raise ValueError(f"transformers lacks {self.kind}")
         make = CONFIG_MAPPING[self.kind]
@@ -440,7 +440,7 @@ def direct_logps(lm: nn.Module, candidates: Tensor) -> Tensor:
 
 
 def direct_prompt_logps(lm: nn.Module) -> Tensor:
-    """The truth for the prompts, each without its first token: float32 [3], nats."""
+    """The truth for the prompts without their first tokens: float32 [3], nats."""
     sums = []
     for prompt, length in zip(PROMPT_IDS, PROMPT_LENGTHS, strict=True):
         ids = prompt[None, :length]
@@ -450,7 +450,7 @@ def direct_prompt_logps(lm: nn.Module) -> Tensor:
 
 
 def ranked_logps(lm: nn.Module, rank: str) -> Tensor:
-    """What the rankers think of all items [3, n_items], 0 for item 0."""
+    """The rankers' scores of all items [3, n_items], 0 for item 0."""
     if rank == "trie_scores":
         scores = trie_scores(lm, CATALOGUE, PROMPTS, nodes_per_chunk=3)
     else:
@@ -464,11 +464,11 @@ def ranked_logps(lm: nn.Module, rank: str) -> Tensor:
 
 
 def value_errors(lm: nn.Module, truth: nn.Module | None = None) -> dict[str, float | str]:
-    """The largest error of every scorer in nats, or what it raised instead.
+    """The largest error of every scorer in nats, or the exception that it raised.
 
     Args:
-        lm: scored by our code.
-        truth: scored by its own forward, `lm` unless given.
+        lm: the model scored by our code.
+        truth: the model scored by its own forward; None: `lm`.
     """
     everything = torch.arange(len(ITEMS.lengths)).expand(3, -1)
     scorers = {
@@ -497,10 +497,10 @@ def value_errors(lm: nn.Module, truth: nn.Module | None = None) -> dict[str, flo
 
 
 def gradient_errors(lm: nn.Module) -> dict[str, float | str]:
-    """Distance of each training scorer's gradient from the truth's, in lengths of the latter.
+    """Relative distance of each training scorer's gradient from the truth's.
 
-    Of a loss that weighs the candidates differently; for all trained parameters together. What a
-    scorer raised stands in its place.
+    The loss weights the candidates differently; the distance is over all trained parameters. A
+    scorer that raises has its exception instead.
     """
     weights = torch.linspace(-1, 2, CANDIDATES.numel()).view(CANDIDATES.shape)
     trained = [p for p in lm.parameters() if p.requires_grad]
@@ -527,7 +527,7 @@ def gradient_errors(lm: nn.Module) -> dict[str, float | str]:
 
 
 def with_adapter(lm: PreTrainedModel, targets: str | list[str] = "all-linear") -> nn.Module:
-    """A LoRA adapter whose update is not zero, around every linear layer or around some."""
+    """Add a LoRA adapter with a nonzero update around every linear layer, or some of them."""
     model = add_lora(lm, r=2, alpha=4, dropout=0.0, target_modules=targets, seed=3)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

@@ -1,6 +1,6 @@
-"""The sweep: every scorer on every architecture against the model's own forward.
+"""Every scorer on every architecture against the model's own forward.
 
-An architecture is exact in all scorers, or it stands here as refused, with what differs.
+An architecture is either exact in all scorers, or listed as refused with its limitation.
 """
 
 import pytest
@@ -39,12 +39,12 @@ DEFAULT_ROWS = [pytest.param(row, row.attention[0], id=row.name) for row in ARCH
 
 
 def too_large(errors, bound):
-    """Those that are no small number: large, NaN, or an exception's text."""
+    """Errors that are too large, NaN, or an exception's text."""
     return {k: v for k, v in errors.items() if isinstance(v, str) or not v <= bound}
 
 
 def is_absent(row):
-    """Whether the installed transformers is too old for a row, which nothing else excuses."""
+    """True if the installed transformers is too old for a row, the only valid excuse."""
     if row.kind in CONFIG_MAPPING:
         return False
     assert row.lowest_lacks and IS_LOWEST, row.name
@@ -58,7 +58,7 @@ def check_values(lm, row):
 
 
 def check_verdict(lm, row):
-    """What the probe of a part of the model says before a run begins."""
+    """Check the result of probing a part of the model before a run."""
     trial = Trial(
         24, 6, range(3, VOCABULARY), EOS, ("packed", "padded", "trie_scores", "best_first", "beam")
     )
@@ -130,8 +130,8 @@ def test_eager_attention(row, attn):
 
 
 @pytest.mark.parametrize("row", [row for row in ARCHITECTURES if row.no_sdpa], ids=lambda r: r.name)
-def test_what_has_no_sdpa(row):
-    """Or the row must try it."""
+def test_architectures_without_sdpa(row):
+    """Otherwise the row must try it."""
     with pytest.raises(ValueError, match="scaled_dot_product_attention"):
         AutoModelForCausalLM.from_config(row.config(), attn_implementation="sdpa")
 
@@ -140,7 +140,7 @@ def test_what_has_no_sdpa(row):
 
 
 def wrong_scorers(kind, options, other_options):
-    """Scorers of a model that differ from the forward of its twin with other options."""
+    """Scorers that differ from the forward of the same model with other options."""
     lm = Architecture("", kind, other_options).build("sdpa")
     truth = Architecture("", kind, options).build("sdpa")
     truth.load_state_dict(lm.state_dict())
@@ -165,7 +165,7 @@ def test_a_missing_window_is_found():
 
 
 def test_a_weak_softcap_is_found():
-    """Of logits that it changes by hundredths."""
+    """A softcap that changes logits by hundredths."""
     options, other = (
         {"sliding_window": 64, "final_logit_softcapping": cap} for cap in (30.0, None)
     )
@@ -243,7 +243,7 @@ def test_output_embeddings_without_the_rest_of_the_head_are_found(monkeypatch):
 
 
 def test_random_weights_depend_on_the_first_token():
-    """What the prompt shows at its beginning must count, or a wrong window would not show."""
+    """The prompt's beginning must matter, or a wrong window would not be noticed."""
     lm = Architecture("", "llama").build("sdpa")
     ids = torch.arange(3, 32)[None]
     other = ids.clone()

@@ -1,4 +1,4 @@
-"""Beam search by hand, against transformers' `generate`, with a full beam against best-first."""
+"""Beam search by hand, against `generate`, and with a full beam against best-first."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SCORES = [math.prod([0.4, 0.3]), 0.4 * 0.4, 0.25, 0.3 * 0.25, 0.3 * 0.4]
 
 
 def constant_lm():  # type: ignore[no-untyped-def]
-    """Logits that are `LOGPS` at every position: constant last states, weights for them."""
+    """A model with the logits `LOGPS` at every position."""
     lm = tiny_lm()
     lm.model.norm.weight.data.zero_()
     lm.model.norm.weight.data[0] = 1.0
@@ -78,9 +78,9 @@ def test_the_scores_by_hand_are_those_of_the_model() -> None:
 def test_a_narrow_beam_by_hand() -> None:
     """Step 1 keeps a (.4) and c (.3) and drops b (.25), whose score would be the best.
 
-    Step 2 scores aa .16, ac .12, ca .12, cb .075 and keeps aa and one of ac and ca, the first by
-    token. Their ends complete them. Then come those that were dropped, by what was seen of them:
-    b .25 (one token), ca .12, cb .075.
+    Step 2 scores aa .16, ac .12, ca .12, cb .075 and keeps aa and the first of ac and ca by token.
+    Their ends complete them. The dropped ones follow by their scored prefixes: b .25 (one token),
+    ca .12, cb .075.
     """
     result = beam(constant_lm(), hand_case(), k=5, beam_size=2)
     assert result.items[0, :2].tolist() in ([2, 1], [2, 5])
@@ -94,7 +94,7 @@ def test_a_narrow_beam_by_hand() -> None:
 
 
 def test_forced_tokens_are_free_where_probabilities_are_those_of_the_catalogue() -> None:
-    """Over the titles: a .4/.95, b .25/.95, c .3/.95; then halves by .4 and .3; ends are forced."""
+    """Over the titles: a .4/.95, b .25/.95, c .3/.95; then .4 and .3 in halves; ends are forced."""
     result = beam(constant_lm(), hand_case().normalised(), k=1, beam_size=3)
     assert result.items.tolist() == [[3]]  # b: its end is no choice any more
     torch.testing.assert_close(
@@ -105,7 +105,7 @@ def test_forced_tokens_are_free_where_probabilities_are_those_of_the_catalogue()
 def test_the_assistant_takes_part_in_every_token_by_hand() -> None:
     """w = 1/2. m(a) = .1 + .1, m(b) = .1, m(c) = .6 + .1: step 1 scores .4*.2, .25*.1, .3*.7.
 
-    A beam of one takes c, then cb (.25*.6) before ca (.4*.1), which a beam without it would not.
+    A beam of one takes c, then cb (.25*.6) before ca (.4*.1), unlike without an assistant.
     """
     drawn = hand_case()
     shares = torch.tensor([[0.0, 0.1, 0.1, 0.1, 0.6, 0.1]]).double()
@@ -203,7 +203,7 @@ def test_equals_beam_search_of_transformers(seed: int, beam_size: int, weight: f
 
 
 def test_the_narrow_beam_is_not_the_exact_ranking() -> None:
-    """The control: else the comparisons above and below could not tell the two apart."""
+    """Control: the comparisons above and below can distinguish the two rankings."""
     drawn, lm = case(0, n_items=40, n_users=3), tiny_lm()
     exact = drawn.rank(lm, k=5)
     assert not beam(lm, drawn, k=5, beam_size=1).items.equal(exact.items)

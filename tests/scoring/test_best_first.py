@@ -63,13 +63,13 @@ class Case:
         return search.run(expand_per_step=expand_per_step)
 
     def normalised(self):
-        """The same items, forced suffixes included, under probabilities over the catalogue."""
+        """The same items, with forced suffixes, normalised over the catalogue."""
         return replace(self, catalogue=replace(self.catalogue, normalised=True))
 
 
 @cache
 def case(seed=0, n_items=30, n_users=4):
-    """Short texts over few tokens share prefixes; every seventh text is that of another item."""
+    """Short texts over few tokens share prefixes; every seventh text repeats another item's."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high, *size):
@@ -102,7 +102,7 @@ def naive_scores(lm, case):
 
 @cache
 def oracle(architecture="qwen2"):
-    """Naive scores of the standard case; shared, because they cost a forward pass each."""
+    """Naive scores of the standard case; shared, because each costs a forward pass."""
     return naive_scores(tiny_lm(architecture), case())
 
 
@@ -321,7 +321,7 @@ def naive_prefix_scores(lm, case):
 
 @pytest.mark.parametrize("k", [1, 4, 15])
 def test_one_node_per_step_expands_no_more_than_needed(k):
-    """Any exact search must open each prefix that beats the k-th item; ours opens no other."""
+    """Any exact search must open each prefix that beats the k-th item; ours opens only these."""
     prefixes = naive_prefix_scores(tiny_lm(), case())[:, 1:]
     result = case().rank(tiny_lm(), k=k, expand_per_step=1)
     last = result.scores[:, -1:]
@@ -350,7 +350,7 @@ def test_without_a_bound_every_node_is_expanded_once():
     assert result.expanded.tolist() == [case().catalogue.trie.num_internal - 1] * 4
 
 
-def test_wholly_excluded_subtrees_are_not_entered():
+def test_excluded_subtrees_are_not_entered():
     """With one allowed item only its own prefixes are fed: its tokens without the terminator."""
     item = int(case().catalogue.items.lengths.argmax())
     excluded = torch.ones(4, 31, dtype=torch.bool)
@@ -381,7 +381,7 @@ def test_with_a_bias_equals_the_sum_of_every_item(scale, expand_per_step):
 
 
 def test_the_bias_of_excluded_items_open_no_node():
-    """The largest bias belongs to what may not rank: neither listed nor searched for."""
+    """The largest bias belongs to excluded items, which are neither listed nor searched for."""
     added, excluded = random_bias(0.1), torch.zeros(4, 31, dtype=torch.bool)
     excluded[:, 20] = True
     plain = case().rank(tiny_lm(), k=3, item_bias=added, excluded=excluded, expand_per_step=1)
@@ -392,8 +392,8 @@ def test_the_bias_of_excluded_items_open_no_node():
 
 
 @pytest.mark.parametrize("scale", [0.5, 5.0])
-def test_with_a_bias_no_node_is_expanded_in_vain(scale):
-    """As above: a prefix must be opened if its log-probability and largest bias beat the k-th."""
+def test_with_a_bias_no_needless_node_is_expanded(scale):
+    """A prefix must be opened if its log-probability plus largest bias beats the k-th item."""
     trie, added = case().catalogue.trie, random_bias(scale)
     bounds = naive_prefix_scores(tiny_lm(), case())
     for node in range(1, trie.num_internal):
@@ -460,7 +460,7 @@ def test_with_a_bias_equals_exhaustive_on_random_catalogues(
 
 
 def excluding_all_but(item):
-    """For two of four users nothing is left to search but the path of one item."""
+    """For two of four users only the path of one item is left to search."""
     excluded = torch.zeros(4, 31, dtype=torch.bool)
     excluded[1::2] = True
     excluded[1::2, item] = False
@@ -468,7 +468,7 @@ def excluding_all_but(item):
 
 
 def test_searches_given_up_end_with_the_same_ranking():
-    """Users 0 and 2 open most of the trie, users 1 and 3 a few nodes: only the former give up."""
+    """Users 0 and 2 open most of the trie and give up; users 1 and 3 open a few nodes."""
     excluded = excluding_all_but(12)
     searched = case().rank(tiny_lm(), k=20, excluded=excluded)
     internal = case().catalogue.trie.num_internal
@@ -532,7 +532,7 @@ def test_attention_without_an_additive_mask_is_refused():
 
 
 def hits(result, targets):
-    """Which places of the lists [B, k] hold one of the user's targets [B, T]."""
+    """bool [B, k], True where the list has one of the user's targets [B, T]."""
     listed = (result.items[:, :, None] == targets[:, None]).any(2)
     return (listed & (result.items > 0)).tolist()
 
@@ -562,7 +562,7 @@ def test_targets_stand_where_the_whole_search_puts_them(
 
 
 def test_the_search_for_targets_ends_earlier_and_its_lists_may_be_wrong():
-    """Control: the places are right although the lists are not those of the whole search."""
+    """Control: the targets' ranks are right although the lists differ from the full search."""
     large = case(seed=3, n_items=200)
     lm = tiny_lm()
     whole = large.rank(lm, k=20, expand_per_step=1)

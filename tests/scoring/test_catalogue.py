@@ -108,7 +108,7 @@ def test_log_softmax_within_groups():
 
 
 def one_by_one(lm, item):
-    """The definition: at each token, a softmax over the tokens that some title goes on with."""
+    """The definition: at each token, a softmax over the tokens that continue some title."""
     text = ITEMS.ids[item, : ITEMS.lengths[item]].tolist()
     texts = [ITEMS.ids[i, : ITEMS.lengths[i]].tolist() for i in range(1, len(ITEMS.lengths))]
     totals = torch.zeros(3, dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_packed_and_padded_have_the_same_gradients(lm):
 
 
 def test_forced_tokens_are_no_free_parameters(make_lm):
-    """Rewarding a token that only one title has moves that title's plain score alone."""
+    """Rewarding a token that only one title has moves only that title's plain score."""
     lm = make_lm("qwen2", dtype=torch.float64, seed=1)
     candidates = torch.tensor([[1], [4], [4]])
 

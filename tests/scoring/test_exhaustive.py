@@ -1,4 +1,4 @@
-"""Exhaustive ranking with a score that is a table: chunks, exclusion and ties."""
+"""Exhaustive ranking with a table of scores: chunks, exclusion and ties."""
 
 import math
 
@@ -12,7 +12,7 @@ TABLE = torch.tensor([-9.0, -3.0, -1.0, -2.0, -1.0, -4.0])  # by item id; entry 
 
 
 def table_score(prompts, candidates):
-    """User u adds u to every score, so that a mix-up of rows would show."""
+    """User u adds u to every score, so that swapped rows would be noticed."""
     assert (candidates > 0).all()
     return TABLE[candidates] + prompts.ids[:, :1]
 

@@ -31,9 +31,9 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def bigram_lm(probabilities: dict[str, dict[str, float]]) -> Qwen2ForCausalLM:
-    """A language model whose next word depends on the last one alone, as the table says.
+    """A language model whose next word depends only on the last one, by the table.
 
-    Embeddings are unit vectors, attention and MLP add nothing, and the norm makes sqrt(8) of a 1.
+    Embeddings are unit vectors, attention and MLP add nothing, and the norm maps 1 to sqrt(8).
     """
     size = len(WORDS)
     config = Qwen2Config(
@@ -99,7 +99,7 @@ def test_quotes_around_a_text_go_and_an_empty_text_is_one(words: PreTrainedToken
 
 
 def slow_states(lm, token_lists, layer):  # type: ignore[no-untyped-def]
-    """Every text by itself, without padding."""
+    """Hidden states text by text, without padding."""
     with torch.no_grad():
         return torch.stack(
             [
@@ -145,7 +145,7 @@ def test_distances_by_hand() -> None:
 
 
 def test_a_text_has_no_distance_from_itself_in_a_large_batch() -> None:
-    """cdist goes by way of a matrix product from 26 rows on, and is then visibly wrong."""
+    """cdist uses a matrix product from 26 rows on, which is visibly wrong."""
     states = 100 + torch.rand(64, 32, generator=torch.Generator().manual_seed(0))
     assert distances(states, states).diagonal().eq(0).all()
     by_product = torch.cdist(states, states, compute_mode="use_mm_for_euclid_dist")

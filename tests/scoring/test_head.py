@@ -14,7 +14,7 @@ TOKENS = torch.tensor([4, 9, 0, 10, 2, 2, 7, 1, 5])
 
 
 class ScaledHead(nn.Module):
-    """A head that is no `nn.Linear` at all, as an adapter around one would be."""
+    """A head that is not an `nn.Linear`, like an adapter around one."""
 
     def __init__(self, linear):
         super().__init__()
@@ -31,7 +31,7 @@ def make(dtype=torch.float64, bias=False, seed=0):
 
 
 def plain(hidden, head, row_of=ROW_OF, tokens=TOKENS):
-    """The definition: log softmax of every row's logits, then the entries asked for."""
+    """The definition: log softmax of every row's logits, then the selected entries."""
     logits = head(hidden)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).log_softmax(-1)[row_of, tokens]
@@ -74,7 +74,7 @@ def test_a_value_by_hand():
 @pytest.mark.parametrize("chunk_logits", [22, 10_000])
 @pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
 def test_gradcheck(chunk_logits, trained, keep):
-    """Numerical derivatives, with hidden states, weight, or both trained."""
+    """Numerical derivatives, with trained hidden states, weight, or both."""
     hidden, head = make()
     hidden.requires_grad_(trained[0])
     head.weight.requires_grad_(trained[1])
@@ -88,7 +88,7 @@ def test_gradcheck(chunk_logits, trained, keep):
 
 @pytest.mark.parametrize(("stored_logits", "n_products"), [(VOCABULARY * ROWS, 3), (76, 4)])
 def test_few_logits_are_not_computed_twice(monkeypatch, stored_logits, n_products):
-    """A product for the logits, one for each gradient, and one more where they were not kept."""
+    """A product for the logits, one for each gradient, and one more if they were not kept."""
     hidden, head = make()
     counted = []
     monkeypatch.setattr(head_module, "_as_float", lambda logits: counted.append(1) or logits)
@@ -147,7 +147,7 @@ def test_bfloat16_is_summed_in_float32(kind):
 
 
 def test_large_logits_stay_finite():
-    """exp(logits) would overflow: the row's highest logit is taken off first."""
+    """exp(logits) would overflow: the row's largest logit is subtracted first."""
     hidden, head = make(torch.float32)
     with torch.no_grad():
         head.weight.mul_(1e4)
@@ -159,7 +159,7 @@ def test_large_logits_stay_finite():
 
 @pytest.mark.parametrize("kind", ["linear", "module"])
 def test_no_rows_at_all(kind):
-    """A slice of candidates that is padding throughout has nothing to score."""
+    """A slice of padding has nothing to score."""
     hidden, linear = make(torch.float32)
     head = ScaledHead(linear) if kind == "module" else linear
     nothing = torch.empty(0, dtype=torch.long)
@@ -176,7 +176,7 @@ def test_without_gradients():
 
 
 def test_inputs_are_left_alone():
-    """The function works in place, but on its own logits only."""
+    """The function works in place, but only on its own logits."""
     hidden, head = make()
     before = hidden.detach().clone(), head.weight.detach().clone()
     gradients(head_logps(hidden, head, ROW_OF, TOKENS, chunk_logits=22), hidden, head.weight)

@@ -1,4 +1,4 @@
-"""Packed scoring against its padded twin: values, losses, every gradient; wrong masks differ."""
+"""Packed against padded scoring: values, losses, every gradient; wrong masks differ."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("pure_float64")
 
 
 def one_by_one(lm, prompts, candidates, catalogue):
-    """The definition: every candidate alone behind its prompt, no padding, no mask."""
+    """The definition: every candidate alone after its prompt, without padding or mask."""
     items = catalogue.items
     logps = torch.zeros(candidates.shape, dtype=torch.float64)
     for example, row in enumerate(candidates.tolist()):
@@ -153,7 +153,7 @@ def test_both_equal_the_definition(make_lm, architecture):
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_layout_equals_the_padded_twin(make_lm, data):
+def test_any_layout_equals_padded_scoring(make_lm, data):
     """Random numbers of examples and candidates, prompts of any length."""
     n_examples, n_candidates = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 5)))
     row = st.lists(st.integers(0, 7), min_size=n_candidates, max_size=n_candidates)
@@ -168,7 +168,7 @@ def test_any_layout_equals_the_padded_twin(make_lm, data):
 
 
 def test_candidates_do_not_influence_each_other(make_lm):
-    """A candidate's value is the same whatever stands beside it, and equal for equal texts."""
+    """A candidate's value does not depend on the others, and is equal for equal texts."""
     lm = make_lm(dtype=torch.float64)
     with torch.no_grad():
         logps = packed_logps(lm, *BATCH)
@@ -208,13 +208,13 @@ def test_a_slice_of_padding_scores_zero(make_lm):
 
 
 def later_candidates_with_own_tokens():
-    """Candidates that are fed tokens and stand behind another one that is: a wrong layout shows."""
+    """Candidates with fed tokens after another such one, which reveal a wrong layout."""
     fed = (ITEMS.lengths[CANDIDATES] - 1).clamp(min=0)
     return (fed > 0) & (fed.cumsum(1) > fed)
 
 
 def test_a_causal_mask_is_wrong(make_lm, monkeypatch):
-    """Candidates that see those before them: the first of an example is right, the others wrong."""
+    """Candidates attend to earlier ones: the first of an example is right, the others are wrong."""
     lm = make_lm(dtype=torch.float64)
     with torch.no_grad():
         right = packed_logps(lm, *BATCH)
@@ -247,7 +247,7 @@ def test_positions_that_run_on_are_wrong(make_lm, monkeypatch):
 
 
 def test_a_boolean_mask_is_wrong_under_eager_attention(make_lm, monkeypatch):
-    """Why the mask is additive: true and false are added to the scores as one and zero."""
+    """True and false are added to the scores as one and zero, so the mask must be additive."""
     lm = make_lm(dtype=torch.float64, attn="eager")
     with torch.no_grad():
         right = packed_logps(lm, *BATCH)
@@ -327,7 +327,7 @@ def test_gathered_logps_take_any_order_and_run_each_row_once():
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_logps_of_the_prompt_come_from_the_same_pass(make_lm, architecture):
-    """The prompt alone through the model; its first token is predicted by nothing."""
+    """The reference is the prompt alone; its first token is not predicted."""
     lm = make_lm(architecture, dtype=torch.float64)
     logps, prompt_logps = packed_logps_with_prompt(lm, PROMPTS, CANDIDATES, ITEMS)
     torch.testing.assert_close(logps, packed_logps(lm, *BATCH), rtol=0, atol=1e-12)
@@ -341,7 +341,7 @@ def test_logps_of_the_prompt_come_from_the_same_pass(make_lm, architecture):
 
 
 def test_gradients_with_the_prompt(make_lm):
-    """Against the padded twin for the candidates and a plain pass for the prompts."""
+    """Against padded scoring for the candidates and a plain pass for the prompts."""
     lm = make_lm(dtype=torch.float64)
     logps, prompt_logps = packed_logps_with_prompt(lm, PROMPTS, CANDIDATES, ITEMS)
     (2 * logps.sum() - prompt_logps.sum()).backward()

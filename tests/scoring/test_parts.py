@@ -1,4 +1,4 @@
-"""Body and head of a model, found by running it: logits of chosen states are the model's own."""
+"""Body and head of a model, found by running it: logits of selected states are the model's own."""
 
 import copy
 
@@ -111,7 +111,7 @@ def test_a_weak_scale_is_found_in_bfloat16():
 
 
 class Scaled(LlamaForCausalLM):
-    """Its logits have a factor that may be trained."""
+    """Its logits have a trainable factor."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -153,7 +153,7 @@ def test_adapters_of_body_and_head_take_part(kind, options):
 
 
 def test_finding_the_parts_leaves_no_trace():
-    """Neither modes nor random numbers change, also in training with dropout; no hook stays."""
+    """Modes and random state stay the same, even in training with dropout; no hook is left."""
     lm = build("gpt2", {**PLAIN["gpt2"][1], "resid_pdrop": 0.5}).train()
     lm.transformer.h[0].eval()
     modes = [module.training for module in lm.modules()]

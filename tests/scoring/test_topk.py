@@ -1,4 +1,4 @@
-"""The shared choice rule: descending scores, ties by ascending item id, −inf never ranked."""
+"""The common rule for ties: descending scores, then ascending item id; −inf is never ranked."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The trie of item texts against a hand-drawn example, a dictionary-based twin, and bad input."""
+"""The trie of item texts: a handmade example, a dictionary-based reference, and bad input."""
 
 import time
 
@@ -113,7 +113,7 @@ def test_one_item_and_an_item_of_only_the_terminator():
 
 @pytest.mark.parametrize("texts", [[[2, 3], [2]], [[2], [2, 3], [2, 3, 4]], [[4], [2, 9], [2]]])
 def test_text_that_continues_another_is_refused(texts):
-    """Without terminators 2 is a prefix of 2 3; its item could never be told from an inner node."""
+    """Without terminators 2 is a prefix of 2 3; its item would be an internal node."""
     with pytest.raises(ValueError, match="terminator"):
         ItemTrie.build(ItemTokens.from_lists([[], *texts]))
 

@@ -1,4 +1,4 @@
-"""Masks of layers that look back a part of the way, by hand."""
+"""Masks of layers with windows, by hand."""
 
 import pytest
 import torch
@@ -67,8 +67,8 @@ def test_chunks():
     assert visible(found["full_attention"]) == FULL
 
 
-def test_what_sees_all_costs_nothing():
-    """The very mask: without windows, or where the window is as long as the sequence."""
+def test_unrestricted_layers_get_the_mask_itself():
+    """The mask itself is returned without windows, or if the window is as long as the sequence."""
     for kinds, window in ((["full_attention"], 2), (MIXED, None), (MIXED, 5)):
         mask, found = masks(kinds, window)
         assert found is mask
