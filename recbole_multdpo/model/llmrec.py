@@ -70,12 +70,12 @@ PREFERENCE_ADAPTER_SEED = 1  # added to the run's seed: the second adapter must 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one batch yields.
+    """Losses and log-probabilities of one batch.
 
     Attributes:
         losses: float [B], one value per example, nats, with gradient.
         policy_logps: float [B, C], detached, nats.
-        reference_logps: float [B, C] or None where the loss has no reference.
+        reference_logps: float [B, C], nats; None if the loss has no reference.
     """
 
     losses: Tensor
@@ -83,7 +83,7 @@ class StepOutput:
     reference_logps: Tensor | None
 
     def select(self, rows: Tensor) -> StepOutput:
-        """The examples `rows`: indices, or a mask [B]."""
+        """Select examples by indices, or by a mask [B]."""
         reference = None if self.reference_logps is None else self.reference_logps[rows]
         return StepOutput(self.losses[rows], self.policy_logps[rows], reference)
 
@@ -100,9 +100,9 @@ class LLMRec(GeneralRecommender):
 
         Args:
             config: a `recbole_multdpo.settings.config.Config` whose `settings` describe the model.
-            dataset: the training part; its items are the histories that prompts show, unless it
-                has conversations to show.
-            prompt: fixed text of the prompt, as an existing run keeps it; None: it is rendered.
+            dataset: the training part; prompts show its items as histories, or its conversations if
+                it has any.
+            prompt: fixed text of the prompt of an existing run; None to render it.
         """
         super().__init__(config, dataset)
         settings = config.settings
@@ -121,7 +121,7 @@ class LLMRec(GeneralRecommender):
             gradient_checkpointing=settings.gradient_checkpointing,
             trust_remote_code=settings.trust_remote_code,
             tiny_kwargs={
-                # several copies of the frame, so that the tokenizer spends a token or two on it
+                # several copies of the frame, so that the tokenizer splits it into few tokens
                 "texts": [f" {text}" for text in dataset.item_texts[1:]]
                 + fitted_frame.texts() * 20
                 + self._training_turns(),
@@ -135,7 +135,7 @@ class LLMRec(GeneralRecommender):
         )
         self.tokenizer = self.backbone.tokenizer
         if frame is None:
-            # once for all: what a template makes need not be the same in every process
+            # on one process for all, as a template may render differently in each
             frame = processes.broadcast_from_main(
                 lambda: prompt_frame(
                     settings.prompt_template,
@@ -171,20 +171,20 @@ class LLMRec(GeneralRecommender):
         self.reference_cache: ReferenceCache | None = None
 
     def fit_to(self, train: LLMRecDataset) -> None:
-        """Take other rows for the training part, those of the validation part too, before training.
+        """Train on other rows, such as training and validation rows together; call it first.
 
-        The tokenizer of `tiny` stays the one that the training part made.
+        The tokenizer of `tiny` stays as fitted to the training part.
         """
         self.histories = train.user_items(self.settings.levels)
 
     def _training_turns(self) -> list[str]:
-        """What was said in training conversations, for the tokenizer of `tiny` to be fitted to."""
+        """Texts of training conversations, to fit the tokenizer of `tiny`."""
         if self.conversations is None:
             return []
         return self.conversations.texts(np.flatnonzero(self.histories.counts))
 
     def _check_context(self) -> None:
-        """Refuse prompts that are longer, with an item after them, than what the LM was made for.
+        """Refuse prompts and items that are longer together than the LM's maximum length.
 
         Raises:
             ConfigError: the longest prompt and the longest item exceed its positions.
@@ -204,18 +204,18 @@ class LLMRec(GeneralRecommender):
 
     @property
     def _positions(self) -> int | None:
-        """Tokens that the LM was made for, None where there is no such number."""
+        """Maximum number of tokens of the LM; None if its configuration has none."""
         return getattr(self.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
 
     def _longest_prompt(self) -> int:
-        """Tokens of the longest prompt in training and ranking, at most."""
+        """Upper bound of the prompts' number of tokens, in training and ranking."""
         most = None
         if self.conversations is None:
             most = max(self.settings.max_history, self.settings.ranking_history)
         return self.prompts.longest(most)
 
     def _use(self) -> BackboneUse:
-        """How the LM is used, for it to be probed at prompts of `_probed_tokens`."""
+        """The run's use of the LM, for a probe at prompts of `_probed_tokens`."""
         settings = self.settings
         item_tokens = min(max(int(self.catalogue.items.lengths.max()), 5), MAX_ITEM_TOKENS)
         prompt_tokens = self._probed_tokens
@@ -244,14 +244,14 @@ class LLMRec(GeneralRecommender):
         )
 
     def _is_item_token(self) -> Tensor:
-        """Where the items' tokens stand in their table: bool [n_items, L]."""
+        """Mask of the items' tokens in their table: bool [n_items, L]."""
         return (
             torch.arange(self.catalogue.items.ids.shape[1])
             < self.catalogue.items.lengths.cpu()[:, None]
         )
 
     def _placed(self, prompts: Prompts) -> Prompts:
-        """Prompts on the model's device; the LM is probed before it sees longer ones than ever."""
+        """Move prompts to the device; the LM is probed first if they are the longest so far."""
         if prompts.width > self._probed_tokens:
             self._probed_tokens = prompts.width
             try:
@@ -283,7 +283,7 @@ class LLMRec(GeneralRecommender):
 
     @property
     def prompt(self) -> StoredPrompt:
-        """The fixed text of the prompts and its tokens, as a run keeps them."""
+        """The fixed text of the prompts and its tokens, as a run stores them."""
         return StoredPrompt(self.prompts.frame, self.prompts.frame_ids())
 
     def _with_adapter(self, seed: int) -> nn.Module:
@@ -306,16 +306,16 @@ class LLMRec(GeneralRecommender):
         return self
 
     def start_preference_stage(self, loss_name: str, cache_dir: Path | None = None) -> None:
-        """Freeze the present policy as the reference and train on from it with `loss_name`.
+        """Freeze the current policy as the reference and continue training with `loss_name`.
 
-        With LoRA the adapter is merged and a fresh one takes its place, so that the reference is
-        the model with the adapter disabled; otherwise a frozen copy is kept. The log-ratio is zero
-        at this moment.
+        With LoRA the adapter is merged and replaced by a fresh one, so that the reference is the
+        model with the adapter disabled; otherwise a frozen copy is kept. The log-ratio starts at
+        zero.
 
         Args:
             loss_name: a key of `LOSSES`.
-            cache_dir: folder in which log-probabilities under the reference are kept between runs;
-                None to compute them always.
+            cache_dir: folder for the cache of log-probabilities under the reference; None for no
+                cache.
         """
         self.loss_name = loss_name
         if self.uses_lora:
@@ -329,19 +329,19 @@ class LLMRec(GeneralRecommender):
             )
 
     def merge_adapter(self) -> None:
-        """Merge the LoRA adapter, where there is one, into the weights it adapts."""
+        """Merge the LoRA adapter, if there is one, into the base weights."""
         if isinstance(self.lm, PeftModel):
             self.lm = merge_lora(self.lm)
 
     def drop_adapter(self) -> None:
-        """Remove the LoRA adapter with all that it has learned."""
+        """Remove the LoRA adapter without merging it."""
         assert isinstance(self.lm, PeftModel)
         self.lm = self.lm.unload()
         if hasattr(self.lm, "peft_config"):
             del self.lm.peft_config
 
     def save(self, folder: Path) -> None:
-        """Write LM and tokenizer as plain transformers loads them; of an adapter, it alone."""
+        """Write LM and tokenizer as plain transformers loads them; of a LoRA model the adapter."""
         save_backbone(self.lm, self.tokenizer, folder)
 
     def user_name(self, user_id: int) -> str:
@@ -351,10 +351,10 @@ class LLMRec(GeneralRecommender):
     # ---- training ----
 
     def train(self, mode: bool = True) -> LLMRec:
-        """Change the mode; in preference training only the adapter has any dropout.
+        """Change the mode; in preference training only the adapter has dropout.
 
-        Policy and reference then differ by what was trained alone: the backbone's own dropout
-        would be noise of several nats in every log-ratio.
+        Policy and reference then differ only by the training: the backbone's own dropout would add
+        noise of several nats to every log-ratio.
         """
         super().train(mode)
         if mode and self.loss_name != "sft":
@@ -365,7 +365,7 @@ class LLMRec(GeneralRecommender):
 
     @property
     def _is_padded(self) -> bool:
-        """Whether candidates are scored in rows of their own."""
+        """True if candidates are scored in separate padded rows."""
         return self.settings.scorer == "padded"
 
     def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
@@ -384,11 +384,11 @@ class LLMRec(GeneralRecommender):
         return torch.cat([logps, *others], 1), prompt_logps
 
     def _parts(self, batch: SetwiseBatch) -> tuple[list[Tensor], Callable[..., Any]]:
-        """The candidates as they are scored together, and what runs a scorer on one part.
+        """Split the candidates into parts; returns them and the function that scores a part.
 
-        Where an example is longer than `max_tokens_per_batch`, its candidates come in parts. The
-        forward pass of a part keeps its log-probabilities only, and the backward pass computes one
-        part at a time again: loss and gradients are those of all candidates at once.
+        Candidates of an example longer than `max_tokens_per_batch` are split into parts. The
+        forward pass of a part keeps only its log-probabilities, and the backward pass recomputes
+        one part at a time. Loss and gradients are identical to scoring all candidates at once.
         """
         limit = self.settings.max_tokens_per_batch
         parts = split_candidates(
@@ -400,12 +400,12 @@ class LLMRec(GeneralRecommender):
 
     @property
     def _uses_reference(self) -> bool:
-        """Whether the present stage's loss takes log-ratios against a reference."""
+        """True if the current stage's loss uses log-ratios against a reference."""
         return self.settings.reference == "sft" and LOSSES[self.loss_name].needs_reference
 
     @contextmanager
     def reference_lm(self) -> Iterator[nn.Module]:
-        """The LM that is the reference, for use inside the context only."""
+        """Yield the reference LM, for use inside the block only."""
         if self.uses_lora:
             with reference_context(self.lm):
                 yield self.lm
@@ -415,15 +415,15 @@ class LLMRec(GeneralRecommender):
 
     @torch.no_grad()
     def reference_digest(self) -> str:
-        """Hash of all that log π_ref of given tokens depends on, 16 hexadecimal digits.
+        """Hash of everything that log π_ref of given tokens depends on, 16 hexadecimal digits.
 
-        To be called at the start of the preference stage.
+        Call it at the start of the preference stage.
         """
         settings = self.settings
         numerics = [settings.attn_implementation, settings.scorer, settings.normalize_over]
         if self.is_scored_specially:
             numerics.append("by layer and own head")
-        # as a tuple, so that the keys of earlier versions are found
+        # as a tuple, to find the keys of earlier versions
         digest = hashlib.sha256(repr(tuple(numerics)).encode())
         items = self.catalogue.items
         tables = {"ids": items.ids, "lengths": items.lengths}
@@ -449,11 +449,11 @@ class LLMRec(GeneralRecommender):
 
     @torch.no_grad()
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
-        """The statistic of a whole batch that KTO needs, nats; None for every other loss.
+        """KL estimate of a whole batch for KTO, nats; None for every other loss.
 
-        A mismatched pair is an example with the first target of the next one by user number, which
-        several processes' examples are to each other too: the estimate is that of one process. A
-        batch of one example has no such pair: its estimate is 0, the least that there can be.
+        A mismatched pair is an example with the first target of the next example by user number,
+        over all processes, so the estimate does not depend on their number. A batch of one example
+        has no such pair; its estimate is 0, the smallest possible value.
         """
         if not LOSSES[self.loss_name].needs_kl:
             return None
@@ -470,16 +470,16 @@ class LLMRec(GeneralRecommender):
         return kl_estimate(torch.cat(policy), torch.cat(reference)).to(self.device)
 
     def step(self, batch: SetwiseBatch, kl: Tensor | None = None) -> StepOutput:
-        """Losses and log-probabilities of one batch, or of a part of it, under the stage's loss.
+        """Compute losses and log-probabilities of a batch, or a part of it, for the stage's loss.
 
         Args:
             batch: the examples.
-            kl: `batch_kl` of the whole batch that the examples belong to.
+            kl: `batch_kl` of the whole batch.
         """
         if self.loss_name == "sft" and self.settings.sft_on_prompt:
             policy_logps, prompt_logps = self._logps_with_prompt(batch)
             is_positive, lengths = batch.levels >= POSITIVE_LEVEL, self.catalogue.items.lengths
-            # mean over tokens, so that prompt and targets weigh by their length
+            # mean over tokens, so that prompt and targets are weighted by length
             item_tokens = torch.where(is_positive, lengths[batch.candidates], 0).sum(1)
             positive_logps = torch.where(is_positive, policy_logps, 0.0).sum(1)
             n_tokens = item_tokens + batch.prompts.lengths - 1
@@ -490,7 +490,7 @@ class LLMRec(GeneralRecommender):
         losses = preference_loss(
             self.loss_name,
             policy_logps,
-            # a loss that asks for a reference gets the uniform one where the settings have none
+            # a loss that needs a reference gets a uniform one if the settings have none
             torch.zeros_like(policy_logps) if reference_logps is None else reference_logps,
             batch.levels,
             self.settings.beta,
@@ -508,9 +508,9 @@ class LLMRec(GeneralRecommender):
 
     @property
     def is_scored_specially(self) -> bool:
-        """Whether some layers do not look back all the way, or the head is more than a matrix.
+        """True if some layers have windowed attention, or the head is more than a matrix.
 
-        Earlier versions scored such backbones wrong, so that caches keep their results apart.
+        Earlier versions scored such backbones wrong, so caches keep these results separate.
         """
         lm = causal_lm(self.lm)
         return LayerKinds.of(lm.config).has_windows or isinstance(parts_of(lm).head, OwnHead)
@@ -523,7 +523,7 @@ class LLMRec(GeneralRecommender):
         return self.history_prompts(self.shown_histories(user_ids.cpu().numpy(), histories))
 
     def shown_histories(self, users: np.ndarray, histories: UserItems) -> list[np.ndarray]:
-        """The items that the users' prompts show, if `max_prompt_tokens` allows, per user [B]."""
+        """Item ids for the users' prompts, as far as `max_prompt_tokens` allows, per user [B]."""
         shown = ranking_histories(
             histories,
             users,
@@ -548,9 +548,9 @@ class LLMRec(GeneralRecommender):
 
     @torch.no_grad()
     def score(self, prompts: Prompts, candidates: Tensor, lm: nn.Module | None = None) -> Tensor:
-        """log pi of candidates [B, C], 0 padding; `score_batch_tokens` tokens at a time: [B, C].
+        """log pi of candidates [B, C], 0 padding, in chunks of `score_batch_tokens`: [B, C], nats.
 
-        Under the policy, or under another `lm` with the same tokenizer.
+        Uses the policy, or another `lm` with the same tokenizer.
         """
         lm = self.lm if lm is None else lm
         budget = self.settings.score_batch_tokens
@@ -588,7 +588,7 @@ class LLMRec(GeneralRecommender):
     def score_pairs(self, prompts: Prompts, row: Tensor, items: Tensor) -> Tensor:
         """log pi of `items`, long [n], each after the prompt of its `row`, long [n]: [n], nats.
 
-        Every one of the B prompts has an item.
+        Each of the B prompts has at least one item.
         """
         order = row.argsort(stable=True)
         counts = torch.bincount(row, minlength=len(prompts))
@@ -604,7 +604,7 @@ class LLMRec(GeneralRecommender):
     def predict(self, interaction: Interaction) -> Tensor:
         """RecBole's hook: log pi of (user, item) pairs after prompts of training items, [n], nats.
 
-        A run ranks by a `ranking.Ranker`, with the histories and the assistant that it is given.
+        A run ranks by a `ranking.Ranker`, which has the histories and the assistant.
         """
         users, row = torch.unique(interaction[self.USER_ID].to(self.device), return_inverse=True)
         items = interaction[self.ITEM_ID].to(self.device)
@@ -620,15 +620,15 @@ class LLMRec(GeneralRecommender):
 
 
 def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:
-    """The first target of every example's next one by user number, over all processes.
+    """First target of the next example by user number over all processes, for every example.
 
     Args:
         batch: this process's examples.
-        counted: bool [B], False where a row fills up the batch and is no example.
+        counted: bool [B], False for rows that only fill up the batch.
 
     Returns:
-        long [B, 1], the first target of the own example where not `counted`; None where all
-        processes together have one example.
+        long [B, 1], the example's own first target where not `counted`; None if all processes
+        together have one example.
     """
     own = [ids[counted].cpu() for ids in (batch.user_ids, batch.candidates[:, 0])]
     shares = processes.all_gather(own)
