@@ -1,8 +1,4 @@
-"""Rankers: what ranks the catalogue for users, by a language model and all else that takes part.
-
-`make_ranker` makes the one that the model's settings ask for: `exact` for LLMRec, `beam` for D3,
-`grounding` for BIGRec.
-"""
+"""Rankers of the catalogue: `exact` for LLMRec, `beam` for D3, `grounding` for BIGRec."""
 
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.model.llmrec import LLMRec

@@ -34,10 +34,7 @@ class BeamRanker(ExactRanker):
         return self.model.settings
 
     def item_bias(self, user_ids: Tensor) -> Tensor | None:
-        """What the assistant adds to log π of each item, [B, n_items], nats; None for nothing.
-
-        Items of the same text share what it thinks of all of them.
-        """
+        """See `ExactRanker.item_bias`; items of one text share the sum of their probabilities."""
         of_nodes = self._node_bias(user_ids)
         if of_nodes is None:
             return None

@@ -39,12 +39,12 @@ GAMMAS = (*(n / 100 for n in range(100)), *(float(n) for n in range(1, 100)))
 
 @dataclass
 class Memory:
-    """What is computed once as long as the weights stay as they are.
+    """Results that hold as long as the weights stay as they are.
 
     Attributes:
         item_states: hidden states of the catalogue, float32 [n_items - 1, H].
-        texts: by user, what was written; None where it is not kept.
-        distances: by text, float32 [n_items - 1]; of kept texts only.
+        texts: the text written for each user; None where texts are not kept.
+        distances: float32 [n_items - 1] for each kept text.
     """
 
     item_states: Tensor | None = None
@@ -173,7 +173,7 @@ class GroundingRanker(Ranker):
         return torch.stack([memory.distances[text] for text in texts])
 
     def weights_for(self, user_ids: Tensor) -> Tensor | None:
-        """What weighs the distances for users, long [B]: [B or 1, n_items - 1]; None for nothing.
+        """Weights of the distances for users, long [B]: [B or 1, n_items - 1]; None for no weights.
 
         An assistant's own scores, as in the released code. A log-softmax would only subtract one
         number per user, which min-max scaling takes out again, but for rounding.

@@ -1,4 +1,4 @@
-"""A ranker: what ranks the catalogue for users, by a language model and all else it needs."""
+"""The interface of rankers, which rank the catalogue for users."""
 
 from __future__ import annotations
 
@@ -87,8 +87,7 @@ class Ranker(ABC):
                 makes larger values better.
 
         Returns:
-            The best ranker; and for `result.json` what was chosen and what all that was tried
-            scored.
+            The best ranker; and for `result.json` the choice and the scores of all candidates.
         """
         return self, {}
 
@@ -108,7 +107,7 @@ class Ranker(ABC):
 
     @property
     def reads_base(self) -> bool:
-        """Whether the model without its adapter takes part, which must not be merged then."""
+        """True if the model without its adapter takes part: then it must not be merged."""
         return False
 
     def prepared(self) -> Ranker:

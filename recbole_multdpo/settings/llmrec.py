@@ -285,8 +285,9 @@ class BIGRecSettings(LLMRecSettings):
 
     @property
     def ranks_by_validation(self) -> bool:
-        """Whether the strength of the popularity is chosen."""
-        return self.grounding_weight == "popularity" and self.grounding_gamma == "auto"
+        """Whether there is an assistant, or the strength of the popularity is chosen."""
+        chooses = self.grounding_weight == "popularity" and self.grounding_gamma == "auto"
+        return chooses or super().ranks_by_validation
 
     @property
     def grounds_by_base(self) -> bool:

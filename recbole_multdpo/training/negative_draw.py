@@ -21,7 +21,7 @@ from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.ranking.exact import exact_topk
+from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runtime import processes
 
 
@@ -110,7 +110,8 @@ def _pool(
         return torch.from_numpy(drawn).to(model.device)
     if settings.negative_pool == "ranker":
         known = negatives.known_mask(users)
-        return exact_topk(model, prompts, torch.from_numpy(known).to(model.device), size).items
+        ranker = ExactRanker(model, model.histories)
+        return ranker.rank(prompts, torch.from_numpy(known).to(model.device), size).items
     return None
 
 

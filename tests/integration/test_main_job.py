@@ -288,12 +288,13 @@ def test_a_split_without_a_validation_part_is_trained_to_the_end(
     assert result["test_set"] == classical["test_set"]
 
 
+@pytest.mark.parametrize("model", [[], ["--model=BIGRec", "--grounding_weight=assistant"]])
 def test_what_only_a_validation_part_can_decide_asks_for_one(
-    data_path: Path, tmp_path: Path
+    data_path: Path, tmp_path: Path, model: list[str]
 ) -> None:
-    chosen = "--assistant=EASE"
+    chosen = [*model, "--assistant=EASE"]
     with pytest.raises(DataError, match="validation part of the split is empty, and an assistant"):
-        run(toy_arguments(data_path, tmp_path / "run", NO_VALIDATION, chosen))
+        run(toy_arguments(data_path, tmp_path / "run", NO_VALIDATION, *chosen))
 
 
 def test_popularity_metrics_work_with_topk_rankings(data_path: Path, tmp_path: Path) -> None:
