@@ -1,1 +1,1 @@
-"""What a user may say: settings, where they come from, and what is refused."""
+"""The user's settings: their fields, sources and checks."""

@@ -1,4 +1,4 @@
-"""RecBole's models that can score conversations; see `classical.conversations` for how."""
+"""List of RecBole's models that can score conversations (`classical.conversations`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """DeepSpeed's configuration: a name, a file or a mapping, completed by the run's own settings.
 
-Files are written as for transformers' Trainer; "auto" leaves a value to the run or to DeepSpeed.
-What the run's own settings decide (batch sizes, optimizer, schedule, clipping, precision) may not
-say anything else there: a run means the same with and without DeepSpeed.
+The format is that of transformers' Trainer; "auto" leaves a value to the run or to DeepSpeed.
+Batch sizes, optimizer, schedule, clipping and precision come from the run's own settings, and the
+configuration must not contradict them: a run means the same with and without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recbole_multdpo.settings.text import read_settings_file
 
 AUTO = "auto"
 INSTALL = "pip install 'recbole-multdpo[deepspeed]'"
-# sections that our own settings replace, and what they are
+# sections that our own settings replace, with these settings
 _REPLACED = {
     "optimizer": "learner, learning_rate and weight_decay",
     "scheduler": "lr_scheduler_type and warmup_ratio",
@@ -37,13 +37,13 @@ def deepspeed_settings(
 
     Args:
         setting: the setting `deepspeed`.
-        run: the run's settings that matter here: dtype, learner, clip_grad_norm.
-        n_processes: of the run.
-        folder: with the files that go by their names.
+        run: the run's settings, of which dtype, learner and clip_grad_norm are read.
+        n_processes: number of processes of the run.
+        folder: folder of the files that can be given by name.
 
     Raises:
-        ConfigError: DeepSpeed is not installed, the file is missing or malformed, or something in
-            it contradicts the run's own settings.
+        ConfigError: DeepSpeed is not installed, or the file is missing, malformed or contradicts
+            the run's own settings.
     """
     given, origin = _read(setting, folder)
     own = _own(run, n_processes)
@@ -56,12 +56,12 @@ def deepspeed_settings(
 def process_problems(
     settings: LLMRecSettings, deepspeed: Mapping[str, Any] | None, several: bool
 ) -> list[str]:
-    """Settings that do not go with several processes, or with DeepSpeed; one sentence each.
+    """Settings that do not work with several processes, or with DeepSpeed; one sentence each.
 
     Args:
         settings: LLMRec's.
-        deepspeed: the complete configuration, None without it.
-        several: whether there are several processes, or DeepSpeed.
+        deepspeed: the complete configuration, None without DeepSpeed.
+        several: True with several processes or DeepSpeed.
     """
     problems = []
     if settings.auto_batch and several:
@@ -79,7 +79,7 @@ def process_problems(
 
 
 def _read(setting: str | Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
-    """The configuration as it is written, and where it is from, for messages."""
+    """Read the configuration; returns it and its origin for messages."""
     if not isinstance(setting, str):
         return dict(setting), "deepspeed"
     named = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
@@ -104,7 +104,7 @@ def _own(run: Mapping[str, Any], n_processes: int) -> dict[str, Any]:
     """Entries that follow from the run's own settings."""
     clipping = run["clip_grad_norm"] or {"max_norm": 0.0}
     return {
-        # the engine gets losses weighted by context, in parts of its own choice: no more is told
+        # the trainer weights losses and accumulates gradients itself
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": n_processes,
@@ -150,7 +150,7 @@ def _check(
             "zero_optimization.round_robin_gradients: DeepSpeed then takes the optimizer state of "
             "one parameter for that of another, and no checkpoint would be right. Remove it."
         )
-    # DeepSpeed replaces torch's Adagrad by one that knows nothing of our schedule
+    # DeepSpeed replaces torch's Adagrad by one that ignores our schedule
     if run["learner"] in ("adagrad", "sparse_adam"):
         problems.append(f"learner={run['learner']} is not for DeepSpeed: use adamw.")
     norm_type = (run["clip_grad_norm"] or {}).get("norm_type", 2)
@@ -161,7 +161,7 @@ def _check(
 
 
 def _without_auto(value: Any) -> Any:
-    """DeepSpeed does not know "auto": its defaults hold where nothing is said."""
+    """Remove "auto", which DeepSpeed does not know, so that its defaults apply."""
     if not isinstance(value, Mapping):
         return value
     return {key: _without_auto(item) for key, item in value.items() if item != AUTO}

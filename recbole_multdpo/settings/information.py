@@ -1,15 +1,15 @@
-"""What every system knows at test: the setting `test_information`.
+"""Data that every system may use at test: the setting `test_information`.
 
-Published leave-one-out tables give the validation item to every system at test; a model that goes
-without it looks worse than it is. So one setting says what all systems know, whatever their kind:
+Published leave-one-out tables give the validation item to every system at test; a model without it
+looks worse than it is. One setting decides for all kinds of systems:
 
 - `train`: the training part.
-- `train_valid`: fitted weights stay, inputs grow. Histories in prompts and sequences have the
-  validation items too, and so have the rows of users that item-item models and autoencoders score.
-- `refit`: after validation has chosen the settings and the number of epochs, the system is trained
-  again on both parts, and that one is tested.
-- `rolling`: RecBole's test of sequential models, where every test row knows all rows before it, of
-  the test part too.
+- `train_valid`: fitted weights stay, inputs grow. Histories in prompts and sequences include the
+  validation items, and so do the user rows that item-item models and autoencoders score.
+- `refit`: after validation has chosen settings and number of epochs, the system is trained again on
+  both parts and then tested.
+- `rolling`: RecBole's test of sequential models, where the input of a test row is all rows before
+  it, including test rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEY = "test_information"
 FORMER_KEY = "test_history"  # of language models, before all systems had the setting
 AUTO = "auto"
 
-# What a table of figures says of it.
+# notes for tables of results
 KNOWN = {
     "train": "At test every system knows the training part alone (test_information=train).",
     "train_valid": "At test every system is given the validation items as input, its weights "
@@ -34,19 +34,19 @@ KNOWN = {
     "(test_information=rolling).",
 }
 
-# General models whose scores of a user are made from the user's items when they are asked for
-# (`model.user_rows` finds out and checks it); those of all others stand in weights of the user.
+# General models that compute a user's scores from the user's items (`classical.user_rows` checks
+# it); all others have weights per user.
 READS_ROWS = frozenset(
     "ADMMSLIM AsymKNN CDAE DiffRec EASE FISM ItemKNN LDiffRec MacridVAE MultiDAE MultiVAE NAIS"
     " RaCT RecVAE SLIMElastic SimpleX".split()
 )
-# They have no input that could grow.
+# models without input
 NO_INPUT = frozenset({"Pop", "Random"})
 _BY_USERS = frozenset({"AsymKNN", "ItemKNN"})  # with knn_method=user
 
 
 def default_information(settings: Mapping[str, Any]) -> str:
-    """What `auto` stands for: the validation items too in leave-one-out, else training alone."""
+    """Value of `auto`: train_valid for leave-one-out, else train."""
     split = settings["eval_args"]["split"]
     parts_in_files = settings.get("benchmark_filename") is not None
     leave_one_out = split.get("LS") == "valid_and_test" and not parts_in_files
@@ -56,12 +56,12 @@ def default_information(settings: Mapping[str, Any]) -> str:
 def information_problems(
     model: str, settings: Mapping[str, Any], is_language_model: bool
 ) -> list[str]:
-    """Why a model cannot be tested on this information, one sentence each.
+    """Reasons why a model cannot be tested with this information, one sentence each.
 
     Args:
         model: its name.
         settings: final settings, `test_information` resolved.
-        is_language_model: whether it is one of ours.
+        is_language_model: True for one of ours.
     """
     value, kind = settings[KEY], settings["MODEL_TYPE"]
     if value == "rolling" and kind != ModelType.SEQUENTIAL:
@@ -72,7 +72,7 @@ def information_problems(
         ]
     if value == "refit" and kind == ModelType.DECISIONTREE:
         return [f"{KEY}=refit: {model} is no model of epochs. Use --{KEY}=train."]
-    # of RecBole's models with stages of training; pretraining keeps no best epoch
+    # RecBole's models with training stages: pretraining chooses no best epoch
     stage = settings.get("train_stage") or ""
     if stage.endswith("pretrain") and (
         value == "refit" or (value == "train_valid" and kind != ModelType.SEQUENTIAL)
@@ -105,7 +105,7 @@ def information_problems(
 
 
 def cannot_grow(name: str) -> str:
-    """The sentence for a model whose input does not grow."""
+    """Sentence for a model whose input cannot grow."""
     return (
         f"{KEY}=train_valid, the default in leave-one-out: {name} keeps what it knows of a user in "
         "weights and can be shown nothing more at test. Use "
@@ -114,7 +114,7 @@ def cannot_grow(name: str) -> str:
 
 
 def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the former name of `test_information` replaced."""
+    """Copy of the settings with the former name of `test_information` replaced."""
     renamed = dict(settings)
     if FORMER_KEY in renamed:
         former = renamed.pop(FORMER_KEY)
@@ -123,5 +123,5 @@ def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_tested_before(settings: Mapping[str, Any], is_sequential: bool) -> dict[str, Any]:
-    """A run's saved settings, with the information that runs without the setting were tested on."""
+    """Saved settings of a run; `test_information` of runs before it existed is added."""
     return {KEY: "rolling" if is_sequential else "train", **with_known_names(settings)}

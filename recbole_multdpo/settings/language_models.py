@@ -1,9 +1,9 @@
-"""Which models are language models: LLMRec, and baselines that share its data and its training.
+"""Registry of the language models: LLMRec, and baselines that share its data and training.
 
-A baseline differs in how it ranks. It has three things:
+A baseline differs in its ranking. It consists of:
 
-- its settings, a class derived from LLMRec's, with the fields that only the baseline has;
-- `properties/model/<name>.yaml`, read after LLMRec's file: those fields, and defaults that differ;
+- its settings, a subclass of LLMRec's with the baseline's own fields;
+- `properties/model/<name>.yaml`, read after LLMRec's file: these fields, and defaults that differ;
 - its ranker in `ranking/`, with an entry in `ranking.RANKERS`.
 """
 
@@ -18,7 +18,7 @@ LANGUAGE_MODELS: dict[str, type[LLMRecSettings]] = {
 
 
 def owners(keys: set[str] | frozenset[str]) -> str:
-    """The language models that have one of the settings: the first that has all, else a list."""
+    """Names of the language models with these settings: the first with all, else those with any."""
     having = [name for name, kind in LANGUAGE_MODELS.items() if keys & kind.model_fields.keys()]
     complete = [name for name in having if keys <= LANGUAGE_MODELS[name].model_fields.keys()]
     return complete[0] if complete else " and ".join(having)

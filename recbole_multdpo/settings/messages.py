@@ -1,4 +1,4 @@
-"""Mistakes in settings as sentences: the setting, its origin, what is allowed, what was given."""
+"""Errors in settings as sentences with the setting, its origin, the allowed and given values."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-# pydantic's words, as settings files call these things
+# pydantic's words, and those for settings files
 _WORDS = {
     "should": "must",
     "a valid boolean": "True or False",
@@ -23,17 +23,17 @@ _WORDS = {
 def type_problems(
     adapter: TypeAdapter[Any], values: Mapping[str, Any], origins: Mapping[str, str]
 ) -> list[str]:
-    """Values that do not have the declared type, one sentence per place, in pydantic's words.
+    """Check values against their declared types; one sentence per error, in pydantic's words.
 
     Args:
-        adapter: of a pydantic model or TypedDict, one field per setting.
-        values: the settings; keys are those of the type.
-        origins: where a setting was set, for the message; may lack keys.
+        adapter: adapter of a pydantic model or TypedDict, with one field per setting.
+        values: the settings, with the type's keys.
+        origins: origin of each setting, for the message; may lack keys.
     """
     try:
         adapter.validate_python(dict(values))
     except ValidationError as error:
-        found: dict[tuple[str, ...], dict[str, Any]] = {}  # an error per alternative of a type
+        found: dict[tuple[str, ...], dict[str, Any]] = {}  # an error per alternative of a union
         for detail in error.errors():
             found.setdefault(_place(detail["loc"], values), {})[_message(detail, adapter)] = detail
         return [
@@ -76,7 +76,7 @@ def _message(detail: Any, adapter: TypeAdapter[Any]) -> str:
 
 
 def _given(details: Sequence[Any]) -> str:
-    """The value that was given, and what it may be a misspelling of."""
+    """The given value, with a suggestion if it looks misspelt."""
     given = details[0]["input"]
     if details[0]["type"] in ("missing", "extra_forbidden"):
         return ""
@@ -86,7 +86,7 @@ def _given(details: Sequence[Any]) -> str:
 
 
 def listed(problems: Iterable[str]) -> str:
-    """One problem as it is; several as a list under a heading."""
+    """Join problems: a single one as it is, several as a list under a heading."""
     problems = list(problems)
     if len(problems) == 1:
         return problems[0]
@@ -94,7 +94,7 @@ def listed(problems: Iterable[str]) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """`; did you mean a or b?` for a mistyped name, empty text where nothing is similar."""
+    """`; did you mean a or b?` for a mistyped name, empty if nothing is similar."""
     by_lower = {candidate.lower(): candidate for candidate in valid}
     close = get_close_matches(name.lower().replace("-", "_"), by_lower, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""

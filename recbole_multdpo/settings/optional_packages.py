@@ -1,7 +1,7 @@
-"""Packages that RecBole imports only for one model or one setting, and does not require.
+"""Find packages that RecBole imports for some models or settings only, without requiring them.
 
-Which they are is read from RecBole's sources, where most of them are imported inside of functions:
-a run would find out in the middle.
+They are read from RecBole's source code, which imports most of them inside functions: a run would
+fail only in the middle.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import recbole
 
 _MODELS = Path(recbole.__file__).parent / "model"
 
-# by module: the name to install it by, where that is another
+# distribution names by module, where they differ
 _DISTRIBUTIONS = {
     "community": "python-louvain",
     "faiss": "faiss-cpu",
     "kmeans_pytorch": "kmeans-pytorch",
     "torch_scatter": "torch-scatter",
 }
-# modules that a model imports for one value of a setting only
+# modules that a model imports only for some values of a setting
 _ONLY_IF: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "community": lambda settings: settings["neigh_info_method"] == "louvain",
     "networkx": lambda settings: settings["neigh_info_method"] == "louvain",
@@ -43,9 +43,10 @@ def _modules(nodes: Iterator[ast.AST]) -> Iterator[str]:
 
 @cache
 def packages_of(model: str) -> frozenset[str]:
-    """Top-level names of what one of RecBole's models imports, anywhere in its file.
+    """Top-level names of the packages that one of RecBole's models imports, anywhere in its file.
 
-    With what importing its neighbours needs, because RecBole imports all models of a kind at once.
+    They include the module-level imports of its neighbours, as RecBole imports all models of a kind
+    at once.
     """
     (file,) = _MODELS.glob(f"*_recommender/{model.lower()}.py")
     found = set(_modules(ast.walk(ast.parse(file.read_text(encoding="utf-8")))))
@@ -56,11 +57,11 @@ def packages_of(model: str) -> frozenset[str]:
 
 
 def missing_packages(model: str, settings: Mapping[str, Any] | None) -> list[str]:
-    """A sentence for what a model of RecBole needs and is not installed; [] where nothing is.
+    """Sentence about the packages that a model of RecBole needs and lacks; [] if there are none.
 
     Args:
         model: name of one of RecBole's models.
-        settings: of the run; None where they are not known yet: what only some need is left out.
+        settings: settings of the run; None if not known yet, without packages that depend on them.
     """
     needed = [
         name
@@ -71,7 +72,7 @@ def missing_packages(model: str, settings: Mapping[str, Any] | None) -> list[str
 
 
 def missing_for_logging(settings: Mapping[str, Any]) -> list[str]:
-    """As `missing_packages`, for the settings that every model has."""
+    """Like `missing_packages`, for the settings that every model has."""
     return _sentence("log_wandb=True", ["wandb"]) if settings.get("log_wandb") else []
 
 

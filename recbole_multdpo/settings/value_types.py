@@ -10,7 +10,7 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-# 2^-gamma, the least factor of a distance, must stay within float32
+# 2^-gamma, the smallest factor of a distance, must be representable in float32
 Gamma = Annotated[float, Field(ge=0, le=100)]
 Text = Annotated[str, Field(min_length=1)]
 # A settings file holds lists; the frozen model holds tuples.
@@ -25,7 +25,7 @@ Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
 
 
 def like(pattern: str, *examples: str) -> AfterValidator:
-    """A check that text has a pattern; its message shows examples instead of the pattern."""
+    """Make a validator that text matches a pattern; its message shows examples instead."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
