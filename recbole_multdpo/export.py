@@ -23,6 +23,7 @@ from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runtime.durable_files import atomic_folder, is_write_failure
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.shown_text import show
+from recbole_multdpo.settings.declared import acts
 from recbole_multdpo.settings.text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
 from recbole_multdpo.trained.commands import (
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from recbole_multdpo.trained.run import TrainedRun
 
 HELPER = "rank_catalogue.py"
-LOCAL_SETTINGS = frozenset({"data_path", "sft_cache_dir", "device", "num_threads"})
 BASE, ADAPTER = "base", "adapter"
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights and tokenizers
 
@@ -135,7 +135,11 @@ def _copy_model(run: TrainedRun, folder: Path) -> None:
 def public_settings(run: TrainedRun) -> dict[str, Any]:
     """A run's settings without those that hold on its machine only."""
     settings = {**run.config.to_dict(), **read_settings_file(run.folder / "config.yaml")}
-    settings = {key: value for key, value in settings.items() if key not in LOCAL_SETTINGS}
+    settings = {
+        key: value
+        for key, value in settings.items()
+        if acts(key, run.config["model"]).changes != "machine"
+    }
     backbone = Path(str(settings["backbone"]))
     settings["backbone"] = backbone.name if backbone.is_absolute() else str(backbone)
     return settings

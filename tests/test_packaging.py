@@ -97,7 +97,7 @@ def test_metadata_bounds_what_recbole_depends_on(unpacked: Path) -> None:
 @pytest.mark.integration
 def test_installed_wheel_runs_in_an_empty_folder(unpacked: Path, tmp_path: Path) -> None:
     command = "import sys; from recbole_multdpo.cli import main; sys.exit(main())"
-    arguments = ["--model=EASE", "--dataset=ml-100k", "--epochs=1", "--run_dir=run"]
+    arguments = ["--model=EASE", "--dataset=ml-100k", "--run_dir=run"]
     done = run_python("-c", command, *arguments, cwd=tmp_path, path=unpacked)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -32,13 +32,9 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
+from recbole_multdpo.settings.declared import acts, idle, in_run
 
 USERS_AT_ONCE = 256
-# settings that change neither the assistant's data nor its weights
-_NOT_IN_KEY = frozenset(
-    "data_path device use_gpu num_threads state show_progress checkpoint_dir log_wandb"
-    " save_dataset dataset_save_path save_dataloaders dataloaders_save_path".split()
-)
 
 
 @dataclass(frozen=True)
@@ -246,7 +242,13 @@ def _scores(
 
 def _key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> str:
     """Hash of all that determines the scores, 16 hexadecimal digits."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in _NOT_IN_KEY}
+    everything, name = config.to_dict(), config["model"]
+    idle_keys = idle(in_run(everything), everything, name)
+    settings = {
+        key: value
+        for key, value in everything.items()
+        if not acts(key, name).may_change and key not in idle_keys
+    }
     conversations = dataset.conversations.digest() if dataset.conversations is not None else None
     described = {"settings": settings, "n_items": dataset.item_num, "said": conversations}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())

@@ -19,18 +19,12 @@ from recbole_multdpo.comparison.request import (
 )
 from recbole_multdpo.comparison.results import BEYOND_ACCURACY
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings.checks import unused_by
 from recbole_multdpo.settings.config import Config, load_config, settings_of
-from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.llmrec import LIST_METRICS, ZERO_SHOT
+from recbole_multdpo.settings.declared import declared, idle, in_run
+from recbole_multdpo.settings.llmrec import LIST_METRICS
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
-# settings that must be equal for figures to be comparable
-SAME_PROTOCOL = (
-    "dataset data_path load_col val_interval user_inter_num_interval item_inter_num_interval"
-    " eval_args test_information topk metrics valid_metric"
-).split()
+SAME_PROTOCOL = tuple(key for key, acting in declared().items() if acting.protocol)
 
 
 @dataclass(frozen=True)
@@ -71,12 +65,9 @@ def make_plan(request: Request) -> Plan:
         ConfigError: a system's settings are wrong, its protocol differs from the others', a varied
             or tuned key is a setting of no system, or there is no validation part to tune by.
     """
-    known = {system: _known_settings(system) for system in request.systems}
+    known = _acting_settings(request)
     _check_used("vary", request.vary, known)
     _check_used("tune", request.tune, known)
-    known = {
-        each: keys for system, keys in known.items() for each in varied(system, request.vary, keys)
-    }
     given = {}
     for system in known:
         loss = {} if system.loss is None else {"loss": system.loss}
@@ -151,25 +142,40 @@ def _apply_assistant_settings(
         check_prefix(key, names)
 
 
-def _known_settings(system: System) -> set[str]:
-    """Names of a system's settings, without those that its loss ignores.
+def _acting_settings(request: Request) -> dict[System, set[str]]:
+    """The compared systems, and the names of the settings that have an effect on each.
 
-    With them, varying an ignored setting would give the same run under several names.
+    A system is taken once for all values of a varied setting that has no effect on it: they would
+    be the same run under several names.
     """
-    known = settings_of(system.model)
-    if system.model not in LANGUAGE_MODELS:
-        return known
-    # the other language models have one loss, supervised fine-tuning's
-    loss = system.loss if system.model == LLMREC else "sft"
-    if loss == ZERO_SHOT or loss in LOSSES:  # else a settings file sets it, or it is refused later
-        known -= unused_by(loss)
-    return known
+    valid = {system: settings_of(system.model) for system in request.systems}
+    acting: dict[System, set[str]] = {}
+    for system in request.systems:
+        for each in varied(system, request.vary, valid[system]):
+            idle_keys = _idle(request, each, {**valid, each: valid[system]})
+            kept = {key: [text] for key, text in each.own[len(system.own) :]}
+            (known_as,) = varied(system, kept, kept.keys() - idle_keys)
+            acting.setdefault(known_as, valid[system] - idle_keys)
+    return acting
+
+
+def _idle(request: Request, system: System, known: Mapping[System, set[str]]) -> set[str]:
+    """Settings without effect on a system; none where its settings are wrong together."""
+    loss = {} if system.loss is None else {"loss": system.loss}
+    settings = {"model": system.model, **loss, **request.settings_of(system, known)}
+    try:
+        config = load_config([], config_dict=settings)
+    except ConfigError:
+        return set()  # the check of the system as it would be run says why
+    return idle(in_run(config.final_config_dict, config.settings), known[system], system.model)
 
 
 def _check_used(name: str, keys: Mapping[str, Any], known: Mapping[System, set[str]]) -> None:
     for key in keys:
         if "." not in key and not any(key in own for own in known.values()):
-            raise ConfigError(f"{name}: {key} is a setting of none of the systems.")
+            raise ConfigError(
+                f"{name}: {key} is a setting of none of the systems, or has no effect on any."
+            )
 
 
 def _checked(system: System, settings: Mapping[str, str]) -> Config:

@@ -166,7 +166,9 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def varied(system: System, vary: Mapping[str, Sequence[Any]], known: set[str]) -> Iterator[System]:
+def varied(
+    system: System, vary: Mapping[str, Sequence[Any]], known: AbstractSet[str]
+) -> Iterator[System]:
     """A system once per combination of the varied settings, of those that it knows."""
     keys = [key for key in vary if key in known]
     for values in itertools.product(*(vary[key] for key in keys)):

@@ -17,6 +17,7 @@ from recbole_multdpo.runs.folder import read_result
 from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import fitted, is_file, read_json, readable
+from recbole_multdpo.settings.declared import acts, idle, in_run
 from recbole_multdpo.settings.llmrec import ZERO_SHOT
 from recbole_multdpo.settings.text import read_settings_file
 
@@ -25,12 +26,6 @@ STEP_NUMBERS = {
     **dict.fromkeys(("step", "loss", "margin", "positive_logp", "negative_logp", "seconds"), float),
 }
 VALIDATION_COLUMNS = {"stage": str, "step": float, "metric": str, "value": float}
-
-# Runs that differ in these settings only are one system.
-_SAME_SYSTEM = frozenset(
-    "seed state show_progress device use_gpu num_threads data_path sft_cache_dir sft_cache"
-    " metrics tail_ratio".split()
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +139,23 @@ def _titles(folder: Path) -> dict[str, str]:
 
 def _name(path: Path, settings: Mapping[Path, Mapping[str, Any]]) -> str:
     """The system, with the settings in which runs of this system differ."""
-    own = settings[path]
-    alike = [other for other in settings.values() if _system(other) == _system(own)]
-    keys = sorted({key for other in alike for key in other} - _SAME_SYSTEM)
+    own = _of_system(settings[path])
+    system = _system(settings[path])
+    alike = [_of_system(other) for other in settings.values() if _system(other) == system]
+    keys = sorted({key for other in alike for key in other})
     differing = [key for key in keys if any(other.get(key) != own.get(key) for other in alike)]
-    return " ".join([_system(own), *(f"{key}={own.get(key)}" for key in differing)])
+    return " ".join([system, *(f"{key}={settings[path].get(key)}" for key in differing)])
+
+
+def _of_system(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that make runs different systems: those with an effect on more than the figures."""
+    model = settings["model"]
+    without = idle(in_run(settings), settings, model) | {"seed"}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in without and not acts(key, model).may_change and not acts(key, model).measures
+    }
 
 
 def _system(settings: Mapping[str, Any]) -> str:

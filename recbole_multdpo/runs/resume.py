@@ -15,20 +15,11 @@ from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runs.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE, is_in_use
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted
 from recbole_multdpo.settings.config import AUTO, Config, settings_of_run
+from recbole_multdpo.settings.declared import acts
 
 REFIT = "refit-"  # before the names of the stages of `test_information=refit`
 STAGES = ("sft", "preference", REFIT + "sft", REFIT + "preference")
 
-# Settings that change neither the data nor, up to rounding, the weights: what is logged and kept,
-# the machine, where files lie, caches, how much is computed at once, and what is never taken from a
-# folder. That moved data are the same data is what their fingerprints say.
-CHANGEABLE = frozenset(
-    "show_progress state device use_gpu num_threads save_steps save_total_limit auto_batch"
-    " gradient_accumulation_steps max_tokens_per_batch gradient_checkpointing score_batch_tokens"
-    " rank_batch_users expand_per_step deepspeed trust_remote_code log_wandb wandb_project"
-    " save_dataset save_dataloaders dataset_save_path dataloaders_save_path data_path worker"
-    " sft_cache sft_cache_dir reference_cache linked_users".split()
-)
 BACKBONE_SETTING = "backbone"
 _REQUIRED_STATE = ("settings", "logs")
 
@@ -48,9 +39,29 @@ class ResumePoint:
     state: Mapping[str, Any]
 
 
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """Hash of the settings that a resumed run may not change, 16 hexadecimal digits."""
-    fixed = {key: value for key, value in settings.items() if key not in CHANGEABLE}
+def may_change(key: str, settings: Mapping[str, Any]) -> bool:
+    """True if a resumed run may have another value of a setting.
+
+    That is so of what changes neither the data nor, up to rounding, the weights: what is logged and
+    kept, the machine, where files lie, caches, how much is computed at once. That moved data are
+    the same data is what their fingerprints say.
+    """
+    return acts(key, str(settings.get("model"))).may_change
+
+
+def settings_hash(settings: Mapping[str, Any], *, as_before: bool = False) -> str:
+    """Hash of the settings that a resumed run may not change, 16 hexadecimal digits.
+
+    Args:
+        settings: of a run.
+        as_before: the hash that version 0.1 kept, in whose runs fewer settings might change.
+    """
+    model = str(settings.get("model"))
+    fixed = {
+        key: value
+        for key, value in settings.items()
+        if not may_change(key, settings) or (as_before and acts(key, model).fixed_before)
+    }
     text = json.dumps(fixed, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -97,7 +108,7 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
     return [
         key
         for key in sorted(saved)
-        if key not in CHANGEABLE and _as_json(saved[key]) != _as_json(current.get(key))
+        if not may_change(key, saved) and _as_json(saved[key]) != _as_json(current.get(key))
     ]
 
 

@@ -50,7 +50,8 @@ def check_folder(folder: Path, result: Mapping[str, Any]) -> None:
             f"{folder / CONFIG_FILE} and {folder / RESULT_FILE} are of different runs: "
             f"{'; '.join(differing)}. Put the file of this run back."
         )
-    if result.get("settings_hash", settings_hash(settings)) != settings_hash(settings):
+    hashes = [settings_hash(settings), settings_hash(settings, as_before=True)]
+    if result.get("settings_hash", hashes[0]) not in hashes:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} differs from the run's settings: a setting was changed after "
             f"{RESULT_FILE} was written. Restore it, or run its command again."

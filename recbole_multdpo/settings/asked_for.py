@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.declared import declared
 from recbole_multdpo.settings.text import parse_literal
 
 # setting to what it does
-ASKED_FOR = {
-    "trust_remote_code": "lets a model's folder run code",
-    "log_wandb": "sends figures and settings to Weights & Biases",
-}
+ASKED_FOR = {key: acting.asked for key, acting in declared().items() if acting.asked}
 
 
 def check_asked(settings: Mapping[str, Any], origin: object, asked: Mapping[str, Any]) -> None:

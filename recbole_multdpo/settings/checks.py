@@ -3,33 +3,28 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings.llmrec import (
-    LIST_METRICS,
-    PREFERENCE_KEYS,
-    SFT_KEYS,
-    WITHOUT_PREFERENCES,
-    ZERO_SHOT,
-    BIGRecSettings,
-    LLMRecSettings,
-)
+from recbole_multdpo.settings.acts import Given
+from recbole_multdpo.settings.conditions import ZERO_SHOT
+from recbole_multdpo.settings.declared import idle_problems
+from recbole_multdpo.settings.language_models import LLMREC
+from recbole_multdpo.settings.llmrec import LIST_METRICS, BIGRecSettings, LLMRecSettings
 
 
-def impossible_combinations(
-    settings: LLMRecSettings, shared: Mapping[str, Any], asked_for: Iterable[str]
+def check_combinations(
+    settings: LLMRecSettings, shared: Mapping[str, Any], explicit: Iterable[str]
 ) -> list[str]:
-    """What is wrong with LLMRec's settings although each of them is allowed by itself.
+    """Check settings against each other, each of them being allowed by itself.
 
     Args:
         settings: LLMRec's own settings.
         shared: RecBole's settings, final and of the right types.
-        asked_for: keys set on the command line. One of them without any effect is a
-            mistake, whereas a settings file may well describe more than one run.
+        explicit: keys set on the command line. One of them without any effect is a mistake,
+            whereas a settings file may well describe more than one run.
 
     Returns:
         One sentence per problem, with the remedy.
     """
-    return [
+    problems = [
         *_model_problems(settings),
         *_loss_problems(settings, shared),
         *_dynamic_problems(settings),
@@ -37,9 +32,10 @@ def impossible_combinations(
         *_recbole_problems(shared),
         *_ranking_problems(settings, shared),
         *_grounding_problems(settings),
-        *_settings_without_effect(settings, set(asked_for)),
-        *_history_settings_without_effect(shared.get("context"), set(asked_for)),
     ]
+    named = {problem.partition("=")[0] for problem in problems}
+    given = Given(shared, settings)
+    return problems + idle_problems(given, {*explicit} - named, shared.get("model", LLMREC))
 
 
 def _model_problems(settings: LLMRecSettings) -> list[str]:
@@ -239,144 +235,7 @@ def _grounding_problems(settings: LLMRecSettings) -> list[str]:
     return []
 
 
-def _grounding_without_effect(settings: BIGRecSettings, asked_for: set[str]) -> list[str]:
-    problems = []
-    if "assistant_weight" in asked_for:
-        problems.append(
-            "assistant_weight: no effect with BIGRec, whose distances an assistant's scores weigh "
-            "with grounding_gamma. Use --grounding_gamma, or leave it out."
-        )
-    if "grounding_gamma" in asked_for and settings.grounding_weight == "none":
-        problems.append(
-            "grounding_gamma: no effect with grounding_weight=none. Add "
-            "--grounding_weight=popularity, or --grounding_weight=assistant --assistant=EASE."
-        )
-    return problems
-
-
-def _settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
-    problems = []
-    lora = sorted(key for key in asked_for if key.startswith("lora_"))
-    if settings.trains_all_weights and lora:
-        problems.append(
-            f"{', '.join(lora)}: no effect with finetune={settings.finetune}"
-            f"{' and the tiny backbone' if settings.finetune == 'auto' else ''}, which trains all "
-            "weights. Add --finetune=lora."
-        )
-    tiny = sorted(key for key in asked_for if key.startswith("tiny_"))
-    if settings.backbone != "tiny" and tiny:
-        problems.append(
-            f"{', '.join(tiny)}: no effect with backbone={settings.backbone}. Use --backbone=tiny."
-        )
-    searching = sorted(asked_for & {"expand_per_step", "stop_at_metrics"})
-    if settings.ranker == "exhaustive" and searching:
-        problems.append(
-            f"{', '.join(searching)}: no effect with ranker=exhaustive. Leave it out, or use "
-            "--ranker=best_first."
-        )
-    if isinstance(settings, BIGRecSettings):
-        problems += _grounding_without_effect(settings, asked_for)
-        asked_for = asked_for - {"assistant_weight"}
-    unassisted = sorted(asked_for & {"assistant_weight", "assistant_settings"})
-    if settings.assistant is None and unassisted:
-        problems.append(
-            f"{', '.join(unassisted)}: no effect without an assistant. Add --assistant=EASE."
-        )
-    if "rating_levels" in asked_for and settings.levels != settings.rating_levels:
-        problems.append(
-            "rating_levels: no effect but with level_thresholds=auto and a loss of several levels, "
-            "such as mult2_dpo. Use --level_thresholds."
-        )
-    problems += _negatives_without_effect(settings, asked_for)
-    problems += _loss_settings_without_effect(settings, asked_for)
-    return problems
-
-
-def _negatives_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
-    dynamic = {"negative_temperature", "dynamic_weights", "negative_pool", "negative_pool_size"}
-    static = {"negative_distribution", "popularity_alpha"}
-    other = {"static": "dynamic", "dynamic": "static"}[settings.negatives]
-    unused = sorted(asked_for & (dynamic if settings.negatives == "static" else static))
-    if unused:
-        return [
-            f"{', '.join(unused)}: no effect with negatives={settings.negatives}. "
-            f"Add --negatives={other}, or leave it out."
-        ]
-    problems = []
-    if "negative_pool_size" in asked_for and settings.negative_pool == "catalogue":
-        problems.append(
-            "negative_pool_size: no effect with negative_pool=catalogue. "
-            "Add --negative_pool=uniform or --negative_pool=ranker."
-        )
-    if "popularity_alpha" in asked_for and settings.negative_distribution == "uniform":
-        problems.append(
-            "popularity_alpha: no effect with negative_distribution=uniform. "
-            "Add --negative_distribution=popularity."
-        )
-    return problems
-
-
-def _history_settings_without_effect(context: str | None, asked_for: set[str]) -> list[str]:
-    found = asked_for & {
-        "max_history",
-        "rank_history",
-        "target_share",
-        "history_split",
-    }
-    if context != "conversation" or not found:
-        return []
-    return [
-        f"{', '.join(sorted(found))}: no effect with context=conversation, which shows a "
-        "conversation and takes all its answers as targets. Leave it out, or use --context=history."
-    ]
-
-
-def unused_by(loss: str) -> frozenset[str]:
-    """Settings without effect under a loss: of stages that it does not have, of other losses.
-
-    Args:
-        loss: `zero_shot` or a key of `LOSSES`.
-    """
-    if loss == ZERO_SHOT:
-        return _loss_options() | PREFERENCE_KEYS | SFT_KEYS
-    options = _loss_options() - {*LOSSES[loss].options}
-    if loss in WITHOUT_PREFERENCES:
-        return options | PREFERENCE_KEYS
-    return options | ({"num_negatives"} if LOSSES[loss].negatives == "one" else set())
-
-
-def _loss_options() -> frozenset[str]:
-    return frozenset(option for entry in LOSSES.values() for option in entry.options)
-
-
-def _loss_settings_without_effect(settings: LLMRecSettings, asked_for: set[str]) -> list[str]:
-    unused = unused_by(settings.loss) & asked_for
-    problems = []
-    for option in sorted(unused & _loss_options()):
-        users = [name for name, entry in LOSSES.items() if option in entry.options]
-        problems.append(
-            f"{option}: no effect with loss={settings.loss}. Use it with "
-            f"--loss={' or '.join(users)}, or leave it out."
-        )
-    stages = sorted(unused - _loss_options())
-    if stages:
-        problems.append(
-            f"{', '.join(stages)}: no effect with loss={settings.loss}, "
-            f"{_why_unused(settings)}, or leave it out."
-        )
-    return problems
-
-
-def _why_unused(settings: LLMRecSettings) -> str:
-    """Why a loss ignores settings of a stage or of sets, and what to use instead."""
-    if settings.has_preference_stage:
-        return "which has one negative. Use a loss of sets such as --loss=s_dpo"
-    if settings.loss == ZERO_SHOT:
-        return "which trains nothing. Use another loss"
-    return "which trains no preferences. Use sft_epochs, sft_learning_rate or sft_batch_size"
-
-
-def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
+def warnings_for(settings: LLMRecSettings, device_type: str) -> list[str]:
     """Settings that work and are seldom wanted, one sentence each.
 
     Args:
@@ -384,12 +243,12 @@ def cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
         device_type: `cpu` or `cuda`.
     """
     return [
-        *_dtype_cautions(settings, device_type),
-        *_zero_shot_cautions(settings),
+        *_dtype_warnings(settings, device_type),
+        *_zero_shot_warnings(settings),
     ]
 
 
-def _zero_shot_cautions(settings: LLMRecSettings) -> list[str]:
+def _zero_shot_warnings(settings: LLMRecSettings) -> list[str]:
     if settings.loss == ZERO_SHOT and settings.backbone == "tiny":
         return [
             "loss=zero_shot with backbone=tiny ranks with random weights, which is chance. "
@@ -398,7 +257,7 @@ def _zero_shot_cautions(settings: LLMRecSettings) -> list[str]:
     return []
 
 
-def _dtype_cautions(settings: LLMRecSettings, device_type: str) -> list[str]:
+def _dtype_warnings(settings: LLMRecSettings, device_type: str) -> list[str]:
     if device_type == "cpu" and settings.dtype != "float32":
         return [
             f"dtype={settings.dtype} on a CPU is many times slower than float32. "

@@ -37,9 +37,10 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings import recbole as shared
-from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
-from recbole_multdpo.settings.checks import cautions, impossible_combinations
+from recbole_multdpo.settings.asked_for import check_asked
+from recbole_multdpo.settings.checks import check_combinations, warnings_for
 from recbole_multdpo.settings.conversation_models import check_conversation_model
+from recbole_multdpo.settings.declared import acts, declared, idle, idle_problems, in_run
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
 from recbole_multdpo.settings.information import AUTO as AUTO_INFORMATION
 from recbole_multdpo.settings.information import (
@@ -68,7 +69,7 @@ from recbole_multdpo.settings.text import (
     parse_setting,
     read_settings_file,
 )
-from recbole_multdpo.settings.unused import unused_problems, without_effect
+from recbole_multdpo.settings.unused import unused_problems
 
 _LANGUAGE_MODEL_KEYS = frozenset(
     key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
@@ -76,27 +77,6 @@ _LANGUAGE_MODEL_KEYS = frozenset(
 _RECBOLE = Path(recbole.__file__).parent
 AUTO = "auto"  # the value of resume that looks for the run itself
 RECBOLE_DATA_PATH = "dataset"  # RecBole's default of data_path
-
-# Made from other settings by RecBole, or meant for one run on one machine: not part of `to_dict`.
-_NOT_SAVED = frozenset(
-    "MODEL_TYPE MODEL_INPUT_TYPE eval_type single_spec local_rank valid_metric_bigger"
-    " valid_neg_sample_args test_neg_sample_args"
-    " config_files run_dir resume checkpoint_dir gpu_id".split()
-)
-
-# Settings that the constructor replaces by another form; `to_dict` has them as they were set.
-_CHANGED_BY_RECBOLE = ("device", "use_gpu", "train_neg_sample_args")
-
-
-# What the file in a data set's folder may not set: it may come from anybody, and these choose which
-# code runs, which files are read as models, and where files are written.
-_NOT_FOR_DATA_FOLDERS = frozenset(
-    "model dataset data_path config_files run_dir resume checkpoint_dir backbone"
-    " sft_cache_dir save_dataset save_dataloaders dataset_save_path dataloaders_save_path deepspeed"
-    " wandb_project assistant assistant_settings"
-    " pre_model_path pretrain_path mf_pretrain_path mlp_pretrain_path warm_up teacher"
-    " xgb_model lgb_model".split()
-) | set(ASKED_FOR)
 
 _RECBOLE_PROCESSES = frozenset("nproc world_size local_rank group_offset ip port".split())
 
@@ -209,7 +189,11 @@ class Config(RecBoleConfig):
         self._fill_gaps(final)
         self._check_combinations(final, origins)
         self._without_pickles(final, origins)
-        self._as_set = {key: deepcopy(final[key]) for key in _CHANGED_BY_RECBOLE}
+        self._as_set = {
+            key: deepcopy(value)
+            for key, value in final.items()
+            if acts(key, self.model).saved_as_set
+        }
         return final
 
     def _set_default_parameters(self) -> None:
@@ -254,7 +238,7 @@ class Config(RecBoleConfig):
         # RecBole's trainer asks the device for its GPU memory wherever use_gpu is set.
         final["use_gpu"] = final["device"].type == "cuda"
         if self.settings is not None:
-            self.warnings += cautions(self.settings, final["device"].type)
+            self.warnings += warnings_for(self.settings, final["device"].type)
 
     # Where settings come from
 
@@ -415,17 +399,19 @@ class Config(RecBoleConfig):
         problems = shared.evaluation_problems(
             final, *(_metrics(kind) for kind in (EvaluatorType.RANKING, EvaluatorType.VALUE))
         )
-        asked_for = self._load_cmd_line()
+        explicit = self._load_cmd_line()
         problems += unused_problems(
             final,
-            asked_for,
+            explicit,
             is_language_model=self.settings is not None,
             is_ranked=_is_ranked(final),
             reads_labels=self.settings is None and _reads_labels(self.model_class),
         )
         if self.settings is not None:
-            problems += impossible_combinations(self.settings, final, asked_for)
+            problems += check_combinations(self.settings, final, explicit)
             problems += _metric_problems(self.model, final)
+        else:
+            problems += idle_problems(in_run(final), explicit, self.model)
         problems += information_problems(self.model, final, self.settings is not None)
         problems += missing_for_logging(final)
         if self.model not in LANGUAGE_MODELS:
@@ -455,7 +441,8 @@ class Config(RecBoleConfig):
         if final["data_path"] is None and self.dataset != "ml-100k":
             final["data_path"] = self.internal_config_dict["data_path"]
         first = {"model": self.model, "dataset": self.dataset}
-        rest = {key: value for key, value in final.items() if key not in _NOT_SAVED}
+        known = _valid_keys(self.model, self.model_class) | shared.TRANSFORM_KEYS
+        rest = {k: v for k, v in final.items() if k in known and acts(k, self.model).saved}
         return plain({**first, **rest})
 
 
@@ -491,8 +478,8 @@ def settings_of(model: str) -> set[str]:
         ConfigError: there is no such model.
     """
     kind: Any = _model_class(model)
-    idle = without_effect(model, kind.type, model in LANGUAGE_MODELS)
-    return _valid_keys(model, kind) - idle
+    keys = _valid_keys(model, kind)
+    return keys - idle(in_run({"model": model, "MODEL_TYPE": kind.type}), keys, model)
 
 
 def properties_folder() -> Path:
@@ -565,7 +552,7 @@ def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Confi
         )
     common = shared.ADDED_KEYS | shared.UNLISTED_KEYS | set(general_arguments)
     common |= {*evaluation_arguments, *dataset_arguments}
-    common -= {"model", "dataset", "config_files", "run_dir", "resume", "gpu_id"}
+    common -= {"model", "dataset", *(key for key, acting in declared().items() if not acting.saved)}
     foreign = sorted(common & settings.assistant_settings.keys())
     if foreign:
         raise ConfigError(
@@ -635,9 +622,10 @@ def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
     if not file.is_file():
         return []
     layer = _file_layer(file, is_default=True)
-    foreign = {key for key in layer.settings if key.rpartition(".")[2] in _NOT_FOR_DATA_FOLDERS}
+    declarations = {key: acts(key.rpartition(".")[2]) for key in layer.settings}
+    foreign = {key for key, acting in declarations.items() if not acting.data_folder}
     if foreign:
-        asked = any(key.rpartition(".")[2] in ASKED_FOR for key in foreign)
+        asked = any(declarations[key].asked for key in foreign)
         where = "" if asked else " or in a file of --config_files"
         raise ConfigError(
             f"{file}: a data set's own file may not set {', '.join(sorted(foreign))}. Remove it "

@@ -1,7 +1,8 @@
 """LLMRec's settings, typed: one field per key of `properties/model/LLMRec.yaml` that is ours.
 
-The defaults, with their units and reasons, are in that file and nowhere else. Settings that LLMRec
-shares with RecBole's models (`epochs`, `learning_rate`, `topk`, ...) are in `recbole_settings.py`.
+A field has its type and range and what it acts on (`acts.py`). What it means, its unit and its
+default are in that file and nowhere else. Settings that LLMRec shares with RecBole's models
+(`epochs`, `learning_rate`, `topk`, ...) are in `recbole.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -15,6 +16,40 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from recbole_multdpo.losses import LOSSES, Loss
+from recbole_multdpo.settings.acts import Acts, Part
+from recbole_multdpo.settings.conditions import (
+    ASSISTED,
+    BEAM,
+    BY_POPULARITY,
+    CHAT,
+    DECLARED_LEVELS,
+    DYNAMIC,
+    GROUNDED_BY_ASSISTANT,
+    GROUNDED_BY_WEIGHT,
+    HISTORIES,
+    LEVELS,
+    LORA,
+    MANY_NEGATIVES,
+    NOT_BY_GROUNDING,
+    POOLED,
+    PREFERENCE,
+    RANKING,
+    SEARCHING,
+    SEARCHING_ALL,
+    SHOWN_IN_RANKING,
+    STATIC,
+    SUPERVISED,
+    TINY,
+    TRAINED_LOSS,
+    TRAINING,
+    USERS_TOGETHER,
+    VALIDATING,
+    VALIDATING_OR_TUNING,
+    WARMED_UP,
+    WEIGHED_BY_ASSISTANT,
+    WITH_REFERENCE,
+    ZERO_SHOT,
+)
 from recbole_multdpo.settings.value_types import (
     Count,
     CountOrZero,
@@ -34,14 +69,8 @@ LIST_METRICS = frozenset(
 )
 
 
-ZERO_SHOT = "zero_shot"  # in place of a loss: the backbone is ranked with as it is
 WITHOUT_PREFERENCES = (ZERO_SHOT, "sft")  # values of loss that train no preferences
-# settings of one stage alone
-PREFERENCE_KEYS = frozenset(
-    "beta reference loss_average num_negatives negatives low_ratings"
-    " epochs learning_rate train_batch_size".split()
-)
-SFT_KEYS = frozenset("sft_epochs sft_learning_rate sft_batch_size".split())
+STAGES: tuple[Part, Part] = ("sft", "preference")
 
 
 def _known_loss(name: str) -> str:
@@ -61,147 +90,151 @@ class LLMRecSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # the language model
-    backbone: Text = Field(description="tiny, a Hugging Face model folder, or a hub id")
-    dtype: Literal["float32", "bfloat16"] = Field(description="type of the weights")
-    attn_implementation: Literal["sdpa", "eager"] = Field(description="attention code used")
-    gradient_checkpointing: bool = Field(description="recompute activations to save memory")
-    trust_remote_code: bool = Field(description="run Python code that comes with a hub model")
-    finetune: Literal["auto", "full", "lora"] = Field(description="which weights are trained")
-    lora_r: Count = Field(description="rank of the LoRA matrices")
-    lora_alpha: Positive = Field(description="LoRA scale; updates are multiplied by alpha/r")
-    lora_dropout: Share = Field(description="dropout before the LoRA matrices, a probability")
-    lora_target_modules: Text | Texts = Field(description="modules that get LoRA matrices")
-    tiny_hidden_size: Count = Field(description="width of the tiny backbone")
-    tiny_num_layers: Count = Field(description="transformer blocks of the tiny backbone")
-    tiny_num_heads: Count = Field(description="attention heads of the tiny backbone")
-    tiny_vocab_size: Annotated[int, Field(ge=258)] = Field(description="its tokenizer's tokens")
-    tiny_title_tokens: bool = Field(description="every item text is one token of the tiny backbone")
+    backbone: Annotated[Text, Acts("backbone", data_folder=False, on_card=True)]
+    dtype: Annotated[Literal["float32", "bfloat16"], Acts("model")]
+    # eager attention, the padded scorer and the exhaustive ranker check the others, so that a run
+    # with one of them is another run although its results are the same up to rounding
+    attn_implementation: Annotated[Literal["sdpa", "eager"], Acts("model")]
+    gradient_checkpointing: Annotated[bool, Acts(STAGES, TRAINING, "speed")]
+    trust_remote_code: Annotated[
+        bool,
+        Acts(
+            "backbone", changes="machine", asked="lets a model's folder run code", data_folder=False
+        ),
+    ]
+    finetune: Annotated[Literal["auto", "full", "lora"], Acts(STAGES, TRAINING, on_card=True)]
+    lora_r: Annotated[Count, Acts(STAGES, TRAINING + LORA)]
+    lora_alpha: Annotated[Positive, Acts(STAGES, TRAINING + LORA)]
+    lora_dropout: Annotated[Share, Acts(STAGES, TRAINING + LORA)]
+    lora_target_modules: Annotated[Text | Texts, Acts(STAGES, TRAINING + LORA)]
+    tiny_hidden_size: Annotated[Count, Acts("model", TINY)]
+    tiny_num_layers: Annotated[Count, Acts("model", TINY)]
+    tiny_num_heads: Annotated[Count, Acts("model", TINY)]
+    # 256 bytes and 2 special tokens
+    tiny_vocab_size: Annotated[int, Field(ge=258), Acts("model", TINY)]
+    tiny_title_tokens: Annotated[bool, Acts("model", TINY)]
 
     # texts and prompts
-    item_text_fields: Texts = Field(description="columns of the .item file that make the text")
-    item_year_field: Text | None = Field(description="column added where texts would collide")
-    max_item_tokens: CountOrZero = Field(description="tokens per item text, 0 for no limit")
-    prompt_template: Text = Field(description="name of the prompt's wording")
-    use_chat_template: Literal["auto"] | bool = Field(description="wrap the prompt as a chat")
-    chat_template_kwargs: dict[str, Any] = Field(description="variables of the chat template")
-    max_history: Count = Field(description="items listed in a training prompt, at most")
-    rank_history: Count | None = Field(description="items listed in a prompt when ranking")
-    max_prompt_tokens: Count = Field(description="tokens of a prompt, at most")
-    target_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="share of a user's training items held out as targets"
-    )
-    max_targets: Count = Field(description="targets per context, at most")
-    history_split: Literal["random", "temporal"] = Field(description="how targets are chosen")
-
-    normalize_over: Literal["catalogue", "vocabulary"] = Field(
-        description="texts that an item's probability is a share of"
-    )
+    item_text_fields: Annotated[Texts, Acts("data")]
+    item_year_field: Annotated[Text | None, Acts("data")]
+    max_item_tokens: Annotated[CountOrZero, Acts("model")]
+    prompt_template: Annotated[Text, Acts("prompt", on_card=True)]
+    use_chat_template: Annotated[Literal["auto"] | bool, Acts("prompt")]
+    chat_template_kwargs: Annotated[dict[str, Any], Acts("prompt", CHAT)]
+    max_history: Annotated[
+        Count, Acts(("sft", "preference", "ranking"), HISTORIES + SHOWN_IN_RANKING)
+    ]
+    rank_history: Annotated[Count | None, Acts(("validation", "ranking"), HISTORIES)]
+    max_prompt_tokens: Annotated[Count, Acts(("sft", "preference", "ranking"))]
+    target_share: Annotated[float, Field(gt=0, lt=1), Acts(STAGES, TRAINING + HISTORIES)]
+    max_targets: Annotated[Count, Acts(STAGES, TRAINING, on_card=True)]
+    history_split: Annotated[
+        Literal["random", "temporal"], Acts(("sft", "preference", "ranking"), HISTORIES)
+    ]
+    normalize_over: Annotated[
+        Literal["catalogue", "vocabulary"],
+        Acts(("sft", "preference", "ranking"), on_card=True),
+    ]
 
     # preference training
-    loss: LossName = Field(description="preference loss, or where training ends before it")
-    beta: Positive = Field(description="strength of the pull towards the reference model")
-    reference: Literal["sft", "none"] = Field(
-        description="what the log-ratios of the preference losses are taken against"
-    )
-    loss_average: Literal["context", "positive"] = Field(
-        description="what the losses of a batch are averaged over"
-    )
-    num_negatives: Count = Field(description="negatives per context")
-    negatives: Literal["static", "dynamic"] = Field(
-        description="whether the policy takes part in the draw of negatives"
-    )
-    negative_temperature: Positive = Field(description="temperature of the dynamic draw")
-    dynamic_weights: Literal["ratio", "policy"] = Field(
-        description="weights of the items in the dynamic draw"
-    )
-    negative_pool: Literal["catalogue", "uniform", "ranker"] = Field(
-        description="items from which dynamic negatives are drawn"
-    )
-    negative_pool_size: Count = Field(description="items of the pool per context")
-    negative_distribution: Literal["uniform", "popularity"] = Field(
-        description="how negatives are drawn"
-    )
-    popularity_alpha: Annotated[float, Field(ge=0)] = Field(
-        description="exponent of an item's popularity in the draw"
-    )
-    level_thresholds: Literal["auto"] | Numbers = Field(
-        description="ratings that start a level, descending"
-    )
-    rating_levels: Numbers = Field(description="the data set's own levels, for auto")
-    low_ratings: Literal["ignore", "below_unrated", "above_unrated"] = Field(
-        description="what becomes of ratings below val_interval"
-    )
-    reference_cache: bool = Field(description="keep reference log-probabilities for later runs")
-    track_bounds: bool = Field(description="log exact and surrogate losses with their bounds")
+    loss: Annotated[LossName, Acts("preference", on_card=True)]
+    beta: Annotated[Positive, Acts("preference", PREFERENCE, on_card=True)]
+    reference: Annotated[Literal["sft", "none"], Acts("preference", PREFERENCE + WITH_REFERENCE)]
+    loss_average: Annotated[
+        Literal["context", "positive"], Acts("preference", PREFERENCE, instead="sft_loss_average")
+    ]
+    num_negatives: Annotated[Count, Acts("preference", PREFERENCE + MANY_NEGATIVES, on_card=True)]
+    negatives: Annotated[Literal["static", "dynamic"], Acts("preference", PREFERENCE, on_card=True)]
+    negative_temperature: Annotated[Positive, Acts("preference", PREFERENCE + DYNAMIC)]
+    dynamic_weights: Annotated[Literal["ratio", "policy"], Acts("preference", PREFERENCE + DYNAMIC)]
+    negative_pool: Annotated[
+        Literal["catalogue", "uniform", "ranker"], Acts("preference", PREFERENCE + DYNAMIC)
+    ]
+    negative_pool_size: Annotated[Count, Acts("preference", PREFERENCE + DYNAMIC + POOLED)]
+    negative_distribution: Annotated[
+        Literal["uniform", "popularity"], Acts("preference", PREFERENCE + STATIC)
+    ]
+    popularity_alpha: Annotated[
+        float, Field(ge=0), Acts("preference", PREFERENCE + STATIC + BY_POPULARITY)
+    ]
+    level_thresholds: Annotated[Literal["auto"] | Numbers, Acts("preference", PREFERENCE + LEVELS)]
+    rating_levels: Annotated[
+        Numbers,
+        Acts("preference", PREFERENCE + DECLARED_LEVELS, instead="level_thresholds"),
+    ]
+    low_ratings: Annotated[
+        Literal["ignore", "below_unrated", "above_unrated"], Acts("preference", PREFERENCE)
+    ]
+    reference_cache: Annotated[bool, Acts("preference", PREFERENCE, "speed")]
+    track_bounds: Annotated[bool, Acts("preference", PREFERENCE, "log", fixed_before=True)]
 
-    # options of single losses
-    ipo_length_average: bool = Field(description="IPO's log-ratios are means over tokens")
-    simpo_gamma: Annotated[float, Field(ge=0)] = Field(description="margin of the rewards in SimPO")
-    kto_desirable_weight: Annotated[float, Field(ge=0)] = Field(
-        description="weight of a context's positives in KTO"
-    )
-    kto_undesirable_weight: Annotated[float, Field(ge=0)] = Field(
-        description="weight of a context's negatives in KTO"
-    )
-    lipo_pairs: Literal["sum", "mean"] = Field(description="how LiPO adds up its pairs")
-    list_order: Literal["policy", "sampled"] = Field(
-        description="order of equal positives in PRO and KPO"
-    )
-    pro_sft_weight: Annotated[float, Field(ge=0)] = Field(
-        description="weight of PRO's supervised term"
-    )
-    kpo_k: CountOrZero = Field(description="ranked places in KPO, 0 for all positives")
-    pl_nodes: Annotated[int, Field(ge=8)] = Field(
-        description="nodes of the exact Plackett-Luce integral"
-    )
+    # options of single losses: they act with the losses that have them
+    ipo_length_average: bool
+    simpo_gamma: Annotated[float, Field(ge=0)]
+    kto_desirable_weight: Annotated[float, Field(ge=0)]
+    kto_undesirable_weight: Annotated[float, Field(ge=0)]
+    lipo_pairs: Literal["sum", "mean"]
+    list_order: Literal["policy", "sampled"]
+    pro_sft_weight: Annotated[float, Field(ge=0)]
+    kpo_k: CountOrZero
+    pl_nodes: Annotated[int, Field(ge=8)]
 
     # supervised fine-tuning
-    sft_epochs: CountOrZero = Field(description="passes over the users before preferences")
-    sft_learning_rate: Positive = Field(description="peak step size of that stage")
-    sft_batch_size: Count = Field(description="contexts per optimizer step of that stage")
-    sft_eval_step: CountOrZero = Field(description="SFT epochs between validations, 0 for none")
-    sft_targets: Literal["all", "held_out"] = Field(description="items that stage trains on")
-    sft_loss_average: Literal["context", "positive"] = Field(
-        description="what the losses of its batches are averaged over"
-    )
-    sft_on_prompt: bool = Field(description="also train on the titles in the prompt")
-    sft_cache: bool = Field(description="reuse a finished first stage with equal settings")
-    sft_cache_dir: Text | None = Field(description="folder of that cache")
+    sft_epochs: Annotated[CountOrZero, Acts("sft", TRAINED_LOSS, on_card=True)]
+    sft_learning_rate: Annotated[Positive, Acts("sft", SUPERVISED, on_card=True)]
+    sft_batch_size: Annotated[Count, Acts("sft", SUPERVISED)]
+    sft_eval_step: Annotated[CountOrZero, Acts("sft", SUPERVISED)]
+    sft_targets: Annotated[Literal["all", "held_out"], Acts("sft", SUPERVISED)]
+    sft_loss_average: Annotated[Literal["context", "positive"], Acts("sft", SUPERVISED)]
+    sft_on_prompt: Annotated[bool, Acts("sft", SUPERVISED)]
+    sft_cache: Annotated[bool, Acts("sft", changes="speed")]
+    sft_cache_dir: Annotated[Text | None, Acts("sft", changes="machine", data_folder=False)]
 
     # optimisation
-    gradient_accumulation_steps: Count = Field(description="parts of a batch, at least")
-    max_tokens_per_batch: CountOrZero = Field(description="tokens of a part, 0 for no limit")
-    auto_batch: bool = Field(description="smaller parts after one that ran out of memory")
-    save_steps: CountOrZero = Field(description="steps between checkpoints, 0 for none")
-    save_total_limit: Count = Field(description="checkpoints of a stage that are kept")
-    lr_scheduler_type: Literal[
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "constant",
-        "constant_with_warmup",
-        "inverse_sqrt",
-    ] = Field(description="transformers' schedules that need no further argument")
-    warmup_ratio: Share = Field(description="share of the steps with a rising step size")
-
-    deepspeed: Text | dict[str, Any] | None = Field(
-        description="DeepSpeed's configuration: a name, a file or a mapping"
-    )
+    gradient_accumulation_steps: Annotated[Count, Acts(STAGES, TRAINING, "speed")]
+    max_tokens_per_batch: Annotated[CountOrZero, Acts(STAGES, TRAINING, "speed")]
+    auto_batch: Annotated[bool, Acts(STAGES, TRAINING, "speed")]
+    save_steps: Annotated[CountOrZero, Acts(STAGES, changes="log")]
+    save_total_limit: Annotated[Count, Acts(STAGES, changes="log")]
+    # transformers' schedules that need no further argument
+    lr_scheduler_type: Annotated[
+        Literal[
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "constant",
+            "constant_with_warmup",
+            "inverse_sqrt",
+        ],
+        Acts(STAGES, TRAINING),
+    ]
+    warmup_ratio: Annotated[Share, Acts(STAGES, TRAINING + WARMED_UP)]
+    deepspeed: Annotated[
+        Text | dict[str, Any] | None, Acts(STAGES, TRAINING, "speed", data_folder=False)
+    ]
 
     # scoring and ranking
-    scorer: Literal["packed", "padded"] = Field(description="how candidates are scored")
-    ranker: Literal["best_first", "exhaustive"] = Field(description="how the catalogue is ranked")
-    expand_per_step: Count = Field(description="trie nodes that best-first expands per forward")
-    stop_at_metrics: bool = Field(description="rank a user no further than the metrics need")
-    rank_batch_users: Count = Field(description="users ranked together")
-    score_batch_tokens: Count = Field(description="tokens per forward when scoring")
-    assistant: Text | None = Field(description="RecBole model whose scores join in the ranking")
-    assistant_weight: Weight | Weights = Field(
-        description="factor of its scores, or factors of which validation chooses"
-    )
-    assistant_settings: dict[str, Any] = Field(description="the assistant's own settings")
-    valid_users: CountOrZero = Field(description="users of a validation in training, 0 for all")
+    scorer: Annotated[Literal["packed", "padded"], Acts(("sft", "preference", "ranking"))]
+    ranker: Annotated[Literal["best_first", "exhaustive"], Acts(("validation", "ranking"), RANKING)]
+    expand_per_step: Annotated[Count, Acts(("validation", "ranking"), SEARCHING, "speed")]
+    stop_at_metrics: Annotated[
+        bool, Acts(("validation", "ranking"), SEARCHING_ALL, "speed", fixed_before=True)
+    ]
+    rank_batch_users: Annotated[
+        Count,
+        Acts(
+            ("preference", "validation", "test"),
+            USERS_TOGETHER,
+            "speed",
+            instead="eval_batch_size",
+        ),
+    ]
+    score_batch_tokens: Annotated[Count, Acts(("validation", "ranking"), changes="speed")]
+    assistant: Annotated[Text | None, Acts("ranking", data_folder=False)]
+    assistant_weight: Annotated[Weight | Weights, Acts("ranking", ASSISTED)]
+    assistant_settings: Annotated[dict[str, Any], Acts("ranking", ASSISTED, data_folder=False)]
+    valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING)]
 
     @property
     def assistant_weights(self) -> tuple[float, ...]:
@@ -258,20 +291,31 @@ class LLMRecSettings(BaseModel):
 class BIGRecSettings(LLMRecSettings):
     """LLMRec's settings, of which some have one value only, and those of grounding."""
 
-    loss: Literal["sft", "zero_shot"] = Field(description="there is no preference stage")
-    normalize_over: Literal["vocabulary"] = Field(
-        description="a text that is written freely must learn to end"
-    )
-    generation_beams: Count = Field(description="width of the beam search")
-    generation_tokens: Count = Field(description="tokens of a generated text, at most")
-    grounding_model: Literal["auto", "base", "tuned"] = Field(
-        description="model whose hidden states are compared"
-    )
-    grounding_layer: int = Field(description="layer of those hidden states")
-    grounding_weight: Literal["none", "popularity", "assistant"] = Field(
-        description="what weighs the distances"
-    )
-    grounding_gamma: Literal["auto"] | Gamma = Field(description="strength of that weight")
+    loss: Annotated[Literal["sft", "zero_shot"], Acts("preference")]
+    # a text that is written freely must learn to end
+    normalize_over: Annotated[Literal["vocabulary"], Acts(("sft", "ranking"))]
+    generation_beams: Annotated[Count, Acts(("validation", "ranking"))]
+    generation_tokens: Annotated[Count, Acts(("validation", "ranking"))]
+    grounding_model: Annotated[Literal["auto", "base", "tuned"], Acts(("validation", "ranking"))]
+    grounding_layer: Annotated[int, Acts(("validation", "ranking"))]
+    grounding_weight: Annotated[
+        Literal["none", "popularity", "assistant"], Acts(("validation", "ranking"))
+    ]
+    grounding_gamma: Annotated[
+        Literal["auto"] | Gamma, Acts(("validation", "ranking"), GROUNDED_BY_WEIGHT)
+    ]
+    # what LLMRec ranks with and grounding does not
+    ranker: Annotated[Literal["best_first", "exhaustive"], Acts("ranking", NOT_BY_GROUNDING)]
+    expand_per_step: Annotated[Count, Acts("ranking", NOT_BY_GROUNDING, "speed")]
+    stop_at_metrics: Annotated[bool, Acts("ranking", NOT_BY_GROUNDING, "speed", fixed_before=True)]
+    assistant_weight: Annotated[
+        Weight | Weights, Acts("ranking", NOT_BY_GROUNDING, instead="grounding_gamma")
+    ]
+    assistant: Annotated[Text | None, Acts("ranking", WEIGHED_BY_ASSISTANT, data_folder=False)]
+    assistant_settings: Annotated[
+        dict[str, Any], Acts("ranking", GROUNDED_BY_ASSISTANT, data_folder=False)
+    ]
+    valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING_OR_TUNING)]
 
     @property
     def assistant_weights(self) -> tuple[float, ...]:
@@ -300,14 +344,13 @@ class BIGRecSettings(LLMRecSettings):
 class D3Settings(LLMRecSettings):
     """Settings of D3: LLMRec's, with its own ranking."""
 
-    loss: Literal["sft"] = Field(description="the loss that it is trained with")
-    ranker: Literal["beam", "best_first", "exhaustive"] = Field(  # type: ignore[assignment]
-        description="beam search, or all items exactly by its score"
-    )
-    beam_size: Count = Field(description="prefixes per step of the beam search")
-    assistant_temperature: Positive = Field(
-        description="the softmax is of the assistant's scores divided by it"
-    )
-    assistant_weight: Share | Annotated[tuple[Share, ...], Field(strict=False, min_length=1)] = (
-        Field(description="the assistant's share, or shares of which validation chooses")
-    )
+    loss: Annotated[Literal["sft"], Acts("preference")]
+    ranker: Annotated[  # type: ignore[assignment]
+        Literal["beam", "best_first", "exhaustive"], Acts(("validation", "ranking"), RANKING)
+    ]
+    beam_size: Annotated[Count, Acts(("validation", "ranking"), BEAM)]
+    assistant_temperature: Annotated[Positive, Acts("ranking", ASSISTED)]
+    assistant_weight: Annotated[
+        Share | Annotated[tuple[Share, ...], Field(strict=False, min_length=1)],
+        Acts("ranking", ASSISTED),
+    ]

@@ -11,6 +11,29 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import Required, TypedDict
 
+from recbole_multdpo.settings.acts import Acts
+from recbole_multdpo.settings.conditions import (
+    CANDIDATES,
+    CLASSICAL,
+    CONVERSATIONS,
+    DERIVED,
+    EVALUATED,
+    FEATURES,
+    IN_BATCHES,
+    IN_EPOCHS,
+    KNOWLEDGE,
+    LOGGED_TO_WANDB,
+    NO_MODEL,
+    OPTIMISED,
+    PREFERENCE,
+    PREFERENCE_LOSS,
+    ROLLING,
+    SEQUENCES,
+    STOPPED_EARLY,
+    TRAINING,
+    VALIDATING,
+    WITH_DRAWN_NEGATIVES,
+)
 from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.settings.value_types import Count, CountOrZero, Positive, Text, like
 
@@ -88,105 +111,198 @@ class GradientClipping(TypedDict, total=False):
     foreach: bool
 
 
+# what most of RecBole's settings act on
+_DATA = Acts("data")
+_ROWS = Acts("data", protocol=True)  # and whose rows a comparison's systems must share
+_FILTER = Acts(("data", "filter"), protocol=True)
+_LOG = Acts("run", changes="log")
+_KNOWLEDGE = Acts("data", KNOWLEDGE)
+_PICKLES = Acts("run", changes="machine", data_folder=False)
+_OF_ONE_MODEL = Acts("model")
+_FILE_OF_A_MODEL = Acts("model", data_folder=False)
+
+
+class AddedSettings(TypedDict, total=False):
+    """Settings that this package adds for every model."""
+
+    device: Annotated[
+        str,
+        like(r"auto|cpu|cuda(:\d+)?", "auto", "cpu", "cuda", "cuda:1"),
+        Acts("run", changes="machine", saved_as_set=True),
+    ]
+    num_threads: Annotated[Count | None, Acts(("run", "test"), changes="machine")]
+    run_dir: Annotated[Text | None, Acts("run", changes="machine", data_folder=False, saved=False)]
+    resume: Annotated[Text | None, Acts("run", changes="machine", data_folder=False, saved=False)]
+    context: Annotated[Literal["history", "conversation"], _ROWS]
+    mentioned_items: Annotated[
+        Literal["exclude", "keep"], Acts("data", CONVERSATIONS, protocol=True)
+    ]
+    linked_users: Annotated[Literal["refuse", "keep"], Acts("data", changes="log")]
+    test_information: Annotated[
+        Literal["auto", "train", "train_valid", "refit", "rolling"],
+        Acts(("data", "test"), protocol=True),
+    ]
+
+
+class UnlistedSettings(TypedDict, total=False):
+    """Settings of every model that RecBole reads although its property files do not list them."""
+
+    model: Annotated[Text, Acts(("run", "validation", "ranking"), data_folder=False)]
+    dataset: Annotated[Text, Acts("data", data_folder=False, protocol=True)]
+    config_files: Annotated[
+        str | None,
+        BeforeValidator(lambda files: " ".join(files) if isinstance(files, list) else files),
+        Acts("run", changes="machine", data_folder=False, saved=False),
+    ]
+    encoding: Annotated[Text, _DATA]
+    tail_ratio: Annotated[Positive, Acts("test")]
+
+
 @with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
-class RecBoleSettings(TypedDict, total=False):
+class RecBoleSettings(AddedSettings, UnlistedSettings, total=False):
     """Settings that every model has. Checked where present."""
 
     # the run
-    model: Text
-    dataset: Text
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    reproducibility: bool
+    seed: Annotated[int, Field(ge=0, lt=2**32), Acts(("data", "model"), on_card=True)]
+    reproducibility: Annotated[bool, Acts(("model", "ranking"))]
     state: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
+        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower), _LOG
     ]
-    show_progress: bool
-    use_gpu: bool
-    worker: CountOrZero
-    shuffle: bool
-    data_path: str | None
-    checkpoint_dir: Text
-    encoding: Text
-    save_dataset: bool
-    save_dataloaders: bool
-    dataset_save_path: str | None
-    dataloaders_save_path: str | None
-    log_wandb: bool
-    wandb_project: str
-    # added by this package
-    device: Annotated[str, like(r"auto|cpu|cuda(:\d+)?", "auto", "cpu", "cuda", "cuda:1")]
-    num_threads: Count | None
-    run_dir: Text | None
-    resume: Text | None
-    context: Literal["history", "conversation"]
-    mentioned_items: Literal["exclude", "keep"]
-    linked_users: Literal["refuse", "keep"]
-    test_information: Literal["auto", "train", "train_valid", "refit", "rolling"]
-    # training
-    epochs: CountOrZero
-    train_batch_size: Count
+    show_progress: Annotated[bool, Acts(("run", "test"), changes="log")]
+    use_gpu: Annotated[bool, Acts("run", changes="machine", saved_as_set=True)]
+    gpu_id: Annotated[str, BeforeValidator(str), Acts("run", changes="machine", saved=False)]
+    worker: Annotated[CountOrZero, Acts("run", changes="machine")]
+    shuffle: Annotated[bool, Acts("preference", IN_BATCHES)]
+    data_path: Annotated[
+        str | None, Acts("data", changes="machine", data_folder=False, protocol=True)
+    ]
+    checkpoint_dir: Annotated[Text, Acts("run", changes="machine", data_folder=False, saved=False)]
+    save_dataset: Annotated[bool, _PICKLES]
+    save_dataloaders: Annotated[bool, _PICKLES]
+    dataset_save_path: Annotated[str | None, _PICKLES]
+    dataloaders_save_path: Annotated[str | None, _PICKLES]
+    log_wandb: Annotated[
+        bool,
+        Acts(
+            "run",
+            changes="log",
+            data_folder=False,
+            asked="sends figures and settings to Weights & Biases",
+        ),
+    ]
+    wandb_project: Annotated[str, Acts("run", LOGGED_TO_WANDB, changes="log", data_folder=False)]
+    # training: of a language model the preference stage, or both
+    epochs: Annotated[
+        CountOrZero,
+        Acts("preference", PREFERENCE_LOSS + IN_EPOCHS, instead="sft_epochs", on_card=True),
+    ]
+    train_batch_size: Annotated[
+        Count,
+        Acts("preference", PREFERENCE + IN_BATCHES, instead="sft_batch_size", on_card=True),
+    ]
     learner: Annotated[
         Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"],
         BeforeValidator(_lower),
+        Acts(("sft", "preference"), TRAINING + OPTIMISED),
     ]
-    learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
-    train_neg_sample_args: NegativeSampling | None
-    eval_step: CountOrZero
-    stopping_step: CountOrZero
-    clip_grad_norm: GradientClipping | None
-    loss_decimal_place: CountOrZero
-    require_pow: bool
-    enable_amp: bool
-    enable_scaler: bool
-    transform: str | None
+    learning_rate: Annotated[
+        Positive,
+        Acts("preference", PREFERENCE + OPTIMISED, instead="sft_learning_rate", on_card=True),
+    ]
+    weight_decay: Annotated[float, Field(ge=0), Acts(("sft", "preference"), TRAINING + OPTIMISED)]
+    train_neg_sample_args: Annotated[
+        NegativeSampling | None,
+        Acts(("data", "preference"), WITH_DRAWN_NEGATIVES, saved_as_set=True),
+    ]
+    eval_step: Annotated[
+        CountOrZero, Acts("preference", PREFERENCE + EVALUATED, instead="sft_eval_step")
+    ]
+    stopping_step: Annotated[CountOrZero, Acts("validation", VALIDATING + STOPPED_EARLY)]
+    clip_grad_norm: Annotated[
+        GradientClipping | None, Acts(("sft", "preference"), TRAINING + OPTIMISED)
+    ]
+    loss_decimal_place: Annotated[CountOrZero, Acts("run", changes="log", fixed_before=True)]
+    require_pow: Annotated[bool, _OF_ONE_MODEL]
+    enable_amp: Annotated[bool, _OF_ONE_MODEL]
+    enable_scaler: Annotated[bool, _OF_ONE_MODEL]
+    transform: Annotated[str | None, _OF_ONE_MODEL]
     # evaluation
-    eval_args: EvalArgs
-    repeatable: bool
-    metrics: Text | Annotated[list[Text], Field(min_length=1)]
-    topk: Count | Annotated[list[Count], Field(min_length=1)]
-    valid_metric: Metric
-    eval_batch_size: Count
-    metric_decimal_place: CountOrZero
-    tail_ratio: Positive
+    eval_args: Annotated[EvalArgs, Acts(("data", "validation", "test"), protocol=True)]
+    repeatable: Annotated[bool, Acts("data", ROLLING)]
+    metrics: Annotated[
+        Text | Annotated[list[Text], Field(min_length=1)], Acts("test", protocol=True)
+    ]
+    topk: Annotated[
+        Count | Annotated[list[Count], Field(min_length=1)], Acts("test", protocol=True)
+    ]
+    valid_metric: Annotated[Metric, Acts(("validation", "ranking"), protocol=True)]
+    valid_metric_bigger: Annotated[bool, Acts("validation", DERIVED, saved=False)]
+    eval_batch_size: Annotated[
+        Count, Acts("test", CANDIDATES, "speed", instead="rank_batch_users", fixed_before=True)
+    ]
+    metric_decimal_place: Annotated[CountOrZero, Acts("test")]
     # data
-    field_separator: str
-    seq_separator: str
-    USER_ID_FIELD: Text
-    ITEM_ID_FIELD: Text
-    RATING_FIELD: Text
-    TIME_FIELD: Text
-    LABEL_FIELD: Text
-    seq_len: dict[str, Count] | None
-    threshold: dict[str, float] | None
-    numerical_features: list[str]
-    load_col: Columns | None
-    unload_col: Columns | None
-    unused_col: dict[str, list[str]] | None
-    additional_feat_suffix: str | list[str] | None
-    rm_dup_inter: Literal["first", "last"] | None
-    val_interval: dict[str, Interval] | None
-    filter_inter_by_user_or_item: bool
-    user_inter_num_interval: Interval | None
-    item_inter_num_interval: Interval | None
-    alias_of_user_id: list[str] | None
-    alias_of_item_id: list[str] | None
-    preload_weight: dict[str, str] | None
-    normalize_field: list[str] | None
-    normalize_all: bool | None
-    discretization: dict[str, Any] | None
-    benchmark_filename: list[str] | None
-    MAX_ITEM_LIST_LENGTH: Count
+    field_separator: Annotated[str, _DATA]
+    seq_separator: Annotated[str, _DATA]
+    USER_ID_FIELD: Annotated[Text, _DATA]
+    ITEM_ID_FIELD: Annotated[Text, _DATA]
+    RATING_FIELD: Annotated[Text, _DATA]
+    TIME_FIELD: Annotated[Text, _DATA]
+    LABEL_FIELD: Annotated[Text, Acts("data", CLASSICAL)]
+    NEG_PREFIX: Annotated[Text, Acts("data", CLASSICAL)]
+    seq_len: Annotated[dict[str, Count] | None, Acts("data", CLASSICAL, instead="max_item_tokens")]
+    threshold: Annotated[dict[str, float] | None, _DATA]
+    numerical_features: Annotated[list[str], Acts("data", FEATURES)]
+    load_col: Annotated[Columns | None, _ROWS]
+    unload_col: Annotated[Columns | None, _DATA]
+    unused_col: Annotated[dict[str, list[str]] | None, _DATA]
+    additional_feat_suffix: Annotated[str | list[str] | None, _DATA]
+    rm_dup_inter: Annotated[Literal["first", "last"] | None, _FILTER]
+    val_interval: Annotated[dict[str, Interval] | None, _FILTER]
+    filter_inter_by_user_or_item: Annotated[bool, _ROWS]
+    user_inter_num_interval: Annotated[Interval | None, _FILTER]
+    item_inter_num_interval: Annotated[Interval | None, _FILTER]
+    alias_of_user_id: Annotated[list[str] | None, _DATA]
+    alias_of_item_id: Annotated[list[str] | None, _DATA]
+    preload_weight: Annotated[dict[str, str] | None, _DATA]
+    normalize_field: Annotated[list[str] | None, _DATA]
+    normalize_all: Annotated[bool | None, _DATA]
+    discretization: Annotated[dict[str, Any] | None, Acts("data", FEATURES)]
+    benchmark_filename: Annotated[list[str] | None, _ROWS]
+    # sequences
+    ITEM_LIST_LENGTH_FIELD: Annotated[Text, Acts("data", SEQUENCES)]
+    LIST_SUFFIX: Annotated[Text, Acts("data", SEQUENCES)]
+    MAX_ITEM_LIST_LENGTH: Annotated[Count, Acts("data", SEQUENCES, instead="max_history")]
+    POSITION_FIELD: Annotated[Text, Acts("data", NO_MODEL)]
+    # knowledge graphs
+    HEAD_ENTITY_ID_FIELD: Annotated[Text, _KNOWLEDGE]
+    TAIL_ENTITY_ID_FIELD: Annotated[Text, _KNOWLEDGE]
+    RELATION_ID_FIELD: Annotated[Text, _KNOWLEDGE]
+    ENTITY_ID_FIELD: Annotated[Text, _KNOWLEDGE]
+    kg_reverse_r: Annotated[bool, _KNOWLEDGE]
+    entity_kg_num_interval: Annotated[Interval | None, _KNOWLEDGE]
+    relation_kg_num_interval: Annotated[Interval | None, _KNOWLEDGE]
+    alias_of_entity_id: Annotated[list[str] | None, _KNOWLEDGE]
+    alias_of_relation_id: Annotated[list[str] | None, _KNOWLEDGE]
+
+
+class RecBoleModelSettings(TypedDict, total=False):
+    """Settings of some of RecBole's models that name files; models have many more, of their own."""
+
+    pre_model_path: Annotated[Any, _FILE_OF_A_MODEL]
+    pretrain_path: Annotated[Any, _FILE_OF_A_MODEL]
+    mf_pretrain_path: Annotated[Any, _FILE_OF_A_MODEL]
+    mlp_pretrain_path: Annotated[Any, _FILE_OF_A_MODEL]
+    warm_up: Annotated[Any, _FILE_OF_A_MODEL]
+    teacher: Annotated[Any, _FILE_OF_A_MODEL]
+    xgb_model: Annotated[Any, _FILE_OF_A_MODEL]
+    lgb_model: Annotated[Any, _FILE_OF_A_MODEL]
 
 
 RECBOLE_SETTINGS: TypeAdapter[RecBoleSettings] = TypeAdapter(RecBoleSettings)
 
-# Every model has these; they are in no property file of RecBole.
-ADDED_KEYS = frozenset(
-    "device num_threads run_dir resume context mentioned_items linked_users"
-    " test_information".split()
-)
-UNLISTED_KEYS = frozenset({"model", "dataset", "config_files", "encoding", "tail_ratio"})
+ADDED_KEYS = frozenset(AddedSettings.__annotations__)
+UNLISTED_KEYS = frozenset(UnlistedSettings.__annotations__)
 
 # Read by RecBole's models although their property files do not list them.
 UNLISTED_MODEL_KEYS: dict[str, frozenset[str]] = {

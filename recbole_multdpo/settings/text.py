@@ -15,17 +15,6 @@ import yaml
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime.reading import MB, plain, read_bytes
 
-# Settings whose value is text whatever it looks like: "--dataset=100" names the data set "100", and
-# RecBole wants an interval such as "[0,5]" as text, though it reads like a list.
-TEXT_KEYS = frozenset(
-    "model dataset config_files data_path checkpoint_dir run_dir resume device gpu_id"
-    " backbone prompt_template sft_cache_dir item_year_field"
-    " dataset_save_path dataloaders_save_path wandb_project encoding"
-    " user_inter_num_interval item_inter_num_interval"
-    " entity_kg_num_interval relation_kg_num_interval"
-    " USER_ID_FIELD ITEM_ID_FIELD RATING_FIELD TIME_FIELD LABEL_FIELD".split()
-)
-
 # What launchers add on their own; the rank is read from the environment instead.
 _LAUNCHER_KEYS = ("local_rank", "local-rank")
 
@@ -178,9 +167,15 @@ def _check_colons(value: Any) -> None:
 
 
 def parse_setting(key: str, text: str) -> Any:
-    """`parse_literal` for a named setting: those of `TEXT_KEYS` are text (or None) in any case."""
+    """`parse_literal` for a named setting: one whose type is text is text (or None) in any case.
+
+    `--dataset=100` names the data set "100", and RecBole wants an interval such as "[0,5]" as text,
+    though it reads like a list.
+    """
+    from recbole_multdpo.settings.declared import text_settings  # takes seconds, with torch
+
     value = parse_literal(text)
-    if key in TEXT_KEYS and value is not None and not isinstance(value, str):
+    if value is not None and not isinstance(value, str) and key in text_settings():
         return text
     return value
 

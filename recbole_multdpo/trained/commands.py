@@ -12,13 +12,11 @@ from typing import Any
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
+from recbole_multdpo.settings.declared import declared
 from recbole_multdpo.settings.text import parse_literal
 
 # the settings that an evaluation may change: of the test, and of speed
-EVALUATION_SETTINGS = (
-    "eval_args metrics topk test_information tail_ratio metric_decimal_place eval_batch_size"
-    " rank_batch_users num_threads show_progress"
-).split()
+EVALUATION_SETTINGS = tuple(key for key, acting in declared().items() if acting.acts_in("test"))
 SPEAKERS = {**{role: role for role in ROLES}, "recommender": "assistant"}
 
 

@@ -42,15 +42,13 @@ from recbole_multdpo.runs.load import (
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.settings.config import Config
+from recbole_multdpo.settings.declared import acts
 from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
 from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
-
-# the changeable settings that do not change the figures
-_SAME_FIGURES = frozenset("eval_batch_size rank_batch_users num_threads show_progress".split())
 
 
 def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
         test = _test_language_model if base.settings is not None else _test_classical
         figures, part = test(folder, base, config, Path(scratch), options)
     found = plain_json(figures)
-    deciding = [key for key in EVALUATION_SETTINGS if key not in _SAME_FIGURES]
+    deciding = [key for key in EVALUATION_SETTINGS if not acts(key).may_change]
     own_test = all(config[key] == base[key] for key in deciding)
     if own_test:
         _check_reproduced(folder, found, result["test_result"])

@@ -6,26 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
+from recbole_multdpo.settings.declared import declared, in_run
 from recbole_multdpo.settings.information import KEY, KNOWN
+from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT
-
-TRAINING = (
-    "backbone",
-    "finetune",
-    "loss",
-    "beta",
-    "num_negatives",
-    "negatives",
-    "max_targets",
-    "sft_epochs",
-    "sft_learning_rate",
-    "epochs",
-    "learning_rate",
-    "train_batch_size",
-    "normalize_over",
-    "prompt_template",
-    "seed",
-)
 
 # used keys of result.json, besides those that every command needs
 CARD_FIGURES = ("valid_result", "num_items", "num_users_evaluated", "test_set", "versions")
@@ -158,9 +142,19 @@ def model_card(
             else f"prompt = catalogue.history_prompt(tokenizer, {list(map(terminal, titles))!r})"
         ),
         settings="\n".join(
-            f"{name}: {terminal(settings[name])}" for name in TRAINING if name in settings
+            f"{name}: {terminal(settings[name])}" for name in _training_settings(settings)
         ),
     )
+
+
+def _training_settings(settings: Mapping[str, Any]) -> list[str]:
+    """The settings that the card names, of those that had an effect on the run."""
+    run = in_run(settings)
+    return [
+        key
+        for key, acting in declared(LLMREC).items()
+        if acting.on_card and key in settings and not acting.failing(run)
+    ]
 
 
 def _training(loss: str) -> str:

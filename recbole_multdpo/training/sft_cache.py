@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from recbole.config import Config
 
 from recbole_multdpo.errors import CheckpointError
-from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import (
     check_checkpoint,
@@ -30,51 +29,10 @@ from recbole_multdpo.runs.step_log import (
     VALIDATIONS_FILE,
 )
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
+from recbole_multdpo.settings.acts import Part
+from recbole_multdpo.settings.config import Config
+from recbole_multdpo.settings.declared import declared, in_run
 from recbole_multdpo.settings.llmrec import LLMRecSettings
-
-# Settings that act only after the supervised stage. Everything else is part of the key, so that a
-# setting added later separates caches until it is listed here.
-LATER_SETTINGS = frozenset(
-    {
-        "loss",
-        "beta",
-        "reference",
-        "loss_average",
-        "reference_cache",
-        "track_bounds",
-        *(option for loss in LOSSES.values() for option in loss.options),
-        "num_negatives",
-        "negatives",
-        "negative_temperature",
-        "dynamic_weights",
-        "negative_pool",
-        "negative_pool_size",
-        "low_ratings",
-        "negative_distribution",
-        "popularity_alpha",
-        "rating_levels",
-        "level_thresholds",  # all positives are one set to supervised fine-tuning
-        "rank_history",
-        "ranker",
-        "expand_per_step",
-        "stop_at_metrics",
-        "rank_batch_users",
-        "score_batch_tokens",
-        "valid_users",
-        "assistant",
-        "assistant_weight",
-        "assistant_settings",
-        "sft_cache",
-        "sft_cache_dir",
-        "save_steps",
-        "save_total_limit",
-        "auto_batch",
-        "backbone",  # stands in the key by the content of its files
-        "chat_template_kwargs",  # by what they make of the prompt
-    }
-)
-# RecBole's own settings that shape the optimisation of both stages
-SHARED_SETTINGS = ("seed", "learner", "weight_decay", "clip_grad_norm")
 
 
 def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> str:
@@ -85,11 +43,9 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         model: before or after the stage.
         refit_epochs: number of epochs of a refit stage (`test_information=refit`), else None.
     """
-    # what a baseline has besides LLMRec's settings is about ranking
-    settings = model.settings.model_dump(mode="json", include=set(LLMRecSettings.model_fields))
+    everything = {**config.to_dict(), **model.settings.model_dump(mode="json")}
     described: dict[str, Any] = {
-        "settings": {k: v for k, v in sorted(settings.items()) if k not in LATER_SETTINGS},
-        "shared": {name: config[name] for name in SHARED_SETTINGS},
+        "settings": _acting(config, everything, "model", "sft"),
         "backbone": model.backbone.fingerprint,
         "prompt": [model.prompts.frame_ids(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,
@@ -98,22 +54,30 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         described["refit"] = refit_epochs
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
-    if model.settings.trains_all_weights and settings["dtype"] != "float32":
+    if model.settings.trains_all_weights and model.settings.dtype != "float32":
         described["master_weights"] = "float32"  # stages of before were trained without
     if model.is_scored_specially:
         described["scoring"] = "by layer and own head"
     # validation picks the checkpoint of the stage only where the stage validates
-    if settings["sft_eval_step"]:
-        names = ("model", "valid_metric", "eval_args", "valid_users")
-        described["valid"] = {name: config[name] for name in names}
-        described["valid"]["rank_history"] = model.settings.ranking_history
-        described["ranking"] = model.settings.model_dump(
-            mode="json", exclude=set(LLMRecSettings.model_fields)
-        )
+    if model.settings.sft_eval_step:
+        described["valid"] = _acting(config, everything, "validation")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for array in (model.histories.start, model.histories.items):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _acting(config: Config, settings: Mapping[str, Any], *parts: Part) -> dict[str, Any]:
+    """The settings that act in some parts of the run, and change results."""
+    run, name = in_run(settings, config.settings), config["model"]
+    return {
+        key: settings[key]
+        for key, acting in sorted(declared(name).items())
+        if key in settings
+        and acting.acts_in(*parts)
+        and not acting.may_change
+        and not acting.failing(run)
+    }
 
 
 def cache_folder(settings: LLMRecSettings, run_folder: Path) -> Path:

@@ -20,6 +20,7 @@ from recbole_multdpo.recommend import main as recommend
 from recbole_multdpo.settings.config import load_config, recbole_models
 from recbole_multdpo.settings.optional_packages import missing_packages
 from recbole_multdpo.trained.recommender import Recommender
+from tests.integration.toy import acting
 
 RECBOLE = Path(recbole.__file__).parent
 N_USERS, N_ITEMS, N_ENTITIES = 24, 30, 40
@@ -71,19 +72,21 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data_path: Path, folder: Path, model: str, *extra: str) -> list[str]:
-    return [
-        f"--model={model}",
-        "--dataset=films",
-        f"--data_path={data_path}",
-        f"--run_dir={folder}",
-        "--device=cpu",
-        "--num_threads=1",
-        "--show_progress=False",
-        "--epochs=1",
-        "--topk=[5, 20]",
-        "--valid_metric=NDCG@5",
-        *extra,
-    ]
+    return acting(
+        [
+            f"--model={model}",
+            "--dataset=films",
+            f"--data_path={data_path}",
+            f"--run_dir={folder}",
+            "--device=cpu",
+            "--num_threads=1",
+            "--show_progress=False",
+            "--epochs=1",
+            "--topk=[5, 20]",
+            "--valid_metric=NDCG@5",
+            *extra,
+        ]
+    )
 
 
 def kind_of(model: str) -> str:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings.checks import unused_by
-from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
-from recbole_multdpo.settings.llmrec import ZERO_SHOT
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.settings.config import load_config
+from recbole_multdpo.settings.declared import idle, in_run
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
 N_USERS, N_ITEMS = 24, 30
 WORDS = ("Night", "River", "Moon", "Stone", "Winter")
+
+COMPARISON = ("seeds", "vary", "tune", "trials", "jobs", "baseline", "resume")
 
 # a model small enough that a run takes seconds
 SMALL = [
@@ -84,13 +86,35 @@ def toy_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
         *extra,
     ]
     by_key = {argument.split("=", 1)[0]: argument for argument in arguments}
-    model = by_key["--model"].removeprefix("--model=")
-    default = "--loss=sft" if model in LANGUAGE_MODELS and model != LLMREC else "--loss=mult_dpo"
-    losses = by_key.get("--loss", default).removeprefix("--loss=").split(",")
-    known = [unused_by(loss) for loss in losses if loss == ZERO_SHOT or loss in LOSSES]
-    unused = frozenset.intersection(*known) if known else frozenset()
-    # what the small run sets and its loss ignores would be refused
+    return acting(list(by_key.values()), extra)
+
+
+def acting(arguments: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
+    """The arguments without those, `extra` apart, that have no effect: they would be refused."""
+    by_key = {argument.split("=", 1)[0]: argument for argument in arguments}
+    models, losses = (by_key.get(f"--{key}", "").split("=", 1)[-1] for key in ("model", "loss"))
+    systems = [(model, loss) for model in models.split(",") for loss in losses.split(",")]
+    small = {key: text for key, text in by_key.items() if text not in extra}
+    unused = set.intersection(
+        *(_without_effect(by_key, *system) or _without_effect(small, *system) for system in systems)
+    )  # of what is wrong on purpose the rest counts
+    unused -= set(COMPARISON)
     return [text for key, text in by_key.items() if text in extra or key[2:] not in unused]
+
+
+def _without_effect(by_key: Mapping[str, str], model: str, loss: str) -> set[str]:
+    settings = {key[2:]: text.split("=", 1)[1] for key, text in by_key.items()}
+    settings |= {"model": model, **({"loss": loss} if loss else {})}
+    foreign = set(COMPARISON)
+    if model not in LANGUAGE_MODELS:
+        foreign |= {key for kind in LANGUAGE_MODELS.values() for key in kind.model_fields}
+    foreign |= {key for key in settings if "." in key}
+    known = {key: text for key, text in settings.items() if key not in foreign}
+    try:
+        config = load_config([], config_dict=known)
+    except ConfigError:
+        return set()
+    return foreign | idle(in_run(config.final_config_dict, config.settings), known, model)
 
 
 def classical_arguments(model: str, data_path: Path, run_dir: Path, *extra: str) -> list[str]:

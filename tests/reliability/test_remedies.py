@@ -64,12 +64,12 @@ SETTINGS: list[tuple[list[str], str, list[str]]] = [
     ),
     (
         [*LLMREC, "--loss=dpo", "--num_negatives=8"],
-        "Use a loss of sets such as --loss=s_dpo",
+        "Use --loss=s_dpo",
         [*LLMREC, "--loss=s_dpo", "--num_negatives=8"],
     ),
     (
         [*LLMREC, "--loss=sft", "--epochs=2"],
-        "Use sft_epochs",
+        "Use --sft_epochs",
         [*LLMREC, "--loss=sft", "--sft_epochs=2"],
     ),
     (

@@ -15,10 +15,11 @@ from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
+from recbole_multdpo.settings.conditions import FEATURES, KNOWLEDGE, SEQUENCES
 from recbole_multdpo.settings.config import Config, load_config, settings_of
+from recbole_multdpo.settings.declared import declared
 from recbole_multdpo.settings.recbole import RecBoleSettings
 from recbole_multdpo.settings.text import read_settings_file
-from recbole_multdpo.settings.unused import FEATURE_KEYS, KNOWLEDGE_KEYS, SEQUENCE_KEYS
 from tests.data.test_times import arguments, pairs, shuffled_rows, write
 from tests.integration.toy import toy_arguments, write_toy
 
@@ -32,6 +33,7 @@ LABELLED = [
 # read by code that the runs below do not reach, or before a run begins
 ELSEWHERE = {
     "gpu_id": "by Config, which chooses the device",
+    "config_files": "by Config",
     "use_gpu": "by Config",
     "tail_ratio": "by RecBole's TailPercentage",
     "wandb_project": "by RecBole where log_wandb is on",
@@ -46,6 +48,10 @@ ELSEWHERE = {
     "save_dataset": "ignored with a sentence, with all pickles",
     "save_dataloaders": "ignored with a sentence, with all pickles",
 }
+FEATURE_KEYS, KNOWLEDGE_KEYS, SEQUENCE_KEYS = (
+    {key for key, acting in declared().items() if acting.when == kind}
+    for kind in (FEATURES, KNOWLEDGE, SEQUENCES)
+)
 # what does nothing for any model but those named, and is refused
 BY_KIND = KNOWLEDGE_KEYS | {"POSITION_FIELD", "valid_metric_bigger"}
 
