@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recbole_multdpo.settings.declared import acts
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
+
 PROPERTIES = Path(__file__).resolve().parents[2] / "properties"
 
 INTRODUCTION = """\
@@ -23,6 +26,10 @@ first), `<dataset>.yaml` in the data set's folder, the data set's file below, th
 overall one, and RecBole's defaults. `~` means none. A key that does not exist, or a value that is
 not allowed, is an error that names what is. `--help` shows the command line, and
 [the guide](guide.md) what to set for which purpose.
+
+*acts* says in which part of a run a setting has an effect, and under which conditions, all of which
+must hold. One without effect is refused on the command line and ignored in a file. What changes
+speed, the machine or the logs only may change with `--resume`; the rest makes another run.
 
 Every model also takes [RecBole's own settings](https://recbole.io/docs/user_guide/config_settings.html),
 RecBole's models those of [their pages](https://recbole.io/docs/user_guide/model_intro.html).
@@ -126,17 +133,32 @@ def _document(title: str, path: Path, level: int = 2, introduce: bool = True) ->
     for section in sections:
         if section.heading:
             parts.append(f"{'#' * (level + 1)} {section.heading}\n")
-        parts.append(_table(section.settings))
+        parts.append(_table(section.settings, path.stem.partition(".")[0]))
     return parts
 
 
-def _table(settings: list[Setting]) -> str:
+def _table(settings: list[Setting], model: str) -> str:
     rows = [
         f"| `{setting.key}` | {_code(setting.default)} | {_values(setting.values)} "
-        f"| {_text(setting.meaning)} |"
+        f"| {_text(setting.meaning)} | {_text(_acts(setting.key, model))} |"
         for setting in settings
     ]
-    return "\n".join(["| setting | default | values | meaning |", "|---|---|---|---|", *rows, ""])
+    head = ["| setting | default | values | meaning | acts |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _acts(key: str, model: str) -> str:
+    """`preference; with negatives=dynamic; speed only`."""
+    acting = acts(key.partition(".")[0], model if model in LANGUAGE_MODELS else None)
+    words = [condition.words for condition in acting.when]
+    parts = acting.parts if isinstance(acting.parts, tuple) else (acting.parts,)
+    return "; ".join(
+        [
+            ", ".join(parts),
+            *([f"with {', '.join(words)}"] if words else []),
+            *([] if acting.changes == "results" else [f"{acting.changes} only"]),
+        ]
+    )
 
 
 def _code(value: str) -> str:
