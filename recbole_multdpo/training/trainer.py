@@ -15,7 +15,6 @@ import torch
 from recbole.config import Config
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
-from recbole.utils import EvaluatorType
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LRScheduler
@@ -581,7 +580,7 @@ class SetwiseTrainer(Trainer):
         return interaction, topk, positive_u, positive_i
 
     def _neg_sample_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
-        """RecBole 1.2.1's, which would ask the model for the scores."""
+        """RecBole 1.2.1's, with scores of the ranker instead of the model."""
         interaction, rows, positive_u, positive_i = batched_data
         users, items = (interaction[self.config[f"{kind}_ID_FIELD"]] for kind in ("USER", "ITEM"))
         parts = zip(
@@ -590,11 +589,10 @@ class SetwiseTrainer(Trainer):
         scores = torch.cat(
             [self._evaluated.pair_scores(*(ids.to(self.device) for ids in part)) for part in parts]
         )
-        if self.eval_type == EvaluatorType.RANKING:
-            shape = positive_u[-1] + 1, self.tot_item_num
-            of_pairs, scores = scores, torch.full(shape, -torch.inf, device=self.device)
-            scores[rows, items] = of_pairs
-        return interaction, scores, positive_u, positive_i
+        shape = positive_u[-1] + 1, self.tot_item_num
+        dense = torch.full(shape, -torch.inf, device=self.device)
+        dense[rows, items] = scores
+        return interaction, dense, positive_u, positive_i
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
