@@ -58,7 +58,7 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
         ]
     if settings.loss_needs.needs_kl and shared["train_batch_size"] == 1:
         return [
-            f"train_batch_size=1: loss={settings.loss} compares each context with another one of "
+            f"train_batch_size=1: loss={settings.loss} compares each example with another one of "
             "its batch. Use 2 or more."
         ]
     if settings.loss_needs.needs_kl and settings.reference == "none":

@@ -298,7 +298,7 @@ class Config(RecBoleConfig):
         for epochs, key in (("sft_epochs", "sft_batch_size"), ("epochs", "train_batch_size")):
             if final[epochs] and final[key] < n_processes:
                 raise ConfigError(
-                    f"{key}={final[key]} contexts per step, of all processes together, are too few "
+                    f"{key}={final[key]} examples per step, of all processes together, are too few "
                     f"for {n_processes} processes. Start {final[key]} at most, or raise --{key}."
                 )
 

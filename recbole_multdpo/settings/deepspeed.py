@@ -126,7 +126,7 @@ def _check(
         if section not in (None, AUTO) and not off:
             problems.append(f"{key} is decided by {settings}: remove it.")
     names = {
-        "train_batch_size": "train_batch_size and sft_batch_size, contexts of all processes",
+        "train_batch_size": "train_batch_size and sft_batch_size, examples of all processes",
         "train_micro_batch_size_per_gpu": "max_tokens_per_batch",
         "gradient_accumulation_steps": "gradient_accumulation_steps, the run's own setting",
         "gradient_clipping": "clip_grad_norm",

@@ -566,8 +566,8 @@ def test_the_launchers(data_path: Path, tmp_path: Path, launcher: list[str]) -> 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--train_batch_size=1"], r"train_batch_size=1 contexts per step.*Start 1 at most"),
-        (["--sft_batch_size=1"], "sft_batch_size=1 contexts per step"),
+        (["--train_batch_size=1"], r"train_batch_size=1 examples per step.*Start 1 at most"),
+        (["--sft_batch_size=1"], "sft_batch_size=1 examples per step"),
         (["--nproc=2"], "nproc .*torchrun"),
         (["--auto_batch=True"], "auto_batch=True is for one process"),
     ],
