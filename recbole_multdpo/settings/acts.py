@@ -59,7 +59,7 @@ class When:
 
 @dataclass(frozen=True)
 class Acts:
-    """What a setting acts on.
+    """The parts of a run that a setting acts on, under which conditions, and what it changes.
 
     Attributes:
         parts: the parts of a run in which it acts, in their order.

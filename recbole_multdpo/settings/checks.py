@@ -86,7 +86,7 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
 
 
 def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
-    """What cannot be drawn by the policy."""
+    """Negatives that the policy cannot draw."""
     loss = settings.loss_needs
     if settings.negatives == "static" or loss.negatives == "none":
         return []
@@ -150,7 +150,7 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
 def _low_rating_problems(
     settings: LLMRecSettings, shared: Mapping[str, Any], loaded: Any
 ) -> list[str]:
-    """What low ratings as negatives need: ratings, of which val_interval drops the low ones."""
+    """Low ratings as negatives need ratings, of which val_interval drops the low ones."""
     rating, name = shared["RATING_FIELD"], f"low_ratings={settings.low_ratings}"
     problems = []
     if settings.loss_needs.negatives != "many":
@@ -217,7 +217,7 @@ def _ranking_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> li
 
 
 def _grounding_problems(settings: LLMRecSettings) -> list[str]:
-    """What BIGRec weighs its distances by must be there, and what is there must weigh them."""
+    """An assistant must be there if it weighs BIGRec's distances, and weigh them if it is there."""
     if not isinstance(settings, BIGRecSettings):
         return []
     weighs, name = settings.grounding_weight == "assistant", settings.assistant

@@ -245,7 +245,7 @@ class Config(RecBoleConfig):
     def _user_layers(
         self, config_dict: Mapping[str, Any] | None, run_folder: Path | None
     ) -> list[Layer]:
-        """What the user set, weakest first: a run's own, files, config_dict, command line."""
+        """The user's settings, weakest first: a run's own, files, config_dict, command line."""
         given = Layer("config_dict", _converted(config_dict or {}))
         command_line = Layer("command line", parse_command_line(self.argv))
         asked = {**given.settings, **command_line.settings}
@@ -504,7 +504,7 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
 
 
 def _is_sequential(settings: Mapping[str, Any]) -> bool:
-    """Whether these are settings of one of RecBole's sequential models."""
+    """True if these are settings of one of RecBole's sequential models."""
     name = settings.get("model")
     if name not in recbole_models():
         return False
@@ -740,7 +740,7 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
 
 
 def _reads_labels(kind: Any) -> bool:
-    """Whether a model of RecBole is trained on labels: a method reads the column that has them."""
+    """True if a model of RecBole is trained on labels: a method reads the column that has them."""
     methods = dict(inspect.getmembers(kind, inspect.isfunction))
     methods.pop("__init__")  # which knows the column's name in models that never read it
     names = {name for method in methods.values() for name in method.__code__.co_names}
@@ -766,7 +766,7 @@ def _metric_problems(model: str, final: Mapping[str, Any]) -> list[str]:
 
 
 def _same_kind(default: Any, value: Any) -> bool:
-    """Whether a value may replace a RecBole default; where that is None or text, anything may."""
+    """True if a value may replace a RecBole default; where that is None or text, anything may."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and (isinstance(default, bool | str) or default is None)
     if isinstance(default, int | float):

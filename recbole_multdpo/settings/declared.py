@@ -1,7 +1,6 @@
-"""What the settings' declarations say together: of every model, and of one run.
+"""The declarations of all settings, and the settings without effect in a run.
 
-Tables of names are derived from here, each where it is used; `idle` and `idle_problems` are the
-settings without effect.
+Lists of settings are derived from `declared`, each where it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _OTHER = Acts("model")  # a setting of one of RecBole's models
 
 @cache
 def declared(model: str | None = None) -> Mapping[str, Acts]:
-    """What each setting acts on.
+    """The declaration of each setting.
 
     Args:
         model: whose settings; None for those of all models, where LLMRec's declaration is the first
@@ -32,19 +31,15 @@ def declared(model: str | None = None) -> Mapping[str, Acts]:
     Raises:
         TypeError: a field has no declaration.
     """
-    found = {
-        **_of_class(RecBoleModelSettings),
-        **_of_class(RecBoleSettings),
-    }
-    kinds = LANGUAGE_MODELS.values() if model is None else [LANGUAGE_MODELS.get(model)]
-    for kind in kinds:
-        if kind is not None:
-            found = {**_of_class(kind), **found} if model is None else {**found, **_of_class(kind)}
+    found = {**_of_class(RecBoleModelSettings), **_of_class(RecBoleSettings)}
+    kinds = [kind for name, kind in LANGUAGE_MODELS.items() if model in (None, name)]
+    for kind in reversed(kinds):
+        found |= _of_class(kind)
     return found
 
 
 def acts(key: str, model: str | None = None) -> Acts:
-    """What a setting acts on; of a setting of RecBole's models alone that it changes results."""
+    """The declaration of a setting; a RecBole model's own, which has none, changes results."""
     return declared(model).get(key, _OTHER)
 
 
@@ -127,7 +122,7 @@ def idle_problems(settings: Given, keys: Iterable[str], model: str | None = None
 
 
 def _remedy(key: str, settings: Given, model: str | None) -> str:
-    """What gives a setting an effect: another one that does the same, or changes of others."""
+    """The sentence on a remedy: another setting that does the same, or changes of others."""
     acting, changed = acts(key, model), settings
     changes: dict[str, Any] = {}
     verbs: set[str] = set()

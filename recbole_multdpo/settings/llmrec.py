@@ -115,8 +115,8 @@ class LLMRecSettings(BaseModel):
     tiny_title_tokens: Annotated[bool, Acts("model", TINY)]
 
     # texts and prompts
-    item_text_fields: Annotated[Texts, Acts("data")]
-    item_year_field: Annotated[Text | None, Acts("data")]
+    item_text_fields: Annotated[Texts, Acts(("data", "model"))]
+    item_year_field: Annotated[Text | None, Acts(("data", "model"))]
     max_item_tokens: Annotated[CountOrZero, Acts("model")]
     prompt_template: Annotated[Text, Acts("prompt", on_card=True)]
     use_chat_template: Annotated[Literal["auto"] | bool, Acts("prompt")]
@@ -251,12 +251,12 @@ class LLMRecSettings(BaseModel):
 
     @property
     def has_preference_stage(self) -> bool:
-        """Whether `loss` is trained after the supervised stage."""
+        """True if `loss` is trained after the supervised stage."""
         return self.loss not in WITHOUT_PREFERENCES
 
     @property
     def trains_all_weights(self) -> bool:
-        """Whether the whole model is trained rather than LoRA matrices; `auto` is resolved here."""
+        """True if the whole model is trained rather than LoRA matrices; `auto` is resolved here."""
         return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
 
     @property
@@ -266,7 +266,7 @@ class LLMRecSettings(BaseModel):
 
     @property
     def ranks_by_validation(self) -> bool:
-        """Whether the ranking has something that only the validation part can decide."""
+        """True if the ranking has something that only the validation part can decide."""
         return self.assistant is not None
 
     @property
@@ -284,7 +284,7 @@ class LLMRecSettings(BaseModel):
 
     @property
     def uses_reference(self) -> bool:
-        """Whether the preference loss takes log-ratios against a reference."""
+        """True if the preference loss takes log-ratios against a reference."""
         return self.reference == "sft" and self.loss_needs.needs_reference
 
 
@@ -329,13 +329,13 @@ class BIGRecSettings(LLMRecSettings):
 
     @property
     def ranks_by_validation(self) -> bool:
-        """Whether there is an assistant, or the strength of the popularity is chosen."""
+        """True if there is an assistant, or the strength of the popularity is chosen."""
         chooses = self.grounding_weight == "popularity" and self.grounding_gamma == "auto"
         return chooses or super().ranks_by_validation
 
     @property
     def grounds_by_base(self) -> bool:
-        """Whether hidden states are those before fine-tuning; `auto` is resolved here."""
+        """True if hidden states are those before fine-tuning; `auto` is resolved here."""
         if self.grounding_model == "auto":
             return self.backbone != "tiny"
         return self.grounding_model == "base"

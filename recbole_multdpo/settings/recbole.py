@@ -484,7 +484,7 @@ def _part_problems(parts: list[str] | None) -> list[str]:
 
 
 def sequence_file_problems(settings: Mapping[str, Any]) -> list[str]:
-    """What a sequential model needs of ready parts, whose rows hold the items before each.
+    """Ready parts whose rows lack the items before each, which a sequential model needs.
 
     Args:
         settings: final settings of the right types.

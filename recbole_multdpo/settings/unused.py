@@ -30,7 +30,7 @@ def unused_problems(
     is_ranked: bool,
     reads_labels: bool,
 ) -> list[str]:
-    """What is set and would not be used, one sentence each.
+    """Settings that would not be used, one sentence each.
 
     Args:
         final: all settings of the run, of the right types.
@@ -101,7 +101,7 @@ def _lost_split(final: Mapping[str, Any], explicit: Any) -> list[str]:
 def _lost_by_kind(
     final: Mapping[str, Any], model_type: ModelType, is_language_model: bool
 ) -> list[str]:
-    """What RecBole documents and this kind of model would not do."""
+    """Settings whose effect RecBole documents and this kind of model does not have."""
     model, problems = final["model"], []
     if not final.get("shuffle", True) and (is_language_model or model_type == ModelType.KNOWLEDGE):
         problems.append(

@@ -51,6 +51,7 @@ QUICK = ("sft", "static", "D3", "EASE")
 WHICH = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RUNS]
 # read before a run begins, or by code that these runs do not come to
 READ_ELSEWHERE = {
+    "assistant": "by Config, which makes the assistant's own configuration",
     "assistant_settings": "by Config, for the assistant's own configuration",
     "auto_batch": "after a step that ran out of memory",
     "deepspeed": "by Config",

@@ -160,7 +160,9 @@ def test_log_ratio_is_zero_when_preference_training_starts(
 
 
 def test_levels_come_from_ratings(data_path: Path, tmp_path: Path) -> None:
-    config, parts, model = toy_model(data_path, tmp_path, "--level_thresholds=[5, 4]")
+    config, parts, model = toy_model(
+        data_path, tmp_path, "--loss=lipo_bt", "--level_thresholds=[5, 4]"
+    )
     batch = next(iter(train_loader(config, model, parts[0], "mult_dpo", 8)))
     assert set(batch.levels.unique().tolist()) == {-1, 0, 1, 2} - {-1} | (
         {-1} if (batch.candidates == 0).any() else set()

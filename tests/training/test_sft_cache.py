@@ -33,7 +33,7 @@ def key_of(tmp_path_factory):
         "--beta=0.3",
         "--num_negatives=7",
         "--negatives=dynamic",
-        "--level_thresholds=[5, 4]",
+        "--loss=lipo_bt --level_thresholds=[5,4]",
         "--learning_rate=1e-5",
         "--epochs=1",
         "--rank_history=3",
@@ -41,7 +41,7 @@ def key_of(tmp_path_factory):
     ],
 )
 def test_later_settings_share_the_stage(key_of, argument):
-    assert key_of(argument) == key_of()
+    assert key_of(*argument.split()) == key_of()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-de
     """(config, training part, model, folder); level_thresholds give two levels of positives."""
     folder = tmp_path_factory.mktemp("toy")
     config, parts, model = toy_model(
-        write_toy(folder / "data"), folder, "--level_thresholds=[5, 4]", "--clip_grad_norm=~"
+        write_toy(folder / "data"),
+        folder,
+        "--loss=lipo_bt",
+        "--level_thresholds=[5, 4]",
+        "--clip_grad_norm=~",
     )
     return config, parts[0], model, folder
 
