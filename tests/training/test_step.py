@@ -10,6 +10,7 @@ import torch
 from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.losses import LOSSES, set_masks
 from recbole_multdpo.model.llmrec import StepOutput
+from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.training import step
 from recbole_multdpo.training.step import Stage, TrainingStep, step_metrics
 from recbole_multdpo.training.trainer import SetwiseTrainer
@@ -41,7 +42,8 @@ def metrics_of_a_step(toy, batch: SetwiseBatch, **changes) -> dict[str, float]: 
     """Metrics of one optimizer step."""
     config, _, model, folder = toy
     model.settings = model.settings.model_copy(update=changes)
-    trainer = SetwiseTrainer(config, model, Stage("preference", 1, 1e-30, 0), folder / "run")
+    stage, ranker = Stage("preference", 1, 1e-30, 0), make_ranker(model, model.histories)
+    trainer = SetwiseTrainer(config, model, stage, folder / "run", ranker)
     return trainer.step.run(batch, 1)
 
 
@@ -154,6 +156,7 @@ def test_supervised_fine_tuning_has_no_rewards(toy, model) -> None:  # type: ign
     assert not set_masks(batch.levels)[1].any()
     model.start_preference_stage("sft")
     config, _, model, folder = toy
-    trainer = SetwiseTrainer(config, model, Stage("sft", 1, 1e-30, 0), folder / "run")
+    stage, ranker = Stage("sft", 1, 1e-30, 0), make_ranker(model, model.histories)
+    trainer = SetwiseTrainer(config, model, stage, folder / "run", ranker)
     assert isinstance(trainer.step, TrainingStep)
     assert set(trainer.step.run(batch, 1)) == {"loss", "positive_logp", "grad_norm"}
