@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_multdpo.classical.assistant import Assistant  # noqa: F401  # in __init__'s annotations
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError

@@ -1,9 +1,9 @@
-"""Declarations of what a setting acts on, written on the setting's own field.
+"""Declarations of a setting's effects, written on the setting's own field.
 
     beta: Annotated[Positive, Acts("preference", when=PREFERENCE)]
 
-Every list of settings is derived from these declarations (`declared.py`): what may change when a
-run is resumed, what belongs to the key of a cache, which runs are one system, what has no effect.
+Every list of settings is derived from these declarations (`declared.py`): settings that may change
+on resume, that belong to the key of a cache, that distinguish systems, or that have no effect.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-# The parts of a run, in their order. What acts in `data`, `backbone` and `prompt` is known by the
-# content that it makes (rows, texts, files, tokens), which fingerprints and keys of caches hold.
+# The parts of a run, in order. For settings of `data`, `backbone` and `prompt`, fingerprints and
+# cache keys use the resulting content (rows, texts, files, tokens) instead of the setting.
 Part = Literal[
     "run",
     "data",
@@ -36,11 +36,11 @@ class When:
     """A condition under which a setting acts.
 
     Attributes:
-        holds: whether it does, of a `Given`.
-        found: what there is instead, for messages: `with negatives=static`.
-        remedy: settings that fulfil it; {} where nothing but leaving it out does.
-        words: the condition, for the reference of settings: `negatives=dynamic`.
-        verb: what to do with the remedy, for messages.
+        holds: function of a `Given` that returns True if the condition holds.
+        found: the situation in which it does not, for messages: `with negatives=static`.
+        remedy: settings that fulfil it; {} if the setting can only be left out.
+        words: the condition, for the settings reference: `negatives=dynamic`.
+        verb: verb before the remedy, for messages.
     """
 
     holds: Callable[[Any], bool]
@@ -59,22 +59,21 @@ class When:
 
 @dataclass(frozen=True)
 class Acts:
-    """The parts of a run that a setting acts on, under which conditions, and what it changes.
+    """Effects of a setting.
 
     Attributes:
-        parts: the parts of a run in which it acts, in their order.
-        when: conditions, all of which must hold for it to act.
-        changes: what another value changes. `results`; `speed` and memory, results being the same
-            up to rounding; `machine`, on which and where on it the run takes place; `log`, what is
-            shown and kept.
-        instead: a setting that does the same where this one does nothing.
-        protocol: True if it must be equal for the figures of two systems to be compared.
-        data_folder: False if the file that comes with a data set may not set it, because it
-            chooses which code runs, which files are read as models, or where files are written.
-        asked: why it counts on the command line only; None if files may set it.
-        saved: False if it is of one start of one run rather than of the run.
-        saved_as_set: True if runs keep it as it was set, not as RecBole's constructor changes it.
-        on_card: True if the card of an exported model names it.
+        parts: the parts of a run in which it acts, in order.
+        when: conditions that must all hold for it to act.
+        changes: effect of another value: `results`; `speed` and memory, with equal results up to
+            rounding; `machine`, the machine or place of the run; `log`, output and stored files.
+        instead: a setting with the same effect where this one has none.
+        protocol: True if the results of two systems are comparable only with equal values.
+        data_folder: False if a data set's own file may not set it, because it chooses which code
+            runs, which files are read as models, or where files are written.
+        asked: reason why only the command line may set it; None if files may.
+        saved: False if it belongs to one start of a run rather than to the run.
+        saved_as_set: True if runs store it as set, not as RecBole's constructor changes it.
+        on_card: True if the model card of an exported model shows it.
         fixed_before: True if runs of version 0.1 could not be resumed with another value.
     """
 
@@ -101,22 +100,22 @@ class Acts:
 
     @property
     def may_change(self) -> bool:
-        """True if the results stay the same, up to rounding, whatever the value is."""
+        """True if the value does not change results, up to rounding."""
         return self.changes != "results"
 
     @property
     def measures(self) -> bool:
-        """True if it changes what is measured and nothing else."""
+        """True if it changes only the measurement at test."""
         return self.parts == "test"
 
 
 class Unknown(Exception):
-    """A condition asks for a setting that a run does not have, or that is not known yet."""
+    """A condition needs a setting that a run does not have, or that is not known yet."""
 
 
 @cache
 def _model_type(model: str) -> str:
-    """RecBole's kind of one of its models, which runs do not keep."""
+    """RecBole's type of one of its models, which runs do not store."""
     from recbole.utils import get_model  # takes seconds
 
     try:
@@ -133,13 +132,13 @@ class Given:
 
         Args:
             shared: values by key.
-            typed: a language model's settings, whose properties are asked for too; its values may
-                be fewer than its fields. None for every other model.
+            typed: a language model's settings, whose properties can be read too; fields may lack
+                values. None for every other model.
         """
         self._shared, self._typed = shared, typed
 
     def with_changes(self, changes: Mapping[str, Any]) -> Given:
-        """The same settings but for some."""
+        """Copy with some settings replaced."""
         typed = self._typed
         if typed is not None:
             typed = typed.model_copy(update=changes)
@@ -152,7 +151,7 @@ class Given:
 
     @property
     def model_type(self) -> str:
-        """Name of RecBole's kind of model, such as `GENERAL`; `LLM` for those of this package."""
+        """Name of RecBole's model type, such as `GENERAL`; `LLM` for models of this package."""
         if self.is_language_model:
             return "LLM"
         if "MODEL_TYPE" in self._shared:
@@ -169,7 +168,7 @@ class Given:
         """A setting's value, or a property of a language model's settings.
 
         Raises:
-            Unknown: there is none.
+            Unknown: there is no such setting.
         """
         try:
             return getattr(self._typed, name)

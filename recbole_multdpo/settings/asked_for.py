@@ -1,8 +1,7 @@
-"""Settings that run code of others or send data away: they are asked for, never taken from a file.
+"""Settings that run foreign code or send data away: refused in files, allowed on the command line.
 
-Run folders, experiments and settings files may come from anybody. What they say is data; these
-settings count only where the person who starts the command gives them on its command line, or a
-Python caller as an argument.
+Run folders, experiments and settings files may come from anybody. These settings count only if the
+person who starts the command gives them on its command line, or a Python caller as an argument.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.declared import declared
 from recbole_multdpo.settings.text import parse_literal
 
-# setting to what it does
+# effect by setting
 ASKED_FOR = {key: acting.asked for key, acting in declared().items() if acting.asked}
 
 
 def check_asked(settings: Mapping[str, Any], origin: object, asked: Mapping[str, Any]) -> None:
-    """Refuse a file that turns one of `ASKED_FOR` on where nobody asked for it.
+    """Refuse a file that turns on one of `ASKED_FOR` without the command line.
 
     Args:
-        settings: what the file holds; it is searched at any depth, for `name.key` too.
+        settings: content of the file; it is searched at any depth, for `name.key` too.
         origin: the file, for the message.
-        asked: what the command line sets: it decides over a plain key of the file. One of a single
-            system (`name.key`, or deeper) would win over it, and needs to be asked for.
+        asked: settings of the command line, which override a plain key of the file. A key of a
+            single system (`name.key`, or deeper) would override them, so it must be set there too.
 
     Raises:
-        ConfigError: with the remedy.
+        ConfigError: the file turns one on.
     """
     for key, value in _mappings(settings):
         name = key.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Settings of a language model that contradict each other, or have no effect as they are."""
+"""Check a language model's settings for contradictions and for settings without effect."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,13 +13,13 @@ from recbole_multdpo.settings.llmrec import LIST_METRICS, BIGRecSettings, LLMRec
 def check_combinations(
     settings: LLMRecSettings, shared: Mapping[str, Any], explicit: Iterable[str]
 ) -> list[str]:
-    """Check settings against each other, each of them being allowed by itself.
+    """Check settings against each other; each is valid on its own.
 
     Args:
         settings: LLMRec's own settings.
-        shared: RecBole's settings, final and of the right types.
-        explicit: keys set on the command line. One of them without any effect is a mistake,
-            whereas a settings file may well describe more than one run.
+        shared: RecBole's settings, final and with checked types.
+        explicit: keys set on the command line. They must have an effect, whereas a settings file
+            may describe more than one run.
 
     Returns:
         One sentence per problem, with the remedy.
@@ -86,7 +86,7 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
 
 
 def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
-    """Negatives that the policy cannot draw."""
+    """Contradictions with dynamic negatives, which the policy draws."""
     loss = settings.loss_needs
     if settings.negatives == "static" or loss.negatives == "none":
         return []
@@ -150,7 +150,7 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
 def _low_rating_problems(
     settings: LLMRecSettings, shared: Mapping[str, Any], loaded: Any
 ) -> list[str]:
-    """Low ratings as negatives need ratings, of which val_interval drops the low ones."""
+    """Requirements of low ratings as negatives: ratings, the low ones dropped by val_interval."""
     rating, name = shared["RATING_FIELD"], f"low_ratings={settings.low_ratings}"
     problems = []
     if settings.loss_needs.negatives != "many":
@@ -186,7 +186,7 @@ def _is_loaded(field: str, loaded: Any) -> bool:
 
 
 def _recbole_problems(shared: Mapping[str, Any]) -> list[str]:
-    """RecBole's settings that have another meaning, or none, for a language model."""
+    """RecBole's settings that do not work with a language model."""
     problems = []
     if shared.get("train_neg_sample_args") is not None:
         problems.append(
@@ -206,7 +206,7 @@ def _recbole_problems(shared: Mapping[str, Any]) -> list[str]:
 
 
 def _ranking_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
-    """Rankings that lack what is asked of them."""
+    """Metrics that need complete rankings, with settings that leave them incomplete."""
     of_lists = [name for name in shared.get("metrics") or () if name.lower() in LIST_METRICS]
     if settings.stop_at_metrics and of_lists:
         return [
@@ -217,7 +217,7 @@ def _ranking_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> li
 
 
 def _grounding_problems(settings: LLMRecSettings) -> list[str]:
-    """An assistant must be there if it weighs BIGRec's distances, and weigh them if it is there."""
+    """Check that BIGRec's weights of distances and its assistant agree."""
     if not isinstance(settings, BIGRecSettings):
         return []
     weighs, name = settings.grounding_weight == "assistant", settings.assistant
@@ -236,7 +236,7 @@ def _grounding_problems(settings: LLMRecSettings) -> list[str]:
 
 
 def warnings_for(settings: LLMRecSettings, device_type: str) -> list[str]:
-    """Settings that work and are seldom wanted, one sentence each.
+    """Warn of settings that work but are rarely wanted, one sentence each.
 
     Args:
         settings: LLMRec's own settings.

@@ -1,4 +1,4 @@
-"""The conditions under which settings act, with the sentence and the remedy where one fails."""
+"""Conditions under which settings act, each with a message and a remedy if it fails."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.settings.acts import Given, Unknown, When
 
-ZERO_SHOT = "zero_shot"  # in place of a loss: the backbone is ranked with as it is
+ZERO_SHOT = "zero_shot"  # instead of a loss: ranks with the untrained backbone
 _FULL = {"eval_args": {"mode": "full"}}
 
 
 def _equals(key: str, *values: Any, use: bool = False) -> When:
-    """The setting has one of the values, of which the first is the remedy."""
+    """Condition that a setting has one of the values; the first is the remedy."""
     return When(
         holds=lambda given: getattr(given, key) in values,
         found=lambda given: f"with {key}={getattr(given, key)}",
@@ -24,7 +24,7 @@ def _equals(key: str, *values: Any, use: bool = False) -> When:
 
 
 def _always(text: str, **remedy: Any) -> tuple[Callable[[Any], str], Callable[[Any], Any]]:
-    """`found` and `remedy` that are the same for every run."""
+    """Make `found` and `remedy` that are the same for every run."""
     return lambda given: text, lambda given: remedy
 
 
@@ -32,11 +32,11 @@ def _always(text: str, **remedy: Any) -> tuple[Callable[[Any], str], Callable[[A
 
 
 def _with_loss(given: Given, loss: str) -> dict[str, str]:
-    """Another loss, and what it needs: the models beside LLMRec have supervised fine-tuning's only.
+    """Changes to another loss and its requirements: baselines have only supervised fine-tuning.
 
     Args:
         given: the run.
-        loss: a name, or several of the same needs with `or` between them.
+        loss: a name, or several with equal requirements, joined by `or`.
     """
     changes = {"loss": loss}
     try:
@@ -149,7 +149,7 @@ WARMED_UP = (
 
 
 def of_losses(option: str) -> When:
-    """The loss is one of those that have the option."""
+    """Condition that the loss has the option."""
     users = [name for name, loss in LOSSES.items() if option in loss.options]
     return When(
         lambda given: given.loss in users,
@@ -337,7 +337,7 @@ _READ_KNOWLEDGE = ("GRU4RecKG", "KSR")  # besides those of the kind KNOWLEDGE
 
 
 def _of_kind(holds: Callable[[Any], bool], words: str) -> tuple[When, ...]:
-    """The model is of a kind; there is no remedy but another model."""
+    """Condition that the model is of a kind; the only remedy is another model."""
     return (When(holds, lambda given: f"with model={given.model}", lambda given: {}, words),)
 
 
@@ -349,7 +349,7 @@ OPTIMISED = _of_kind(
     lambda given: given.model_type not in ("TRADITIONAL", "DECISIONTREE"),
     "a model trained by gradients",
 )
-# what is fitted at once is validated once, where neither of the numbers is 0
+# a model fitted at once is validated once, unless one of the numbers is 0
 IN_EPOCHS = _of_kind(
     lambda given: given.model_type != "TRADITIONAL" or given.epochs == 0,
     "a model trained in epochs",

@@ -1,4 +1,4 @@
-"""RecBole's Config with checked settings: where they come from, which are valid, on which device.
+"""RecBole's Config with checked settings: reads, merges and validates them.
 
 A setting is taken from, the strongest first: the command line, `config_dict`, the files of
 `--config_files` (a later one wins), the data set's own file `<name>.yaml` in its folder, the files
@@ -54,7 +54,7 @@ from recbole_multdpo.settings.information import (
 from recbole_multdpo.settings.language_models import (
     LANGUAGE_MODELS,
     LLMREC,
-    owners,
+    models_with,
 )
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.messages import listed, nearest, type_problems
@@ -75,7 +75,7 @@ _LANGUAGE_MODEL_KEYS = frozenset(
     key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
 )
 _RECBOLE = Path(recbole.__file__).parent
-AUTO = "auto"  # the value of resume that looks for the run itself
+AUTO = "auto"  # value of resume: find the run
 RECBOLE_DATA_PATH = "dataset"  # RecBole's default of data_path
 
 _RECBOLE_PROCESSES = frozenset("nproc world_size local_rank group_offset ip port".split())
@@ -88,8 +88,8 @@ class Layer:
     Attributes:
         origin: the place, for messages: a file, `config_dict`, or `command line`.
         settings: what is set there.
-        is_file: whether keys of language models may stand there for other models too.
-        is_default: whether it is one of our property files rather than the user's.
+        is_file: True for a file, where keys of language models are allowed for other models too.
+        is_default: True for our own property files.
     """
 
     origin: str
@@ -106,7 +106,7 @@ class Config(RecBoleConfig):
         assistant: configuration of a language model's assistant, else None.
         argv: the command line it was made from.
         warnings: sentences for the log, on settings that work but are seldom wanted.
-        deepspeed: DeepSpeed's complete configuration; None where it is not asked for.
+        deepspeed: DeepSpeed's complete configuration; None without DeepSpeed.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class Config(RecBoleConfig):
         """
         return deepcopy(self._resolved)
 
-    # What RecBole's constructor calls, in this order.
+    # methods that RecBole's constructor calls, in this order
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type, str]:
-        """RecBole's, but that a baseline keeps its own name: its class is LLMRec."""
+        """RecBole's method, except that a baseline, whose class is LLMRec, keeps its name."""
         return model, _model_class(model), dataset
 
     def _init_parameters_category(self) -> None:
@@ -210,7 +210,7 @@ class Config(RecBoleConfig):
         )
 
     def _set_eval_neg_sample_args(self, phase: str) -> None:
-        """RecBole's, which does not know `totalN`: its loader takes the place of one of `uniN`."""
+        """RecBole's method, which does not know `totalN`: its loader replaces one of `uniN`."""
         total = shared.total_candidates(self.final_config_dict["eval_args"]["mode"][phase])
         if total is None:
             super()._set_eval_neg_sample_args(phase)
@@ -219,10 +219,10 @@ class Config(RecBoleConfig):
         self.final_config_dict[f"{phase}_neg_sample_args"] = arguments
 
     def _init_device(self) -> None:
-        """Set device, local_rank and single_spec; RecBole's own process group is never made.
+        """Set device, local_rank and single_spec, without RecBole's own process group.
 
-        RecBole sets CUDA_VISIBLE_DEVICES to "0" in every process. Here it is set only where the
-        user gave gpu_id, and never under a launcher, which has set it or expects all devices.
+        RecBole sets CUDA_VISIBLE_DEVICES to "0" in every process. Here it is set only if the user
+        gave gpu_id, and never under a launcher, which has set it or expects all devices.
         """
         final = self.final_config_dict
         final["gpu_id"] = str(final["gpu_id"])
@@ -235,17 +235,17 @@ class Config(RecBoleConfig):
         allowed = bool(final["use_gpu"] and final["gpu_id"])
         rank = final["local_rank"] if launched else None
         final["device"] = _device(final["device"], allowed, rank)
-        # RecBole's trainer asks the device for its GPU memory wherever use_gpu is set.
+        # with use_gpu, RecBole's trainer queries the device's GPU memory
         final["use_gpu"] = final["device"].type == "cuda"
         if self.settings is not None:
             self.warnings += warnings_for(self.settings, final["device"].type)
 
-    # Where settings come from
+    # sources of settings
 
     def _user_layers(
         self, config_dict: Mapping[str, Any] | None, run_folder: Path | None
     ) -> list[Layer]:
-        """The user's settings, weakest first: a run's own, files, config_dict, command line."""
+        """The user's settings, weakest first: of a run folder, files, config_dict, command line."""
         given = Layer("config_dict", _converted(config_dict or {}))
         command_line = Layer("command line", parse_command_line(self.argv))
         asked = {**given.settings, **command_line.settings}
@@ -264,7 +264,7 @@ class Config(RecBoleConfig):
         return [*saved, *files, given, command_line]
 
     def _run_layer(self, file: Path, asked: Mapping[str, Any]) -> Layer:
-        """The settings in a run's folder, which may come from anybody."""
+        """Settings from a run's folder, which may come from anybody."""
         layer = _file_layer(file)
         settings = dict(layer.settings)
         project = settings.pop("wandb_project", None)
@@ -281,7 +281,7 @@ class Config(RecBoleConfig):
     # Checks
 
     def _with_known_names(self, layers: Sequence[Layer]) -> list[Layer]:
-        """The layers with settings under the names that they have now."""
+        """Layers with former names of settings replaced."""
         self.warnings += [
             f"{FORMER_KEY} ({layer.origin}): is called {KEY} now, and is of every model."
             for layer in layers
@@ -290,7 +290,7 @@ class Config(RecBoleConfig):
         return [replace(layer, settings=with_known_names(layer.settings)) for layer in layers]
 
     def _check_processes(self) -> None:
-        """Refuse more processes than there is work for in a step."""
+        """Refuse more processes than examples in a step."""
         n_processes = processes.launched_world_size()
         if n_processes == 1 or self.settings is None:
             return
@@ -318,7 +318,7 @@ class Config(RecBoleConfig):
             ]
             if ignored and not layer.is_default:
                 self.warnings.append(
-                    f"{layer.origin}: {', '.join(sorted(ignored))} are {owners(ignored)}'s "
+                    f"{layer.origin}: {', '.join(sorted(ignored))} are {models_with(ignored)}'s "
                     f"settings and do not apply to {model}."
                 )
             kept = {key: layer.settings[key] for key in layer.settings if key not in ignored}
@@ -327,7 +327,7 @@ class Config(RecBoleConfig):
         self._layers = layers
 
     def _without_pickles(self, final: dict[str, Any], origins: Mapping[str, str]) -> None:
-        """Refuse RecBole's paths of pickled data sets and loaders; write none."""
+        """Refuse RecBole's paths of pickled data sets and loaders; none are written."""
         _raise_if_any(
             [
                 f"{key} ({origins.get(key, 'RecBole')}): RecBole would load {final[key]}, a "
@@ -346,10 +346,10 @@ class Config(RecBoleConfig):
                 )
 
     def _load_what_the_model_reads(self, final: dict[str, Any], origins: Mapping[str, str]) -> None:
-        """Add what RecBole loads for this model to our property files' columns of a data set.
+        """Add the columns that RecBole loads for this model to those of our property files.
 
-        Those are what every model reads; knowledge graphs, users' ages or items' genres are for
-        some. What the user has set stays.
+        Our files list the columns that every model reads; knowledge graphs, users' ages or items'
+        genres are for some. A value of the user stays.
         """
         columns = final.get("load_col")
         if "load_col" in origins or columns is None:
@@ -361,19 +361,19 @@ class Config(RecBoleConfig):
         final["load_col"] = merged
 
     def _fill_gaps(self, final: dict[str, Any]) -> None:
-        """Settle what has one workable value for the kind of model, unless the user set it."""
+        """Set settings with only one workable value for the kind of model, unless the user did."""
         if final.get("data_path") is None:
             final["data_path"] = self.internal_config_dict["data_path"]
         if final.get(KEY, AUTO_INFORMATION) == AUTO_INFORMATION:
             final[KEY] = default_information(final)
         if "threshold" not in self.external_config_dict and _is_ranked(final):
-            final["threshold"] = None  # of RecBole's preset for labelled rows, see below
+            final["threshold"] = None  # RecBole's preset is for labelled rows, see below
         if "train_neg_sample_args" in self.external_config_dict:
             return
         if not hasattr(self.model_class, "input_type") and final.get("loss_type") == "CE":
             final["train_neg_sample_args"] = None  # RecBole refuses negatives with this loss
         elif final["MODEL_TYPE"] == ModelType.CONTEXT and _is_ranked(final):
-            # RecBole's preset for these models expects labelled rows; a ranking has positives only.
+            # RecBole's preset for these models expects labelled rows; a ranking has only positives
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
 
     def _check_types(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -386,7 +386,7 @@ class Config(RecBoleConfig):
             _raise_if_any(problems)
             self.settings = kind(**own)
         else:
-            # A RecBole model's own settings have no declared type but that of their default.
+            # a RecBole model's own settings have no declared type, only their default's
             problems += [
                 f"{key} ({origins[key]}): must be {_kind(default)}, got {final[key]!r}"
                 for key, default in _recbole_model_settings(self.model).items()
@@ -395,7 +395,7 @@ class Config(RecBoleConfig):
             _raise_if_any(problems)
 
     def _check_combinations(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-        """Check settings against each other, all of them being of the right type."""
+        """Check settings against each other, after the check of types."""
         problems = shared.evaluation_problems(
             final, *(_metrics(kind) for kind in (EvaluatorType.RANKING, EvaluatorType.VALUE))
         )
@@ -459,7 +459,7 @@ def load_config(
             read.
         config_dict: settings between the command line and the files in precedence; text values are
             read as on the command line.
-        run_folder: of a run whose settings are the weakest of the user's, as with `resume`.
+        run_folder: folder of a run whose settings are the weakest of the user's, as with `resume`.
 
     Returns:
         The complete, checked configuration.
@@ -472,7 +472,7 @@ def load_config(
 
 
 def settings_of(model: str) -> set[str]:
-    """Names of all settings that change what a model does.
+    """Names of all settings that affect a model.
 
     Raises:
         ConfigError: there is no such model.
@@ -494,10 +494,10 @@ def properties_folder() -> Path:
 
 
 def settings_of_run(folder: Path) -> dict[str, Any]:
-    """The settings that a run saved in its folder, under the names that they have now.
+    """Read the settings that a run saved in its folder; former names are replaced.
 
     Raises:
-        ConfigError: the file is damaged or not there.
+        ConfigError: the file is missing or damaged.
     """
     saved = read_settings_file(folder / "config.yaml")
     return as_tested_before(saved, _is_sequential(saved))
@@ -513,14 +513,14 @@ def _is_sequential(settings: Mapping[str, Any]) -> bool:
 
 
 def _with_assistant_settings(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers, `EASE.reg_weight` and the like gathered in the strongest `assistant_settings`."""
+    """Layers with keys like `EASE.reg_weight` moved into the strongest `assistant_settings`."""
     prefix = f"{_value(layers, 'assistant')}."
     gathered: dict[str, Any] = {}
     kept = []
     for layer in layers:
         dotted = {key for key in layer.settings if key.startswith(prefix)}
         whole = layer.settings.get("assistant_settings", {})
-        if isinstance(whole, Mapping):  # the check of types complains of anything else
+        if isinstance(whole, Mapping):  # the type check refuses anything else
             gathered |= whole
         gathered |= {key[len(prefix) :]: layer.settings[key] for key in dotted}
         rest = {key: layer.settings[key] for key in layer.settings if key not in dotted}
@@ -531,14 +531,14 @@ def _with_assistant_settings(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Config:
-    """Configuration of the assistant: data, split and evaluation of the run, the rest its own.
+    """Make the assistant's configuration: data, split and evaluation are the run's.
 
     Args:
-        settings: of the language model.
+        settings: the language model's settings.
         run: all settings of the run.
 
     Raises:
-        ConfigError: it is no model that can assist, or its settings are wrong.
+        ConfigError: the model cannot assist, or its settings are wrong.
     """
     name = str(settings.assistant)
     if name not in recbole_models():
@@ -582,7 +582,7 @@ def _converted(config_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _file_names(files: Any) -> list[str]:
-    """Paths separated by spaces, as in RecBole, or a list where a path contains a space."""
+    """Paths separated by spaces, as in RecBole, or a list if a path contains a space."""
     names = files.split() if isinstance(files, str) and not files.startswith("[") else files
     if isinstance(names, str):
         names = parse_literal(names)
@@ -613,7 +613,7 @@ def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:
 
 
 def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
-    """The property file beside the atomic files, as `recbole_multdpo.data.convert` writes it."""
+    """The property file next to the atomic files, as `recbole_multdpo.data.convert` writes it."""
     if not isinstance(data_path, str):
         data_path = RECBOLE_DATA_PATH
         if dataset == "ml-100k":  # RecBole's own copy is used
@@ -635,7 +635,7 @@ def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
 
 
 def _value(layers: Sequence[Layer], key: str) -> Any:
-    """The strongest layer's value, None where no layer has the key."""
+    """The strongest layer's value; None if no layer has the key."""
     return next((layer.settings[key] for layer in reversed(layers) if key in layer.settings), None)
 
 
@@ -650,7 +650,7 @@ def _required(layers: Sequence[Layer], key: str) -> str:
 
 
 def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
-    """Settings of several layers, later ones stronger; `eval_args` is merged part by part."""
+    """Merge layers, later ones stronger; `eval_args` is merged part by part."""
     merged: dict[str, Any] = {}
     for layer in layers:
         settings = deepcopy(dict(layer.settings))
@@ -677,7 +677,7 @@ def _check_dataset_name(dataset: str) -> None:
 
 @cache
 def recbole_models() -> frozenset[str]:
-    """Names of RecBole's models, found in its files: importing all of them would take seconds."""
+    """Names of RecBole's models, from its files: importing all of them would take seconds."""
     names: set[str] = set()
     for file in _RECBOLE.glob("model/*_recommender/*.py"):
         source = file.read_text(encoding="utf-8")
@@ -700,7 +700,7 @@ def _model_class(name: str) -> type:
 
 @cache
 def _recbole_model_settings(model: str) -> dict[str, Any]:
-    """RecBole's defaults of one model's own settings; none for a model without a property file."""
+    """RecBole's defaults of one model's own settings; {} without a property file."""
     file = _RECBOLE / f"properties/model/{model}.yaml"
     return read_settings_file(file) if file.is_file() and file.read_text("utf-8").strip() else {}
 
@@ -723,7 +723,7 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
             "or deepspeed, which tell every process who it is (docs/scaling.md)."
         )
     if key in _LANGUAGE_MODEL_KEYS:
-        owner = owners({key})
+        owner = models_with({key})
         return f"is a setting of {owner}, not of {model}. Leave it out, or use --model={owner}."
     having = [name for name in sorted(recbole_models()) if key in _recbole_model_settings(name)]
     if having:
@@ -740,11 +740,11 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
 
 
 def _reads_labels(kind: Any) -> bool:
-    """True if a model of RecBole is trained on labels: a method reads the column that has them."""
+    """True if a model of RecBole is trained on labels: one of its methods reads their column."""
     methods = dict(inspect.getmembers(kind, inspect.isfunction))
-    methods.pop("__init__")  # which knows the column's name in models that never read it
+    methods.pop("__init__")  # sets the column's name even in models that never read it
     names = {name for method in methods.values() for name in method.__code__.co_names}
-    # the trainer of decision trees does
+    # the trainer of decision trees reads labels
     return kind.type == ModelType.DECISIONTREE or not names.isdisjoint({"LABEL", "LABEL_FIELD"})
 
 
@@ -766,7 +766,7 @@ def _metric_problems(model: str, final: Mapping[str, Any]) -> list[str]:
 
 
 def _same_kind(default: Any, value: Any) -> bool:
-    """True if a value may replace a RecBole default; where that is None or text, anything may."""
+    """True if a value may replace a RecBole default; a default of None or text allows any."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and (isinstance(default, bool | str) or default is None)
     if isinstance(default, int | float):
@@ -787,9 +787,9 @@ def _device(setting: str, gpu_allowed: bool, local_rank: int | None) -> torch.de
     """The torch device for the setting `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Args:
-        setting: what the user asked for.
+        setting: the user's value.
         gpu_allowed: RecBole's use_gpu, with a gpu_id that is not empty; matters to `auto` only.
-        local_rank: this process's number on the machine under a launcher, else None.
+        local_rank: this process's local rank under a launcher, else None.
 
     Raises:
         ConfigError: the GPU asked for does not exist.

@@ -1,6 +1,7 @@
-"""The declarations of all settings, and the settings without effect in a run.
+"""Collect the settings' declarations: of every model, and in one run.
 
-Lists of settings are derived from `declared`, each where it is used.
+Tables of names are derived from them, each where it is used; `idle` and `idle_problems` find
+settings without effect.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ _OTHER = Acts("model")  # a setting of one of RecBole's models
 
 @cache
 def declared(model: str | None = None) -> Mapping[str, Acts]:
-    """The declaration of each setting.
+    """Declarations by setting.
 
     Args:
-        model: whose settings; None for those of all models, where LLMRec's declaration is the first
-            that counts.
+        model: the model; None for the settings of all models, with LLMRec's declarations first.
 
     Raises:
         TypeError: a field has no declaration.
@@ -39,7 +39,7 @@ def declared(model: str | None = None) -> Mapping[str, Acts]:
 
 
 def acts(key: str, model: str | None = None) -> Acts:
-    """The declaration of a setting; a RecBole model's own, which has none, changes results."""
+    """Declaration of a setting; undeclared ones, of RecBole's models, change results."""
     return declared(model).get(key, _OTHER)
 
 
@@ -65,7 +65,7 @@ def _declaration(name: str, hint: Any) -> Acts:
 
 @cache
 def text_settings() -> frozenset[str]:
-    """Settings whose value is text whatever it looks like: those of the type `str`, or None."""
+    """Settings whose value is always text, even if it looks like a number: type `str`, or None."""
     kinds = [RecBoleSettings, *LANGUAGE_MODELS.values()]
     return frozenset(
         name for kind in kinds for name, hint in _hints(kind).items() if _is_text(hint)
@@ -81,11 +81,11 @@ def _is_text(hint: Any) -> bool:
 
 
 def in_run(settings: Mapping[str, Any], typed: LLMRecSettings | None = None) -> Given:
-    """The settings of a run, for conditions.
+    """Wrap the settings of a run for conditions.
 
     Args:
-        settings: all of them, those that a run keeps or more.
-        typed: a language model's; made from `settings` where it is None.
+        settings: all settings, at least those that a run stores.
+        typed: a language model's settings; None to make them from `settings`.
     """
     kind = LANGUAGE_MODELS.get(str(settings.get("model")))
     if typed is None and kind is not None:
@@ -96,18 +96,18 @@ def in_run(settings: Mapping[str, Any], typed: LLMRecSettings | None = None) -> 
 
 
 def idle(settings: Given, keys: Iterable[str], model: str | None = None) -> set[str]:
-    """Those of the settings that have no effect in a run."""
+    """Select the settings without effect in a run."""
     return {key for key in keys if acts(key, model).failing(settings)}
 
 
 def idle_problems(settings: Given, keys: Iterable[str], model: str | None = None) -> list[str]:
-    """Settings without effect, one sentence for all of the same cause, with what would help.
+    """Describe settings without effect: one sentence per cause, with a remedy.
 
     Args:
-        settings: of a run.
-        keys: those that were asked for. In a file, which may describe several runs, a setting may
-            well have no effect on one of them.
-        model: the run's.
+        settings: settings of a run.
+        keys: settings of the command line. A file may describe several runs, so its settings may
+            have no effect on some.
+        model: the run's model.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for key in sorted(keys):
@@ -122,7 +122,7 @@ def idle_problems(settings: Given, keys: Iterable[str], model: str | None = None
 
 
 def _remedy(key: str, settings: Given, model: str | None) -> str:
-    """The sentence on a remedy: another setting that does the same, or changes of others."""
+    """Remedy for a setting without effect: another setting, or changes of other settings."""
     acting, changed = acts(key, model), settings
     changes: dict[str, Any] = {}
     verbs: set[str] = set()

@@ -17,7 +17,7 @@ LANGUAGE_MODELS: dict[str, type[LLMRecSettings]] = {
 }
 
 
-def owners(keys: set[str] | frozenset[str]) -> str:
+def models_with(keys: set[str] | frozenset[str]) -> str:
     """Names of the language models with these settings: the first with all, else those with any."""
     having = [name for name, kind in LANGUAGE_MODELS.items() if keys & kind.model_fields.keys()]
     complete = [name for name in having if keys <= LANGUAGE_MODELS[name].model_fields.keys()]

@@ -1,8 +1,8 @@
 """LLMRec's settings, typed: one field per key of `properties/model/LLMRec.yaml` that is ours.
 
-A field has its type and range and what it acts on (`acts.py`). What it means, its unit and its
-default are in that file and nowhere else. Settings that LLMRec shares with RecBole's models
-(`epochs`, `learning_rate`, `topk`, ...) are in `recbole.py`.
+A field has its type, range and effects (`acts.py`). Its meaning, unit and default are only in that
+file. Settings that LLMRec shares with RecBole's models (`epochs`, `learning_rate`, `topk`, ...) are
+in `recbole.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -80,20 +80,20 @@ def _known_loss(name: str) -> str:
     return name
 
 
-# The table itself rather than a list of its names, so that a loss added to it needs nothing else.
+# checked against the table of losses, so that a new loss needs no change here
 LossName = Annotated[str, AfterValidator(_known_loss)]
 
 
 class LLMRecSettings(BaseModel):
-    """The settings that only LLMRec has; immutable, and without a key that is not listed here."""
+    """LLMRec's own settings; immutable, and other keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # the language model
     backbone: Annotated[Text, Acts("backbone", data_folder=False, on_card=True)]
     dtype: Annotated[Literal["float32", "bfloat16"], Acts("model")]
-    # eager attention, the padded scorer and the exhaustive ranker check the others, so that a run
-    # with one of them is another run although its results are the same up to rounding
+    # eager attention, the padded scorer and the exhaustive ranker serve to check the others, so a
+    # run with one of them counts as another run although its results are equal up to rounding
     attn_implementation: Annotated[Literal["sdpa", "eager"], Acts("model")]
     gradient_checkpointing: Annotated[bool, Acts(STAGES, TRAINING, "speed")]
     trust_remote_code: Annotated[
@@ -238,7 +238,7 @@ class LLMRecSettings(BaseModel):
 
     @property
     def assistant_weights(self) -> tuple[float, ...]:
-        """The values of `assistant_weight` to be tried; none without an assistant."""
+        """Values of `assistant_weight` to try; none without an assistant."""
         if self.assistant is None:
             return ()
         given = self.assistant_weight
@@ -246,7 +246,7 @@ class LLMRecSettings(BaseModel):
 
     @property
     def loss_needs(self) -> Loss:
-        """The loss's entry in `LOSSES`; without training there is as little to need as for sft."""
+        """The loss's entry in `LOSSES`; that of sft if nothing is trained."""
         return LOSSES["sft" if self.loss == ZERO_SHOT else self.loss]
 
     @property
@@ -256,43 +256,42 @@ class LLMRecSettings(BaseModel):
 
     @property
     def trains_all_weights(self) -> bool:
-        """True if the whole model is trained rather than LoRA matrices; `auto` is resolved here."""
+        """True if the whole model is trained, not LoRA matrices; resolves `auto`."""
         return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
 
     @property
     def search(self) -> str | None:
-        """The search that ranks by log-probabilities; None where something else ranks."""
+        """The search that ranks by log-probabilities; None for another ranking."""
         return self.ranker
 
     @property
     def ranks_by_validation(self) -> bool:
-        """True if the ranking has something that only the validation part can decide."""
+        """True if the ranking needs the validation part for a choice."""
         return self.assistant is not None
 
     @property
     def ranking_history(self) -> int:
-        """Items that a prompt shows when ranking, at most: as in training unless asked for."""
+        """Maximum number of items in a prompt when ranking; by default as in training."""
         return self.max_history if self.rank_history is None else self.rank_history
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Ratings that start a level; `auto` is resolved here: a multi-level loss's are those of
-        the data set, and any other loss has none."""
+        """Lowest rating of each level; `auto`: the data set's if the loss has several levels."""
         if self.level_thresholds != "auto":
             return self.level_thresholds
         return self.rating_levels if self.loss_needs.one_level else ()
 
     @property
     def uses_reference(self) -> bool:
-        """True if the preference loss takes log-ratios against a reference."""
+        """True if the preference loss uses log-ratios against a reference."""
         return self.reference == "sft" and self.loss_needs.needs_reference
 
 
 class BIGRecSettings(LLMRecSettings):
-    """LLMRec's settings, of which some have one value only, and those of grounding."""
+    """BIGRec's settings: LLMRec's, some of them with a fixed value, and those of grounding."""
 
     loss: Annotated[Literal["sft", "zero_shot"], Acts("preference")]
-    # a text that is written freely must learn to end
+    # freely generated text must learn to end
     normalize_over: Annotated[Literal["vocabulary"], Acts(("sft", "ranking"))]
     generation_beams: Annotated[Count, Acts(("validation", "ranking"))]
     generation_tokens: Annotated[Count, Acts(("validation", "ranking"))]
@@ -304,7 +303,7 @@ class BIGRecSettings(LLMRecSettings):
     grounding_gamma: Annotated[
         Literal["auto"] | Gamma, Acts(("validation", "ranking"), GROUNDED_BY_WEIGHT)
     ]
-    # what LLMRec ranks with and grounding does not
+    # settings of LLMRec's ranking, without effect on grounding
     ranker: Annotated[Literal["best_first", "exhaustive"], Acts("ranking", NOT_BY_GROUNDING)]
     expand_per_step: Annotated[Count, Acts("ranking", NOT_BY_GROUNDING, "speed")]
     stop_at_metrics: Annotated[bool, Acts("ranking", NOT_BY_GROUNDING, "speed", fixed_before=True)]
@@ -319,12 +318,12 @@ class BIGRecSettings(LLMRecSettings):
 
     @property
     def assistant_weights(self) -> tuple[float, ...]:
-        """No values: the scores weigh the distances, and `grounding_gamma` says how strongly."""
+        """No values: the scores weight the distances, by the exponent `grounding_gamma`."""
         return ()
 
     @property
     def search(self) -> None:
-        """None: transformers generates the texts that items are compared with."""
+        """None: items are compared with texts that transformers generates."""
         return None
 
     @property
@@ -335,7 +334,7 @@ class BIGRecSettings(LLMRecSettings):
 
     @property
     def grounds_by_base(self) -> bool:
-        """True if hidden states are those before fine-tuning; `auto` is resolved here."""
+        """True if hidden states come from the model before fine-tuning; resolves `auto`."""
         if self.grounding_model == "auto":
             return self.backbone != "tiny"
         return self.grounding_model == "base"

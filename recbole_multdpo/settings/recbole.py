@@ -65,7 +65,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 @with_config(_STRICT)
 class EvalModes(TypedDict):
-    """The candidates of an evaluation: all items, N sampled ones per positive, or N in total."""
+    """Candidates of an evaluation: all items, N sampled ones per positive, or N in total."""
 
     valid: EvalMode
     test: EvalMode
@@ -111,9 +111,9 @@ class GradientClipping(TypedDict, total=False):
     foreach: bool
 
 
-# what most of RecBole's settings act on
+# effects of most of RecBole's settings
 _DATA = Acts("data")
-_ROWS = Acts("data", protocol=True)  # and whose rows a comparison's systems must share
+_ROWS = Acts("data", protocol=True)  # the systems of a comparison must have the same rows
 _FILTER = Acts(("data", "filter"), protocol=True)
 _LOG = Acts("run", changes="log")
 _KNOWLEDGE = Acts("data", KNOWLEDGE)
@@ -145,7 +145,7 @@ class AddedSettings(TypedDict, total=False):
 
 
 class UnlistedSettings(TypedDict, total=False):
-    """Settings of every model that RecBole reads although its property files do not list them."""
+    """Settings of every model that RecBole reads but does not list in its property files."""
 
     model: Annotated[Text, Acts(("run", "validation", "ranking"), data_folder=False)]
     dataset: Annotated[Text, Acts("data", data_folder=False, protocol=True)]
@@ -160,7 +160,7 @@ class UnlistedSettings(TypedDict, total=False):
 
 @with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
 class RecBoleSettings(AddedSettings, UnlistedSettings, total=False):
-    """Settings that every model has. Checked where present."""
+    """Settings that every model has; checked if present."""
 
     # the run
     seed: Annotated[int, Field(ge=0, lt=2**32), Acts(("data", "model"), on_card=True)]
@@ -287,7 +287,7 @@ class RecBoleSettings(AddedSettings, UnlistedSettings, total=False):
 
 
 class RecBoleModelSettings(TypedDict, total=False):
-    """Settings of some of RecBole's models that name files; models have many more, of their own."""
+    """Settings of some of RecBole's models that name files; models have many others."""
 
     pre_model_path: Annotated[Any, _FILE_OF_A_MODEL]
     pretrain_path: Annotated[Any, _FILE_OF_A_MODEL]
@@ -304,7 +304,7 @@ RECBOLE_SETTINGS: TypeAdapter[RecBoleSettings] = TypeAdapter(RecBoleSettings)
 ADDED_KEYS = frozenset(AddedSettings.__annotations__)
 UNLISTED_KEYS = frozenset(UnlistedSettings.__annotations__)
 
-# Read by RecBole's models although their property files do not list them.
+# Read by RecBole's models, but not listed in their property files.
 UNLISTED_MODEL_KEYS: dict[str, frozenset[str]] = {
     "AutoInt": frozenset({"has_residual"}),
     "DiffRec": frozenset({"norm"}),
@@ -328,19 +328,19 @@ def total_candidates(mode: str) -> int | None:
 
 
 def merged_eval_args(base: Any, change: Any) -> Any:
-    """A change to RecBole's `eval_args` on top of what there is, neither being altered.
+    """Merge a change into RecBole's `eval_args`; neither argument is modified.
 
-    RecBole replaces the whole mapping, so that `{'order': 'TO'}` would silently bring back its own
-    split and mode. Here the parts that are not named stay. `mode` is merged in turn; `split` is
-    replaced, because its one key is the method.
+    RecBole replaces the whole mapping, so that `{'order': 'TO'}` would silently reset split and
+    mode. Here the other parts stay. `mode` is merged in the same way; `split` is replaced,
+    because its only key is the method.
 
     Args:
         base: some of split, order, group_by and mode, where mode may be text for both phases.
         change: likewise.
 
     Returns:
-        The merged mapping, its mode a mapping of phases. What is no mapping is returned as it is,
-        for the check of types to complain about.
+        The merged mapping, its mode a mapping of phases. Anything but a mapping is returned as it
+        is, for the type check to refuse.
     """
     if not isinstance(change, Mapping) or not isinstance(base, Mapping):
         return base if isinstance(change, Mapping) else change
@@ -359,7 +359,7 @@ def _both_phases(mode: Any) -> Mapping[str, Any]:
 def evaluation_problems(
     settings: Mapping[str, Any], ranking_metrics: set[str], value_metrics: set[str]
 ) -> list[str]:
-    """Contradictions among the evaluation settings, one sentence each.
+    """Describe contradictions in the evaluation settings, one sentence each.
 
     Args:
         settings: final settings of the right types.
@@ -484,7 +484,7 @@ def _part_problems(parts: list[str] | None) -> list[str]:
 
 
 def sequence_file_problems(settings: Mapping[str, Any]) -> list[str]:
-    """Ready parts whose rows lack the items before each, which a sequential model needs.
+    """Requirements of sequential models on ready parts, whose rows hold the previous items.
 
     Args:
         settings: final settings of the right types.

@@ -15,18 +15,18 @@ import yaml
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime.reading import MB, plain, read_bytes
 
-# What launchers add on their own; the rank is read from the environment instead.
+# options added by launchers; the rank is read from the environment instead
 _LAUNCHER_KEYS = ("local_rank", "local-rank")
 
-_FILE_LIMIT = MB // 8  # of settings files, which have kilobytes; YAML is read slowly
-# what the constructors of YAML raise for a value that its tag does not fit
+_FILE_LIMIT = MB // 8  # settings files have kilobytes; reading YAML is slow
+# raised by the constructors of YAML for a value that does not fit its tag
 _YAML_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-_MERGED_KEYS = 10_000  # of one mapping: merge keys can double what they merge, again and again
+_MERGED_KEYS = 10_000  # limit for a mapping: repeated merge keys grow exponentially
 
 
-# The plain scalars, one table for reading and writing, so that what is written reads back: YAML 1.1
-# as RecBole reads it, with RecBole's floats (1e-4 is a number) and Python's None, without the
-# base-60 numbers, leading-zero octal numbers and dates that surprise people.
+# Plain scalars, in one table for reading and writing, so that output reads back unchanged: YAML 1.1
+# as RecBole reads it, with RecBole's floats (1e-4 is a number) and Python's None, without base-60
+# numbers, leading-zero octal numbers and dates.
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 _SCALARS = (
     (
@@ -49,12 +49,12 @@ _SCALARS = (
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """YAML reader for settings: safe types only; a key written twice is an error."""
+    """YAML reader for settings: safe types only; a duplicate key is an error."""
 
     yaml_implicit_resolvers: _Resolvers = {}
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put merged mappings in place of `<<`, within limits."""
+        """Replace `<<` by the merged mappings, within limits."""
         n_before = len(node.value)
         super().flatten_mapping(node)
         if len(node.value) - n_before > _MERGED_KEYS:
@@ -78,12 +78,12 @@ class SettingsLoader(yaml.SafeLoader):
 
 
 class SettingsDumper(yaml.SafeDumper):
-    """YAML writer that quotes the text that `SettingsLoader` would take for something else."""
+    """YAML writer that quotes text which `SettingsLoader` would read as another type."""
 
     yaml_implicit_resolvers: _Resolvers = {}
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write every value out: anchors in a settings file help nobody."""
+        """Write every value in full, without anchors."""
         return True
 
 
@@ -95,11 +95,11 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def parse_literal(text: str) -> Any:
-    """Read one value as RecBole users write it, without evaluating anything.
+    """Parse one value as RecBole users write it, without evaluating anything.
 
     A list, mapping, tuple or quoted text may be written in Python's or in YAML's flow syntax; a
     tuple becomes a list. Any other text is one YAML scalar: 5, 1e-4, True, ~, None, or itself.
-    Text that is no literal stays text, as in RecBole: `[4,inf)` is an interval, `f(x)` is a name.
+    Text that is not a literal stays text, as in RecBole: `[4,inf)` is an interval, `f(x)` a name.
 
     Args:
         text: the value as written.
@@ -108,7 +108,7 @@ def parse_literal(text: str) -> Any:
         None, bool, int, float, str, or a list or mapping of these. Empty text stays empty text.
 
     Raises:
-        ValueError: a YAML mapping has a key twice, or lacks the space after a colon, so that
+        ValueError: a YAML mapping has a duplicate key, or lacks the space after a colon, so that
             `{max_norm:1.0}` would mean a key "max_norm:1.0" without a value; or `plain` refuses it.
     """
     try:
@@ -143,7 +143,7 @@ def _literal(text: str) -> Any:
 
 
 def _parse_scalar(stripped: str, text: str) -> Any:
-    """A single YAML scalar; text that YAML would cut at a comment or a colon stays whole."""
+    """Parse a single YAML scalar; text that YAML would cut at a comment or a colon stays whole."""
     loader = SettingsLoader("")
     try:
         tag = loader.resolve(yaml.ScalarNode, stripped, (True, False))
@@ -167,7 +167,7 @@ def _check_colons(value: Any) -> None:
 
 
 def parse_setting(key: str, text: str) -> Any:
-    """`parse_literal` for a named setting: one whose type is text is text (or None) in any case.
+    """Call `parse_literal` for a named setting; settings of type text stay text (or None).
 
     `--dataset=100` names the data set "100", and RecBole wants an interval such as "[0,5]" as text,
     though it reads like a list.
@@ -215,7 +215,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _split_argument(argument: str, following: Sequence[str]) -> tuple[str, str]:
-    """Key and value text of one argument, or an error that shows the right form."""
+    """Split one argument into key and value text; the error shows the right form."""
     key, equals, value = argument.lstrip("-").partition("=")
     dashes = len(argument) - len(argument.lstrip("-"))
     if dashes == 2 and equals and key:

@@ -1,9 +1,9 @@
-"""Settings of RecBole that a run would take and not use: refused, naming the one that does it.
+"""Refuse settings of RecBole that a run would accept but not use, and name the right one.
 
-RecBole's property files hold every setting for every kind of model, and nothing says which of them
-a run reads. A setting whose effect RecBole documents and a run would lose is refused wherever it
-was set. (`declared.idle_problems` refuses what has no effect where the command line asks for it.)
-`tests/settings/test_unused.py` has the list of all settings with what becomes of each.
+RecBole's property files have every setting for every kind of model, without telling which of them a
+run reads. A setting with a documented effect that a run would not have is refused wherever it was
+set. (`declared.idle_problems` refuses settings without effect on the command line.)
+`tests/settings/test_unused.py` lists the treatment of every setting.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from recbole.utils import ModelType
 
 from recbole_multdpo.settings.declared import declared
 
-# filters of rows, which ready parts do not go through
+# filters of rows, which are not applied to ready parts
 _FILTERS = tuple(key for key, acting in declared().items() if acting.acts_in("filter"))
 _EVERYTHING = "[0,inf)"  # RecBole's default of intervals of counts
 _READ_POW = frozenset({"LightGCN", "SimpleX"})
@@ -30,14 +30,14 @@ def unused_problems(
     is_ranked: bool,
     reads_labels: bool,
 ) -> list[str]:
-    """Settings that would not be used, one sentence each.
+    """Describe settings that would not be used, one sentence each.
 
     Args:
-        final: all settings of the run, of the right types.
-        explicit: those of the command line.
-        is_language_model: whether the model is one of this package.
-        is_ranked: whether the metrics are of rankings, not of single scores.
-        reads_labels: whether the model is trained on labels of rows.
+        final: all settings of the run, with checked types.
+        explicit: settings of the command line.
+        is_language_model: True for a model of this package.
+        is_ranked: True if the metrics measure rankings, not single scores.
+        reads_labels: True if the model is trained on labels of rows.
     """
     return [
         *_lost_labels(final, is_ranked, reads_labels),
@@ -48,7 +48,7 @@ def unused_problems(
 
 
 def _lost_labels(final: Mapping[str, Any], is_ranked: bool, reads_labels: bool) -> list[str]:
-    """Labels by `threshold` are read where labelled rows are trained on and tested."""
+    """Labels by `threshold` are used only if training and test are on labelled rows."""
     threshold = final.get("threshold")
     sampled = final.get("train_neg_sample_args") or {"distribution": "none"}
     labelled = set(final["eval_args"]["mode"].values()) == {"labeled"}
@@ -101,7 +101,7 @@ def _lost_split(final: Mapping[str, Any], explicit: Any) -> list[str]:
 def _lost_by_kind(
     final: Mapping[str, Any], model_type: ModelType, is_language_model: bool
 ) -> list[str]:
-    """Settings whose effect RecBole documents and this kind of model does not have."""
+    """Settings with a documented effect that this kind of model would not have."""
     model, problems = final["model"], []
     if not final.get("shuffle", True) and (is_language_model or model_type == ModelType.KNOWLEDGE):
         problems.append(
