@@ -156,13 +156,13 @@ def _llmrec(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     result["memory"] = peak_memory_mb()["rss"]
     rate = n_candidates / result["epoch"]
     result["rows"] = [
-        *_samplers(model, loader, parts, rate, options),
+        *_samplers(loader, parts, rate, options),
         _padding(model, batches),
     ]
     return result
 
 
-def _samplers(model, loader, parts, rate: float, options) -> list[Row]:  # type: ignore[no-untyped-def]
+def _samplers(loader, parts, rate: float, options) -> list[Row]:  # type: ignore[no-untyped-def]
     """Candidates per second of the set-wise epoch and of the negatives alone, and of RecBole's."""
     from recbole.sampler import Sampler
 

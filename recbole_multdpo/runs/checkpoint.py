@@ -1,10 +1,10 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; loading one executes no code.
 
-A checkpoint is a folder with `model.safetensors`, `state.json` and, where training can go on from
+A checkpoint is a folder with `model.safetensors`, `state.json` and, if training can continue from
 it, `optimizer.safetensors`, or under ZeRO one `optimizer-<number>-of-<processes>.safetensors` per
-process. It is written under a temporary name beside its place, flushed and renamed, so that a
-folder of the final name is always whole. `state.json` holds checksums of itself and of the other
-files: what a disk or a copy damaged later is noticed.
+process. It is written to a temporary sibling, flushed and renamed, so that a folder of the final
+name is always complete. `state.json` holds checksums of itself and of the other files, which detect
+later damage by a disk or a copy.
 
 A stage of training has `best` and the last few `step-<number of optimizer steps>`.
 """
@@ -279,7 +279,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {folder} is damaged ({error}); remove it to go on without it"
+        f"the checkpoint {folder} is damaged ({error}); remove it to continue without it"
     )
 
 

@@ -483,7 +483,7 @@ def settings_of(model: str) -> set[str]:
 
 
 def properties_folder() -> Path:
-    """Folder of our property files: inside the package when installed, beside it in a clone."""
+    """Folder of our property files: inside the package if installed, next to it in a clone."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "properties", package.parent / "properties"):
         if (folder / "overall.yaml").is_file():

@@ -153,7 +153,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
         folder.reject(rows[row].file, rows[row].line, reason, rows[row].history + rows[row].targets)
     parts = _Parts(rows, readers, files, options)
     folder.counts["titles_repeated_within_a_row"] = sum(len(r) - len(set(r)) for r in items)
-    _write_interactions(folder, readers, parts, _users(rows, readers), list(numbers))
+    _write_interactions(folder, parts, _users(rows, readers), list(numbers))
     table = folder.table("item", ["item_id:token", "title:token_seq"])
     for title, item in title_ids.id_of.items():
         table.write(item, text_field(title))
@@ -336,7 +336,7 @@ class _Parts:
 
 
 def _write_interactions(
-    folder: DatasetFolder, readers: Readers, parts: _Parts, users: list[str], ids: list[str]
+    folder: DatasetFolder, parts: _Parts, users: list[str], ids: list[str]
 ) -> None:
     columns = ["user_id:token", "item_id:token", "timestamp:float"]
     if parts.of_reader is None:
