@@ -274,7 +274,7 @@ def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader, ranker
 
 
 def _conversation_counts(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Entries of `result.json` about conversations; none if contexts are histories."""
+    """Entries of `result.json` about conversations; none if prompts show histories."""
     if config["context"] == "history":
         return {}
     counts = {"mentioned_items": config["mentioned_items"], "answers_left_out": dataset.repeats}

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def launcher_environment(rank: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun sets."""
+    """Environment variables as torchrun sets them."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -36,7 +36,7 @@ def launcher_environment(rank: int, count: int, port: int) -> dict[str, str]:
 def run_processes(
     count: int, function: Callable[..., Any], *args: Any, killed: int | None = None
 ) -> list[Any]:
-    """What `function(*args)` returns in each of `count` processes, by rank.
+    """Results of `function(*args)` in each of `count` processes, by rank.
 
     Forked, so that nothing is imported again. What it returns must be plain data, not tensors. The
     process of rank `killed` must kill itself; it returns nothing.

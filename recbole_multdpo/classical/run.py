@@ -139,7 +139,7 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
 
     Args:
         config: configuration of one of RecBole's models.
-        dataset: the whole data set; a `ContextDataset` if contexts are conversations.
+        dataset: the whole data set; a `ContextDataset` if there are conversations.
         parts: its training, validation and test part.
     """
     split = copy(dataset)

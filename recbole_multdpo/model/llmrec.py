@@ -157,7 +157,7 @@ class LLMRec(GeneralRecommender):
         self.prompts = self._prompt_builder(frame)
         if prompt is not None:
             prompt.check_tokens(self.prompts.frame_ids())
-        self._check_context()
+        self._check_max_length()
         self._user_names = dataset.field2id_token[dataset.uid_field]
         self.uses_lora = not settings.trains_all_weights
         self.lm: nn.Module = self.backbone.lm
@@ -183,7 +183,7 @@ class LLMRec(GeneralRecommender):
             return []
         return self.conversations.texts(np.flatnonzero(self.histories.counts))
 
-    def _check_context(self) -> None:
+    def _check_max_length(self) -> None:
         """Refuse prompts and items that are longer together than the LM's maximum length.
 
         Raises:

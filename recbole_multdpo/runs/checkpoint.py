@@ -314,7 +314,7 @@ def step_folders(parent: Path) -> list[Path]:
 def remove_old_steps(parent: Path, step: int, n_kept: int) -> None:
     """Keep the checkpoint of `step` and the n_kept - 1 before it; remove all others of the stage.
 
-    Later ones are leftovers of a run that went on from an earlier one, because they were damaged.
+    Later ones are leftovers: they were damaged, and the run continued from an earlier one.
     """
     folders = step_folders(parent)
     newest = folders.index(step_folder(parent, step))

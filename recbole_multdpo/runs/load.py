@@ -114,7 +114,7 @@ def check_labels(config: Config, dataset: Dataset) -> None:
 def known_at_test(config: Config, parts: Sequence[LLMRecDataset]) -> UserItems:
     """Histories for the test prompts, chosen by `test_information`.
 
-    Not used where contexts are conversations.
+    Not used where prompts show conversations.
     """
     settings = config.settings
     assert settings is not None

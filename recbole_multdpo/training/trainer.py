@@ -62,7 +62,7 @@ class Position:
     Attributes:
         epoch: the current epoch, from 0.
         batch: number of its batches that are trained.
-        n_contexts: number of examples in these batches.
+        n_contexts: number of examples in these batches, by its name in checkpoints.
         sums: metrics of these batches, each times the batch's number of examples.
         first_loss: mean loss of the stage's first epoch; None before its end.
     """
@@ -261,19 +261,19 @@ class SetwiseTrainer(Trainer):
                     self._save_step()
         return self._finish_epoch()
 
-    def _count(self, metrics: Mapping[str, float], n_contexts: int) -> None:
+    def _count(self, metrics: Mapping[str, float], n_examples: int) -> None:
         """Log a step's metrics and add them to the epoch's sums."""
         position, step = self.position, f"{self.stage.name}_step"
         is_first = position.batch == 0
         position.batch += 1
-        position.n_contexts += n_contexts
+        position.n_contexts += n_examples
         if self.step_log is not None:
             self.step_log.step(self.global_step, position.epoch + 1, metrics)
         for name, value in metrics.items():
             self.tensorboard.add_scalar(f"{self.stage.name}/{name}", value, self.global_step)
             # an epoch that an older version started lacks newer metrics in its first steps
             if is_first or name in position.sums:
-                position.sums[name] = position.sums.get(name, 0.0) + value * n_contexts
+                position.sums[name] = position.sums.get(name, 0.0) + value * n_examples
         self.wandblogger.log_metrics({**metrics, step: self.global_step}, head=self.stage.name)
 
     def _finish_epoch(self) -> float:

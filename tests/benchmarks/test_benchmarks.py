@@ -1,4 +1,4 @@
-"""What the benchmarks compare must compute the same thing; timer, memory and report by hand."""
+"""Benchmarks: both sides compute the same thing; timer, memory and report by hand."""
 
 import argparse
 import json

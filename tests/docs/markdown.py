@@ -1,4 +1,4 @@
-"""What the tests of the documents read: code blocks, commands, links and headings of Markdown."""
+"""Parts of Markdown files for tests: code blocks, commands, links and headings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around the package: citation, issue templates, hooks, Makefile, API documentation."""
+"""Files around the package: citation, issue templates, hooks, Makefile, API documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python examples of the documents, run as they stand, on a toy data set with a toy model."""
+"""The Python examples of the documents, run as written, on a toy data set with a toy model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands and programs of docs/trained.md, run as they stand there on a small data set."""
+"""The commands and programs of docs/trained.md, run as written on a small data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BIGRec through the command: beside other models, with its weights, and on conversations."""
+"""BIGRec through the command: next to other models, with its weights, and on conversations."""
 
 from __future__ import annotations
 

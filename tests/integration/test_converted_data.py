@@ -98,7 +98,7 @@ def test_real_goodreads_sample(tmp_path):
     assert main(["titles-jsonl", "--input", str(source), "--output", str(output)]) == 0
     report = json.loads((output / "conversion.json").read_text())
     # 4,999 rows of ten titles and the next one, one of five, many of them windows of one reader's
-    # list; one title is not in id2name.json, five stand there twice
+    # list; one title is not in id2name.json, five are there twice
     assert report["rows"] == {"inter": 47_228, "item": 4058 + 1 - 5}
     readers = report["counts"]["rows_of_one_reader"]
     assert (readers["rows"], readers["rows_joined"], readers["readers"]) == (5000, 2004, 3879)
@@ -112,7 +112,7 @@ def test_real_goodreads_sample(tmp_path):
 
 
 def answers_after_the_same_titles(path):
-    """Users whose last item stands in another's list after the same five items."""
+    """Users whose last item is in another's list after the same five items."""
     lists = defaultdict(list)
     for line in path.read_text(encoding="utf-8").splitlines()[1:]:
         user, item, _ = line.split("\t")

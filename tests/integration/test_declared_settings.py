@@ -1,4 +1,4 @@
-"""What the settings' declarations say is what runs do: on toy data, many settings at once."""
+"""Runs do what the declarations of settings say: on toy data, many settings at once."""
 
 from __future__ import annotations
 

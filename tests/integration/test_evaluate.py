@@ -59,7 +59,7 @@ def make(name: str, data_path: Path, folder: Path) -> dict[str, Any]:
 
 
 def evaluated(folder: Path, *settings: str) -> dict[str, Any]:
-    """What the command writes."""
+    """Content of the file that the command writes."""
     file = folder.parent / f"evaluation-of-{folder.name}.json"
     file.unlink(missing_ok=True)
     assert main([str(folder), f"--output={file}", *settings]) == 0

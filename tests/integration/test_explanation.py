@@ -1,4 +1,4 @@
-"""Policy beside reference: figures that agree with the model's own, and where both come from."""
+"""Policy and reference: figures that agree with the model's own, and where both come from."""
 
 from __future__ import annotations
 

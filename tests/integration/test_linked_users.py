@@ -84,7 +84,7 @@ def test_windows_in_ready_parts(tmp_path, by_person):
         parts[part].append(piece)
     for part, pieces in parts.items():
         write(tmp_path / "books", pieces, part)
-    # the titles of a test window, all of them answers, stand in a training window of the person
+    # the titles of a test window, all of them answers, are in a training window of the person
     if by_person:
         start(tmp_path, "--benchmark_filename=[train, valid, test]")
         return

@@ -539,7 +539,7 @@ def test_the_launchers(data_path: Path, tmp_path: Path, launcher: list[str]) -> 
     """The real commands: one folder, one voice."""
     program = Path(sys.executable).with_name(launcher[0])
     if not program.exists():
-        pytest.skip(f"no {launcher[0]} beside this Python")
+        pytest.skip(f"no {launcher[0]} next to this Python")
     options = [text.format(port=free_port()) for text in launcher[1:]]
     extra = ["--deepspeed=zero1"] if launcher[0] == "deepspeed" else []
     arguments = toy_arguments(data_path, tmp_path / "run", "--loss=sft", *extra)

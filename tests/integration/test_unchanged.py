@@ -175,7 +175,7 @@ def test_what_is_local_may_change_on_resume(copied, runs, data_path, tmp_path) -
     assert result["test_result"] == whole["test_result"]
     assert result["fingerprints"] == whole["fingerprints"]
     assert result["model_files"]["model.safetensors"] == whole["model_files"]["model.safetensors"]
-    load_run(folder)  # the moved path stands in config.yaml, and disagrees with nothing
+    load_run(folder)  # the moved path is in config.yaml and contradicts nothing
 
 
 LOCAL = {
@@ -397,7 +397,7 @@ def test_models_that_know_numbers_are_refused_on_reordered_data(runs, changed_da
 
 
 def test_the_reference_of_another_backbone_is_refused(runs, changed_data) -> None:
-    """That of `tiny` is made of the item texts."""
+    """The backbone `tiny` is made from the item texts."""
     data = str(changed_data("toy.item", another_title))
     with pytest.raises(CheckpointError, match="before preference training cannot be made again"):
         Explainer.load(runs / "tiny", data_path=data)

@@ -197,7 +197,7 @@ def test_an_item_with_the_text_of_a_known_one_is_no_negative(tmp_path: Path) -> 
     items = data_path / "toy" / "toy.item"
     header, *rows = items.read_text(encoding="utf-8").splitlines()
     cells = [row.split("\t") for row in rows]
-    half = len(cells) // 2  # every text stands for two items
+    half = len(cells) // 2  # two items share every text
     texts = [cell[1:] for cell in cells[:half]] * 2
     rows = ["\t".join([cell[0], *text]) for cell, text in zip(cells, texts, strict=True)]
     items.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")

@@ -345,7 +345,7 @@ def test_a_model_that_nothing_helps_is_refused(monkeypatch):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often a model was probed; every probe is worth keeping."""
+    """Record of the probes, one entry each; every probe is worth keeping."""
     calls = []
     monkeypatch.setattr(probe_cache, "MIN_SECONDS", 0.0)
     forgetful = type("Forgetful", (set,), {"add": lambda self, file: None})

@@ -52,7 +52,7 @@ def writes(
 
 
 def on_a_line(model: LLMRec) -> None:
-    """Layer 0, a title's token: item i stands at i on one axis, so that nearest means next id."""
+    """Layer 0, a title's token: item i is at i on one axis, so that nearest means next id."""
     weight = model.lm.get_input_embeddings().weight
     with torch.no_grad():
         weight.zero_()
@@ -113,7 +113,7 @@ def test_an_assistants_scores_weigh_for_each_user(make, monkeypatch) -> None:  #
 
     User 1's scores are 0, and 5 for item 9; user 2's are −1, 3 for item 5 and 1 for item 6. Scaled
     for each user the best item has 1 and user 2's item 6 has 1/2, so that with gamma 1.1 item 9
-    (2 : 2^1.1 < 1), or item 5, stands before what is at 1/23, and item 6 (1 : 1.5^1.1 = 0.64)
+    (2 : 2^1.1 < 1), or item 5, ranks before what is at 1/23, and item 6 (1 : 1.5^1.1 = 0.64)
     before all of them.
     """
     ranker = make(*ASSISTED, "--grounding_gamma=1.1")

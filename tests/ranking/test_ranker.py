@@ -33,7 +33,7 @@ def assignments_to_a_model(source: str) -> list[str]:
 
 
 def test_nobody_assigns_an_attribute_of_the_model() -> None:
-    """What a model ranks or trains with is an argument, so that no order can be wrong."""
+    """A model gets all it ranks or trains with as arguments, so that no order can be wrong."""
     own = {"model", "ranking", "classical"}  # the last one's models are RecBole's
     found = {
         str(path.relative_to(PACKAGE)): assignments_to_a_model(path.read_text(encoding="utf-8"))

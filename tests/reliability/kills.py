@@ -59,7 +59,7 @@ WRITES: list[tuple[Any, str]] = [
 
 @dataclass
 class Outcome:
-    """What became of the kills."""
+    """Counts of kills, and of the runs that were equal in the end."""
 
     kills: int = 0
     kills_while_writing: int = 0

@@ -59,7 +59,7 @@ def soak(seconds: float, folder: Path) -> dict[str, float]:
 
 
 def summary(samples: list[tuple[float, float]]) -> dict[str, float]:
-    """What `soak` says of (seconds, MiB)."""
+    """Duration and memory, from samples of (seconds, MiB)."""
     times, sizes = np.array(samples[len(samples) // 5 :]).T
     return {
         "minutes": round((samples[-1][0] - samples[0][0]) / 60, 1),

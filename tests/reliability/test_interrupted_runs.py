@@ -1,4 +1,4 @@
-"""Signals, full disks, damaged checkpoints and runs beside each other, through the real run."""
+"""Signals, full disks, damaged checkpoints and simultaneous runs, through the real run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS = ["--sft_epochs=1", "--epochs=2", "--sft_cache=False", "--track_bounds
 
 @pytest.fixture(scope="module")
 def whole(data_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What an undisturbed run leaves."""
+    """Results and files of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(toy_arguments(data_path, folder, *SETTINGS))
     return what_is_left(folder)

@@ -130,7 +130,7 @@ def planted(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 
 
 def unfinished(run: Path, copy: Path) -> Path:
-    """A copy of a run that `--resume` goes on with."""
+    """A copy of a run that `--resume` continues."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
     (copy / "result.json").unlink()

@@ -1,4 +1,4 @@
-"""What an error message proposes is done here, and must help.
+"""Remedies of error messages are tried here, and must help.
 
 Every case is a mistake, the words of its message, and the remedy that these words name.
 """

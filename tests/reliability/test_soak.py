@@ -1,4 +1,4 @@
-"""Memory stays flat while a run goes on and on."""
+"""Memory stays flat during a long run."""
 
 import numpy as np
 import pytest

@@ -249,7 +249,7 @@ def test_no_pickle_is_executed(tmp_path, file):
 
 
 # -------------------------------------------------------------------------------------------------
-# failing to write: what was there stays, nothing is left beside it
+# failing to write: what was there stays, no other file is left
 
 
 def full_disk(*_, **__):

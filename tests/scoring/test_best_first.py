@@ -81,7 +81,7 @@ def case(seed=0, n_items=30, n_users=4):
     items = ItemTokens.from_lists([[], *([*text, END] for text in texts)])
     prompt_lengths = draw(1, 9, n_users)
     prompt_lengths[0] = 8
-    # whatever stands right of a prompt is padding, so it may be anything
+    # whatever is to the right of a prompt is padding, so it may be anything
     prompts = Prompts(draw(2, VOCABULARY, n_users, 8), prompt_lengths)
     return Case(ItemCatalogue.build(items), prompts)
 
@@ -264,7 +264,7 @@ def test_equals_exhaustive_on_random_catalogues(
     logps = packed_logps(lm, drawn.prompts, every_item, drawn.catalogue)
     scores = torch.cat([torch.full_like(logps[:, :1], -math.inf), logps], 1)
     scores = scores.masked_fill(excluded, -math.inf)
-    # items whose scores differ by rounding only may stand in either order, and none stands twice
+    # items whose scores differ by rounding only may come in either order, and none comes twice
     found = scores.gather(1, search.items).to(exhaustive.scores)
     torch.testing.assert_close(found, exhaustive.scores, rtol=0, atol=5e-6)
     for row in search.items.tolist():
@@ -451,7 +451,7 @@ def test_with_a_bias_equals_exhaustive_on_random_catalogues(
     all_scores = scores.masked_fill(excluded, -math.inf)
     _, scores = stable_topk(all_scores, k)
     torch.testing.assert_close(search.scores, scores, rtol=0, atol=5e-6)
-    # items whose scores differ by rounding only may stand in either order
+    # items whose scores differ by rounding only may come in either order
     torch.testing.assert_close(all_scores.gather(1, search.items), scores, rtol=0, atol=5e-6)
 
 

@@ -117,7 +117,7 @@ def test_states_are_those_of_each_text_alone(make_lm, layer) -> None:  # type: i
     for batch_tokens in (1, 7, 1000):
         states = text_states(lm, texts, layer=layer, batch_tokens=batch_tokens)
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
-    # the control: what stands after the last token must not count, what stands before it must
+    # the control: what comes after the last token must not count, what comes before it must
     padded = slow_states(lm, [[*ids, 0] for ids in texts], layer)
     assert not torch.allclose(padded, expected, atol=1e-2)
     if layer != 0:  # layer 0 is the embedding of the last token

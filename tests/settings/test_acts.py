@@ -1,4 +1,4 @@
-"""What settings act on is declared, in no other table of names, and what is derived is right."""
+"""Declarations of settings: no other table of names exists, and what is derived is right."""
 
 from __future__ import annotations
 

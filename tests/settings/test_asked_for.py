@@ -1,4 +1,4 @@
-"""What runs code of others or sends data away counts on the command line only."""
+"""Settings that run code of others or send data away count on the command line only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE = ["--model=LLMRec", "--dataset=ml-100k", "--device=cpu"]
 
 @pytest.fixture(autouse=True)
 def wandb_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is installed is not what is tested here."""
+    """These tests run alike with and without wandb."""
     monkeypatch.setattr(config, "missing_for_logging", lambda settings: [])
 
 

@@ -19,7 +19,7 @@ RUN = {"learner": "adamw", "clip_grad_norm": {"max_norm": 1.5}, "dtype": "bfloat
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is installed here does not matter."""
+    """These tests run alike with and without DeepSpeed."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: object() if name == "deepspeed" else find(name)

@@ -1,4 +1,4 @@
-"""What every system knows at test: inputs by hand, weights that stay, refits, refusals."""
+"""Information of every system at test: inputs by hand, weights that stay, refits, refusals."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_settings_of_a_stage_that_a_loss_does_not_have(key: str, loss: str, expe
     (problem,) = problems([key], loss=loss)
     assert problem.startswith(expected)
     assert problems([key], loss="mult_dpo") == []  # which has both stages and many negatives
-    assert problems(loss=loss) == []  # in a settings file it may stand
+    assert problems(loss=loss) == []  # a settings file may have it
 
 
 def test_every_dtype_that_is_allowed_can_be_loaded():

@@ -1,4 +1,4 @@
-"""What RecBole imports for one model or setting only is named before anything runs."""
+"""Packages that RecBole imports for some models or settings are named before anything runs."""
 
 from __future__ import annotations
 

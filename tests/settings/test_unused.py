@@ -1,4 +1,4 @@
-"""Every setting of RecBole is read by a run, refused, or stands here with the reason why not."""
+"""Every setting of RecBole is read by a run, refused, or listed here with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of bounds: its rows, and that it goes on."""
+"""The table of bounds: its rows, and how a resumed run continues it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ METRICS = ["NDCG", "Recall", "MRR", "Hit", "Precision", "MAP", "ItemCoverage"]
 
 
 def config(metrics=METRICS, topk=(1, 3, 5), modes=("full", "full")):
-    """What RecBole's collector, register and metrics read of a configuration."""
+    """A configuration, as far as RecBole's collector, register and metrics read it."""
     return {
         "metrics": list(metrics),
         "topk": list(topk),

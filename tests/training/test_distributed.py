@@ -54,7 +54,7 @@ class Batch:
 
 
 class Model:
-    """What an engine needs of `LLMRec`. Its sizes are no multiples of two or three."""
+    """The part of `LLMRec` that an engine needs. Its sizes are no multiples of two or three."""
 
     device, reference = CPU, None
 

@@ -18,7 +18,7 @@ RATE = 5e-5  # the default of preference training
 
 
 class Tokens:
-    """What an engine needs of a model: an LM, and a step over token ids [B, L]."""
+    """The part of a model that an engine needs: an LM, and a step over token ids [B, L]."""
 
     device = torch.device("cpu")
     reference = None

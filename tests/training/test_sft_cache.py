@@ -86,7 +86,7 @@ def test_backbones_that_earlier_versions_scored_wrong_are_kept_apart(tmp_path, m
 
 
 def model(value: float) -> SimpleNamespace:
-    """What the cache sees of a model: `lm` with one trained weight."""
+    """The part of a model that the cache sees: `lm` with one trained weight."""
     lm = nn.Linear(1, 1, bias=False)
     nn.init.constant_(lm.weight, value)
     return SimpleNamespace(lm=lm)
