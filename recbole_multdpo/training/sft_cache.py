@@ -55,10 +55,10 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
     if model.settings.trains_all_weights and model.settings.dtype != "float32":
-        described["master_weights"] = "float32"  # stages of before were trained without
+        described["master_weights"] = "float32"  # older stages were trained without
     if model.is_scored_specially:
         described["scoring"] = "by layer and own head"
-    # validation picks the checkpoint of the stage only where the stage validates
+    # validation chooses the checkpoint of the stage only if the stage validates
     if model.settings.sft_eval_step:
         described["valid"] = _acting(config, everything, "validation")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
