@@ -85,7 +85,7 @@ def information_problems(
     if kind == ModelType.SEQUENTIAL and settings.get("benchmark_filename") is not None:
         if value != "rolling":
             return [
-                f"{KEY}={value}: {model}'s sequences stand in the files of benchmark_filename and "
+                f"{KEY}={value}: {model}'s sequences are in the files of benchmark_filename and "
                 f"are taken as they are. Use --{KEY}=rolling."
             ]
         return []

@@ -322,10 +322,10 @@ def test_rejection_that_gives_up_does_not_bias_the_draw(many_users, monkeypatch)
     assert 0.1 < (~complete).mean() < 0.5
     assert p_value(draw(many_users, weights, 2), weights) > 0.001
 
-    anew = partial.copy()
+    redrawn = partial.copy()
     nothing = np.zeros((int((~complete).sum()), 2), dtype=np.int64)
-    anew[~complete] = sampler._by_sorting(users[~complete], nothing, 17, 3)
-    assert p_value(anew, weights) < 1e-6
+    redrawn[~complete] = sampler._by_sorting(users[~complete], nothing, 17, 3)
+    assert p_value(redrawn, weights) < 1e-6
     monkeypatch.undo()
     assert (rejection_alone(sampler, users) > 0).mean() > 0.999  # all rounds
 

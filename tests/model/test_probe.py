@@ -376,7 +376,7 @@ def test_a_second_start_costs_nothing(counted, cache):
     ],
     ids=["weights", "dtype", "length", "ranker"],
 )
-def test_what_differs_is_probed_anew(counted, changes):
+def test_what_differs_is_probed_again(counted, changes):
     lm = built("qwen2")
     key = {"fingerprint": "weights", "dtype": "float32"}
     check_backbone(lm, use(lm, key=key), CPU)
@@ -385,7 +385,7 @@ def test_what_differs_is_probed_anew(counted, changes):
 
 
 @pytest.mark.parametrize("what", ["attention", "versions", "code"])
-def test_other_code_is_probed_anew(counted, monkeypatch, what):
+def test_other_code_is_probed_again(counted, monkeypatch, what):
     lm = built("qwen2")
     check_backbone(lm, use(lm), CPU)
     if what == "attention":

@@ -58,7 +58,7 @@ def test_resume_takes_no_code_from_the_run(tmp_path: Path) -> None:
         assert resumed["trust_remote_code"] is given
 
 
-def test_resume_sends_nothing_away_unless_asked_anew(tmp_path: Path) -> None:
+def test_resume_sends_nothing_away_unless_asked_again(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", log_wandb=True, wandb_project="theirs")
     resumed = load_config([f"--resume={run}"])
     assert resolve_resume(resumed) == str(run)

@@ -159,7 +159,7 @@ def test_the_former_name_is_taken_with_a_sentence(data_path: Path, tmp_path: Pat
         (
             "SASRec",
             ["--benchmark_filename=['early', 'valid', 'late']", "--eval_args={'order': 'TO'}"],
-            "stand in the files of benchmark_filename.* Use --test_information=rolling",
+            "are in the files of benchmark_filename.* Use --test_information=rolling",
         ),
         ("RaCT", [LEAVE_ONE_OUT], "train_stage=actor_pretrain .* Use --test_information=train,"),
         (
