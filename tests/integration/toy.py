@@ -108,8 +108,7 @@ def _without_effect(by_key: Mapping[str, str], model: str, loss: str) -> set[str
     foreign = set(COMPARISON)
     if model not in LANGUAGE_MODELS:
         foreign |= {key for kind in LANGUAGE_MODELS.values() for key in kind.model_fields}
-    foreign |= {key for key in settings if "." in key}
-    known = {key: text for key, text in settings.items() if key not in foreign}
+    known = {key: text for key, text in settings.items() if key not in foreign and "." not in key}
     try:
         config = load_config([], config_dict=known)
     except ConfigError:
