@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -70,16 +71,16 @@ def make_plan(request: Request) -> Plan:
     _check_used("tune", request.tune, known)
     given = {}
     for system in known:
-        loss = {} if system.loss is None else {"loss": system.loss}
-        own = request.settings_of(system, known)
-        given[system] = {"model": system.model, **loss, **own}
-    configs = {system: _checked(system, settings) for system, settings in given.items()}
-    _apply_assistant_settings(request, given, configs)
-    _check_protocol(configs)
+        given[system] = _asked(request, system, known)
     spaces = {system: request.search_space(system, known) for system in known}
+    configs = {
+        system: _checked(system, settings, spaces[system]) for system, settings in given.items()
+    }
+    _apply_assistant_settings(request, given, configs, spaces)
+    _check_protocol(configs)
     for system, space in spaces.items():
         for tried in edge_settings(space):
-            _checked(system, {**given[system], **tried})
+            _checked(system, {**given[system], **tried}, space)
     first = configs[next(iter(configs))]
     if any(spaces.values()) and not _has_validation(first):
         raise ConfigError(
@@ -122,7 +123,10 @@ def _has_validation(config: Config) -> bool:
 
 
 def _apply_assistant_settings(
-    request: Request, given: dict[System, dict[str, str]], configs: dict[System, Config]
+    request: Request,
+    given: dict[System, dict[str, str]],
+    configs: dict[System, Config],
+    spaces: Mapping[System, Mapping[str, Any]],
 ) -> None:
     """Add settings such as `EASE.reg_weight` to the systems whose assistant is EASE.
 
@@ -137,7 +141,7 @@ def _apply_assistant_settings(
         added = request.assistant_settings(config.settings.assistant)
         if added:
             given[system] |= added
-            configs[system] = _checked(system, given[system])
+            configs[system] = _checked(system, given[system], spaces[system])
     for key in request.settings:
         check_prefix(key, names)
 
@@ -146,28 +150,51 @@ def _acting_settings(request: Request) -> dict[System, set[str]]:
     """The compared systems, and the names of the settings that have an effect on each.
 
     A system is taken once for all values of a varied setting that has no effect on it: they would
-    be the same run under several names.
+    be the same run under several names. A setting that has an effect with some values of the tuned
+    ones has one.
     """
     valid = {system: settings_of(system.model) for system in request.systems}
     acting: dict[System, set[str]] = {}
     for system in request.systems:
         for each in varied(system, request.vary, valid[system]):
-            idle_keys = _idle(request, each, {**valid, each: valid[system]})
+            known = {**valid, each: valid[system]}
+            idle_keys = _idle(_asked(request, each, known), request.search_space(each, known))
             kept = {key: [text] for key, text in each.own[len(system.own) :]}
             (known_as,) = varied(system, kept, kept.keys() - idle_keys)
             acting.setdefault(known_as, valid[system] - idle_keys)
     return acting
 
 
-def _idle(request: Request, system: System, known: Mapping[System, set[str]]) -> set[str]:
-    """Settings without effect on a system; none where its settings are wrong together."""
+def _asked(
+    request: Request, system: System, known: Mapping[System, AbstractSet[str]]
+) -> dict[str, str]:
+    """A system's settings with its model and loss, key to the value's text."""
     loss = {} if system.loss is None else {"loss": system.loss}
-    settings = {"model": system.model, **loss, **request.settings_of(system, known)}
+    return {"model": system.model, **loss, **request.settings_of(system, known)}
+
+
+def _idle(settings: Mapping[str, str], tuned: Iterable[str] = ()) -> set[str]:
+    """Settings without effect on a run; none where its settings are wrong together.
+
+    Args:
+        settings: of the run, key to the value's text.
+        tuned: those whose values are not known yet.
+    """
     try:
-        config = load_config([], config_dict=settings)
+        config = load_config([], config_dict=dict(settings))
     except ConfigError:
         return set()  # the check of the system as it would be run says why
-    return idle(in_run(config.final_config_dict, config.settings), known[system], system.model)
+    final = {key: value for key, value in config.final_config_dict.items() if key not in set(tuned)}
+    return idle(in_run(final), declared(config["model"]), config["model"])
+
+
+def acting(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings of a run, key to the value's text, without those that have no effect on it.
+
+    A command line may not have these, and what is tuned can leave others without effect.
+    """
+    without = _idle(settings)
+    return {key: text for key, text in settings.items() if key not in without}
 
 
 def _check_used(name: str, keys: Mapping[str, Any], known: Mapping[System, set[str]]) -> None:
@@ -178,9 +205,17 @@ def _check_used(name: str, keys: Mapping[str, Any], known: Mapping[System, set[s
             )
 
 
-def _checked(system: System, settings: Mapping[str, str]) -> Config:
+def _checked(system: System, settings: Mapping[str, str], tuned: Iterable[str]) -> Config:
+    """The configuration of a run, without what has an effect only with other tuned values.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    elsewhere = _idle(settings) - _idle(settings, tuned) if tuned else set()
     try:
-        return load_config([f"--{key}={text}" for key, text in settings.items()])
+        return load_config(
+            [f"--{key}={text}" for key, text in settings.items() if key not in elsewhere]
+        )
     except ConfigError as error:
         raise ConfigError(f"{system.name}: {error}") from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from recbole_multdpo.comparison.command import read_request
-from recbole_multdpo.comparison.plan import Plan, make_plan
+from recbole_multdpo.comparison.plan import Plan, acting, make_plan
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import (
     REQUEST_FILE,
@@ -226,7 +226,7 @@ def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> d
         else:
             if member.seed == plan.first_seed:
                 _reuse_trial(choice.best.folder, folder)
-            chosen = {**plan.settings[member.system], **choice.best.texts}
+            chosen = acting({**plan.settings[member.system], **choice.best.texts})
             runs[folder] = {**chosen, "seed": str(member.seed)}
     for folder, reason in runner.run_all(runs).items():
         failures[folders[folder]] = reason

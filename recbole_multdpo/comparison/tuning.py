@@ -12,14 +12,14 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
-from recbole_multdpo.comparison.plan import Plan
+from recbole_multdpo.comparison.plan import Plan, acting
 from recbole_multdpo.comparison.request import System, is_range, value_text
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.runs.csv_log import read_rows
@@ -121,7 +121,7 @@ def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_o
     space, folder = plan.spaces[system], plan.folder / FOLDER / system.folder_name
     base = {**plan.settings[system], "seed": str(plan.first_seed)}
     ranges = [key for key, values in space.items() if is_range(values)]
-    grid = None if ranges else list(_combinations(space))
+    grid = None if ranges else _grid(space, base)
     if grid is None and n_trials is None:
         raise ConfigError(f"tune: {ranges[0]} is a range. Say how many settings with --trials=20.")
     if grid is not None and (n_trials is None or n_trials >= len(grid)):
@@ -143,9 +143,14 @@ def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_o
     return Tuned(system, base, space, plan.metric, trials, best)
 
 
-def _combinations(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _grid(space: Mapping[str, Any], base: Mapping[str, str]) -> list[dict[str, Any]]:
+    """All combinations of values; of those that differ in nothing that has an effect, the first."""
+    found: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
     for values in itertools.product(*space.values()):
-        yield dict(zip(space, values, strict=True))
+        tried = dict(zip(space, values, strict=True))
+        settings = {**base, **{key: value_text(value) for key, value in tried.items()}}
+        found.setdefault(tuple(acting(settings).items()), tried)
+    return list(found.values())
 
 
 def _run_trials(
@@ -161,7 +166,7 @@ def _run_trials(
         Trial(values, trial_folder(folder, number)) for number, values in enumerate(batch, first)
     ]
     runs = {
-        trial.folder: {**base, **trial.texts}
+        trial.folder: acting({**base, **trial.texts})
         for trial in trials
         if not is_stopped(trial.folder)  # a resumed search leaves it stopped
     }

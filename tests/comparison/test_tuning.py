@@ -73,6 +73,54 @@ def test_every_value_is_tried_and_the_best_on_validation_chosen(
     assert config["model"] == "EASE" and config["reg_weight"] == 20
 
 
+@pytest.mark.parametrize(
+    ("fixed", "space", "ran"),
+    [
+        (
+            ["--warmup_ratio=0.3"],
+            "{'lr_scheduler_type': ['constant', 'linear']}",
+            [
+                {"lr_scheduler_type": "constant"},
+                {"lr_scheduler_type": "linear", "warmup_ratio": "0.3"},
+            ],
+        ),
+        (
+            ["--beta=4"],
+            "{'negatives': ['static', 'dynamic'], 'negative_temperature': [0.1, 1]}",
+            [
+                {"negatives": "static", "beta": "4"},
+                {"negatives": "dynamic", "negative_temperature": "0.1", "beta": "4"},
+                {"negatives": "dynamic", "negative_temperature": "1", "beta": "4"},
+            ],
+        ),
+    ],
+)
+def test_what_acts_with_some_of_the_tuned_values_is_given_with_these(
+    fixed: list[str], space: str, ran: list[dict[str, str]], data_path: Path, tmp_path: Path
+) -> None:
+    argv = [*toy_arguments(data_path, tmp_path / "all", "--loss=mult_dpo"), f"--tune={space}"]
+    plan = make_plan(read_request([*argv, *fixed]))
+    commands = []
+
+    def fake(given: list[str]) -> int:
+        load_config(given)  # refuses what has no effect
+        commands.append(dict(text[2:].split("=", 1) for text in given))
+        return 1
+
+    found = tune(plan.systems[0], plan, None, Runner(fake, 1).run_all, 1)
+    assert len(found.trials) == len(ran)
+    keys = {key for each in ran for key in each}
+    assert [{key: each[key] for key in keys & each.keys()} for each in commands] == ran
+
+
+def test_a_setting_without_effect_whatever_is_tuned_is_refused(
+    data_path: Path, tmp_path: Path
+) -> None:
+    argv = toy_arguments(data_path, tmp_path / "all", "--loss=mult_dpo", "--negative_pool_size=20")
+    with pytest.raises(ConfigError, match="negative_pool_size: no effect with negatives=static"):
+        make_plan(read_request([*argv, "--tune={'beta': [1, 2]}"]))
+
+
 def test_optimum_at_the_end_of_the_space_is_reported(data_path: Path, tmp_path: Path) -> None:
     plan = plan_of(data_path, tmp_path, "{'reg_weight': [30, 90, 270]}")
     found = tune(plan.systems[0], plan, None, Runner(FakeRuns(), 1).run_all, 1)
