@@ -23,7 +23,7 @@ from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runtime.durable_files import atomic_folder, is_write_failure
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.shown_text import show
-from recbole_multdpo.settings.declared import acts
+from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
 from recbole_multdpo.trained.commands import (

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recbole_multdpo.settings.declared import acts
+from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
 PROPERTIES = Path(__file__).resolve().parents[2] / "properties"

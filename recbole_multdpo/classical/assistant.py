@@ -32,7 +32,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.declared import acts, idle, in_run
+from recbole_multdpo.settings.effects import acts, idle, in_run
 
 USERS_AT_ONCE = 256
 

@@ -21,7 +21,7 @@ from recbole_multdpo.comparison.request import (
 from recbole_multdpo.comparison.results import BEYOND_ACCURACY
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import Config, load_config, settings_of
-from recbole_multdpo.settings.declared import declared, idle, in_run
+from recbole_multdpo.settings.effects import declared, idle, in_run
 from recbole_multdpo.settings.llmrec import LIST_METRICS
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing

@@ -1,4 +1,7 @@
-"""Negatives drawn by the policy at the start of every epoch (`negatives: dynamic`)."""
+"""Negatives drawn by the policy at the start of every epoch (`negatives: dynamic`).
+
+`training/negative_draw.py` computes the weights of the draw.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from recbole_multdpo.runs.folder import read_result
 from recbole_multdpo.runs.step_log import STEPS_FILE, VALIDATIONS_FILE
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import fitted, is_file, read_json, readable
-from recbole_multdpo.settings.declared import acts, idle, in_run
+from recbole_multdpo.settings.effects import acts, idle, in_run
 from recbole_multdpo.settings.llmrec import ZERO_SHOT
 from recbole_multdpo.settings.text import read_settings_file
 

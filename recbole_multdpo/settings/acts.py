@@ -2,7 +2,7 @@
 
     beta: Annotated[Positive, Acts("preference", when=PREFERENCE)]
 
-Every list of settings is derived from these declarations (`declared.py`): settings that may change
+Every list of settings is derived from these declarations (`effects.py`): settings that may change
 on resume, that belong to the key of a cache, that distinguish systems, or that have no effect.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings.declared import declared
+from recbole_multdpo.settings.effects import declared
 from recbole_multdpo.settings.text import parse_literal
 
 # effect by setting

@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_multdpo.settings.acts import Given
 from recbole_multdpo.settings.conditions import ZERO_SHOT
-from recbole_multdpo.settings.declared import idle_problems
+from recbole_multdpo.settings.effects import idle_problems
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, BIGRecSettings, LLMRecSettings
 

@@ -40,8 +40,8 @@ from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import check_asked
 from recbole_multdpo.settings.checks import check_combinations, warnings_for
 from recbole_multdpo.settings.conversation_models import check_conversation_model
-from recbole_multdpo.settings.declared import acts, declared, idle, idle_problems, in_run
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
+from recbole_multdpo.settings.effects import acts, declared, idle, idle_problems, in_run
 from recbole_multdpo.settings.information import AUTO as AUTO_INFORMATION
 from recbole_multdpo.settings.information import (
     FORMER_KEY,

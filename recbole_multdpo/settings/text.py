@@ -172,7 +172,7 @@ def parse_setting(key: str, text: str) -> Any:
     `--dataset=100` names the data set "100", and RecBole wants an interval such as "[0,5]" as text,
     though it reads like a list.
     """
-    from recbole_multdpo.settings.declared import text_settings  # takes seconds, with torch
+    from recbole_multdpo.settings.effects import text_settings  # takes seconds, with torch
 
     value = parse_literal(text)
     if value is not None and not isinstance(value, str) and key in text_settings():

@@ -2,7 +2,7 @@
 
 RecBole's property files have every setting for every kind of model, without telling which of them a
 run reads. A setting with a documented effect that a run would not have is refused wherever it was
-set. (`declared.idle_problems` refuses settings without effect on the command line.)
+set. (`effects.idle_problems` refuses settings without effect on the command line.)
 `tests/settings/test_unused.py` lists the treatment of every setting.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from recbole.utils import ModelType
 
-from recbole_multdpo.settings.declared import declared
+from recbole_multdpo.settings.effects import declared
 
 # filters of rows, which are not applied to ready parts
 _FILTERS = tuple(key for key, acting in declared().items() if acting.acts_in("filter"))

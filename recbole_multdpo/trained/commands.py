@@ -12,7 +12,7 @@ from typing import Any
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
-from recbole_multdpo.settings.declared import declared
+from recbole_multdpo.settings.effects import declared
 from recbole_multdpo.settings.text import parse_literal
 
 # the settings that an evaluation may change: of the test, and of speed

@@ -42,7 +42,7 @@ from recbole_multdpo.runs.load import (
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.declared import acts
+from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
-from recbole_multdpo.settings.declared import declared, in_run
+from recbole_multdpo.settings.effects import declared, in_run
 from recbole_multdpo.settings.information import KEY, KNOWN
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT

@@ -31,7 +31,7 @@ from recbole_multdpo.runs.step_log import (
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
 from recbole_multdpo.settings.acts import Part
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.declared import declared, in_run
+from recbole_multdpo.settings.effects import declared, in_run
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 
 

@@ -18,7 +18,7 @@ from recbole_multdpo.plots.runs import find_runs
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.config import Config, load_config
-from recbole_multdpo.settings.declared import declared, idle, in_run
+from recbole_multdpo.settings.effects import declared, idle, in_run
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.training.sft_cache import sft_key

@@ -10,7 +10,7 @@ import pytest
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import load_config
-from recbole_multdpo.settings.declared import idle, in_run
+from recbole_multdpo.settings.effects import idle, in_run
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 
 N_USERS, N_ITEMS = 24, 30

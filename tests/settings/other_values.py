@@ -6,7 +6,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from recbole_multdpo.settings.config import Config
-from recbole_multdpo.settings.declared import _hints
+from recbole_multdpo.settings.effects import _hints
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.recbole import RecBoleSettings
 

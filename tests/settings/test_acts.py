@@ -17,7 +17,7 @@ from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.runs.resume import changed_settings, settings_hash
 from recbole_multdpo.settings.acts import Acts
 from recbole_multdpo.settings.config import Config, load_config
-from recbole_multdpo.settings.declared import (
+from recbole_multdpo.settings.effects import (
     _declaration,
     acts,
     declared,

@@ -17,7 +17,7 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.settings.conditions import FEATURES, KNOWLEDGE, SEQUENCES
 from recbole_multdpo.settings.config import Config, load_config, settings_of
-from recbole_multdpo.settings.declared import declared
+from recbole_multdpo.settings.effects import declared
 from recbole_multdpo.settings.recbole import RecBoleSettings
 from recbole_multdpo.settings.text import read_settings_file
 from tests.data.test_times import arguments, pairs, shuffled_rows, write

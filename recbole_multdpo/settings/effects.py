@@ -1,7 +1,7 @@
-"""Collect the settings' declarations: of every model, and in one run.
+"""Effects of settings, from the declarations on their fields: of every model, and in one run.
 
-Tables of names are derived from them, each where it is used; `idle` and `idle_problems` find
-settings without effect.
+Tables of names are derived from the declarations, each where it is used; `idle` and
+`idle_problems` find settings without effect.
 """
 
 from __future__ import annotations
