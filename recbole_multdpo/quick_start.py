@@ -20,8 +20,8 @@ from torch import nn
 from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import explain_errors, prepare_classical
 from recbole_multdpo.classical.weights import save_weights
+from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.loader import evaluation_loaders
-from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.errors import ConfigError, MultDPOError, TrainingError
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate

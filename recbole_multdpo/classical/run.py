@@ -22,9 +22,9 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from recbole_multdpo.classical.conversations import conversation_model
 from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, record_calls
 from recbole_multdpo.data.candidates import with_total_candidates
+from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import exclude_items
-from recbole_multdpo.data.loading import train_and_valid
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.information import KEY

@@ -14,8 +14,8 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
 from recbole_multdpo.data.conversations import Conversations, read_conversations
+from recbole_multdpo.data.counted_dataset import CountedDataset
 from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
-from recbole_multdpo.data.loading import CountedDataset
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError

@@ -13,9 +13,9 @@ from recbole.data.dataset import Dataset
 from recbole.utils import init_seed
 
 from recbole_multdpo.data.atomic_file import check_atomic_files
+from recbole_multdpo.data.counted_dataset import dataset_class, train_and_valid
 from recbole_multdpo.data.dataset import ContextDataset, LLMRecDataset
 from recbole_multdpo.data.linked_users import check_linked_users, linked_users
-from recbole_multdpo.data.loading import dataset_class, train_and_valid
 from recbole_multdpo.data.sources import explaining_missing_files
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError

@@ -26,8 +26,8 @@ from recbole.utils import EvaluatorType, init_seed
 
 from recbole_multdpo.classical.run import prepare_classical, refit_parts
 from recbole_multdpo.classical.weights import load_weights
+from recbole_multdpo.data.counted_dataset import fitted_part
 from recbole_multdpo.data.loader import evaluation_loaders
-from recbole_multdpo.data.loading import fitted_part
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.runs.fingerprints import describe
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions

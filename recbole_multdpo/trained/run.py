@@ -15,8 +15,8 @@ from recbole_multdpo.classical.assistant import Assistant, restore_assistant
 from recbole_multdpo.classical.run import build_model
 from recbole_multdpo.classical.user_rows import extend_user_rows, record_calls
 from recbole_multdpo.classical.weights import load_weights
+from recbole_multdpo.data.counted_dataset import fitted_part, train_and_valid
 from recbole_multdpo.data.dataset import ContextDataset, read_item_texts
-from recbole_multdpo.data.loading import fitted_part, train_and_valid
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_prompt
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError

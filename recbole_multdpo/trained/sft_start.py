@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.data.counted_dataset import fitted_part
 from recbole_multdpo.data.dataset import LLMRecDataset
-from recbole_multdpo.data.loading import fitted_part
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors
 from recbole_multdpo.runs.unchanged import check_backbone, check_checkpoint

@@ -17,7 +17,7 @@ from recbole_multdpo.classical.run import ClassicalRun, prepare_classical
 from recbole_multdpo.classical.user_rows import extend_user_rows
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
-from recbole_multdpo.data.loading import train_and_valid
+from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.sequences import with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from recbole_multdpo.data.loading import Amount, RowCounts, dataset_class
+from recbole_multdpo.data.counted_dataset import Amount, RowCounts, dataset_class
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
