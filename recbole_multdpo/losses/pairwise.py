@@ -15,9 +15,20 @@ from torch.nn import functional as F
 from recbole_multdpo.losses.sets import PADDING_LEVEL, argsort_by, set_masks
 
 
-def dpo(logratios: Tensor, levels: Tensor, beta: float) -> Tensor:
-    """DPO (5): −log σ(s_w − s_l), one positive w and one negative l."""
-    return -F.logsigmoid(beta * _difference(logratios, levels))
+def dpo(
+    logratios: Tensor, levels: Tensor, beta: float, *, dpo_label_smoothing: float = 0.0
+) -> Tensor:
+    """DPO (5): −log σ(s_w − s_l), one positive w and one negative l.
+
+    With ε = `dpo_label_smoothing` it is conservative DPO, −(1 − ε) log σ(Δ) − ε log σ(−Δ) with
+    Δ = s_w − s_l: the preference is taken to be wrong with probability ε (Mitchell 2023, "A note on
+    DPO with noisy preferences"; TRL's `label_smoothing`).
+    """
+    difference = beta * _difference(logratios, levels)
+    loss = -F.logsigmoid(difference)
+    if not dpo_label_smoothing:
+        return loss
+    return loss + dpo_label_smoothing * difference  # as −log σ(−Δ) = Δ − log σ(Δ)
 
 
 def ipo(

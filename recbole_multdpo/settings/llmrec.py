@@ -169,6 +169,7 @@ class LLMRecSettings(BaseModel):
     track_bounds: Annotated[bool, Acts("preference", PREFERENCE, "log", fixed_before=True)]
 
     # options of single losses: they act with the losses that have them
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     ipo_length_average: bool
     simpo_gamma: Annotated[float, Field(ge=0)]
     kto_desirable_weight: Annotated[float, Field(ge=0)]

@@ -19,6 +19,18 @@ def test_dpo_value():
     torch.testing.assert_close(loss_of("dpo", [LOG3, 0.0], [1, 0], 2.0), double([math.log(10 / 9)]))
 
 
+def test_dpo_with_smoothed_labels():
+    """σ(Δ) = 3/4: −0.9 log(3/4) − 0.1 log(1/4); the loss is least where σ(Δ) = 1 − ε."""
+    smoothed = {"dpo_label_smoothing": 0.1}
+    expected = -0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4)
+    torch.testing.assert_close(loss_of("dpo", [LOG3, 0.0], [1, 0], **smoothed), double([expected]))
+    rows = double([[math.log(9), 0.0]]), double([[0.0, 0.0]]), torch.tensor([[1, 0]])
+    _, gradient = value_and_gradient("dpo", *rows, 1.0, **smoothed)
+    torch.testing.assert_close(gradient, double([[0.0, 0.0]]))
+    _, gradient = value_and_gradient("dpo", *rows, 1.0)
+    assert gradient[0, 0] < 0  # without, the positive is still pushed up
+
+
 def test_ipo_value():
     """Log-ratios 6 and 2. Over 3 and 2 tokens h = 2 − 1 = 1, β = 0.25: (1 − 2)² = 1.
 
