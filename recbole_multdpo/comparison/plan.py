@@ -174,18 +174,23 @@ def _asked(
 
 
 def _idle(settings: Mapping[str, str], tuned: Iterable[str] = ()) -> set[str]:
-    """Settings without effect on a run; none where its settings are wrong together.
+    """Settings without effect on a run; of one that is wrong, those that its loss has no use for.
 
     Args:
         settings: of the run, key to the value's text.
         tuned: those whose values are not known yet.
     """
+    model = settings["model"]
+    # some of these are refused with the loss wherever they are set, so that they go first
+    named = {key: settings[key] for key in ("model", "loss") if key in settings}
+    foreign = idle(in_run(named), declared(model), model)
     try:
-        config = load_config([], config_dict=dict(settings))
+        own = {key: text for key, text in settings.items() if key not in foreign}
+        config = load_config([], config_dict=own)
     except ConfigError:
-        return set()  # the check of the system as it would be run says why
+        return foreign  # the check of the system as it would be run says why
     final = {key: value for key, value in config.final_config_dict.items() if key not in set(tuned)}
-    return idle(in_run(final), declared(config["model"]), config["model"])
+    return foreign | idle(in_run(final), declared(model), model)
 
 
 def acting(settings: Mapping[str, str]) -> dict[str, str]:

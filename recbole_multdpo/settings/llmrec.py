@@ -318,6 +318,11 @@ class BIGRecSettings(LLMRecSettings):
     valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING_OR_TUNING)]
 
     @property
+    def has_preference_stage(self) -> bool:
+        """False: the model is trained by supervised fine-tuning alone."""
+        return False
+
+    @property
     def assistant_weights(self) -> tuple[float, ...]:
         """No values: the scores weight the distances, by the exponent `grounding_gamma`."""
         return ()
@@ -354,3 +359,8 @@ class D3Settings(LLMRecSettings):
         Share | Annotated[tuple[Share, ...], Field(strict=False, min_length=1)],
         Acts("ranking", ASSISTED),
     ]
+
+    @property
+    def has_preference_stage(self) -> bool:
+        """False: the model is trained by supervised fine-tuning alone."""
+        return False

@@ -264,6 +264,24 @@ def test_figures_call_one_system_what_differs_in_nothing_that_acts(
                 "LLMRec mult_dpo negatives=dynamic negative_temperature=1",
             ],
         ),
+        (  # refused with sft alone, wherever it is set
+            [
+                "--model=LLMRec,D3",
+                "--loss=sft,mult_dpo",
+                "--val_interval={'rating': '[5,inf)'}",
+                "--vary={'low_ratings': ['ignore', 'below_unrated']}",
+            ],
+            [
+                "LLMRec sft",
+                "LLMRec mult_dpo low_ratings=ignore",
+                "LLMRec mult_dpo low_ratings=below_unrated",
+                "D3",
+            ],
+        ),
+        (
+            ["--model=LLMRec,BIGRec", "--loss=sft,mult_dpo", "--track_bounds=True"],
+            ["LLMRec sft", "LLMRec mult_dpo", "BIGRec"],
+        ),
         (
             ["--model=EASE,BPR", "--vary={'epochs': [1, 2]}"],
             ["EASE", "BPR epochs=1", "BPR epochs=2"],
