@@ -63,26 +63,23 @@ def test_one_process_writes_one_shard(tmp_path: Path) -> None:
     assert listing(tmp_path / "last")[1] == "optimizer-00001-of-00001.safetensors"
 
 
-def test_mapped_files_take_no_memory(tmp_path: Path) -> None:
+def test_a_whole_state_is_mapped_and_not_read(tmp_path: Path) -> None:
     """A process reads its part of a whole state without having the rest in memory."""
-    state = {"0.exp_avg": torch.ones(10_000_000)}
-    save_checkpoint(tmp_path / "whole", {}, {}, state)
-    del state
-
-    def anonymous_memory() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        (line,) = [text for text in lines if text.startswith("RssAnon")]
-        return int(line.split()[1]) * 1024
-
-    if not Path("/proc/self/status").exists():
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
         pytest.skip("only Linux tells")
-    before = anonymous_memory()
+    save_checkpoint(tmp_path / "whole", {}, {}, {"0.exp_avg": torch.ones(1000)})
+
+    def is_mapped(tensor: torch.Tensor) -> bool:
+        for line in maps.read_text().splitlines():
+            first, last = (int(number, 16) for number in line.split()[0].split("-"))
+            if first <= tensor.data_ptr() < last:
+                return "optimizer" in line
+        return False
+
     tensors = load_checkpoint(tmp_path / "whole")[2]
-    assert tensors is not None
-    part = tensors["0.exp_avg"][5_000_000:5_010_000].clone()
-    assert float(part.sum()) == 10_000 and anonymous_memory() - before < 4_000_000
-    copy = tensors["0.exp_avg"].clone()  # control
-    assert len(copy) == 10_000_000 and anonymous_memory() - before > 30_000_000
+    assert tensors is not None and is_mapped(tensors["0.exp_avg"])
+    assert not is_mapped(tensors["0.exp_avg"].clone())
 
 
 # -------------------------------------------------------------------------------------------------
