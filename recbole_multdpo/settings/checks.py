@@ -229,8 +229,8 @@ def _grounding_problems(settings: LLMRecSettings) -> list[str]:
     if name is not None and not weighs:
         return [
             f"assistant={name} has no part in grounding_weight={settings.grounding_weight}. Add "
-            "--grounding_weight=assistant, or leave the assistant out (beside other models: "
-            f"--LLMRec.assistant={name} reaches LLMRec alone)."
+            "--grounding_weight=assistant, or leave the assistant out (in a comparison, "
+            f"--LLMRec.assistant={name} reaches only LLMRec)."
         ]
     return []
 

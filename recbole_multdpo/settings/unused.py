@@ -115,12 +115,12 @@ def _lost_by_kind(
         )
     if final.get("require_pow") and model not in _READ_POW:
         problems.append(
-            f"require_pow=True is read by {' and '.join(sorted(_READ_POW))} alone, not by {model}. "
+            f"require_pow=True is read only by {' and '.join(sorted(_READ_POW))}, not by {model}. "
             "Leave it out; --weight_decay penalises weights."
         )
     if model not in _READ_PRELOADED:
         problems += [
-            f"{key}={final[key]} is read by {' and '.join(sorted(_READ_PRELOADED))} alone, not by "
+            f"{key}={final[key]} is read only by {' and '.join(sorted(_READ_PRELOADED))}, not by "
             f"{model}. Leave it out."
             for key in ("preload_weight", "additional_feat_suffix")
             if final.get(key)

@@ -261,7 +261,7 @@ def test_an_edited_configuration_is_noticed(stopped: Path) -> None:
         run([f"--resume={stopped}"])
 
 
-def test_running_out_of_memory_can_be_mended_on_resuming(
+def test_running_out_of_memory_can_be_fixed_on_resuming(
     data_path: Path, tmp_path: Path, monkeypatch
 ) -> None:
     folder = tmp_path / "run"
