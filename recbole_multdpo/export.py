@@ -26,11 +26,7 @@ from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.text import dump_settings, read_settings_file
 from recbole_multdpo.trained import exported
-from recbole_multdpo.trained.commands import (
-    run_command,
-    run_options,
-    run_parser,
-)
+from recbole_multdpo.trained.commands import run_command, run_options, run_parser
 from recbole_multdpo.trained.model_card import CARD_FIGURES, model_card
 
 if TYPE_CHECKING:

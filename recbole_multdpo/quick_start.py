@@ -26,10 +26,7 @@ from recbole_multdpo.errors import ConfigError, MultDPOError, TrainingError
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
 from recbole_multdpo.ranking.ranker import Ranker
-from recbole_multdpo.runs.fingerprints import (
-    BACKBONE,
-    data_fingerprints,
-)
+from recbole_multdpo.runs.fingerprints import BACKBONE, data_fingerprints
 from recbole_multdpo.runs.folder import RunFolder, create_run_folder, read_result
 from recbole_multdpo.runs.load import (
     count_known_answers,
@@ -54,9 +51,7 @@ from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.llmrec import LLMRecSettings
-from recbole_multdpo.training.sft_cache import (
-    cache_folder,
-)
+from recbole_multdpo.training.sft_cache import cache_folder
 from recbole_multdpo.training.stages import StageRunner
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
@@ -176,7 +171,7 @@ def _run_llmrec(
         dataset, parts = load_parts(config)
         fingerprints = processes.broadcast_from_main(lambda: data_fingerprints(dataset, parts))
         runner = StageRunner(config, folder, clock, signals, point, fingerprints)
-        runner.check_point()
+        runner.check_fingerprints()
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
     model = runner.make_model(parts[0])  # first, as a backbone may be refused
     ranker = make_ranker(model, model.histories)

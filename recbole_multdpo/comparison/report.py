@@ -21,13 +21,7 @@ from recbole_multdpo.comparison.results import (
     information_note,
 )
 from recbole_multdpo.comparison.significance import PairedTest, compare_with
-from recbole_multdpo.comparison.tables import (
-    Table,
-    as_latex,
-    as_markdown,
-    as_text,
-    make_table,
-)
+from recbole_multdpo.comparison.tables import Table, as_latex, as_markdown, as_text, make_table
 from recbole_multdpo.runs.folder import plain_json
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.runtime.shown_text import csv_cell, html, markdown

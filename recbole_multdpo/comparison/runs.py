@@ -17,13 +17,7 @@ import psutil  # type: ignore[import-untyped]
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import Plan, acting, make_plan
 from recbole_multdpo.comparison.report import write_report
-from recbole_multdpo.comparison.request import (
-    REQUEST_FILE,
-    Member,
-    Request,
-    System,
-    request_text,
-)
+from recbole_multdpo.comparison.request import REQUEST_FILE, Member, Request, System, request_text
 from recbole_multdpo.comparison.results import read_results
 from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tuning
 from recbole_multdpo.errors import ConfigError, MultDPOError

@@ -55,11 +55,7 @@ from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.scoring.packed import (
-    packed_logps,
-    packed_logps_with_prompt,
-    split_candidates,
-)
+from recbole_multdpo.scoring.packed import packed_logps, packed_logps_with_prompt, split_candidates
 from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logps_with_prompt
 from recbole_multdpo.scoring.parts import OwnHead, parts_of
 from recbole_multdpo.scoring.trie_scores import trie_scores

@@ -27,11 +27,7 @@ from pydantic import TypeAdapter
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, ModelType, get_model
-from recbole.utils.argument_list import (
-    dataset_arguments,
-    evaluation_arguments,
-    general_arguments,
-)
+from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
@@ -51,17 +47,10 @@ from recbole_multdpo.settings.information import (
     information_problems,
     with_known_names,
 )
-from recbole_multdpo.settings.language_models import (
-    LANGUAGE_MODELS,
-    LLMREC,
-    models_with,
-)
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC, models_with
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.messages import listed, nearest, type_problems
-from recbole_multdpo.settings.optional_packages import (
-    missing_for_logging,
-    missing_packages,
-)
+from recbole_multdpo.settings.optional_packages import missing_for_logging, missing_packages
 from recbole_multdpo.settings.text import (
     SettingsLoader,
     parse_command_line,

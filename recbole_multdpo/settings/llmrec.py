@@ -7,12 +7,7 @@ in `recbole.py`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticKnownError
 
 from recbole_multdpo.losses import LOSSES, Loss
@@ -70,7 +65,7 @@ LIST_METRICS = frozenset(
 
 
 WITHOUT_PREFERENCES = (ZERO_SHOT, "sft")  # values of loss that train no preferences
-STAGES: tuple[Part, Part] = ("sft", "preference")
+BOTH_STAGES: tuple[Part, Part] = ("sft", "preference")
 
 
 def _known_loss(name: str) -> str:
@@ -95,18 +90,18 @@ class LLMRecSettings(BaseModel):
     # eager attention, the padded scorer and the exhaustive ranker serve to check the others, so a
     # run with one of them counts as another run although its results are equal up to rounding
     attn_implementation: Annotated[Literal["sdpa", "eager"], Acts("model")]
-    gradient_checkpointing: Annotated[bool, Acts(STAGES, TRAINING, "speed")]
+    gradient_checkpointing: Annotated[bool, Acts(BOTH_STAGES, TRAINING, "speed")]
     trust_remote_code: Annotated[
         bool,
         Acts(
             "backbone", changes="machine", asked="lets a model's folder run code", data_folder=False
         ),
     ]
-    finetune: Annotated[Literal["auto", "full", "lora"], Acts(STAGES, TRAINING, on_card=True)]
-    lora_r: Annotated[Count, Acts(STAGES, TRAINING + LORA)]
-    lora_alpha: Annotated[Positive, Acts(STAGES, TRAINING + LORA)]
-    lora_dropout: Annotated[Share, Acts(STAGES, TRAINING + LORA)]
-    lora_target_modules: Annotated[Text | Texts, Acts(STAGES, TRAINING + LORA)]
+    finetune: Annotated[Literal["auto", "full", "lora"], Acts(BOTH_STAGES, TRAINING, on_card=True)]
+    lora_r: Annotated[Count, Acts(BOTH_STAGES, TRAINING + LORA)]
+    lora_alpha: Annotated[Positive, Acts(BOTH_STAGES, TRAINING + LORA)]
+    lora_dropout: Annotated[Share, Acts(BOTH_STAGES, TRAINING + LORA)]
+    lora_target_modules: Annotated[Text | Texts, Acts(BOTH_STAGES, TRAINING + LORA)]
     tiny_hidden_size: Annotated[Count, Acts("model", TINY)]
     tiny_num_layers: Annotated[Count, Acts("model", TINY)]
     tiny_num_heads: Annotated[Count, Acts("model", TINY)]
@@ -126,8 +121,8 @@ class LLMRecSettings(BaseModel):
     ]
     rank_history: Annotated[Count | None, Acts(("validation", "ranking"), HISTORIES)]
     max_prompt_tokens: Annotated[Count, Acts(("sft", "preference", "ranking"))]
-    target_share: Annotated[float, Field(gt=0, lt=1), Acts(STAGES, TRAINING + HISTORIES)]
-    max_targets: Annotated[Count, Acts(STAGES, TRAINING, on_card=True)]
+    target_share: Annotated[float, Field(gt=0, lt=1), Acts(BOTH_STAGES, TRAINING + HISTORIES)]
+    max_targets: Annotated[Count, Acts(BOTH_STAGES, TRAINING, on_card=True)]
     history_split: Annotated[
         Literal["random", "temporal"], Acts(("sft", "preference", "ranking"), HISTORIES)
     ]
@@ -192,11 +187,11 @@ class LLMRecSettings(BaseModel):
     sft_cache_dir: Annotated[Text | None, Acts("sft", changes="machine", data_folder=False)]
 
     # optimisation
-    gradient_accumulation_steps: Annotated[Count, Acts(STAGES, TRAINING, "speed")]
-    max_tokens_per_batch: Annotated[CountOrZero, Acts(STAGES, TRAINING, "speed")]
-    auto_batch: Annotated[bool, Acts(STAGES, TRAINING, "speed")]
-    save_steps: Annotated[CountOrZero, Acts(STAGES, changes="log")]
-    save_total_limit: Annotated[Count, Acts(STAGES, changes="log")]
+    gradient_accumulation_steps: Annotated[Count, Acts(BOTH_STAGES, TRAINING, "speed")]
+    max_tokens_per_batch: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING, "speed")]
+    auto_batch: Annotated[bool, Acts(BOTH_STAGES, TRAINING, "speed")]
+    save_steps: Annotated[CountOrZero, Acts(BOTH_STAGES, changes="log")]
+    save_total_limit: Annotated[Count, Acts(BOTH_STAGES, changes="log")]
     # transformers' schedules that need no further argument
     lr_scheduler_type: Annotated[
         Literal[
@@ -208,11 +203,11 @@ class LLMRecSettings(BaseModel):
             "constant_with_warmup",
             "inverse_sqrt",
         ],
-        Acts(STAGES, TRAINING),
+        Acts(BOTH_STAGES, TRAINING),
     ]
-    warmup_ratio: Annotated[Share, Acts(STAGES, TRAINING + WARMED_UP)]
+    warmup_ratio: Annotated[Share, Acts(BOTH_STAGES, TRAINING + WARMED_UP)]
     deepspeed: Annotated[
-        Text | dict[str, Any] | None, Acts(STAGES, TRAINING, "speed", data_folder=False)
+        Text | dict[str, Any] | None, Acts(BOTH_STAGES, TRAINING, "speed", data_folder=False)
     ]
 
     # scoring and ranking

@@ -24,12 +24,7 @@ from recbole_multdpo.model.backbone_check import InexactBackbone
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
 from recbole_multdpo.runs.load import known_at_test, load_parts
-from recbole_multdpo.runs.unchanged import (
-    changed_data,
-    check_folder,
-    check_numbering,
-    check_prompt,
-)
+from recbole_multdpo.runs.unchanged import changed_data, check_folder, check_numbering, check_prompt
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC

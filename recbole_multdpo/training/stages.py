@@ -14,29 +14,16 @@ from recbole.utils import init_seed
 from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
-from recbole_multdpo.data.prompt_file import (
-    PROMPT_FILE,
-    StoredPrompt,
-    read_prompt,
-    write_prompt,
-)
+from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_prompt, write_prompt
 from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.checkpoint import check_checkpoint
-from recbole_multdpo.runs.fingerprints import (
-    BACKBONE,
-    PROMPT,
-    check_resumed,
-)
+from recbole_multdpo.runs.fingerprints import BACKBONE, PROMPT, check_resumed
 from recbole_multdpo.runs.folder import RunFolder
-from recbole_multdpo.runs.resume import (
-    REFIT,
-    STAGES,
-    ResumePoint,
-)
+from recbole_multdpo.runs.resume import REFIT, STAGES, ResumePoint
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
@@ -102,7 +89,7 @@ class StageRunner:
                 BACKBONE: model.backbone.fingerprint,
                 PROMPT: model.prompt.fingerprint,
             }
-            self.check_point()
+            self.check_fingerprints()
             if stored is None:
                 processes.broadcast_from_main(lambda: write_prompt(self.folder.path, model.prompt))
             self._prompt = model.prompt  # the template may render another one later
@@ -121,7 +108,7 @@ class StageRunner:
             )
         return stages
 
-    def check_point(self) -> None:
+    def check_fingerprints(self) -> None:
         """Refuse to continue from a checkpoint of other data, backbone or prompt.
 
         Raises:

@@ -16,14 +16,7 @@ from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.data.loader import FILLER
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.losses import (
-    LOSSES,
-    bounds,
-    reward_accuracies,
-    rewards,
-    set_masks,
-    set_means,
-)
+from recbole_multdpo.losses import LOSSES, bounds, reward_accuracies, rewards, set_masks, set_means
 from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.runs.resume import REFIT
 from recbole_multdpo.runtime import processes

@@ -6,14 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from benchmarks.training_memory import (
-    SHAPES,
-    SMALL,
-    Shape,
-    activation_bytes,
-    markdown,
-    state_bytes,
-)
+from benchmarks.training_memory import SHAPES, SMALL, Shape, activation_bytes, markdown, state_bytes
 
 NARROW = Shape("narrow", 256, 4, 1024, 8, 2, 1000, False)
 

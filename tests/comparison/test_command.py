@@ -5,11 +5,7 @@ import json
 import pytest
 
 from recbole_multdpo.comparison.command import is_comparison, read_request
-from recbole_multdpo.comparison.request import (
-    REQUEST_FILE,
-    Member,
-    request_text,
-)
+from recbole_multdpo.comparison.request import REQUEST_FILE, Member, request_text
 from recbole_multdpo.errors import ConfigError
 
 

@@ -18,13 +18,7 @@ from recbole_multdpo.runs.per_user import FILE_NAME, read_per_user
 from recbole_multdpo.trained.commands import parse_turns
 from recbole_multdpo.trained.run import load_run
 from tests.integration.test_conversations import DATA, write_conversations
-from tests.integration.toy import (
-    N_ITEMS,
-    N_USERS,
-    classical_arguments,
-    toy_arguments,
-    write_toy,
-)
+from tests.integration.toy import N_ITEMS, N_USERS, classical_arguments, toy_arguments, write_toy
 
 pytestmark = pytest.mark.integration
 CLASSICAL = ("EASE", "ItemKNN", "SLIMElastic", "Pop", "BPR", "LightGCN")

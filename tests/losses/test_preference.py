@@ -13,14 +13,7 @@ from recbole_multdpo.losses import LOSSES, Loss, preference_loss, rewards
 from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LossName
 from recbole_multdpo.settings.text import read_settings_file
-from tests.losses.helpers import (
-    LEVELS,
-    data_of,
-    double,
-    examples,
-    loss_of,
-    value_and_gradient,
-)
+from tests.losses.helpers import LEVELS, data_of, double, examples, loss_of, value_and_gradient
 
 # averaging over lengths, or a supervised term, sees more than differences of log-ratios
 MANY_POSITIVES = [name for name, loss in LOSSES.items() if loss.positives == "many"]

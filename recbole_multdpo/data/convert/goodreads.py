@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 
 from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, id_problem, text_field
-from recbole_multdpo.data.convert.raw_files import (
-    Reject,
-    csv_rows,
-    find_file,
-    json_lines,
-)
+from recbole_multdpo.data.convert.raw_files import Reject, csv_rows, find_file, json_lines
 from recbole_multdpo.errors import DataError
 
 HELP = "UCSD's Goodreads: a folder with goodreads_interactions* and goodreads_books*.json"

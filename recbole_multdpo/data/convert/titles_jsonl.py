@@ -24,12 +24,7 @@ from recbole_multdpo.data.convert.dataset_folder import (
 )
 from recbole_multdpo.data.convert.merging import Readers, merge_rows
 from recbole_multdpo.data.convert.raw_files import find_files, read_json
-from recbole_multdpo.data.convert.splits import (
-    SPLITS,
-    add_split_arguments,
-    draw_split,
-    split_files,
-)
+from recbole_multdpo.data.convert.splits import SPLITS, add_split_arguments, draw_split, split_files
 from recbole_multdpo.data.convert.title_rows import FORMS, Row, title_rows
 from recbole_multdpo.data.item_text import decode_entities
 from recbole_multdpo.errors import DataError
