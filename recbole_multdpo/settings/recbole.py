@@ -240,7 +240,8 @@ class RecBoleSettings(AddedSettings, UnlistedSettings, total=False):
     eval_batch_size: Annotated[
         Count, Acts("test", CANDIDATES, "speed", instead="rank_batch_users", fixed_before=True)
     ]
-    metric_decimal_place: Annotated[CountOrZero, Acts("test")]
+    # rounded figures decide about early stopping and the best checkpoint
+    metric_decimal_place: Annotated[CountOrZero, Acts(("validation", "test"))]
     # data
     field_separator: Annotated[str, _DATA]
     seq_separator: Annotated[str, _DATA]

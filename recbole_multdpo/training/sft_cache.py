@@ -21,6 +21,7 @@ from recbole_multdpo.runs.checkpoint import (
     load_trainable_tensors,
 )
 from recbole_multdpo.runs.csv_log import copy_log
+from recbole_multdpo.runs.folder import RESULT_FILE, read_result
 from recbole_multdpo.runs.resume import REFIT
 from recbole_multdpo.runs.step_log import (
     STEP_COLUMNS,
@@ -29,6 +30,7 @@ from recbole_multdpo.runs.step_log import (
     VALIDATIONS_FILE,
 )
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
+from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings.acts import Part
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.effects import declared, in_run
@@ -45,7 +47,7 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
     """
     everything = {**config.to_dict(), **model.settings.model_dump(mode="json")}
     described: dict[str, Any] = {
-        "settings": _acting(config, everything, "model", "sft"),
+        "settings": _acting(everything, config.settings, "model", "sft"),
         "backbone": model.backbone.fingerprint,
         "prompt": [model.prompts.frame_ids(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,
@@ -60,19 +62,21 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         described["scoring"] = "by layer and own head"
     # validation chooses the checkpoint of the stage only if the stage validates
     if model.settings.sft_eval_step:
-        described["valid"] = _acting(config, everything, "validation")
+        described["valid"] = _acting(everything, config.settings, "validation")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for array in (model.histories.start, model.histories.items):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _acting(config: Config, settings: Mapping[str, Any], *parts: Part) -> dict[str, Any]:
+def _acting(
+    settings: Mapping[str, Any], typed: LLMRecSettings | None, *parts: Part
+) -> dict[str, Any]:
     """The settings that act in some parts of the run, and change results."""
-    run, name = in_run(settings, config.settings), config["model"]
+    run = in_run(settings, typed)
     return {
         key: settings[key]
-        for key, acting in sorted(declared(name).items())
+        for key, acting in sorted(declared(run.model).items())
         if key in settings
         and acting.acts_in(*parts)
         and not acting.may_change
@@ -105,12 +109,45 @@ def sft_checkpoint(
     key = sft_key(config, model, refit_epochs)
     cached = sft_folder(cache_folder(model.settings, run_folder), key)
     if not cached.is_dir():
+        former = _stage_of_before(cached.parent, run_folder, config, name, refit_epochs)
+        if former is not None:
+            return former
         raise CheckpointError(
             f"the weights of the supervised stage, the reference, are missing: neither {own} nor "
             f"{cached} exists. Run the command again with --sft_cache=False and a new --run_dir, "
             "which then has them."
         )
     return cached
+
+
+def _stage_of_before(
+    cache_dir: Path, run_folder: Path, config: Config, name: str, refit_epochs: int | None
+) -> Path | None:
+    """The stage of a finished run that an earlier version cached under another key.
+
+    It is known by what its checkpoint says: the settings, and the fingerprints of data and model.
+    """
+    if not (run_folder / RESULT_FILE).is_file():
+        return None
+    fingerprints = read_result(run_folder / RESULT_FILE).get("fingerprints")
+    settings = config.to_dict()
+    parts: tuple[Part, ...] = ("validation",) if settings["sft_eval_step"] else ()
+    wanted = plain(_acting(settings, config.settings, "model", "sft", *parts))
+    for folder in sorted(cache_dir.glob("sft-*")):
+        try:
+            state = check_checkpoint(folder)
+        except CheckpointError:
+            continue
+        saved = state.get("settings") or {}
+        if (
+            fingerprints
+            and state["fingerprints"] == fingerprints
+            and state["stage"] == name
+            and refit_epochs in (None, state["position"]["epoch"] + 1)
+            and all(saved[key] == value for key, value in wanted.items() if key in saved)
+        ):
+            return folder
+    return None
 
 
 def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) -> bool:

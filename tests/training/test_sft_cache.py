@@ -1,6 +1,7 @@
 """The key of the cached first stage: what determines that stage changes it, and nothing else."""
 
 import csv
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,13 @@ from torch import nn
 from recbole_multdpo.errors import CheckpointError
 from recbole_multdpo.runs.checkpoint import save_checkpoint, trainable_tensors
 from recbole_multdpo.runs.step_log import STEP_COLUMNS, StepLog
-from recbole_multdpo.training.sft_cache import load_cached_sft, sft_key, store_sft
-from tests.integration.toy import toy_model, write_toy
+from recbole_multdpo.training.sft_cache import (
+    load_cached_sft,
+    sft_checkpoint,
+    sft_key,
+    store_sft,
+)
+from tests.integration.toy import toy_model, toy_runs, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +159,30 @@ def test_a_cache_that_cannot_be_written_names_the_setting(tmp_path: Path):
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(CheckpointError, match="--sft_cache_dir"):
         stored(tmp_path, 1)
+
+
+def test_rounded_figures_choose_the_best_epoch(key_of):
+    validated = "--sft_eval_step=1"
+    assert key_of(validated) != key_of(validated, "--metric_decimal_place=1")
+    assert key_of() == key_of("--metric_decimal_place=1")
+
+
+@pytest.mark.integration
+def test_a_stage_is_found_that_was_cached_under_a_key_of_before(tmp_path):
+    toy_runs(tmp_path, {"one": ["--loss=sft"], "two": ["--loss=dpo"], "other": ["--seed=7"]})
+    for folder in (tmp_path / "cache").glob("sft-*"):
+        folder.rename(folder.with_name(f"sft-of-before-{folder.name[4:]}"))
+    found = {}
+    for name, arguments in {"two": ["--loss=dpo"], "other": ["--seed=7"]}.items():
+        shutil.rmtree(tmp_path / name / "checkpoints" / "sft", ignore_errors=True)
+        found[name] = sft_checkpoint(tmp_path / name, *_model(tmp_path, *arguments))
+    assert found["two"] != found["other"]
+    assert found["two"].name == f"sft-of-before-{sft_key(*_model(tmp_path, '--loss=dpo'))}"
+    shutil.rmtree(found["two"])
+    with pytest.raises(CheckpointError, match="the reference, are missing"):
+        sft_checkpoint(tmp_path / "two", *_model(tmp_path, "--loss=dpo"))
+
+
+def _model(folder: Path, *arguments: str):
+    config, _, model = toy_model(folder / "data", folder, *arguments)
+    return config, model
