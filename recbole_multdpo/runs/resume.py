@@ -153,7 +153,7 @@ def _newest_unfinished(config: Config) -> Path | None:
         folder = Path(config["run_dir"])
         return folder if (folder / CONFIG_FILE).is_file() else None
     parent = Path(config["checkpoint_dir"])
-    wanted, data_path = settings_hash(config.to_dict()), config.to_dict()["data_path"]
+    wanted = config.to_dict()
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         if not (folder / CONFIG_FILE).is_file() or (folder / RESULT_FILE).exists():
@@ -164,7 +164,10 @@ def _newest_unfinished(config: Config) -> Path | None:
             config.warnings.append(f"--resume=auto skips {folder}: {error}")
             continue
         # data of the same name in another place may differ: to use moved data, name the run folder
-        same = settings_hash(saved) == wanted and saved.get("data_path") == data_path
+        added = (wanted.keys() - saved.keys()) & config.set_by_user  # the run had no such setting
+        same = saved.get("data_path") == wanted["data_path"] and not (
+            changed_settings(saved, wanted) or any(not may_change(key, wanted) for key in added)
+        )
         if same and not is_in_use(folder):
             log = folder / LOG_FILE
             last_active = log if log.exists() else folder / CONFIG_FILE

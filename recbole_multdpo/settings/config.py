@@ -128,6 +128,12 @@ class Config(RecBoleConfig):
         if self.settings is not None and self.settings.assistant is not None:
             self.assistant = _assistant_config(self.settings, self._resolved)
 
+    @property
+    def set_by_user(self) -> set[str]:
+        """Names of the settings that do not come from the property files."""
+        layers = (layer for layer in self._layers if not layer.is_default)
+        return {key for layer in layers for key in layer.settings}
+
     def to_dict(self) -> dict[str, Any]:
         """All settings of the run as plain data, in a form that `--config_files` reads back.
 

@@ -17,6 +17,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.plots.runs import find_runs
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
+from recbole_multdpo.runs.resume import resolve_resume
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.effects import declared, idle, in_run
 from recbole_multdpo.settings.llmrec import LLMRecSettings
@@ -215,6 +216,24 @@ def test_a_run_goes_on_with_everything_changed_that_may_change(data: Path, tmp_p
         value = [2, 3, 5] if key == "topk" else other[key]
         with pytest.raises(ConfigError, match=f"settings differ: {key}: "):
             run(with_file([f"--resume={tmp_path / 'one'}"], {key: value}, file))
+
+
+def test_auto_finds_a_run_that_was_started_before_a_setting_existed(
+    data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "one"
+    plain = arguments(data, folder, "--loss=dpo", "--sft_cache=False")
+    cut_short(plain)
+    lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("dpo_label_smoothing:")]
+    assert len(kept) == len(lines) - 1
+    (folder / "config.yaml").write_text("".join(kept), encoding="utf-8")
+    again = [text for text in plain if not text.startswith("--run_dir")]
+    again += [f"--checkpoint_dir={folder.parent}", "--resume=auto"]
+    assert resolve_resume(load_config(again)) == str(folder)
+    assert resolve_resume(load_config([*again, "--save_steps=7"])) == str(folder)
+    for other in ("--dpo_label_smoothing=0.2", "--beta=7"):
+        assert resolve_resume(load_config([*again, other])) is None
 
 
 def test_figures_call_one_system_what_differs_in_nothing_that_acts(
