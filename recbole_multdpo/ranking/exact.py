@@ -40,7 +40,7 @@ class ExactRanker(Ranker):
 
     def rank(self, prompts: Prompts, excluded: Tensor | None, k: int) -> TopK:
         """See `Ranker.rank`."""
-        return self._search(prompts, excluded, k, None, None)
+        return self._search(prompts, excluded, k, targets=None, item_bias=None)
 
     def _search(
         self,
@@ -50,12 +50,12 @@ class ExactRanker(Ranker):
         targets: Tensor | None,
         item_bias: Tensor | None,
     ) -> TopK:
-        model, bias = self.model, item_bias
+        model = self.model
         if self.settings.ranker == "exhaustive":
             return exhaustive_topk(
-                model.score, prompts, excluded, k, n_items=model.n_items, item_bias=bias
+                model.score, prompts, excluded, k, n_items=model.n_items, item_bias=item_bias
             )
-        search = TrieSearch(model.lm, model.catalogue, prompts, excluded, k, item_bias=bias)
+        search = TrieSearch(model.lm, model.catalogue, prompts, excluded, k, item_bias=item_bias)
         if targets is not None:
             search.set_targets(targets)
         return search.run(expand_per_step=self.settings.expand_per_step)

@@ -2,9 +2,9 @@
 
 A whole tensor is named `<parameter index>.<entry>`. Under ZeRO each process saves what it holds: a
 fragment `<parameter index>.<entry>@<start>` has the values from `start` on of the flattened tensor.
-Where the cuts are is DeepSpeed's affair. A reader takes the values that it needs from whatever
-fragments there are, so that a checkpoint resumes over any number of processes. safetensors maps its
-files into memory: what is not read takes none.
+DeepSpeed chooses the cuts. A reader assembles the values that it needs from all saved fragments, so
+that a checkpoint resumes over any number of processes. safetensors maps its files into memory:
+tensors that are not read take none.
 """
 
 from __future__ import annotations
