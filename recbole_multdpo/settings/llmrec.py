@@ -190,8 +190,8 @@ class LLMRecSettings(BaseModel):
     gradient_accumulation_steps: Annotated[Count, Acts(BOTH_STAGES, TRAINING, "speed")]
     max_tokens_per_batch: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING, "speed")]
     auto_batch: Annotated[bool, Acts(BOTH_STAGES, TRAINING, "speed")]
-    save_steps: Annotated[CountOrZero, Acts(BOTH_STAGES, changes="log")]
-    save_total_limit: Annotated[Count, Acts(BOTH_STAGES, changes="log")]
+    save_steps: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING, "log")]
+    save_total_limit: Annotated[Count, Acts(BOTH_STAGES, TRAINING, "log")]
     # transformers' schedules that need no further argument
     lr_scheduler_type: Annotated[
         Literal[

@@ -154,6 +154,7 @@ def test_a_table_of_names_is_found(source: str) -> None:
         ["--loss=zero_shot", "--weight_decay=0.1"],
         ["--loss=zero_shot", "--max_targets=3"],
         ["--loss=zero_shot", "--gradient_checkpointing=True"],
+        ["--loss=zero_shot", "--save_steps=5"],
         ["--loss=sft", "--sft_epochs=0", "--sft_learning_rate=1e-3"],
         ["--epochs=0", "--beta=2"],
         ["--epochs=0", "--track_bounds=True"],
