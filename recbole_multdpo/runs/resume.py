@@ -136,8 +136,21 @@ def resolve_resume(config: Config) -> str | None:
         # the checkpoint has a fingerprint of the backbone, which is compared instead of its name
         has_fingerprint = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
         check_unchanged(folder, saved, config.to_dict(), backbone_moved=has_fingerprint)
+        added = _added(saved, config)
+        if added:
+            raise ConfigError(
+                f"--resume={folder} continues a run that was started before {', '.join(added)} "
+                "could be set. Leave it out, or start a new run without --resume."
+            )
     resume: str | None = config["resume"]
     return resume
+
+
+def _added(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """Settings of a later version than the run, set by the user, that may not change on resume."""
+    current = config.to_dict()
+    added = (current.keys() - saved.keys()) & config.set_by_user
+    return sorted(key for key in added if not may_change(key, current))
 
 
 def _has_checkpoints(folder: Path) -> bool:
@@ -164,9 +177,8 @@ def _newest_unfinished(config: Config) -> Path | None:
             config.warnings.append(f"--resume=auto skips {folder}: {error}")
             continue
         # data of the same name in another place may differ: to use moved data, name the run folder
-        added = (wanted.keys() - saved.keys()) & config.set_by_user  # the run had no such setting
         same = saved.get("data_path") == wanted["data_path"] and not (
-            changed_settings(saved, wanted) or any(not may_change(key, wanted) for key in added)
+            changed_settings(saved, wanted) or _added(saved, config)
         )
         if same and not is_in_use(folder):
             log = folder / LOG_FILE

@@ -67,6 +67,8 @@ class Acts:
         changes: effect of another value: `results`; `speed` and memory, with equal results up to
             rounding; `machine`, the machine or place of the run; `log`, output and stored files.
         instead: a setting with the same effect where this one has none.
+        limit: True if it limits a cost. A run without that cost keeps the limit, so the command
+            line may always set it.
         protocol: True if the results of two systems are comparable only with equal values.
         data_folder: False if a data set's own file may not set it, because it chooses which code
             runs, which files are read as models, or where files are written.
@@ -81,6 +83,7 @@ class Acts:
     when: tuple[When, ...] = ()
     changes: Change = "results"
     instead: str | None = None
+    limit: bool = False
     protocol: bool = False
     data_folder: bool = True
     asked: str | None = None

@@ -112,7 +112,7 @@ def idle_problems(settings: Given, keys: Iterable[str], model: str | None = None
     groups: dict[tuple[str, str], list[str]] = {}
     for key in sorted(keys):
         failing = acts(key, model).failing(settings)
-        if failing:
+        if failing and not acts(key, model).limit:
             cause = failing[0].found(settings), _remedy(key, settings, model)
             groups.setdefault(cause, []).append(key)
     return [

@@ -230,7 +230,7 @@ class LLMRecSettings(BaseModel):
     assistant: Annotated[Text | None, Acts("ranking", data_folder=False)]
     assistant_weight: Annotated[Weight | Weights, Acts("ranking", ASSISTED)]
     assistant_settings: Annotated[dict[str, Any], Acts("ranking", ASSISTED, data_folder=False)]
-    valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING)]
+    valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING, limit=True)]
 
     @property
     def assistant_weights(self) -> tuple[float, ...]:
@@ -310,7 +310,7 @@ class BIGRecSettings(LLMRecSettings):
     assistant_settings: Annotated[
         dict[str, Any], Acts("ranking", GROUNDED_BY_ASSISTANT, data_folder=False)
     ]
-    valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING_OR_TUNING)]
+    valid_users: Annotated[CountOrZero, Acts("validation", VALIDATING_OR_TUNING, limit=True)]
 
     @property
     def has_preference_stage(self) -> bool:

@@ -149,7 +149,7 @@ def test_a_validation_on_some_users(data_path: Path) -> None:
     """`valid_users` also applies to sampled candidates."""
     for mode in ("total9", "uni5", "full"):
         evaluation = f"--eval_args={{'order': 'TO', 'mode': {{'valid': '{mode}', 'test': 'full'}}}}"
-        argv = arguments(data_path, "LLMRec", evaluation, "--valid_users=3", "--sft_eval_step=1")
+        argv = arguments(data_path, "LLMRec", evaluation, "--valid_users=3")
         config = load_config(argv)
         dataset, parts = load_parts(config)
         few, valid, test = evaluation_loaders(config, dataset, parts)

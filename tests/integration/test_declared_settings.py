@@ -234,6 +234,10 @@ def test_auto_finds_a_run_that_was_started_before_a_setting_existed(
     assert resolve_resume(load_config([*again, "--save_steps=7"])) == str(folder)
     for other in ("--dpo_label_smoothing=0.2", "--beta=7"):
         assert resolve_resume(load_config([*again, other])) is None
+    by_name = f"--resume={folder}"
+    assert resolve_resume(load_config([by_name, "--save_steps=7"])) == str(folder)
+    with pytest.raises(ConfigError, match="started before dpo_label_smoothing could be set"):
+        resolve_resume(load_config([by_name, "--dpo_label_smoothing=0.2"]))
 
 
 def test_figures_call_one_system_what_differs_in_nothing_that_acts(
