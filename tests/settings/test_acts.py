@@ -15,7 +15,7 @@ import recbole_multdpo
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.runs.resume import changed_settings, settings_hash
-from recbole_multdpo.settings.acts import Acts
+from recbole_multdpo.settings.acts import Acts, Unknown
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.effects import (
     _declaration,
@@ -91,6 +91,19 @@ def test_options_of_losses_act_with_the_losses_that_have_them() -> None:
 def test_what_is_text_is_known_by_its_type() -> None:
     assert {"dataset", "backbone", "user_inter_num_interval", "gpu_id"} <= text_settings()
     assert text_settings().isdisjoint({"metrics", "deepspeed", "topk", "beta", "load_col"})
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("EASE", "Pop", "BPR")])
+def test_conditions_ask_for_settings_that_a_run_has(name: str) -> None:
+    """A misspelt one would be unknown, and the setting would count as acting."""
+    config = config_of(name)
+    given, model = in_run(config.final_config_dict, config.settings), config["model"]
+    for key in declared(model).keys() & config.final_config_dict.keys():
+        for condition in acts(key, model).when:
+            assert condition.holds(given) in (True, False), key
+            assert condition.found(given) and condition.remedy(given) is not None
+    with pytest.raises(Unknown):
+        given.negativs  # noqa: B018
 
 
 # ---- no other table of names ----
