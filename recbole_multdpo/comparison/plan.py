@@ -23,6 +23,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import Config, load_config, settings_of
 from recbole_multdpo.settings.effects import declared, idle, in_run
 from recbole_multdpo.settings.llmrec import LIST_METRICS
+from recbole_multdpo.settings.text import parse_setting
 
 TAIL_RATIO = 0.8  # the tail is the usual 80 % of the items, where the settings say nothing
 SAME_PROTOCOL = tuple(key for key, acting in declared().items() if acting.protocol)
@@ -187,8 +188,12 @@ def _idle(settings: Mapping[str, str], tuned: Iterable[str] = ()) -> set[str]:
     try:
         own = {key: text for key, text in settings.items() if key not in foreign}
         config = load_config([], config_dict=own)
-    except ConfigError:
-        return foreign  # the check of the system as it would be run says why
+    except ConfigError:  # the check of the system as it would be run says why
+        try:
+            values = {key: parse_setting(key, text) for key, text in settings.items()}
+            return foreign | idle(in_run(values), declared(model), model)
+        except (ValueError, TypeError, LookupError):
+            return foreign
     final = {key: value for key, value in config.final_config_dict.items() if key not in set(tuned)}
     return foreign | idle(in_run(final), declared(model), model)
 
