@@ -60,19 +60,25 @@ class Plan:
         return self.members[0].seed
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request, *, resumed: bool = False) -> Plan:
     """Check every system's settings before the first run, not when its turn comes hours later.
+
+    Args:
+        request: what to compare.
+        resumed: leave out settings without effect, which earlier versions accepted, instead of
+            refusing them.
 
     Raises:
         ConfigError: a system's settings are wrong, its protocol differs from the others', a varied
             or tuned key is a setting of no system, or there is no validation part to tune by.
     """
     known = _acting_settings(request)
-    _check_used("vary", request.vary, known)
-    _check_used("tune", request.tune, known)
-    given = {}
-    for system in known:
-        given[system] = _asked(request, system, known)
+    if not resumed:
+        _check_used("vary", request.vary, known)
+        _check_used("tune", request.tune, known)
+    given = {system: _asked(request, system, known) for system in known}
+    if resumed:
+        given = {system: acting(settings) for system, settings in given.items()}
     spaces = {system: request.search_space(system, known) for system in known}
     configs = {
         system: _checked(system, settings, spaces[system]) for system, settings in given.items()

@@ -89,8 +89,8 @@ def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> 
         KeyboardInterrupt: a member was interrupted; the comparison can be resumed.
     """
     request = read_request(argv)
-    plan = make_plan(request)
     is_new = not any(argument.startswith("--resume=") for argument in argv)
+    plan = make_plan(request, resumed=not is_new)
     if is_new:
         _make_folder(plan.folder)
     lock = lock_folder(plan.folder)

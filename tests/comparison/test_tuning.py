@@ -121,6 +121,16 @@ def test_a_setting_without_effect_whatever_is_tuned_is_refused(
         make_plan(read_request([*argv, "--tune={'beta': [1, 2]}"]))
 
 
+def test_a_comparison_of_before_keeps_what_has_no_effect(data_path: Path, tmp_path: Path) -> None:
+    """Version 0.1 accepted more; its comparisons are resumed without these settings."""
+    argv = toy_arguments(data_path, tmp_path / "all", "--loss=mult_dpo", "--negative_pool_size=20")
+    request = read_request([*argv, "--seeds=2"])
+    with pytest.raises(ConfigError, match="negative_pool_size: no effect"):
+        make_plan(request)
+    (settings,) = make_plan(request, resumed=True).settings.values()
+    assert "negative_pool_size" not in settings and settings["loss"] == "mult_dpo"
+
+
 def test_optimum_at_the_end_of_the_space_is_reported(data_path: Path, tmp_path: Path) -> None:
     plan = plan_of(data_path, tmp_path, "{'reg_weight': [30, 90, 270]}")
     found = tune(plan.systems[0], plan, None, Runner(FakeRuns(), 1).run_all, 1)
