@@ -135,8 +135,9 @@ def resolve_resume(config: Config) -> str | None:
         saved = settings_of_run(folder)
         # the checkpoint has a fingerprint of the backbone, which is compared instead of its name
         has_fingerprint = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
-        check_unchanged(folder, saved, config.to_dict(), backbone_moved=has_fingerprint)
-        added = _added(saved, config)
+        current = config.to_dict()
+        check_unchanged(folder, saved, current, backbone_moved=has_fingerprint)
+        added = _added(saved, current, config.set_by_user)
         if added:
             raise ConfigError(
                 f"--resume={folder} continues a run that was started before {', '.join(added)} "
@@ -146,10 +147,11 @@ def resolve_resume(config: Config) -> str | None:
     return resume
 
 
-def _added(saved: Mapping[str, Any], config: Config) -> list[str]:
+def _added(
+    saved: Mapping[str, Any], current: Mapping[str, Any], set_by_user: set[str]
+) -> list[str]:
     """Settings of a later version than the run, set by the user, that may not change on resume."""
-    current = config.to_dict()
-    added = (current.keys() - saved.keys()) & config.set_by_user
+    added = (current.keys() - saved.keys()) & set_by_user
     return sorted(key for key in added if not may_change(key, current))
 
 
@@ -178,7 +180,7 @@ def _newest_unfinished(config: Config) -> Path | None:
             continue
         # data of the same name in another place may differ: to use moved data, name the run folder
         same = saved.get("data_path") == wanted["data_path"] and not (
-            changed_settings(saved, wanted) or _added(saved, config)
+            changed_settings(saved, wanted) or _added(saved, wanted, config.set_by_user)
         )
         if same and not is_in_use(folder):
             log = folder / LOG_FILE

@@ -333,7 +333,7 @@ GROUNDED_BY_WEIGHT = (
 
 # ---- RecBole's models ----
 
-_READ_KNOWLEDGE = ("GRU4RecKG", "KSR")  # besides those of the kind KNOWLEDGE
+READ_PRELOADED = ("GRU4RecKG", "KSR")  # besides those of the kind KNOWLEDGE
 
 
 def _of_kind(holds: Callable[[Any], bool], words: str) -> tuple[When, ...]:
@@ -342,7 +342,7 @@ def _of_kind(holds: Callable[[Any], bool], words: str) -> tuple[When, ...]:
 
 
 def _for_some(given: Given) -> bool:
-    return given.model_type == "KNOWLEDGE" or given.model in _READ_KNOWLEDGE
+    return given.model_type == "KNOWLEDGE" or given.model in READ_PRELOADED
 
 
 OPTIMISED = _of_kind(

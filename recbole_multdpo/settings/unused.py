@@ -13,13 +13,13 @@ from typing import Any
 
 from recbole.utils import ModelType
 
+from recbole_multdpo.settings.conditions import READ_PRELOADED
 from recbole_multdpo.settings.effects import declared
 
 # filters of rows, which are not applied to ready parts
 _FILTERS = tuple(key for key, acting in declared().items() if acting.acts_in("filter"))
 _EVERYTHING = "[0,inf)"  # RecBole's default of intervals of counts
 _READ_POW = frozenset({"LightGCN", "SimpleX"})
-_READ_PRELOADED = frozenset({"GRU4RecKG", "KSR"})
 
 
 def unused_problems(
@@ -118,9 +118,9 @@ def _lost_by_kind(
             f"require_pow=True is read only by {' and '.join(sorted(_READ_POW))}, not by {model}. "
             "Leave it out; --weight_decay penalises weights."
         )
-    if model not in _READ_PRELOADED:
+    if model not in READ_PRELOADED:
         problems += [
-            f"{key}={final[key]} is read only by {' and '.join(sorted(_READ_PRELOADED))}, not by "
+            f"{key}={final[key]} is read only by {' and '.join(sorted(READ_PRELOADED))}, not by "
             f"{model}. Leave it out."
             for key in ("preload_weight", "additional_feat_suffix")
             if final.get(key)
