@@ -15,14 +15,13 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.utils import init_seed
 from safetensors import SafetensorError
-from torch import nn
 
 from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import explain_errors, prepare_classical
 from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.loader import evaluation_loaders
-from recbole_multdpo.errors import ConfigError, MultDPOError, TrainingError
+from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
 from recbole_multdpo.ranking.ranker import Ranker
@@ -34,7 +33,7 @@ from recbole_multdpo.runs.load import (
     load_parts,
     test_description,
 )
-from recbole_multdpo.runs.model_files import MODEL_FOLDER, file_checksums, not_finite
+from recbole_multdpo.runs.model_files import MODEL_FOLDER, check_finite, file_checksums
 from recbole_multdpo.runs.per_user import FILE_NAME, PerUserEvaluator, write_per_user
 from recbole_multdpo.runs.resume import (
     ResumePoint,
@@ -216,7 +215,10 @@ def _run_llmrec(
             lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
         )
     model.merge_adapter()
-    _check_finite(model.lm)
+    check_finite(
+        model.lm,
+        "Lower the step size or --clip_grad_norm, or use --dtype=float32, in a new run.",
+    )
     processes.broadcast_from_main(lambda: model.save(folder.path / MODEL_FOLDER))
     return {
         **_made_from(config, folder, fingerprints),
@@ -304,20 +306,6 @@ def _resume_point(config: Config, folder: RunFolder) -> ResumePoint | None:
         )
     folder.rewind(point.state["logs"])
     return point
-
-
-def _check_finite(lm: nn.Module) -> None:
-    """Refuse to save weights with NaN or infinities.
-
-    Raises:
-        TrainingError: a weight is not finite.
-    """
-    name = not_finite(lm.named_parameters())
-    if name is not None:
-        raise TrainingError(
-            f"the trained model's weight {name} holds NaN or an infinity, and is not saved. Lower "
-            "the step size or --clip_grad_norm, or use --dtype=float32, in a new run."
-        )
 
 
 def _made_from(

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recbole_multdpo.errors import CheckpointError, MultDPOError, TrainingError
+from recbole_multdpo.errors import CheckpointError, MultDPOError
 from recbole_multdpo.runs.checkpoint import MAX_TENSORS
-from recbole_multdpo.runs.model_files import not_finite
+from recbole_multdpo.runs.model_files import check_finite, not_finite
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import check_regular
 
@@ -32,12 +32,7 @@ def save_weights(model: AbstractRecommender, folder: Path) -> None:
         TrainingError: a weight is NaN or infinite.
         MultDPOError: the folder cannot be written.
     """
-    diverged = not_finite(model.named_parameters())
-    if diverged is not None:
-        raise TrainingError(
-            f"the trained model's weight {diverged} holds NaN or an infinity, and is not saved. "
-            "Lower --learning_rate."
-        )
+    check_finite(model, "Lower --learning_rate.")
     trained = dict(model.state_dict())
     trained |= {OTHER + name: value for name, value in model.other_parameter().items()}
     tensors = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.runtime.reading import file_sha256
 
 MODEL_FOLDER = "model"
@@ -91,3 +91,17 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         if not torch.isfinite(torch.stack(values.aminmax())).all():
             return name
     return None
+
+
+def check_finite(model: nn.Module, remedy: str) -> None:
+    """Refuse to save a trained model with NaN or infinities.
+
+    Raises:
+        TrainingError: a weight is not finite; the message ends with `remedy`.
+    """
+    name = not_finite(model.named_parameters())
+    if name is not None:
+        raise TrainingError(
+            f"the trained model's weight {name} holds NaN or an infinity, and is not saved. "
+            f"{remedy}"
+        )
