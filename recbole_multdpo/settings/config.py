@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import recbole
-import torch
 from pydantic import TypeAdapter
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
@@ -38,6 +37,7 @@ from recbole_multdpo.settings.checks import check_combinations, warnings_for
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
 from recbole_multdpo.settings.effects import acts, declared, idle, idle_problems, in_run
+from recbole_multdpo.settings.hardware import device_of
 from recbole_multdpo.settings.information import AUTO as AUTO_INFORMATION
 from recbole_multdpo.settings.information import (
     FORMER_KEY,
@@ -229,7 +229,7 @@ class Config(RecBoleConfig):
         final["single_spec"] = True
         allowed = bool(final["use_gpu"] and final["gpu_id"])
         rank = final["local_rank"] if launched else None
-        final["device"] = _device(final["device"], allowed, rank)
+        final["device"] = device_of(final["device"], allowed, rank)
         # with use_gpu, RecBole's trainer queries the device's GPU memory
         final["use_gpu"] = final["device"].type == "cuda"
         if self.settings is not None:
@@ -776,31 +776,3 @@ def _kind(default: Any) -> str:
         return "True or False"
     kind = {"list": "a list", "dict": "a mapping"}.get(type(default).__name__, "a number")
     return f"{kind} like RecBole's default {default!r}"
-
-
-def _device(setting: str, gpu_allowed: bool, local_rank: int | None) -> torch.device:
-    """The torch device for the setting `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Args:
-        setting: the user's value.
-        gpu_allowed: RecBole's use_gpu, with a gpu_id that is not empty; matters to `auto` only.
-        local_rank: this process's local rank under a launcher, else None.
-
-    Raises:
-        ConfigError: the GPU asked for does not exist.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if setting == "cpu" or (setting == "auto" and not (gpu_allowed and count)):
-        return torch.device("cpu")
-    if count == 0:
-        raise ConfigError(f"device={setting}: torch finds no GPU. Use --device=cpu or auto.")
-    device = torch.device(setting if setting != "auto" else "cuda")
-    if device.index is None and local_rank is not None:
-        device = torch.device("cuda", local_rank)
-    if device.index is not None and device.index >= count:
-        launcher = "" if local_rank is None else " Start no more processes than there are GPUs."
-        raise ConfigError(
-            f"device={setting}: GPU {device.index} does not exist, torch finds {count} "
-            f"(numbered from 0).{launcher}"
-        )
-    return device

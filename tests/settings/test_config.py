@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import recbole
 import torch
+import torch.distributed as dist
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings import config as config_module
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import ASKED_FOR
@@ -576,7 +578,7 @@ def test_devices_without_a_gpu(no_gpu):
 
 
 def test_devices_with_gpus(two_gpus):
-    assert load()["device"] == torch.device("cuda")
+    assert load()["device"] == load("--device=cuda")["device"] == torch.device("cuda:0")
     assert load()["use_gpu"] is True
     assert load("--device=cuda:1")["device"] == torch.device("cuda:1")
     assert load("--device=cpu")["device"] == torch.device("cpu")
@@ -584,6 +586,25 @@ def test_devices_with_gpus(two_gpus):
     assert load("--use_gpu=False")["device"] == torch.device("cpu")
     assert load("--gpu_id=")["device"] == torch.device("cpu")
     assert "GPU 2 does not exist, torch finds 2" in error("--device=cuda:2")
+
+
+def test_one_gpu_without_a_launcher_makes_a_process_group(monkeypatch, two_gpus):
+    """torch takes a device without an index nowhere that it must choose one."""
+    chosen, backends = [], []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: backends.append(backend))
+    monkeypatch.setattr(dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with processes.process_group(load()["device"], single=True):
+        assert (chosen, backends) == ([0], ["nccl"])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert load("--device=cuda")["device"] == torch.device("cuda:1")
+    with (
+        pytest.raises(ValueError, match="specified index"),
+        processes.process_group(torch.device("cuda"), single=True),
+    ):
+        pass
 
 
 def test_the_settings_saved_are_those_asked_for(two_gpus):
