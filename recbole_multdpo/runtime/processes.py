@@ -24,9 +24,13 @@ from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# One process may write a large checkpoint while the others wait. Where a process dies, its launcher
-# ends the others at once, long before this.
+# Between GPUs, whose collectives belong to one training step, and for the processes to find each
+# other.
 _TIMEOUT = timedelta(hours=2)
+# Everything else waits for work of any length: a download, an assistant's training, a validation, a
+# checkpoint. A process that ends closes its connections, which ends the wait of the others; its
+# launcher ends them at once. torch knows no "never", so this is some thirty years.
+_NO_LIMIT = timedelta(days=10_000)
 
 # The store behind the group, and the group for tensors on the CPU; set by `process_group`.
 _store: Any = None
@@ -111,9 +115,9 @@ def process_group(device: torch.device, *, single: bool = False) -> Iterator[Non
         store=dist.PrefixStore("group", _store),
         rank=number,
         world_size=total,
-        timeout=_TIMEOUT,
+        timeout=_TIMEOUT if backend == "nccl" else _NO_LIMIT,
     )
-    _cpu_group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
+    _cpu_group = dist.new_group(backend="gloo", timeout=_NO_LIMIT) if backend == "nccl" else None
     _was_distributed = several
     try:
         yield
@@ -138,7 +142,11 @@ def _connected() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until all processes have reached this call."""
+    """Wait until all processes have reached this call, however long that takes.
+
+    Call it where the next collective is one of tensors on GPUs, whose wait has a limit, and one
+    process may have had much else to do.
+    """
     if world_size() > 1:
         with _connected():
             dist.barrier(group=_cpu_group)

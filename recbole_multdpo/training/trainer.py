@@ -237,6 +237,7 @@ class SetwiseTrainer(Trainer):
         train_data.set_epoch(epoch_idx, self.position.batch)
         self._draw_negatives(train_data, epoch_idx, show_progress)
         self.model.train()
+        processes.barrier()  # the main process may still report the validation before
         progress = tqdm(
             train_data,
             total=len(train_data),
@@ -448,6 +449,7 @@ class SetwiseTrainer(Trainer):
         if is_main:
             remove_old_steps(self.folder, self.global_step, self.settings.save_total_limit)
         self._save_reference_cache()
+        processes.barrier()
 
     def _save_reference_cache(self) -> None:
         """Write this process's reference log-probabilities, which a killed run then has."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, ProcessError
 from recbole_multdpo.runtime import processes
 from tests.several_processes import run_processes
 
@@ -86,6 +89,54 @@ def test_what_the_first_of_a_machine_downloads_the_others_find(tmp_path: Path) -
             return file.read_text()
 
     assert run_processes(2, load) == ["by 0", "by 0"]
+
+
+def long_work() -> list[str]:
+    """What became of waiting three times for two seconds of another process's work."""
+
+    def work() -> str:
+        time.sleep(2.0)
+        return "done"
+
+    def taken_in_turn() -> str:
+        with processes.local_main_process_first():
+            return work() if processes.is_main_process() else "done"
+
+    try:
+        return [
+            processes.broadcast_from_main(work),
+            *processes.all_gather("done" if processes.is_main_process() else work()),
+            taken_in_turn(),
+        ]
+    except ProcessError as error:
+        return [str(error)]
+
+
+def test_work_takes_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_TIMEOUT", timedelta(seconds=1))  # still for GPUs
+    assert run_processes(2, long_work) == [["done"] * 4] * 2
+    monkeypatch.setattr(processes, "_NO_LIMIT", timedelta(seconds=1))  # control
+    for (text,) in run_processes(2, long_work):
+        assert text.startswith("a process of this run has ended")
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_death_of_one_ends_the_wait_of_the_other(dead: int) -> None:
+    def wait() -> str:
+        if processes.rank() == dead:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        start = time.perf_counter()
+        try:
+            processes.broadcast_from_main(lambda: time.sleep(1.0))
+            processes.barrier()
+        except ProcessError as error:
+            assert time.perf_counter() - start < 60
+            return str(error)
+        return "not noticed"
+
+    (text,) = run_processes(2, wait, killed=dead)
+    assert text.startswith("a process of this run has ended")
 
 
 @pytest.mark.parametrize(
