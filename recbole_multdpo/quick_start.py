@@ -51,7 +51,7 @@ from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.sft_cache import cache_folder
-from recbole_multdpo.training.stages import StageRunner
+from recbole_multdpo.training.stages import StageRunner, trial_description
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
@@ -231,6 +231,7 @@ def _run_llmrec(
         "test_answers_in_training": count_known_answers(parts),
         "item_texts": vars(dataset.text_report),
         "test_information": config["test_information"],
+        **trial_description(model),
         **refitted,
         **fusion,
         **_conversation_counts(config, dataset),

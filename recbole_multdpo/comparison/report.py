@@ -19,6 +19,7 @@ from recbole_multdpo.comparison.results import (
     by_popularity,
     differing_tests,
     information_note,
+    trial_note,
 )
 from recbole_multdpo.comparison.significance import PairedTest, compare_with
 from recbole_multdpo.comparison.tables import Table, as_latex, as_markdown, as_text, make_table
@@ -147,6 +148,7 @@ def find(
     mean, std = results.mean(), results.std()
     notes = [
         *information_note(results.runs),
+        *trial_note(results.runs),
         *differing_tests(results.runs),
         *_unequal_seeds(results),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ class Results:
         users: one row per run and user; columns `system`, `seed`, `user`, `n_train`, `n_test`, and
             the metrics that are means over users.
         runs: one row per run; columns `system`, `seed`, `seconds` (wall time), `test_set` (hash of
-            the test items) and `test_information` (the parts of the data known at test).
+            the test items), `test_information` (the parts of the data known at test) and `trial`
+            (limits of a trial in words; empty for a whole run).
     """
 
     metrics: pd.DataFrame
@@ -81,7 +82,8 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())
         test = {"test_set": result["test_set"], KEY: result.get(KEY)}
-        runs.append({**ids, "seconds": seconds, **test})
+        trial = _trial_in_words(result.get("trial"))
+        runs.append({**ids, "seconds": seconds, **test, "trial": trial})
         users.append(
             read_per_user(run / FILE_NAME).assign(system=member.system.name, seed=member.seed)
         )
@@ -105,6 +107,35 @@ def information_note(runs: pd.DataFrame) -> list[str]:
         f"The systems did not know the same at test ({KEY}: {'; '.join(known)}): their figures are "
         "not comparable."
     ]
+
+
+def _trial_in_words(limits: Mapping[str, int] | None) -> str:
+    """The limits of a trial from `result.json`, such as `500 of 943 users, 20 preference steps`."""
+    if not limits:
+        return ""
+    parts = []
+    if limits["users"] < limits["of_users"]:
+        parts.append(f"{limits['users']:,} of {limits['of_users']:,} users")
+    for stage in ("sft", "preference"):
+        if limits[f"{stage}_steps"]:
+            parts.append(f"{limits[f'{stage}_steps']:,} {stage} steps")
+    return ", ".join(parts)
+
+
+def trial_note(runs: pd.DataFrame) -> list[str]:
+    """A sentence about systems that a trial limits, and about those that it does not."""
+    limits = dict(zip(runs["system"], runs.get("trial", [""] * len(runs)), strict=True))
+    limited = [f"{name} ({words})" for name, words in limits.items() if words]
+    if not limited:
+        return []
+    note = f"A trial, in which training was cut short: {'; '.join(limited)}."
+    whole = [name for name, words in limits.items() if not words]
+    if whole:
+        note += (
+            f" {', '.join(whole)} learned from all users, to the end: the figures are not a "
+            "comparison of the systems."
+        )
+    return [note]
 
 
 def differing_tests(runs: pd.DataFrame) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime import processes
 
 SHUFFLE_STREAM = 4  # separates the order of examples from the sampler's draws
+TRIAL_STREAM = 11  # separates the choice of users from all of these
 FILLER = 0  # RecBole's padding user, which marks an example of weight 0
 
 
@@ -45,6 +47,9 @@ class _Batches:
 class SetwiseDataLoader(AbstractDataLoader):
     """Iterates over the training users in an order given by (seed, epoch); yields `SetwiseBatch`es.
 
+    With `train_users`, these are the users with the smallest keys of (seed, user): those of a
+    smaller number are among those of a larger one.
+
     The order and all draws depend only on the epoch set by `set_epoch`, so a resumed run sees the
     same data as an uninterrupted one. All processes see the same batches; each takes its share of
     every batch.
@@ -56,7 +61,7 @@ class SetwiseDataLoader(AbstractDataLoader):
         """Wrap a sampler.
 
         Args:
-            config: the run's configuration (seed, worker).
+            config: the run's configuration (seed, worker, train_users).
             dataset: the training part.
             sampler: makes the batches.
             batch_size: examples per batch, of all processes together.
@@ -74,11 +79,19 @@ class SetwiseDataLoader(AbstractDataLoader):
                 "another item that can be drawn as a negative. Add data, or use "
                 "--negative_distribution=uniform, which also draws items without interactions."
             )
+        if config["train_users"]:
+            n_all, self.users = len(self.users), self._few_users(config)
+            getLogger().info(f"trial: {len(self.users):,} of {n_all:,} users")
         self.sample_size = len(self.users)
         self.examples_per_batch = batch_size
         self.epoch = 0
         self.first_batch = 0
         super().__init__(config, dataset, sampler, shuffle=True)
+
+    def _few_users(self, config: Config) -> np.ndarray:
+        keys = random_keys(config["seed"], TRIAL_STREAM, self.users)
+        chosen = np.argsort(keys, kind="stable")[: config["train_users"]]
+        return np.sort(self.users[chosen])
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self.examples_per_batch

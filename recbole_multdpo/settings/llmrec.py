@@ -179,6 +179,7 @@ class LLMRecSettings(BaseModel):
     sft_epochs: Annotated[CountOrZero, Acts("sft", TRAINED_LOSS, on_card=True)]
     sft_learning_rate: Annotated[Positive, Acts("sft", SUPERVISED, on_card=True)]
     sft_batch_size: Annotated[Count, Acts("sft", SUPERVISED)]
+    sft_max_steps: Annotated[CountOrZero | None, Acts("sft", SUPERVISED)]
     sft_eval_step: Annotated[CountOrZero, Acts("sft", SUPERVISED)]
     sft_targets: Annotated[Literal["all", "held_out"], Acts("sft", SUPERVISED)]
     sft_loss_average: Annotated[Literal["context", "positive"], Acts("sft", SUPERVISED)]
@@ -187,6 +188,8 @@ class LLMRecSettings(BaseModel):
     sft_cache_dir: Annotated[Text | None, Acts("sft", changes="machine", data_folder=False)]
 
     # optimisation
+    max_steps: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING)]
+    train_users: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING)]
     gradient_accumulation_steps: Annotated[Count, Acts(BOTH_STAGES, TRAINING, "speed")]
     max_tokens_per_batch: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING, "speed")]
     auto_batch: Annotated[bool, Acts(BOTH_STAGES, TRAINING, "speed")]
@@ -264,6 +267,11 @@ class LLMRecSettings(BaseModel):
     def ranks_by_validation(self) -> bool:
         """True if the ranking needs the validation part for a choice."""
         return self.assistant is not None
+
+    @property
+    def max_sft_steps(self) -> int:
+        """Optimizer steps of the supervised stage, 0 for those of its epochs."""
+        return self.max_steps if self.sft_max_steps is None else self.sft_max_steps
 
     @property
     def ranking_history(self) -> int:

@@ -46,8 +46,10 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         refit_epochs: number of epochs of a refit stage (`test_information=refit`), else None.
     """
     everything = {**config.to_dict(), **model.settings.model_dump(mode="json")}
+    acting = _acting(everything, config.settings, "model", "sft")
+    del acting["max_steps"]  # acts through the number of the stage's own steps
     described: dict[str, Any] = {
-        "settings": _acting(everything, config.settings, "model", "sft"),
+        "settings": {**acting, "sft_max_steps": model.settings.max_sft_steps},
         "backbone": model.backbone.fingerprint,
         "prompt": [model.prompts.frame_ids(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLogger
+from typing import Any
 
 import numpy as np
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -101,12 +102,23 @@ class StageRunner:
         """List the stages: supervised fine-tuning, and preference training if the loss has it."""
         config, settings = self.config, self.settings
         sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
-        stages = [Stage("sft", sft_epochs, settings.sft_learning_rate, settings.sft_eval_step)]
-        if settings.has_preference_stage and config["epochs"] > 0:
-            stages.append(
-                Stage("preference", config["epochs"], config["learning_rate"], config["eval_step"])
-            )
-        return stages
+        sft = Stage(
+            "sft",
+            sft_epochs,
+            settings.sft_learning_rate,
+            settings.sft_eval_step,
+            settings.max_sft_steps,
+        )
+        if not settings.has_preference_stage or config["epochs"] == 0:
+            return [sft]
+        preference = Stage(
+            "preference",
+            config["epochs"],
+            config["learning_rate"],
+            config["eval_step"],
+            settings.max_steps,
+        )
+        return [sft, preference]
 
     def check_fingerprints(self) -> None:
         """Refuse to continue from a checkpoint of other data, backbone or prompt.
@@ -182,19 +194,23 @@ class StageRunner:
         )
 
     def refit(self, stage: Stage, model: LLMRec) -> Stage:
-        """The stage for training on validation rows too, with its best number of epochs.
+        """The stage for training on validation rows too, with its best number of epochs or steps.
 
         Args:
             stage: the stage as it was trained and validated.
             model: the model after all stages.
         """
-        n_epochs = 0
+        n_epochs = n_steps = 0
         if stage.epochs:
             best = self.folder.checkpoints_dir / stage.name / "best"
             if stage.name == "sft":
                 best = sft_checkpoint(self.folder.path, self.config, model)
-            n_epochs = check_checkpoint(best)["position"]["epoch"] + 1
-        return replace(stage, name=REFIT + stage.name, epochs=n_epochs, eval_step=0)
+            state = check_checkpoint(best)
+            n_epochs = state["position"]["epoch"] + 1
+            n_steps = state["global_step"] if stage.max_steps else 0
+        return replace(
+            stage, name=REFIT + stage.name, epochs=n_epochs, eval_step=0, max_steps=n_steps
+        )
 
     def _train_sft(
         self, trainer: SetwiseTrainer, train: LLMRecDataset, valid: AbstractDataLoader | None
@@ -239,6 +255,7 @@ def fit_stage(
     config, name = trainer.config, trainer.stage.name
     is_finished = point is not None and STAGES.index(point.stage) > STAGES.index(name)
     if not (is_finished and trainer.best_folder.exists()):
+        trainer.set_epochs(len(train_data))
         # the same after a cached stage and a trained one; dropout differs by process
         init_seed(config["seed"] + processes.rank(), config["reproducibility"])
         if point is not None and point.stage == name:
@@ -249,6 +266,25 @@ def fit_stage(
             train_data, valid if trainer.eval_step else None, show_progress=config["show_progress"]
         )
     trainer.load_best()
+
+
+def trial_description(model: LLMRec) -> dict[str, Any]:
+    """Entry of `result.json` about training on few users or steps; none without such a limit.
+
+    `users` are those who are trained on, `of_users` those who have training items; 0 steps stand
+    for those of the stage's epochs.
+    """
+    settings = model.settings
+    if not (settings.train_users or settings.max_steps or settings.max_sft_steps):
+        return {}
+    n_users = int((model.histories.counts > 0).sum())
+    limits = {
+        "users": min(settings.train_users or n_users, n_users),
+        "of_users": n_users,
+        "sft_steps": settings.max_sft_steps,
+        "preference_steps": settings.max_steps,
+    }
+    return {"trial": limits}
 
 
 def _log_model(model: LLMRec) -> None:

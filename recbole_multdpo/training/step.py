@@ -44,12 +44,14 @@ class Stage:
         epochs: length of the stage.
         learning_rate: peak learning rate.
         eval_step: epochs between validations; 0 for none during the stage.
+        max_steps: length in optimizer steps, in place of the epochs; 0 for no such length.
     """
 
     name: str
     epochs: int
     learning_rate: float
     eval_step: int
+    max_steps: int = 0
 
     @property
     def kind(self) -> str:
@@ -64,6 +66,8 @@ class Stage:
     @property
     def unvalidated(self) -> int:
         """Epochs after the last validation, whose weights cannot be chosen as the best."""
+        if self.max_steps:  # a validation follows the last step
+            return 0
         return self.epochs % self.eval_step if 0 < self.eval_step < self.epochs else 0
 
     @property

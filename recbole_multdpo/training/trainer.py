@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,22 @@ class SetwiseTrainer(Trainer):
         """Context in which each process can run the model alone."""
         return nullcontext() if self._step is None else self.engine.unsharded()
 
+    def set_epochs(self, n_batches: int) -> None:
+        """Make as many epochs as the stage's `max_steps` take, if it has any.
+
+        Args:
+            n_batches: steps of a whole epoch.
+        """
+        max_steps = self.stage.max_steps
+        if not max_steps:
+            return
+        self.epochs = math.ceil(max_steps / n_batches)
+        self.eval_step = min(self.stage.eval_step, self.epochs)
+        self.logger.info(
+            f"trial: {max_steps:,} steps of the {self.stage.name} stage, whose "
+            f"{self.stage.epochs:,} epochs would be {self.stage.epochs * n_batches:,}"
+        )
+
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]
         """Train the stage; returns RecBole's (best score, best result).
 
@@ -192,7 +209,7 @@ class SetwiseTrainer(Trainer):
             CheckpointError: a checkpoint cannot be written, or the resumed one does not fit.
             Interrupted: a signal ended the run; the step is saved.
         """
-        n_steps = self.epochs * len(train_data)
+        n_steps = self.stage.max_steps or self.epochs * len(train_data)
         self.schedule = get_scheduler(
             self.settings.lr_scheduler_type,
             self.optimizer,
@@ -238,9 +255,15 @@ class SetwiseTrainer(Trainer):
         self._draw_negatives(train_data, epoch_idx, show_progress)
         self.model.train()
         processes.barrier()  # the main process may still report the validation before
+        n_batches = len(train_data)
+        if self.stage.max_steps:
+            if self.eval_step and epoch_idx + 1 == self.epochs:
+                self.eval_step = self.epochs  # RecBole then validates after this epoch
+            left = self.stage.max_steps - self.global_step
+            n_batches = min(n_batches, self.position.batch + left)
         progress = tqdm(
-            train_data,
-            total=len(train_data),
+            islice(train_data, n_batches - self.position.batch),
+            total=n_batches,
             initial=self.position.batch,
             desc=f"{self.stage.name} {epoch_idx + 1}/{self.epochs}",
             disable=not show_progress,
@@ -258,7 +281,7 @@ class SetwiseTrainer(Trainer):
                 if self.signals.requested is not None:
                     self._save_step()
                     self.signals.stop()
-                if self._is_save_due(len(train_data)):
+                if self._is_save_due(n_batches):
                     self._save_step()
         return self._finish_epoch()
 

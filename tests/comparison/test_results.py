@@ -11,6 +11,7 @@ from recbole_multdpo.comparison.results import (
     history_groups,
     information_note,
     shared_seeds,
+    trial_note,
     user_means,
 )
 
@@ -70,6 +71,16 @@ def test_note_on_test_information(known: list[str | None], expected: str) -> Non
     (note,) = information_note(runs)
     assert re.search(expected, note)
     assert information_note(runs.drop(columns="test_information")) == []
+
+
+def test_note_on_a_trial() -> None:
+    """It says which systems were cut short, and whether the others were."""
+    runs = pd.DataFrame({"system": ["A", "A", "B"], "seed": [1, 2, 1]})
+    assert trial_note(runs) == [] == trial_note(runs.assign(trial=""))
+    (note,) = trial_note(runs.assign(trial=["5 of 9 users", "5 of 9 users", ""]))
+    assert "A (5 of 9 users). B learned from all users" in note
+    (note,) = trial_note(runs.assign(trial=["5 of 9 users", "5 of 9 users", "3 sft steps"]))
+    assert note.endswith("A (5 of 9 users); B (3 sft steps).")
 
 
 def test_runs_with_another_test_part_are_named():

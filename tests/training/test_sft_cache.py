@@ -44,6 +44,7 @@ def key_of(tmp_path_factory):
         "--epochs=1",
         "--rank_history=3",
         "--rank_history=6",  # as max_history
+        "--max_steps=3 --sft_max_steps=0",
     ],
 )
 def test_later_settings_share_the_stage(key_of, argument):
@@ -62,6 +63,9 @@ def test_later_settings_share_the_stage(key_of, argument):
         "--sft_loss_average=context",
         "--tiny_title_tokens=False",
         "--max_history=5",
+        "--train_users=9",
+        "--max_steps=3",
+        "--sft_max_steps=3",
         "--target_share=0.4",
         "--item_year_field=~",
         "--val_interval={'rating': '[5,inf)'}",
