@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-MAX_PADDING = 0.1  # share of a bucket's tokens
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -100,29 +98,40 @@ class SetwiseBatch:
         )
 
 
-def length_buckets(lengths: Tensor, *, max_rows: int, max_tokens: int) -> list[Tensor]:
-    """Group examples of similar length, the longest first, to limit padding.
+def length_buckets(
+    lengths: Tensor, *, max_rows: int, max_tokens: int, part_tokens: float
+) -> list[Tensor]:
+    """Group examples of similar length, the longest first, at the least cost.
+
+    A bucket costs its examples times the longest of them, which is its tokens with padding, and
+    `part_tokens` on top. The sum over the buckets is the smallest possible (dynamic programming
+    over the sorted lengths, in O(B^2)).
 
     Args:
         lengths: long [B], tokens of each example.
         max_rows: examples per bucket, at most.
-        max_tokens: tokens per bucket with padding, at most; no more than `MAX_PADDING` of them are
-            padding. 0 for neither limit. A longer example is a bucket of its own.
+        max_tokens: tokens per bucket with padding, at most; 0 for no limit. A longer example is a
+            bucket of its own.
+        part_tokens: cost of one more bucket, in tokens: cutting a bucket of the result in two saves
+            no more than that in padding.
 
     Returns:
-        Row indices of each bucket, long; every row is in exactly one.
+        Row indices of each bucket, long, on the device of the lengths; every row is in exactly one.
     """
     order = lengths.argsort(descending=True, stable=True)
-    if not max_tokens:
-        return list(order.split(max_rows))
-    buckets, start = [], 0
-    while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        n_rows = min(max(max_tokens // longest, 1), max_rows)
-        filled = lengths[order[start : start + n_rows]].cumsum(0)
-        padded = longest * torch.arange(1, len(filled) + 1, device=lengths.device)
-        # lengths descend, so the share of padding grows with every example
-        stop = start + int((filled >= (1 - MAX_PADDING) * padded).sum())
-        buckets.append(order[start:stop])
-        start = stop
-    return buckets
+    longest = lengths[order].tolist()
+    # of the first n examples in this order: the least cost, and the start of their last bucket
+    costs, starts = [0.0], [0]
+    for stop in range(1, len(longest) + 1):
+        cost, start = min(
+            (costs[start] + longest[start] * (stop - start) + part_tokens, start)
+            for start in range(max(stop - max_rows, 0), stop)
+            if not max_tokens or stop - start == 1 or longest[start] * (stop - start) <= max_tokens
+        )
+        costs.append(cost)
+        starts.append(start)
+    buckets, stop = [], len(longest)
+    while stop:
+        buckets.append(order[starts[stop] : stop])
+        stop = starts[stop]
+    return buckets[::-1]

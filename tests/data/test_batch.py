@@ -36,35 +36,58 @@ def test_lengths_outside_the_table_are_refused(length):
 
 
 @pytest.mark.parametrize(
-    ("max_rows", "max_tokens", "expected"),
+    ("max_rows", "max_tokens", "part_tokens", "expected"),
     [
-        (6, 0, [[3, 0, 4, 2, 5, 1]]),
-        (4, 0, [[3, 0, 4, 2], [5, 1]]),
-        # 90 alone; 70 + 70 are 140; 40 + 38 are 2 of 80 short, with 20 more 22 of 120
-        (6, 140, [[3], [0, 4], [2, 5], [1]]),
-        (1, 140, [[3], [0], [4], [2], [5], [1]]),
-        (6, 79, [[3], [0], [4], [2], [5], [1]]),
-        # room for three, but 90 + 70 are 20 of 180 short
-        (6, 300, [[3], [0, 4], [2, 5], [1]]),
+        # sorted: 90 70 70 40 38 20; cutting behind 90 saves 40 tokens, before 20 it saves 20
+        (6, 0, 40, [[3, 0, 4], [2, 5, 1]]),
+        (6, 0, 39, [[3], [0, 4], [2, 5, 1]]),
+        (6, 0, 19, [[3], [0, 4], [2, 5], [1]]),
+        (6, 0, 0, [[3], [0, 4], [2], [5], [1]]),
+        (6, 0, 1000, [[3, 0, 4, 2, 5, 1]]),
+        (4, 0, 1000, [[3, 0, 4], [2, 5, 1]]),
+        (1, 0, 1000, [[3], [0], [4], [2], [5], [1]]),
+        # 3 * 70 would be too many; the longest fits into no part and is one of its own
+        (6, 140, 1000, [[3], [0, 4], [2, 5, 1]]),
+        (6, 79, 1000, [[3], [0], [4], [2], [5, 1]]),
+        (6, 39, 1000, [[3], [0], [4], [2], [5], [1]]),
     ],
 )
-def test_by_hand(max_rows, max_tokens, expected):
+def test_buckets_by_hand(max_rows, max_tokens, part_tokens, expected):
     lengths = torch.tensor([70, 20, 40, 90, 70, 38])
-    groups = length_buckets(lengths, max_rows=max_rows, max_tokens=max_tokens)
+    groups = length_buckets(
+        lengths, max_rows=max_rows, max_tokens=max_tokens, part_tokens=part_tokens
+    )
     assert [rows.tolist() for rows in groups] == expected
 
 
+def every_cut(lengths):
+    """All ways to cut a list into parts."""
+    yield [lengths]
+    for size in range(1, len(lengths)):
+        for rest in every_cut(lengths[size:]):
+            yield [lengths[:size], *rest]
+
+
 @given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    st.lists(st.integers(1, 50), min_size=1, max_size=9),
     st.integers(1, 10),
     st.integers(0, 200),
+    st.integers(0, 60),
 )
-def test_every_row_once_and_within_the_limits(lengths, max_rows, max_tokens):
-    groups = length_buckets(torch.tensor(lengths), max_rows=max_rows, max_tokens=max_tokens)
+def test_no_other_buckets_cost_less(lengths, max_rows, max_tokens, part_tokens):
+    """Every row once, within the limits, and at the least cost of all ways to cut."""
+    groups = length_buckets(
+        torch.tensor(lengths), max_rows=max_rows, max_tokens=max_tokens, part_tokens=part_tokens
+    )
     assert sorted(row for rows in groups for row in rows.tolist()) == list(range(len(lengths)))
-    for rows in groups:
-        longest = max(lengths[row] for row in rows)
-        assert 1 <= len(rows) <= max_rows
-        assert len(rows) == 1 or not max_tokens or len(rows) * longest <= max_tokens
-        filled = sum(lengths[row] for row in rows)
-        assert not max_tokens or filled >= 0.9 * len(rows) * longest - 1e-4
+
+    def cost(parts):
+        return sum(len(part) * max(part) + part_tokens for part in parts)
+
+    def fits(part):
+        few = not max_tokens or len(part) == 1 or len(part) * max(part) <= max_tokens
+        return few and len(part) <= max_rows
+
+    found = [[lengths[row] for row in rows] for rows in groups]
+    ways = [w for w in every_cut(sorted(lengths, reverse=True)) if all(map(fits, w))]
+    assert found in ways and cost(found) == min(map(cost, ways))

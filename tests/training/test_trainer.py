@@ -10,7 +10,9 @@ from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss, set_masks
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking import make_ranker
+from recbole_multdpo.training import step as step_module
 from recbole_multdpo.training.stages import train_loader
+from recbole_multdpo.training.step import TrainingStep
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 from tests.integration.toy import toy_model, write_toy
 
@@ -83,6 +85,49 @@ def test_parts_add_up_to_the_whole_batch(toy, model, loss: str, average: str) ->
     (losses.sum() / total).backward()
     expected = torch.cat([p.grad.flatten() for p in model.lm.parameters() if p.grad is not None])
     torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mult2_dpo", "kto"])
+@pytest.mark.parametrize("average", ["context", "positive"])
+def test_parts_of_similar_length_add_up_to_the_whole_batch(  # type: ignore[no-untyped-def]
+    toy, model, monkeypatch: pytest.MonkeyPatch, loss: str, average: str
+) -> None:
+    """A part that costs nothing is made for every length (here made up: the toy's are equal).
+
+    Control: with the weights of other examples the gradient is another one.
+    """
+    batch = first_batch(toy, loss)
+    away_from_the_reference(model, loss)
+    lengths = torch.tensor([5, 3, 9, 5, 7, 3, 3, 9])
+    monkeypatch.setattr(step_module, "packed_lengths", lambda *_: lengths)
+    sizes: list[int] = []
+    one_part = LLMRec.step
+    monkeypatch.setattr(
+        LLMRec, "step", lambda *args: (sizes.append(len(args[1])), one_part(*args))[1]
+    )
+    gradients = []
+    for cost in (2**40, 0):
+        monkeypatch.setattr(step_module, "PART_COST_CPU", cost)
+        gradients.append(step_gradient(toy, batch, loss_average=average))
+    assert sizes == [8, 2, 1, 2, 3]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+    weights = TrainingStep.example_weights
+    reversed_weights = torch.linspace(0.5, 1.5, len(batch))
+    monkeypatch.setattr(
+        TrainingStep, "example_weights", lambda *args: weights(*args) * reversed_weights
+    )
+    wrong = step_gradient(toy, batch, loss_average=average)
+    assert not torch.allclose(wrong, gradients[0], rtol=1e-2, atol=1e-3)
+
+
+def test_a_part_costs_less_where_tokens_cost_more(toy) -> None:  # type: ignore[no-untyped-def]
+    """128 tokens for a width of 128 on a CPU, less for wider models; many on a GPU (modelled)."""
+    config, _, model, folder = toy
+    stage, ranker = Stage("sft", 1, 1e-30, 0), make_ranker(model, model.histories)
+    found = SetwiseTrainer(config, model, stage, folder / "run", ranker).step
+    assert found._part_tokens(torch.device("cpu")) == 128 * (128 / 32) ** 2
+    assert found._part_tokens(torch.device("cuda")) == 1024 * 128 * (128 / 32) ** 2
 
 
 def test_without_a_reference_the_loss_is_that_of_log_probabilities(toy, model) -> None:  # type: ignore[no-untyped-def]
