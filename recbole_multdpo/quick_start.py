@@ -136,7 +136,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
     with clock.stage("test"), explain_errors(config):
         trainer = classical.trainer
         trainer.evaluator = PerUserEvaluator(config)
-        init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates
+        init_seed(config["seed"], config["reproducibility"])  # a model may draw when it ranks
         test_result = trainer.evaluate(
             classical.test_data,
             load_best_model=not classical.has_best_weights,
@@ -208,7 +208,6 @@ def _run_llmrec(
         model.merge_adapter()
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
-        init_seed(config["seed"], config["reproducibility"])  # `evaluate` draws the same candidates
         test_result = trainer.evaluate_ranker(ranker, test, config["show_progress"])
         per_user = folder.path / FILE_NAME
         processes.broadcast_from_main(

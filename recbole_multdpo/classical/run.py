@@ -21,7 +21,7 @@ from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_multdpo.classical.conversations import conversation_model
 from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, record_calls
-from recbole_multdpo.data.candidates import with_total_candidates
+from recbole_multdpo.data.candidates import with_keyed_candidates
 from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import exclude_items
@@ -148,8 +148,8 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config[KEY] != "rolling":
         of_users = with_one_input(parts, knows_validation=config[KEY] != "train")
         valid_data, test_data = sequence_loaders(config, of_users)
-    valid_data = with_total_candidates(valid_data, "valid")
-    test_data = with_total_candidates(test_data, "test")
+    valid_data = with_keyed_candidates(valid_data, "valid")
+    test_data = with_keyed_candidates(test_data, "test")
     if config["context"] == "conversation":
         assert isinstance(dataset, ContextDataset)
         exclude_items(valid_data, dataset.excluded)

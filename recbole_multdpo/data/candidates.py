@@ -1,8 +1,9 @@
-"""Evaluation mode `totalN`: a user's held-out items plus random others, N candidates in total.
+"""Sampled candidates of validation and test, which are the same for every model and evaluation.
 
-RecBole's `uniN` draws N new negatives for each held-out item at every evaluation: a user with eight
-held-out items has up to 8 (N + 1) candidates. With `totalN` every user has N, a function of seed,
-phase, user and catalogue: all models and all evaluations get the same ones.
+RecBole's `uniN` and `popN` draw N others for each held-out item: a user with eight held-out items
+has up to 8 (N + 1) candidates. With `totalN`, which is ours, every user has N in total. RecBole
+takes its draws from one stream of random numbers, so that they differ between models, evaluations
+and numbers of processes. Here a draw is a function of seed, phase, user and catalogue.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction, cat_interactions
 
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
+from recbole_multdpo.data.sequences import first_events
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.settings.recbole import total_candidates
 
-CANDIDATE_STREAM, CANDIDATE_SORTING_STREAM = 9, 10  # separate from the training draws
+# separate from the training draws
+CANDIDATE_STREAM, CANDIDATE_SORTING_STREAM, REPEATED_STREAM = 9, 10, 11
 _PHASES = ("valid", "test")
 
 
@@ -65,7 +68,7 @@ class CandidateDraw:
             drawn = self._by_rejection(user, known, n_items)
             if len(drawn) == n_items:
                 return drawn
-        unknown = self._items[~np.isin(self._items, list(known))]
+        unknown = self._unknown(known)
         keys = random_keys(
             self._seed[0],
             CANDIDATE_SORTING_STREAM,
@@ -74,6 +77,45 @@ class CandidateDraw:
             self._item_keys[unknown],
         )
         return unknown[np.argsort(keys, kind="stable")[:n_items]]
+
+    def draw_repeatedly(
+        self, user: int, known: set[int], n_items: int, weights: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Unknown items drawn with replacement, as RecBole draws them: int64 [`n_items`].
+
+        Args:
+            user: inner id.
+            known: inner ids of the items that cannot be drawn.
+            n_items: number of items to draw.
+            weights: float [n_items of the catalogue], not negative; None for uniform.
+
+        Raises:
+            DataError: there is no item to draw.
+        """
+        unknown = self._unknown(known)
+        of_unknown = np.ones(len(unknown)) if weights is None else weights[unknown]
+        cumulative = of_unknown.cumsum()
+        if not len(unknown) or cumulative[-1] == 0:
+            raise DataError(
+                f"no candidate is left to be drawn for one of the users ({_PHASES[self._seed[1]]} "
+                "part): all items that can be drawn are known. Use eval_args mode full."
+            )
+        uniforms = random_uniforms(
+            self._seed[0],
+            REPEATED_STREAM,
+            self._seed[1],
+            int(self._user_keys[user]),
+            np.arange(n_items),
+        )
+        # divided by its own last entry, which becomes exactly 1, above every uniform number
+        places = (cumulative / cumulative[-1]).searchsorted(uniforms, side="right")
+        return unknown[places]
+
+    def _unknown(self, known: set[int]) -> np.ndarray:
+        """Items that are not known, in the order of their keys."""
+        is_unknown = np.ones(len(self._items) + 1, dtype=bool)
+        is_unknown[list(known)] = False
+        return self._items[is_unknown[self._items]]
 
     def _by_rejection(self, user: int, known: set[int], n_items: int) -> np.ndarray:
         uniforms = random_uniforms(
@@ -94,19 +136,58 @@ def _token_keys(tokens: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
+class KeyedSampler:
+    """RecBole's sampler of a phase for the loader of `uniN` and `popN`, with draws of our own.
+
+    Attributes:
+        phase: `valid` or `test`.
+        used_ids: every user's known items, sets, of RecBole's sampler.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
+        """Take over from RecBole's sampler.
+
+        Args:
+            config: the run's configuration (seed, eval_args).
+            dataset: the part of the phase.
+            sampler: RecBole's sampler, set to the phase.
+        """
+        self.phase, self.used_ids = sampler.phase, sampler.used_ids
+        self._draw = CandidateDraw(config["seed"], sampler.phase, dataset)
+        by_popularity = config["eval_args"]["mode"][sampler.phase].startswith("pop")
+        self._weights = _popularity(sampler) if by_popularity else None
+
+    def sample_by_user_ids(
+        self, user_ids: Sequence[int], item_ids: Sequence[int], num: int
+    ) -> torch.Tensor:
+        """`num` items for each row of one user, which RecBole's loader asks for: long [n * num]."""
+        user = int(user_ids[0])
+        known = self.used_ids[user] | set(map(int, item_ids))
+        drawn = self._draw.draw_repeatedly(user, known, len(user_ids) * num, self._weights)
+        return torch.from_numpy(drawn)
+
+
+def _popularity(sampler: Any) -> np.ndarray:
+    """Rows of every item in all parts, which are RecBole's weights of `popN`: float [n_items]."""
+    parts = sampler.datasets if hasattr(sampler, "datasets") else [sampler.dataset]
+    items = [part.inter_feat[part.iid_field].numpy() for part in parts]
+    items.append(first_events(parts))
+    return np.bincount(np.concatenate(items), minlength=parts[0].item_num).astype(float)
+
+
 class TotalCandidatesLoader(NegSampleEvalDataLoader):
     """RecBole's loader of sampled candidates, with `n_candidates` in total for every user.
 
     A user with `n_candidates` or more held-out items gets no other candidates.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, sampler: Any, n_candidates: int) -> None:
-        """Wrap RecBole's loader; all arguments but `n_candidates` are RecBole's.
+    def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
+        """Wrap RecBole's loader; the arguments are RecBole's.
 
         Raises:
             DataError: no user has more candidates than the largest of `topk`.
         """
-        self.n_candidates = n_candidates
+        self.n_candidates = total_candidates(config["eval_args"]["mode"][sampler.phase]) or 0
         super().__init__(config, dataset, sampler)
         self._draw = CandidateDraw(config["seed"], sampler.phase, dataset)
         self._check()
@@ -170,15 +251,22 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
                 getLogger().warning(f"{name}: {which.sum():,} of {len(which):,} users {why}.")
 
 
-def with_total_candidates(loader: AbstractDataLoader, phase: str) -> AbstractDataLoader:
-    """Replace a loader by a `TotalCandidatesLoader` if the phase's mode is `totalN`.
+def with_keyed_candidates(loader: AbstractDataLoader, phase: str) -> AbstractDataLoader:
+    """Replace RecBole's draws of candidates in a loader by ours, if its mode has any.
 
     Args:
-        loader: RecBole's loader of the phase.
+        loader: RecBole's loader of the phase; changed in place, unless the mode is `totalN`.
         phase: `valid` or `test`.
     """
     config = loader.config
-    n_candidates = total_candidates(config["eval_args"]["mode"][phase])
-    if n_candidates is None:
-        return loader
-    return TotalCandidatesLoader(config, loader._dataset, loader._sampler, n_candidates)
+    mode = config["eval_args"]["mode"][phase]
+    if total_candidates(mode) is not None:
+        return TotalCandidatesLoader(config, loader._dataset, loader._sampler)
+    if is_drawn_per_positive(mode):
+        loader._sampler = KeyedSampler(config, loader._dataset, loader._sampler)
+    return loader
+
+
+def is_drawn_per_positive(mode: str) -> bool:
+    """True for the modes `uniN` and `popN`."""
+    return mode.startswith(("uni", "pop"))

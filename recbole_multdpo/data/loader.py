@@ -17,7 +17,12 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers
 
 from recbole_multdpo.data.batch import SetwiseBatch
-from recbole_multdpo.data.candidates import with_total_candidates
+from recbole_multdpo.data.candidates import (
+    KeyedSampler,
+    TotalCandidatesLoader,
+    is_drawn_per_positive,
+)
+from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.random_keys import random_keys
 from recbole_multdpo.data.sampler import SetwiseSampler
@@ -141,8 +146,8 @@ class SetwiseDataLoader(AbstractDataLoader):
         return np.append(own, users[order][[-1] * n_fillers]), n_fillers
 
 
-class RankingDataLoader(FullSortEvalDataLoader):
-    """RecBole's full-ranking loader with `rank_batch_users` users per batch.
+class _UserBatches(AbstractDataLoader):
+    """Mixin of loaders of users: batches of `rank_batch_users` users, which processes share.
 
     Users are sorted by their number of known items or the length of their conversation, to limit
     padding: the prompts of a batch have similar lengths. Metrics are means over users, so the order
@@ -150,25 +155,30 @@ class RankingDataLoader(FullSortEvalDataLoader):
 
     Several processes share the batches through a work queue, because search times vary. The longest
     batches come first, so that no process waits for a long one at the end.
+
+    Attributes:
+        uid_list: the users, [n], ordered as ranked.
+        uid2items_num: int64 [n_users], held-out items of each user.
     """
 
-    uid_list: torch.Tensor
-    user_df: Interaction
-
-    def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
-        """Wrap RecBole's loader; the arguments are RecBole's."""
-        super().__init__(config, dataset, sampler)
-        conversations = dataset.conversations
-        n_known = [len(self.uid2history_item[user]) for user in self.uid_list.tolist()]
-        sizes = torch.tensor(n_known)
-        if conversations is not None:
-            sizes = torch.from_numpy(conversations.sizes())[self.uid_list]
-        order = sizes.argsort(stable=True)
-        self.uid_list, self.user_df = self.uid_list[order], self.user_df[order]
+    uid_list: Any
+    uid2items_num: np.ndarray
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self.config["rank_batch_users"]
-        self.set_batch_size(self.step * self._dataset.item_num)
+        self.set_batch_size(self.step)
+
+    def _sort_users(self, conversations: Conversations | None) -> torch.Tensor:
+        """Sort `uid_list` by the length of the prompts; returns the order."""
+        users = [int(user) for user in self.uid_list]
+        if conversations is not None:
+            sizes = conversations.sizes()[users]
+        else:
+            known = [len(self._sampler.used_ids[user]) for user in users]
+            sizes = np.array(known, dtype=np.int64) - self.uid2items_num[users]
+        order = torch.from_numpy(sizes.argsort(kind="stable"))
+        self.uid_list = self.uid_list[order]
+        return order
 
     def __iter__(self) -> Iterator[Any]:
         """This process's batches, in RecBole's form."""
@@ -179,6 +189,35 @@ class RankingDataLoader(FullSortEvalDataLoader):
         batches = [users[start : start + self.step] for start in users[:: self.step]]
         for number in processes.work_queue(len(batches)):
             yield self.collate_fn(batches[-1 - number])
+
+
+class RankingDataLoader(_UserBatches, FullSortEvalDataLoader):
+    """RecBole's full-ranking loader for a language model."""
+
+    user_df: Interaction
+
+    def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
+        """Wrap RecBole's loader; the arguments are RecBole's."""
+        super().__init__(config, dataset, sampler)
+        self.user_df = self.user_df[self._sort_users(dataset.conversations)]
+
+
+class SampledRankingLoader(_UserBatches, NegSampleEvalDataLoader):
+    """RecBole's loader of `uniN` and `popN` for a language model, with draws of our own."""
+
+    def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
+        """Wrap RecBole's loader; the arguments are RecBole's."""
+        super().__init__(config, dataset, KeyedSampler(config, dataset, sampler))
+        self._sort_users(dataset.conversations)
+
+
+class TotalRankingLoader(_UserBatches, TotalCandidatesLoader):
+    """The loader of `totalN` for a language model."""
+
+    def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
+        """Wrap the loader; the arguments are RecBole's."""
+        super().__init__(config, dataset, sampler)
+        self._sort_users(dataset.conversations)
 
 
 def some_users(part: Dataset, n_users: int, seed: int) -> Dataset:
@@ -212,20 +251,24 @@ def evaluation_loaders(
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
     """Loaders for validation during training, for the reported validation, and for test.
 
-    The first ranks a subset of `valid_users` users; with `valid_users: 0` it is the second loader.
+    The first ranks a subset of `valid_users` users; with 0, or as many as there are, it is the
+    second loader.
     """
     _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
     modes = config["eval_args"]["mode"]
 
     def loader(phase: str, part: Dataset, sampler: Any) -> AbstractDataLoader:
-        kind = RankingDataLoader if modes[phase] == "full" else NegSampleEvalDataLoader
-        made = with_total_candidates(kind(config, part, sampler), phase)
+        kind: type[_UserBatches] = RankingDataLoader
+        if modes[phase] != "full":
+            per_positive = is_drawn_per_positive(modes[phase])
+            kind = SampledRankingLoader if per_positive else TotalRankingLoader
+        made = kind(config, part, sampler)
         exclude_items(made, dataset.excluded)
         return made
 
     valid, test = loader("valid", parts[1], valid_sampler), loader("test", parts[2], test_sampler)
     n_users = config["valid_users"]
-    if not n_users or not len(parts[1]):
+    if not 0 < n_users < len(valid.uid_list):
         return valid, valid, test
     few = some_users(parts[1], n_users, config["seed"])
     return loader("valid", few, valid_sampler), valid, test

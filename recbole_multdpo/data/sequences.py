@@ -87,6 +87,28 @@ def known_items(parts: Sequence[Dataset]) -> list[set[int]]:
     return known
 
 
+def first_events(parts: Sequence[Dataset]) -> np.ndarray:
+    """Items of the events that have no row of their own, one per user: int64 [n].
+
+    There are none but with sequential models: a user's first event is only in later rows' input.
+    """
+    part = parts[0]
+    if part.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        return np.zeros(0, dtype=np.int64)
+    rows = [part.inter_feat for part in parts]
+    users, lengths, items = (
+        torch.cat([of_part[name] for of_part in rows]).numpy()
+        for name in (
+            part.uid_field,
+            part.item_list_length_field,
+            part.iid_field + part.config["LIST_SUFFIX"],
+        )
+    )
+    seconds = np.flatnonzero(lengths == 1)
+    seconds = seconds[np.unique(users[seconds], return_index=True)[1]]
+    return items[seconds, 0]
+
+
 class UserSequenceLoader(FullSortEvalDataLoader):
     """RecBole's full-ranking loader with each user's sequence as the input."""
 

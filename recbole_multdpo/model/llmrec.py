@@ -592,10 +592,17 @@ class LLMRec(GeneralRecommender):
         column[order] = torch.arange(len(row), device=row.device) - torch.repeat_interleave(
             counts.cumsum(0) - counts, counts
         )
-        shape = len(prompts), int(counts.max())
-        candidates = torch.zeros(shape, dtype=torch.long, device=row.device)
-        candidates[row, column] = items
-        return self.score(prompts, candidates)[row, column]
+        # the mean number of items in a row: a prompt with more has several rows, and at most half
+        # of all places are padding
+        width = -(-len(row) // len(prompts))
+        n_rows = -(-counts // width)
+        part = (n_rows.cumsum(0) - n_rows)[row] + column // width
+        repeated = prompts.select(
+            torch.arange(len(prompts), device=row.device).repeat_interleave(n_rows)
+        )
+        candidates = torch.zeros(len(repeated), width, dtype=torch.long, device=row.device)
+        candidates[part, column % width] = items
+        return self.score(repeated, candidates)[part, column % width]
 
     def predict(self, interaction: Interaction) -> Tensor:
         """RecBole's hook: log pi of (user, item) pairs after prompts of training items, [n], nats.

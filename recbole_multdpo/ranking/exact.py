@@ -38,6 +38,14 @@ class ExactRanker(Ranker):
         item_bias = self.item_bias(user_ids.to(self.model.device))
         return self._search(self.prompts(user_ids), excluded, k, targets, item_bias)
 
+    def topk_among(
+        self, user_ids: Tensor, candidates: Tensor, k: int, targets: Tensor | None = None
+    ) -> TopK:
+        """See `Ranker.topk_among`; a search among them feeds a small part of their tokens."""
+        if self.settings.ranker != "best_first":
+            return super().topk_among(user_ids, candidates, k, targets)
+        return self.topk(user_ids, ~candidates, k, targets)
+
     def rank(self, prompts: Prompts, excluded: Tensor | None, k: int) -> TopK:
         """See `Ranker.rank`."""
         return self._search(prompts, excluded, k, targets=None, item_bias=None)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from recbole_multdpo.classical.assistant import Assistant
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.model.llmrec import LLMRec
-from recbole_multdpo.scoring.topk import TopK
+from recbole_multdpo.scoring.topk import TopK, stable_topk
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 
 
@@ -74,6 +75,21 @@ class Ranker(ABC):
         Returns:
             Items and scores [B, k]; equal scores are ordered by ascending item id.
         """
+
+    def topk_among(
+        self, user_ids: Tensor, candidates: Tensor, k: int, targets: Tensor | None = None
+    ) -> TopK:
+        """`topk` of some candidates of each user, bool [B, n_items], by their scores."""
+        items, scores = stable_topk(self.scores_among(user_ids, candidates), k)
+        return TopK(items, scores, torch.zeros_like(items[:, 0]))
+
+    def scores_among(self, user_ids: Tensor, candidates: Tensor) -> Tensor:
+        """Scores of the candidates, bool [B, n_items]: float [B, n_items], −inf for other items."""
+        rows, items = candidates.nonzero(as_tuple=True)
+        of_pairs = self.pair_scores(user_ids[rows], items)
+        scores = of_pairs.new_full(candidates.shape, -torch.inf)
+        scores[rows, items] = of_pairs
+        return scores
 
     @abstractmethod
     def rank(self, prompts: Prompts, excluded: Tensor | None, k: int) -> TopK:

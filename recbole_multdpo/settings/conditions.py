@@ -271,34 +271,12 @@ def _sampled(given: Given) -> str:
     return f"with eval_args mode {min(given.modes)}, which ranks a few candidates"
 
 
-def _draws_dynamically(given: Given) -> bool:
-    return bool(_trains_preferences(given) and given.negatives == "dynamic")
-
-
 _ALL_ITEMS = When(
     lambda given: "full" in given.modes, _sampled, lambda given: _FULL, words="eval_args mode full"
 )
 _SEARCH = _equals("ranker", "best_first", use=True)
-_RANKS = When(
-    lambda given: (
-        "full" in given.modes or (_draws_dynamically(given) and given.negative_pool == "ranker")
-    ),
-    _sampled,
-    lambda given: _FULL,
-    words="eval_args mode full, or negative_pool=ranker",
-)
-RANKING = (_RANKS,)
-SEARCHING = (_RANKS, _SEARCH)
-SEARCHING_ALL = (_ALL_ITEMS, _SEARCH)
+SEARCHING = (_SEARCH,)
 BEAM = (_ALL_ITEMS, _equals("ranker", "beam", use=True))
-USERS_TOGETHER = (
-    When(
-        lambda given: "full" in given.modes or _draws_dynamically(given),
-        _sampled,
-        lambda given: _FULL,
-        words="eval_args mode full, or negatives=dynamic",
-    ),
-)
 NOT_BY_GROUNDING = (
     When(
         lambda given: False,
@@ -400,13 +378,6 @@ ROLLING = (
         ),
         words="test_information=rolling, for sequential models",
         verb="Use",
-    ),
-)
-CANDIDATES = (
-    When(
-        lambda given: not given.is_language_model or given.modes != {"full"},
-        *_always("with eval_args mode full, which ranks users together"),
-        words="sampled candidates, or a model of RecBole",
     ),
 )
 LOGGED_TO_WANDB = (

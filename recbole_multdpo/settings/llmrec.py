@@ -28,16 +28,13 @@ from recbole_multdpo.settings.conditions import (
     NOT_BY_GROUNDING,
     POOLED,
     PREFERENCE,
-    RANKING,
     SEARCHING,
-    SEARCHING_ALL,
     SHOWN_IN_RANKING,
     STATIC,
     SUPERVISED,
     TINY,
     TRAINED_LOSS,
     TRAINING,
-    USERS_TOGETHER,
     VALIDATING,
     VALIDATING_OR_TUNING,
     WARMED_UP,
@@ -215,19 +212,14 @@ class LLMRecSettings(BaseModel):
 
     # scoring and ranking
     scorer: Annotated[Literal["packed", "padded"], Acts(("sft", "preference", "ranking"))]
-    ranker: Annotated[Literal["best_first", "exhaustive"], Acts(("validation", "ranking"), RANKING)]
+    ranker: Annotated[Literal["best_first", "exhaustive"], Acts(("validation", "ranking"))]
     expand_per_step: Annotated[Count, Acts(("validation", "ranking"), SEARCHING, "speed")]
     stop_at_metrics: Annotated[
-        bool, Acts(("validation", "ranking"), SEARCHING_ALL, "speed", fixed_before=True)
+        bool, Acts(("validation", "ranking"), SEARCHING, "speed", fixed_before=True)
     ]
     rank_batch_users: Annotated[
         Count,
-        Acts(
-            ("preference", "validation", "test"),
-            USERS_TOGETHER,
-            "speed",
-            instead="eval_batch_size",
-        ),
+        Acts(("preference", "validation", "test"), changes="speed", instead="eval_batch_size"),
     ]
     score_batch_tokens: Annotated[Count, Acts(("validation", "ranking"), changes="speed")]
     assistant: Annotated[Text | None, Acts("ranking", data_folder=False)]
@@ -354,7 +346,7 @@ class D3Settings(LLMRecSettings):
 
     loss: Annotated[Literal["sft"], Acts("preference")]
     ranker: Annotated[  # type: ignore[assignment]
-        Literal["beam", "best_first", "exhaustive"], Acts(("validation", "ranking"), RANKING)
+        Literal["beam", "best_first", "exhaustive"], Acts(("validation", "ranking"))
     ]
     beam_size: Annotated[Count, Acts(("validation", "ranking"), BEAM)]
     assistant_temperature: Annotated[Positive, Acts("ranking", ASSISTED)]

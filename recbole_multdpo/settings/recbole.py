@@ -13,7 +13,6 @@ from typing_extensions import Required, TypedDict
 
 from recbole_multdpo.settings.acts import Acts
 from recbole_multdpo.settings.conditions import (
-    CANDIDATES,
     CLASSICAL,
     CONVERSATIONS,
     DERIVED,
@@ -238,7 +237,7 @@ class RecBoleSettings(AddedSettings, UnlistedSettings, total=False):
     valid_metric: Annotated[Metric, Acts(("validation", "ranking"), protocol=True)]
     valid_metric_bigger: Annotated[bool, Acts("validation", DERIVED, saved=False)]
     eval_batch_size: Annotated[
-        Count, Acts("test", CANDIDATES, "speed", instead="rank_batch_users", fixed_before=True)
+        Count, Acts("test", CLASSICAL, "speed", instead="rank_batch_users", fixed_before=True)
     ]
     # rounded figures decide about early stopping and the best checkpoint
     metric_decimal_place: Annotated[CountOrZero, Acts(("validation", "test"))]

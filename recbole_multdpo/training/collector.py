@@ -11,6 +11,8 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.topk import TopK
 
+OF_USERS = ("rec.items", "rec.topk", "rec.meanrank")  # RecBole's collected data of one row per user
+
 
 class TopKCollector(Collector):
     """Feeds RecBole's evaluator from a `TopK`; dense scores are collected by RecBole's own code.
@@ -54,15 +56,15 @@ class TopKCollector(Collector):
         Args:
             scores_tensor: a `TopK` of at least max(topk) columns, or RecBole's dense scores
                 [B, n_items]. Item 0 pads a `TopK` and is a miss.
-            interaction: RecBole's batch, which holds the rows' users.
+            interaction: holds the B users.
             positive_u: long [n], rows of the users' positives in the batch.
             positive_i: long [n], the positives; a repeated pair counts once.
         """
+        if self.users is not None:
+            self._collected.append(interaction[self.config["USER_ID_FIELD"]].cpu())
         if not isinstance(scores_tensor, TopK):
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
-        if self.users is not None:
-            self._collected.append(interaction[self.config["USER_ID_FIELD"]].cpu())
         items = scores_tensor.items[:, : max(self.topk)].cpu()
         positive_u, positive_i = positive_u.cpu(), positive_i.cpu()
         if self.register.need("rec.items"):
@@ -89,15 +91,15 @@ class TopKCollector(Collector):
     def _exchange(self, users: Tensor) -> None:
         """Gather the rows of all `users` (long [n]) from all processes, in this order."""
         own = torch.cat([users[:0], *self._collected])
-        row_of = torch.empty(int(users.max()) + 1, dtype=torch.long)
-        row_of[users] = torch.arange(len(users))
-        times = torch.zeros(len(users), dtype=torch.long)
-        times.index_add_(0, row_of[own], torch.ones_like(own))
-        if not (processes.all_reduce_sum(times) == 1).all():
+        # without users, RecBole's data lack the keys
+        keys = [key for key in OF_USERS if len(own) and self.register.need(key)]
+        shares = processes.all_gather((own, {key: self.data_struct.get(key).cpu() for key in keys}))
+        ranked = torch.cat([users_of for users_of, _ in shares])
+        if not ranked.sort().values.equal(users.sort().values):
             raise RuntimeError("the processes did not rank every user exactly once")
-        for key, width in (("rec.items", max(self.topk)), ("rec.topk", max(self.topk) + 1)):
+        place = torch.empty(int(users.max()) + 1, dtype=torch.long)
+        place[ranked] = torch.arange(len(ranked))
+        for key in OF_USERS:
             if self.register.need(key):
-                rows = torch.zeros(len(users), width, dtype=torch.long)
-                if len(own):  # without users, RecBole's data lack the key
-                    rows[row_of[own]] = self.data_struct.get(key).long()
-                self.data_struct.set(key, processes.all_reduce_sum(rows))
+                rows = torch.cat([of_users[key] for _, of_users in shares if of_users])
+                self.data_struct.set(key, rows[place[users]])

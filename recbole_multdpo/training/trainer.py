@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from recbole.config import Config
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -24,7 +25,7 @@ from transformers import get_scheduler
 
 from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
-from recbole_multdpo.data.loader import RankingDataLoader, SetwiseDataLoader
+from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.ranker import Ranker
@@ -573,12 +574,8 @@ class SetwiseTrainer(Trainer):
         )
         try:
             with self._unsharded_model():
-                if processes.world_size() == 1:
-                    return evaluate()
-                if not isinstance(eval_data, RankingDataLoader):
-                    # all sampled candidates come from the main process's random generator
-                    return processes.broadcast_from_main(evaluate)
-                self.eval_collector.users = eval_data.uid_list
+                if processes.world_size() > 1:
+                    self.eval_collector.users = torch.as_tensor(eval_data.uid_list)
                 return evaluate()
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -597,27 +594,34 @@ class SetwiseTrainer(Trainer):
         users = interaction[self.config["USER_ID_FIELD"]]
         excluded = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool, device=self.device)
         excluded[history_index[0].to(self.device), history_index[1].to(self.device)] = True
-        targets = None
-        if self.settings.stop_at_metrics:
-            rows = [positive_i[positive_u == row] for row in range(len(users))]
-            targets = pad_sequence(rows, batch_first=True).to(self.device)
+        targets = self._targets(positive_u, positive_i)
         topk = self._evaluated.topk(users, excluded, max(self.config["topk"]), targets)
         return interaction, topk, positive_u, positive_i
 
+    def _targets(self, positive_u: Tensor, positive_i: Tensor) -> Tensor | None:
+        """Positives of each user, long [B, T], 0-padded; None if complete lists are wanted."""
+        if not self.settings.stop_at_metrics:
+            return None
+        rows = [positive_i[positive_u == row] for row in range(int(positive_u.max()) + 1)]
+        return pad_sequence(rows, batch_first=True).to(self.device)
+
     def _neg_sample_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
-        """RecBole 1.2.1's, with scores of the ranker instead of the model."""
+        """RecBole 1.2.1's, with the lists of the ranker, or its scores if all ranks are needed."""
         interaction, rows, positive_u, positive_i = batched_data
-        users, items = (interaction[self.config[f"{kind}_ID_FIELD"]] for kind in ("USER", "ITEM"))
-        parts = zip(
-            users.split(self.test_batch_size), items.split(self.test_batch_size), strict=True
+        field, items = self.config["USER_ID_FIELD"], interaction[self.config["ITEM_ID_FIELD"]]
+        users = torch.empty(int(rows.max()) + 1, dtype=torch.long)
+        users[rows] = interaction[field]
+        candidates = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool)
+        candidates[rows, items] = True
+        candidates, ids = candidates.to(self.device), users.to(self.device)
+        found = (
+            self._evaluated.scores_among(ids, candidates)
+            if self.eval_collector.register.need("rec.meanrank")
+            else self._evaluated.topk_among(
+                ids, candidates, max(self.config["topk"]), self._targets(positive_u, positive_i)
+            )
         )
-        scores = torch.cat(
-            [self._evaluated.pair_scores(*(ids.to(self.device) for ids in part)) for part in parts]
-        )
-        shape = positive_u[-1] + 1, self.tot_item_num
-        dense = torch.full(shape, -torch.inf, device=self.device)
-        dense[rows, items] = scores
-        return interaction, dense, positive_u, positive_i
+        return Interaction({field: users}), found, positive_u, positive_i
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

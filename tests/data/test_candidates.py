@@ -1,4 +1,4 @@
-"""`totalN`: N candidates in total per user, the same for every model; `uniN` is per positive."""
+"""Sampled candidates are the same for every model; `totalN` is per user, `uniN` per positive."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from recbole_multdpo.data.loader import evaluation_loaders
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings.config import load_config
 from tests.data.test_times import arguments, shuffled_rows, write
 
@@ -72,15 +73,35 @@ def test_n_in_total_distinct_and_unknown(data_path: Path) -> None:
             assert not (set(items) - positives) & known
 
 
-def test_every_model_and_every_pass_has_the_same(data_path: Path) -> None:
-    valid, test = map(candidates, loaders(data_path, "EASE", MODES))
-    again = loaders(data_path, "EASE", MODES)
+@pytest.mark.parametrize("kind", ["total", "uni", "pop"])
+def test_every_model_and_every_pass_has_the_same(data_path: Path, kind: str) -> None:
+    modes = MODES.replace("total", kind)
+    valid, test = map(candidates, loaders(data_path, "EASE", modes))
+    again = loaders(data_path, "EASE", modes)
     for _ in range(2):
         assert [candidates(loader) for loader in again] == [valid, test]
     for model in ("LLMRec", "BPR", "SASRec"):
-        assert list(map(candidates, loaders(data_path, model, MODES))) == [valid, test]
-    other = [*map(candidates, loaders(data_path, "EASE", MODES, "--seed=1"))]
+        assert list(map(candidates, loaders(data_path, model, modes))) == [valid, test]
+    several = ["--rank_batch_users=3", "--worker=2"]
+    assert list(map(candidates, loaders(data_path, "LLMRec", modes, *several))) == [valid, test]
+    other = [*map(candidates, loaders(data_path, "EASE", modes, "--seed=1"))]
     assert other[0].keys() == valid.keys() and other != [valid, test]
+
+
+def test_a_user_has_the_same_whoever_else_is_ranked(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other batches, as several processes take them from the queue."""
+    by_user = "--eval_args={'split': {'RS': [0.4, 0.2, 0.4]}, 'mode': 'uni5'}"
+    everybody = candidates(loaders(data_path, "EASE", by_user)[1])
+    loader = loaders(data_path, "LLMRec", by_user, "--rank_batch_users=3")[1]
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "work_queue", lambda n: iter([2]))
+    ((batch, rows, _, _),) = loader
+    users = batch["user_id"][[int((rows == row).nonzero()[0]) for row in range(3)]]
+    for row, user in enumerate(loader._dataset.id2token("user_id", users.numpy())):
+        items = loader._dataset.id2token("item_id", batch["item_id"][rows == row].numpy())
+        assert sorted(items) == sorted(everybody[user][1])
 
 
 def test_it_does_not_depend_on_inner_numbers(data_path: Path, tmp_path: Path) -> None:
@@ -145,6 +166,37 @@ def test_draws_are_uniform_and_few_remaining_items_are_found(data_path: Path) ->
     assert draw.draw(1, set(range(1, 31)), 5).tolist() == [] == draw.draw(1, {1}, 0).tolist()
 
 
+def test_draws_per_positive_are_those_of_recbole(data_path: Path) -> None:
+    """With replacement, and by popularity in proportion to the rows of all parts."""
+    for mode in ("uni5", "pop5"):
+        config = load_config(arguments(data_path, "EASE", f"--eval_args={{'mode': '{mode}'}}"))
+        dataset, parts = load_parts(config)
+        sampler = prepare_classical(config, dataset, parts).test_data._sampler
+        popularity = np.bincount(
+            np.concatenate([part.inter_feat["item_id"].numpy() for part in parts]), minlength=31
+        )
+        known = sampler.used_ids[1] | {7}
+        weights = popularity if mode == "pop5" else np.ones(31)
+        weights[[0, *known]] = 0
+        drawn = sampler.sample_by_user_ids([1, 1], [7, 7], 10_000).numpy()
+        assert len(drawn) == 20_000
+        expected = 20_000 * weights / weights.sum()
+        found = np.bincount(drawn, minlength=31)
+        assert (found[weights == 0] == 0).all()
+        assert (abs(found - expected) <= 5 * np.sqrt(expected)).all()
+        assert len(set(weights)) > 2 or mode == "uni5"
+
+
+def test_no_item_to_draw_is_explained(data_path: Path) -> None:
+    _, (train, _, _) = load_parts(load_config(arguments(data_path, "EASE")))
+    draw = CandidateDraw(0, "valid", train)
+    assert draw.draw_repeatedly(1, set(range(2, 31)), 4).tolist() == [1] * 4
+    with pytest.raises(DataError, match="no candidate is left.*mode full"):
+        draw.draw_repeatedly(1, set(range(1, 31)), 4)
+    with pytest.raises(DataError, match="no candidate is left"):
+        draw.draw_repeatedly(1, {1}, 4, np.arange(31) == 1)
+
+
 def test_a_validation_on_some_users(data_path: Path) -> None:
     """`valid_users` also applies to sampled candidates."""
     for mode in ("total9", "uni5", "full"):
@@ -154,9 +206,13 @@ def test_a_validation_on_some_users(data_path: Path) -> None:
         dataset, parts = load_parts(config)
         few, valid, test = evaluation_loaders(config, dataset, parts)
         assert [len(loader.uid_list) for loader in (few, valid, test)] == [3, 20, 20]
-        if mode == "total9":
+        if mode != "full":
             everybody = candidates(valid)
             assert all(everybody[user] == found for user, found in candidates(few).items())
+        for n_users in (0, 20, 99):
+            config["valid_users"] = n_users
+            few, valid, _ = evaluation_loaders(config, dataset, parts)
+            assert few is valid  # so that the same users are known to be the same
 
 
 def test_a_run_of_a_language_model(data_path: Path, tmp_path: Path) -> None:

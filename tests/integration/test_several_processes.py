@@ -331,11 +331,13 @@ def test_metrics_of_two_processes_are_those_of_one_to_the_bit(
     assert per_user[0] == per_user[1] and per_user[0].count(b"\n") == 25
 
 
-def test_a_user_ranked_twice_is_noticed(data_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["full", "uni5"])
+def test_a_user_ranked_twice_is_noticed(data_path: Path, tmp_path: Path, mode: str) -> None:
     def everything() -> str:
         processes.work_queue = lambda n: iter(range(n))  # type: ignore[assignment]
+        untrained = ["--loss=sft", "--sft_epochs=0", f"--eval_args={{'mode': '{mode}'}}"]
         try:
-            run(toy_arguments(data_path, tmp_path / "run", "--loss=sft", "--sft_epochs=0"))
+            run(toy_arguments(data_path, tmp_path / "run", *untrained))
         except RuntimeError as error:
             return str(error)
         return "not noticed"
@@ -344,15 +346,21 @@ def test_a_user_ranked_twice_is_noticed(data_path: Path, tmp_path: Path) -> None
     assert run_processes(2, everything) == [expected, expected]
 
 
-@pytest.mark.slow
-def test_sampled_candidates_are_those_of_one_process(data_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("metrics", ["[NDCG, ItemCoverage]", "[NDCG, GAUC]"])
+def test_sampled_candidates_are_shared_out(data_path: Path, tmp_path: Path, metrics: str) -> None:
     def arguments(name: str) -> list[str]:
-        sampled = "--eval_args={'mode': {'valid': 'uni5', 'test': 'uni5'}}"
-        return toy_arguments(data_path, tmp_path / name, "--loss=sft", "--sft_epochs=0", sampled)
+        sampled = "--eval_args={'mode': {'valid': 'uni6', 'test': 'total8'}}"
+        untrained = ["--loss=sft", "--sft_epochs=0", sampled, f"--metrics={metrics}"]
+        return toy_arguments(data_path, tmp_path / name, "--rank_batch_users=5", *untrained)
 
     one = run(arguments("one"))
     for two in run_processes(2, run, arguments("two")):
-        assert two["test_result"] == one["test_result"]
+        assert (two["valid_result"], two["test_result"]) == (
+            one["valid_result"],
+            one["test_result"],
+        )
+    per_user = [(tmp_path / name / "per_user.csv").read_bytes() for name in ("one", "two")]
+    assert per_user[0] == per_user[1] and per_user[0].count(b"\n") == 25
 
 
 @pytest.mark.slow

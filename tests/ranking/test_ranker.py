@@ -12,6 +12,7 @@ import torch
 import recbole_multdpo
 from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.ranking import make_ranker
+from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.load import known_at_test
 from tests.integration.toy import toy_model
 
@@ -91,3 +92,28 @@ def test_hooks_of_the_model_know_training_items_and_no_assistant(
     ranker = make_ranker(model, model.histories)
     best = ranker.topk(users, None, 5)
     torch.testing.assert_close(found.topk(5).values, best.scores, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 20.0])
+def test_a_search_among_candidates_finds_the_best_scores(
+    data_path: Path, tmp_path: Path, weight: float
+) -> None:
+    """Users of unequal numbers of candidates, one with a single one."""
+    config, parts, model = toy_model(data_path, tmp_path, *EASE, "--expand_per_step=2")
+    assistant = make_assistant(config.assistant, parts[0], parts, None, tmp_path / "assistant")
+    ranker = replace(make_ranker(model.eval(), model.histories), assistant=assistant, weight=weight)
+    users = parts[1].inter_feat["user_id"].unique()
+    share = torch.linspace(0.1, 0.9, len(users))[:, None]
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.rand(len(users), model.n_items, generator=generator) < share
+    candidates[:, 0] = False
+    candidates[0] = torch.arange(model.n_items) == 3
+    slow = Ranker.topk_among(ranker, users, candidates, 6)
+    fast = ranker.topk_among(users, candidates, 6)
+    assert fast.items.equal(slow.items) and fast.items[0].tolist() == [3, 0, 0, 0, 0, 0]
+    torch.testing.assert_close(fast.scores, slow.scores, atol=1e-4, rtol=1e-5)
+    every_score = model.score_all(ranker.prompts(users)) + weight * assistant.log_probs(users)
+    expected = every_score.masked_fill(~candidates, -torch.inf)
+    found = ranker.scores_among(users, candidates)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    assert not ranker.topk(users, None, 6).items.equal(slow.items)  # the control: of all items

@@ -174,7 +174,7 @@ def test_a_table_of_names_is_found(source: str) -> None:
         ["--loss=mult_dpo", "--level_thresholds=[5,4]"],
         ["--lr_scheduler_type=constant", "--warmup_ratio=0.5"],
         ["--rank_history=5", "--loss=zero_shot", "--max_history=3"],
-        ["--eval_args={'mode': 'uni50'}", "--expand_per_step=4"],
+        ["--model=D3", "--eval_args={'mode': 'uni50'}", "--beam_size=20"],
         ["--model=D3", "--ranker=best_first", "--beam_size=20"],
         ["--model=D3", "--expand_per_step=64"],
         ["--model=D3", "--stop_at_metrics=True"],

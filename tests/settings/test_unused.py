@@ -187,7 +187,8 @@ def test_what_would_not_be_used_is_refused(
         ("SASRec", ["--repeatable=True", "--test_information=rolling", IN_TIME]),
         ("SASRec", ["--MAX_ITEM_LIST_LENGTH=9", IN_TIME]),
         ("FM", ["--numerical_features=[timestamp]"]),
-        ("LLMRec", ["--eval_batch_size=64", "--eval_args={'mode': 'uni50'}"]),
+        ("EASE", ["--eval_batch_size=64", "--eval_args={'mode': 'uni50'}"]),
+        ("LLMRec", ["--rank_batch_users=64", "--eval_args={'mode': 'uni50'}"]),
         ("CKE", ["--kg_reverse_r=True"]),
     ],
 )
