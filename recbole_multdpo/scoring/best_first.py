@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.scoring.attention import grouped_heads
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
@@ -256,12 +257,13 @@ class TrieSearch:
         mask = self._mask(nodes, fed_before + nodes.shape[1])
         if self.layer_kinds.has_windows:
             self.cached_positions = torch.cat([self.cached_positions, positions], dim=1)
-        hidden = self.body(
-            input_ids=self.trie.token[nodes].clamp(min=0),
-            position_ids=positions,
-            attention_mask=self.layer_kinds.masks(mask, positions, self.cached_positions),
-            **self.caching,
-        ).last_hidden_state  # [R, m, H]
+        with grouped_heads():
+            hidden = self.body(
+                input_ids=self.trie.token[nodes].clamp(min=0),
+                position_ids=positions,
+                attention_mask=self.layer_kinds.masks(mask, positions, self.cached_positions),
+                **self.caching,
+            ).last_hidden_state  # [R, m, H]
         self._score_children(rows, chosen, scores[rows, columns], hidden[rows, columns])
 
     def _mask(self, nodes: Tensor, total: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from recbole_multdpo.data.batch import Prompts
+from recbole_multdpo.scoring.attention import grouped_heads
 from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
 from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import Head, head_logps
@@ -76,12 +77,13 @@ def trie_scores(
         )
         positions = prompt_lengths[:, None] + trie.depth[chunk.nodes] - 1  # [B, m]
         keys = torch.cat([columns.expand(n_users, -1), positions], dim=1)
-        hidden = parts.body(
-            input_ids=trie.token[chunk.nodes].expand(n_users, -1),
-            position_ids=positions,
-            attention_mask=kinds.masks(mask, positions, keys),
-            **caching,
-        ).last_hidden_state  # [B, m, H]
+        with grouped_heads():
+            hidden = parts.body(
+                input_ids=trie.token[chunk.nodes].expand(n_users, -1),
+                position_ids=positions,
+                attention_mask=kinds.masks(mask, positions, keys),
+                **caching,
+            ).last_hidden_state  # [B, m, H]
         cache.crop(width)
         new = slice(chunk.n_ancestors, None)
         _score_children(catalogue, parts.head, chunk.nodes[new], hidden[:, new], token_logps)
