@@ -19,6 +19,7 @@ scores every item.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +54,17 @@ class TrieSearch:
         search = TrieSearch(lm, catalogue, prompts, excluded, k)
         found = search.run(expand_per_step=16)
 
+    With several weights of a bias, a user whose search is finished goes on with the next weight,
+    from the nodes that are fed already: these bound and score items under any weight.
+
     Rows are padded to the longest prompt and to the user with the most nodes of a step, so batch
     users of similar prompt length. All tensors are on the model's device.
 
     The state, with I internal nodes and R unfinished rows. Tables over all B users: `allowed`
     [B, n_items], `alive` [B, I] (some allowed item is below the node), `item_scores` [B, n_items]
     (−inf until the item is complete), `expanded` [B], `given_up` [B]; `targets` [B, T] and
-    `leads_to_target` [B, I] (a target is below the node), or None without targets.
+    `leads_to_target` [B, I] (a target is below the node), or None without targets; `turn` [B], the
+    number of the user's present weight.
     Tables over the R rows still in the batch: `users` [R], `prompt_lengths` [R],
     `prompt_mask` [R, P], `frontier` [R, I] (log-probability of an open prefix, otherwise −inf),
     `largest_bias` [R, I] (of the allowed items below a node; None without a bias), `slots`
@@ -77,6 +82,7 @@ class TrieSearch:
         k: int,
         *,
         item_bias: Tensor | None = None,
+        weights: Sequence[float] = (1.0,),
         max_expanded: int | None = None,
     ) -> None:
         """Feed the prompts and score the first tokens of all items.
@@ -89,6 +95,7 @@ class TrieSearch:
             k: items per user.
             item_bias: [B, n_items], nats of any sign, added to the log-probabilities: items are
                 ranked and scored by the sum. None for no bias.
+            weights: factors of the bias, not negative; `run_all` has a result for each.
             max_expanded: number of expanded nodes after which a user's search is given up in favour
                 of scoring all items along the trie. None: a quarter of the internal nodes, at least
                 `PATIENCE`.
@@ -127,12 +134,22 @@ class TrieSearch:
         self.given_up = torch.zeros(n_users, dtype=torch.bool, device=device)
         self.found_nan = torch.zeros((), dtype=torch.bool, device=device)
         self.targets: Tensor | None = None
-        self.item_bias = item_bias
-        self.largest_bias = None
+        self.item_bias = self.largest_bias = None
+        self.weights = weights
+        self.turn = torch.zeros_like(self.expanded)
+        self.found: list[TopK] = []
         if item_bias is not None:
-            self.largest_bias = _largest_below(
-                trie, item_bias.masked_fill(~self.allowed, -math.inf)
-            )
+            # of users at weight 1; the tables of the search are at the present weight
+            self.whole_bias = item_bias.masked_fill(~self.allowed, 0.0)
+            self.whole_bias[:, 0] = 0.0  # item 0 is never scored; it may have −inf
+            largest = _largest_below(trie, item_bias.masked_fill(~self.allowed, -math.inf))
+            self.whole_largest = largest.masked_fill(~self.alive, 0.0)
+            self.item_bias = weights[0] * self.whole_bias
+            self.largest_bias = weights[0] * self.whole_largest
+        if len(weights) > 1:
+            self.item_logps = self.item_scores.clone()
+            empty = stable_topk(self.item_scores, k)
+            self.found = [TopK(*(t.clone() for t in (*empty, self.expanded))) for _ in weights]
 
         self.users = torch.arange(n_users, device=device)
         self.prompt_lengths = prompts.lengths
@@ -171,7 +188,7 @@ class TrieSearch:
 
     @torch.no_grad()
     def run(self, *, expand_per_step: int = 32) -> TopK:
-        """Search until no open prefix can change the result.
+        """Search until no open prefix can change the result; of several weights, the last one's.
 
         Args:
             expand_per_step: nodes fed per user and step, at most. More nodes need fewer forward
@@ -186,6 +203,11 @@ class TrieSearch:
             ValueError: `expand_per_step` < 1.
             TrainingError: a log-probability is NaN.
         """
+        return self.run_all(expand_per_step=expand_per_step)[-1]
+
+    @torch.no_grad()
+    def run_all(self, *, expand_per_step: int = 32) -> list[TopK]:
+        """`run` for each weight of the bias, in their order; `expanded` counts from the first."""
         if expand_per_step < 1:
             raise ValueError(f"expand_per_step={expand_per_step} must be at least 1.")
         while self.step(expand_per_step):
@@ -193,14 +215,19 @@ class TrieSearch:
         rows = self.given_up.nonzero()[:, 0]
         if len(rows):
             scores = trie_scores(self.model, self.catalogue, self.prompts.select(rows).trimmed())
+            scores = scores.masked_fill(~self.allowed[rows], -math.inf)
             if self.item_bias is not None:
+                if self.found:
+                    self.item_logps[rows] = scores
                 scores = scores + self.item_bias[rows]
-            self.item_scores[rows] = scores.masked_fill(~self.allowed[rows], -math.inf)
+            self.item_scores[rows] = scores
             self.expanded[rows] += self.trie.num_internal - 1
         if self.found_nan:
             raise TrainingError(NAN_SCORES)
+        while len(unfinished := (self.turn < len(self.weights) - 1).nonzero()[:, 0]):
+            self._next_weight(unfinished)  # of users whose every item is scored
         items, scores = stable_topk(self.item_scores, self.k)
-        return TopK(items, scores, self.expanded)
+        return [*self.found[:-1], TopK(items, scores, self.expanded)]
 
     def _needed(self, bounds: Tensor) -> Tensor:
         """Score that an open node's bound must reach to be expanded: bounds [R, I] to [R, 1].
@@ -232,6 +259,14 @@ class TrieSearch:
         scores = self.frontier.gather(1, nodes)
         # not strictly greater: an item of equal score and lower id would win
         live = (bounds >= needed - SLACK) & (bounds > -math.inf)  # [R, m], true ones first
+        if self.found:
+            finished = ~live[:, 0] & (self.turn[self.users] < len(self.weights) - 1)
+            if finished.any():
+                assert self.largest_bias is not None
+                users = self.users[finished]
+                self._next_weight(users)
+                self.largest_bias[finished] = self._weighted(self.whole_largest, users)
+                return True
         spent = live[:, 0] & (self.expanded[self.users] > self.max_expanded)
         self.given_up[self.users] = spent
         busy = live[:, 0] & ~spent
@@ -244,6 +279,22 @@ class TrieSearch:
         width = int(live.sum(1).max())
         self._feed(scores[:, :width], nodes[:, :width], live[:, :width])
         return True
+
+    def _next_weight(self, users: Tensor) -> None:
+        """Keep the lists of users, long [n], and score their items with their next weights."""
+        assert self.item_bias is not None
+        items, scores = stable_topk(self.item_scores[users], self.k)
+        for number, found in enumerate(self.found):
+            now = self.turn[users] == number
+            found.items[users[now]], found.scores[users[now]] = items[now], scores[now]
+            found.expanded[users[now]] = self.expanded[users[now]]
+        self.turn[users] += 1
+        self.item_bias[users] = self._weighted(self.whole_bias, users)
+        self.item_scores[users] = self.item_logps[users] + self.item_bias[users]
+
+    def _weighted(self, table: Tensor, users: Tensor) -> Tensor:
+        """Rows of users, long [n], of a table of the bias, times their present weights."""
+        return table[users] * table.new_tensor(self.weights)[self.turn[users], None]
 
     def _feed(self, scores: Tensor, nodes: Tensor, live: Tensor) -> None:
         """Run nodes [R, m] through the model; entries that are not live are padding."""
@@ -308,6 +359,10 @@ class TrieSearch:
         items, leaves = trie.item_order[position], leaves[source]
         users = self.users[rows[leaves]]
         item_scores = child_scores[leaves]
+        if self.found:
+            self.item_logps[users, items] = torch.where(
+                self.allowed[users, items], item_scores, -math.inf
+            )
         if self.item_bias is not None:
             item_scores = item_scores + self.item_bias[users, items]
         self.item_scores[users, items] = torch.where(

@@ -62,6 +62,12 @@ class Case:
             search.set_targets(targets)
         return search.run(expand_per_step=expand_per_step)
 
+    def rank_all(self, lm, weights, k=5, excluded=None, *, expand_per_step=32, **options):
+        """A result for each weight."""
+        options["weights"] = weights
+        search = TrieSearch(lm, self.catalogue, self.prompts, excluded, k, **options)
+        return search.run_all(expand_per_step=expand_per_step)
+
     def normalised(self):
         """The same items, with forced suffixes, normalised over the catalogue."""
         return replace(self, catalogue=replace(self.catalogue, normalised=True))
@@ -426,6 +432,68 @@ def test_searches_with_a_bias_that_are_given_up():
     assert_matches(given_up, oracle() + added, 20, excluded)
 
 
+WEIGHTS = (0.0, 0.5, 3.0, 100.0)
+
+
+@pytest.mark.parametrize("expand_per_step", [1, 6, 1000])
+def test_every_weight_of_a_bias_from_the_same_fed_nodes(expand_per_step):
+    added, excluded = random_bias(1.0), excluding_all_but(14)
+    options = {"k": 4, "excluded": excluded, "expand_per_step": expand_per_step}
+    together = case().rank_all(tiny_lm(), WEIGHTS, item_bias=added, **options)
+    alone = [case().rank(tiny_lm(), item_bias=w * random_bias(1.0), **options) for w in WEIGHTS[1:]]
+    alone.insert(0, case().rank(tiny_lm(), **options))  # 0 times −inf of item 0 is no number
+    added[:, 0] = 0.0
+    for weight, found, one in zip(WEIGHTS, together, alone, strict=True):
+        assert_matches(found, oracle() + weight * added, 4, excluded)
+        assert found.items.equal(one.items)
+    n_fed = torch.stack([one.expanded for one in alone])
+    assert (together[-1].expanded >= n_fed.max(0).values).all()
+    assert (together[-1].expanded <= n_fed.sum(0)).all()
+    assert together[-1].expanded.sum() < 0.7 * n_fed.sum()
+    assert together[0].items.tolist() != together[-1].items.tolist()
+
+
+def test_a_search_that_keeps_its_first_weight_is_noticed(monkeypatch):
+    monkeypatch.setattr(TrieSearch, "_weighted", lambda search, table, users: 0 * table[users])
+    added = random_bias(1.0)
+    *_, wrong = case().rank_all(tiny_lm(), WEIGHTS, k=4, item_bias=added)
+    assert wrong.items.tolist() == ranked(oracle(), 4) != ranked(oracle() + 100 * added, 4)
+
+
+def test_weights_of_searches_that_are_given_up():
+    """After a node or two, and some of them only at a later weight."""
+    added, excluded = random_bias(2.0), excluding_all_but(12)
+    for max_expanded in (2, 5, 9):
+        found = case().rank_all(
+            tiny_lm(),
+            WEIGHTS,
+            k=20,
+            item_bias=added,
+            excluded=excluded,
+            max_expanded=max_expanded,
+            expand_per_step=2,
+        )
+        for weight, result in zip(WEIGHTS, found, strict=True):
+            expected = oracle() + (weight * added).nan_to_num(0.0, neginf=0.0)
+            assert_matches(result, expected, 20, excluded)
+        assert (found[-1].expanded > case().catalogue.trie.num_internal - 1).any()
+
+
+def test_weights_with_targets_have_the_same_places():
+    added, targets = random_bias(1.0), torch.tensor([[3, 9], [12, 0], [5, 6], [30, 1]])
+    search = TrieSearch(
+        tiny_lm(), case().catalogue, case().prompts, None, 6, item_bias=added, weights=WEIGHTS
+    )
+    search.set_targets(targets)
+    found = search.run_all(expand_per_step=1)
+    complete = case().rank_all(tiny_lm(), WEIGHTS, k=6, item_bias=added, expand_per_step=1)
+    for result, whole in zip(found, complete, strict=True):
+        for user, own in enumerate(targets.tolist()):
+            wanted = [(r, i) for r, i in enumerate(whole.items[user].tolist()) if i in own]
+            assert [(r, i) for r, i in enumerate(result.items[user].tolist()) if i in own] == wanted
+    assert found[-1].expanded.sum() < complete[-1].expanded.sum()
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(1, 10_000),
@@ -442,17 +510,19 @@ def test_with_a_bias_equals_exhaustive_on_random_catalogues(
     generator = torch.Generator().manual_seed(seed)
     excluded = torch.rand(3, n_items + 1, generator=generator) < excluded_share
     added = torch.randn(3, n_items + 1, generator=generator).double() * scale
-    search = drawn.rank(
-        lm, k=k, excluded=excluded, expand_per_step=expand_per_step, item_bias=added
+    weights = (1.0, 0.0, 7.0)
+    found = drawn.rank_all(
+        lm, weights, k=k, excluded=excluded, expand_per_step=expand_per_step, item_bias=added
     )
     every_item = torch.arange(1, n_items + 1).expand(3, -1)
     logps = packed_logps(lm, drawn.prompts, every_item, drawn.catalogue)
-    scores = torch.cat([added[:, :1] - math.inf, logps + added[:, 1:]], dim=1)
-    all_scores = scores.masked_fill(excluded, -math.inf)
-    _, scores = stable_topk(all_scores, k)
-    torch.testing.assert_close(search.scores, scores, rtol=0, atol=5e-6)
-    # items whose scores differ by rounding only may come in either order
-    torch.testing.assert_close(all_scores.gather(1, search.items), scores, rtol=0, atol=5e-6)
+    for weight, search in zip(weights, found, strict=True):
+        scores = torch.cat([added[:, :1] - math.inf, logps + weight * added[:, 1:]], dim=1)
+        all_scores = scores.masked_fill(excluded, -math.inf)
+        _, scores = stable_topk(all_scores, k)
+        torch.testing.assert_close(search.scores, scores, rtol=0, atol=5e-6)
+        # items whose scores differ by rounding only may come in either order
+        torch.testing.assert_close(all_scores.gather(1, search.items), scores, rtol=0, atol=5e-6)
 
 
 # --------------------------------------------------------------------------------------------------
