@@ -40,6 +40,7 @@ from recbole_multdpo.runs.resume import (
     check_unchanged,
     find_resume_point,
     resolve_resume,
+    run_dtype,
     settings_hash,
 )
 from recbole_multdpo.runs.unchanged import check_folder
@@ -49,6 +50,7 @@ from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
+from recbole_multdpo.settings.hardware import apply_tf32
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.sft_cache import cache_folder
 from recbole_multdpo.training.stages import StageRunner, trial_description
@@ -75,10 +77,27 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if config["num_threads"]:
         torch.set_num_threads(config["num_threads"])
     with processes.process_group(config["device"], single=config.deepspeed is not None):
-        config["resume"] = processes.broadcast_from_main(lambda: resolve_resume(config))
+        config = _settled(config)
+        apply_tf32(config.settings)
         if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
         return _run(config)
+
+
+def _settled(config: Config) -> Config:
+    """The configuration with the run to continue, and the `dtype` of that run or all processes."""
+
+    def settle() -> tuple[str | None, str | None]:
+        folder = resolve_resume(config)
+        return folder, run_dtype(config, folder)
+
+    folder, dtype = processes.broadcast_from_main(settle)
+    if dtype != config["dtype"]:
+        settled = load_config(config.argv, auto_dtype=dtype)
+        settled.warnings = list(dict.fromkeys([*config.warnings, *settled.warnings]))
+        config = settled
+    config["resume"] = folder
+    return config
 
 
 def _run(config: Config) -> dict[str, Any]:
@@ -222,6 +241,7 @@ def _run_llmrec(
     return {
         **_made_from(config, folder, fingerprints),
         "loss": settings.loss,
+        "dtype": settings.dtype,
         "valid_result": valid_result,
         "test_result": test_result,
         **test_description(parts[2]),

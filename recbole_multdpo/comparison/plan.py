@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from recbole_multdpo.comparison.results import BEYOND_ACCURACY
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import Config, load_config, settings_of
 from recbole_multdpo.settings.effects import declared, idle, in_run
+from recbole_multdpo.settings.hardware import FLOAT32
 from recbole_multdpo.settings.llmrec import LIST_METRICS
 from recbole_multdpo.settings.text import parse_setting
 
@@ -40,6 +41,8 @@ class Plan:
         metric: the metric that decides which system is best, such as `ndcg@10`.
         larger_is_better: the direction of that metric.
         folder: the comparison's folder.
+        auto_dtype: what `dtype: auto` is in all runs; None if no system has it.
+        dtype_choice: the reason, in one sentence.
     """
 
     members: tuple[Member, ...]
@@ -48,6 +51,8 @@ class Plan:
     metric: str
     larger_is_better: bool
     folder: Path
+    auto_dtype: str | None = None
+    dtype_choice: str | None = None
 
     @property
     def systems(self) -> tuple[System, ...]:
@@ -72,17 +77,27 @@ def make_plan(request: Request, *, resumed: bool = False) -> Plan:
         ConfigError: a system's settings are wrong, its protocol differs from the others', a varied
             or tuned key is a setting of no system, or there is no validation part to tune by.
     """
+    if resumed and request.auto_dtype is None:
+        request = replace(request, auto_dtype=FLOAT32)  # as before there was `auto`
     known = _acting_settings(request)
     if not resumed:
         _check_used("vary", request.vary, known)
         _check_used("tune", request.tune, known)
     given = {system: _asked(request, system, known) for system in known}
     if resumed:
-        given = {system: acting(settings) for system, settings in given.items()}
+        given = {system: acting(own, request.auto_dtype) for system, own in given.items()}
     spaces = {system: request.search_space(system, known) for system in known}
     configs = {
-        system: _checked(system, settings, spaces[system]) for system, settings in given.items()
+        system: _checked(system, settings, spaces[system], request.auto_dtype)
+        for system, settings in given.items()
     }
+    choices = [system for system, config in configs.items() if config.dtype_choice is not None]
+    auto_dtype, dtype_choice = request.auto_dtype, None
+    if choices:
+        dtype_choice = configs[choices[0]].dtype_choice
+        auto_dtype = auto_dtype or str(configs[choices[0]]["dtype"])
+        for system in choices:
+            given[system]["dtype"] = auto_dtype
     _apply_assistant_settings(request, given, configs, spaces)
     _check_protocol(configs)
     for system, space in spaces.items():
@@ -117,6 +132,8 @@ def make_plan(request: Request, *, resumed: bool = False) -> Plan:
         metric=first["valid_metric"].lower(),
         larger_is_better=bool(first["valid_metric_bigger"]),
         folder=folder,
+        auto_dtype=auto_dtype,
+        dtype_choice=dtype_choice,
     )
 
 
@@ -165,7 +182,8 @@ def _acting_settings(request: Request) -> dict[System, set[str]]:
     for system in request.systems:
         for each in varied(system, request.vary, valid[system]):
             known = {**valid, each: valid[system]}
-            idle_keys = _idle(_asked(request, each, known), request.search_space(each, known))
+            asked, space = _asked(request, each, known), request.search_space(each, known)
+            idle_keys = _idle(asked, space, request.auto_dtype)
             kept = {key: [text] for key, text in each.own[len(system.own) :]}
             (known_as,) = varied(system, kept, kept.keys() - idle_keys)
             acting.setdefault(known_as, valid[system] - idle_keys)
@@ -180,12 +198,15 @@ def _asked(
     return {"model": system.model, **loss, **request.settings_of(system, known)}
 
 
-def _idle(settings: Mapping[str, str], tuned: Iterable[str] = ()) -> set[str]:
+def _idle(
+    settings: Mapping[str, str], tuned: Iterable[str] = (), auto_dtype: str | None = None
+) -> set[str]:
     """Settings without effect on a run; of one that is wrong, those that its loss has no use for.
 
     Args:
         settings: of the run, key to the value's text.
         tuned: those whose values are not known yet.
+        auto_dtype: as for `load_config`.
     """
     model = settings["model"]
     # some of these are refused with the loss wherever they are set, so that they go first
@@ -193,7 +214,7 @@ def _idle(settings: Mapping[str, str], tuned: Iterable[str] = ()) -> set[str]:
     foreign = idle(in_run(named), declared(model), model)
     try:
         own = {key: text for key, text in settings.items() if key not in foreign}
-        config = load_config([], config_dict=own)
+        config = load_config([], config_dict=own, auto_dtype=auto_dtype)
     except ConfigError:  # the check of the system as it would be run says why
         try:
             values = {key: parse_setting(key, text) for key, text in settings.items()}
@@ -204,12 +225,12 @@ def _idle(settings: Mapping[str, str], tuned: Iterable[str] = ()) -> set[str]:
     return foreign | idle(in_run(final), declared(model), model)
 
 
-def acting(settings: Mapping[str, str]) -> dict[str, str]:
+def acting(settings: Mapping[str, str], auto_dtype: str | None = None) -> dict[str, str]:
     """The settings of a run, key to the value's text, without those that have no effect on it.
 
     A command line may not have these, and what is tuned can leave others without effect.
     """
-    without = _idle(settings)
+    without = _idle(settings, auto_dtype=auto_dtype)
     return {key: text for key, text in settings.items() if key not in without}
 
 
@@ -221,16 +242,24 @@ def _check_used(name: str, keys: Mapping[str, Any], known: Mapping[System, set[s
             )
 
 
-def _checked(system: System, settings: Mapping[str, str], tuned: Iterable[str]) -> Config:
+def _checked(
+    system: System,
+    settings: Mapping[str, str],
+    tuned: Iterable[str],
+    auto_dtype: str | None = None,
+) -> Config:
     """The configuration of a run, without what has an effect only with other tuned values.
 
     Raises:
         ConfigError: the settings are wrong.
     """
-    elsewhere = _idle(settings) - _idle(settings, tuned) if tuned else set()
+    elsewhere: set[str] = set()
+    if tuned:
+        elsewhere = _idle(settings, (), auto_dtype) - _idle(settings, tuned, auto_dtype)
     try:
         return load_config(
-            [f"--{key}={text}" for key, text in settings.items() if key not in elsewhere]
+            [f"--{key}={text}" for key, text in settings.items() if key not in elsewhere],
+            auto_dtype=auto_dtype,
         )
     except ConfigError as error:
         raise ConfigError(f"{system.name}: {error}") from error

@@ -82,6 +82,7 @@ class Request:
             validation chooses for every system that has the key.
         trials: how many settings are tried for each system; None for all combinations of values.
         jobs: how many runs are made at the same time.
+        auto_dtype: what `dtype: auto` is in all runs; None in a new request, and if none has it.
     """
 
     systems: tuple[System, ...]
@@ -94,6 +95,7 @@ class Request:
     tune: Mapping[str, Any]
     trials: int | None
     jobs: int
+    auto_dtype: str | None = None
 
     def settings_of(
         self, system: System, known: Mapping[System, AbstractSet[str]]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +97,10 @@ def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> 
     lock = lock_folder(plan.folder)
     try:
         if is_new:
-            write_atomically(plan.folder / REQUEST_FILE, request_text(request))
+            decided = replace(request, auto_dtype=plan.auto_dtype)
+            write_atomically(plan.folder / REQUEST_FILE, request_text(decided))
+            if plan.dtype_choice is not None:
+                show(plan.dtype_choice, flush=True)
         return _run_plan(plan, request, run_member)
     finally:
         lock.release()

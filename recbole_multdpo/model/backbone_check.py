@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
@@ -85,13 +86,25 @@ def check_backbone(model: nn.Module, use: BackboneUse, device: torch.device) -> 
     if has_passed(described):
         return
     start = time.perf_counter()
-    found = faults(lm, use.trial, device)
-    if found:
-        raise InexactBackbone(_refusal(lm, use, device, found))
+    with _without_tf32():
+        found = faults(lm, use.trial, device)
+        if found:
+            raise InexactBackbone(_refusal(lm, use, device, found))
     seconds = time.perf_counter() - start
     if seconds > 1:
         getLogger().info(f"the backbone's scores are exact (probed in {seconds:.0f} seconds)")
     record_pass(described, seconds)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Multiply in float32 itself, which tells rounding from faults."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _refusal(

@@ -285,6 +285,8 @@ def create_run_folder(config: Config) -> RunFolder:
     logger = logging.getLogger()
     logger.info("command: %s", command(config.argv))
     logger.info("run folder: %s", folder.path)
+    if config.dtype_choice is not None:
+        logger.info("%s", config.dtype_choice)
     for warning in config.warnings:
         logger.warning("%s", warning)
     return folder

@@ -16,6 +16,7 @@ from recbole_multdpo.runs.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE, is_i
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted
 from recbole_multdpo.settings.config import AUTO, Config, settings_of_run
 from recbole_multdpo.settings.effects import acts
+from recbole_multdpo.settings.hardware import FLOAT32
 
 REFIT = "refit-"  # before the names of the stages of `test_information=refit`
 STAGES = ("sft", "preference", REFIT + "sft", REFIT + "preference")
@@ -135,7 +136,7 @@ def resolve_resume(config: Config) -> str | None:
         saved = settings_of_run(folder)
         # the checkpoint has a fingerprint of the backbone, which is compared instead of its name
         has_fingerprint = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
-        current = config.to_dict()
+        current = _continuing(config, saved)
         check_unchanged(folder, saved, current, backbone_moved=has_fingerprint)
         added = _added(saved, current, config.set_by_user)
         if added:
@@ -145,6 +146,28 @@ def resolve_resume(config: Config) -> str | None:
             )
     resume: str | None = config["resume"]
     return resume
+
+
+def run_dtype(config: Config, folder: str | None) -> str | None:
+    """The `dtype` to run with: the configuration's, or the run's if it was `auto`.
+
+    Args:
+        config: the configuration; None is returned for a model of RecBole.
+        folder: the run to continue; None for a new one.
+    """
+    if folder is None:
+        current = config.to_dict()
+    else:
+        current = _continuing(config, settings_of_run(Path(folder)))
+    return current.get("dtype")
+
+
+def _continuing(config: Config, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings to continue a run with: `dtype: auto` is the run's type, on any machine."""
+    current = config.to_dict()
+    if config.dtype_choice is not None:
+        current["dtype"] = saved.get("dtype", FLOAT32)
+    return current
 
 
 def _added(
@@ -168,7 +191,6 @@ def _newest_unfinished(config: Config) -> Path | None:
         folder = Path(config["run_dir"])
         return folder if (folder / CONFIG_FILE).is_file() else None
     parent = Path(config["checkpoint_dir"])
-    wanted = config.to_dict()
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         if not (folder / CONFIG_FILE).is_file() or (folder / RESULT_FILE).exists():
@@ -179,6 +201,7 @@ def _newest_unfinished(config: Config) -> Path | None:
             config.warnings.append(f"--resume=auto skips {folder}: {error}")
             continue
         # data of the same name in another place may differ: to use moved data, name the run folder
+        wanted = _continuing(config, saved)
         same = saved.get("data_path") == wanted["data_path"] and not (
             changed_settings(saved, wanted) or _added(saved, wanted, config.set_by_user)
         )

@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from recbole_multdpo.settings.acts import Given
 from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.effects import idle_problems
+from recbole_multdpo.settings.hardware import BFLOAT16, fast_dtype
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, BIGRecSettings, LLMRecSettings
 
@@ -235,15 +238,15 @@ def _grounding_problems(settings: LLMRecSettings) -> list[str]:
     return []
 
 
-def warnings_for(settings: LLMRecSettings, device_type: str) -> list[str]:
+def warnings_for(settings: LLMRecSettings, device: torch.device) -> list[str]:
     """Warn of settings that work but are rarely wanted, one sentence each.
 
     Args:
         settings: LLMRec's own settings.
-        device_type: `cpu` or `cuda`.
+        device: of the run.
     """
     return [
-        *_dtype_warnings(settings, device_type),
+        *_precision_warnings(settings, device),
         *_zero_shot_warnings(settings),
     ]
 
@@ -257,10 +260,14 @@ def _zero_shot_warnings(settings: LLMRecSettings) -> list[str]:
     return []
 
 
-def _dtype_warnings(settings: LLMRecSettings, device_type: str) -> list[str]:
-    if device_type == "cpu" and settings.dtype != "float32":
-        return [
-            f"dtype={settings.dtype} on a CPU is many times slower than float32. "
-            "Use --dtype=float32 unless memory does not suffice."
-        ]
+def _precision_warnings(settings: LLMRecSettings, device: torch.device) -> list[str]:
+    if settings.dtype == BFLOAT16:
+        fast, reason = fast_dtype(device)
+        if fast != BFLOAT16:
+            return [
+                f"dtype=bfloat16 is many times slower than float32 here: {reason}. "
+                "Use --dtype=float32 unless memory does not suffice."
+            ]
+    elif settings.tf32 and device.type != "cuda":
+        return [f"tf32=True has no effect on a {device.type.upper()}."]
     return []

@@ -214,6 +214,7 @@ DECLARED_LEVELS = (
 # ---- the model and its prompts ----
 
 TINY = (_equals("backbone", "tiny", use=True),)
+IN_FLOAT32 = (_equals("dtype", "float32", use=True),)
 CHAT = (
     When(
         lambda given: given.backbone != "tiny" and given.use_chat_template is not False,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import recbole
+import torch
 from pydantic import TypeAdapter
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
@@ -37,7 +38,8 @@ from recbole_multdpo.settings.checks import check_combinations, warnings_for
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
 from recbole_multdpo.settings.effects import acts, declared, idle, idle_problems, in_run
-from recbole_multdpo.settings.hardware import device_of
+from recbole_multdpo.settings.hardware import AUTO as AUTO_DTYPE
+from recbole_multdpo.settings.hardware import FLOAT32, device_of, fast_dtype
 from recbole_multdpo.settings.information import AUTO as AUTO_INFORMATION
 from recbole_multdpo.settings.information import (
     FORMER_KEY,
@@ -96,6 +98,7 @@ class Config(RecBoleConfig):
         argv: the command line it was made from.
         warnings: sentences for the log, on settings that work but are seldom wanted.
         deepspeed: DeepSpeed's complete configuration; None without DeepSpeed.
+        dtype_choice: why `dtype: auto` is the type that `settings` has; None where it was not auto.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Config(RecBoleConfig):
         argv: Sequence[str] = (),
         config_dict: Mapping[str, Any] | None = None,
         run_folder: Path | None = None,
+        auto_dtype: str | None = None,
     ):
         """Read, merge and check all settings; see `load_config`."""
         self.argv = list(argv)
@@ -110,6 +114,8 @@ class Config(RecBoleConfig):
         self.settings: LLMRecSettings | None = None
         self.deepspeed: dict[str, Any] | None = None
         self.assistant: Config | None = None
+        self.dtype_choice: str | None = None
+        self._auto_dtype = auto_dtype
         user_layers = self._with_known_names(self._user_layers(config_dict, run_folder))
         model, dataset = _required(user_layers, "model"), _required(user_layers, "dataset")
         _check_dataset_name(dataset)
@@ -181,6 +187,7 @@ class Config(RecBoleConfig):
         }
         self._load_what_the_model_reads(final, origins)
         self._check_types(final, origins)
+        self._choose_dtype(final)
         self._fill_gaps(final)
         self._check_combinations(final, origins)
         self._without_pickles(final, origins)
@@ -220,20 +227,23 @@ class Config(RecBoleConfig):
         gave gpu_id, and never under a launcher, which has set it or expects all devices.
         """
         final = self.final_config_dict
-        final["gpu_id"] = str(final["gpu_id"])
-        launched = "LOCAL_RANK" in os.environ
         self._check_processes()
-        if "gpu_id" in self.external_config_dict and not launched:
-            os.environ["CUDA_VISIBLE_DEVICES"] = final["gpu_id"]
+        final["gpu_id"] = str(final["gpu_id"])
         final["local_rank"] = processes.local_rank()
         final["single_spec"] = True
-        allowed = bool(final["use_gpu"] and final["gpu_id"])
-        rank = final["local_rank"] if launched else None
-        final["device"] = device_of(final["device"], allowed, rank)
+        final["device"] = self._find_device(final)
         # with use_gpu, RecBole's trainer queries the device's GPU memory
         final["use_gpu"] = final["device"].type == "cuda"
         if self.settings is not None:
-            self.warnings += warnings_for(self.settings, final["device"].type)
+            self.warnings += warnings_for(self.settings, final["device"])
+
+    def _find_device(self, final: Mapping[str, Any]) -> torch.device:
+        """The device of this process."""
+        launched = "LOCAL_RANK" in os.environ
+        if "gpu_id" in self.external_config_dict and not launched:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(final["gpu_id"])
+        allowed = bool(final["use_gpu"] and str(final["gpu_id"]))
+        return device_of(final["device"], allowed, processes.local_rank() if launched else None)
 
     # sources of settings
 
@@ -269,6 +279,8 @@ class Config(RecBoleConfig):
                 f"To log to Weights & Biases again, add --log_wandb=True --wandb_project={project}."
             )
         check_asked(settings, file, asked)
+        # the machine that continues a run may be fast at another type
+        self._auto_dtype = str(settings.get("dtype", FLOAT32))
         settings.pop("trust_remote_code", None)
         settings = as_tested_before(settings, _is_sequential(settings))
         return replace(layer, settings=settings)
@@ -389,6 +401,18 @@ class Config(RecBoleConfig):
             ]
             _raise_if_any(problems)
 
+    def _choose_dtype(self, final: dict[str, Any]) -> None:
+        """Replace `dtype: auto` by the run's type, or the one that the device is fast at."""
+        if self.settings is None or self.settings.dtype != AUTO_DTYPE:
+            return
+        dtype, reason = self._auto_dtype, "as the run was begun"
+        if dtype in (None, AUTO_DTYPE):
+            dtype, reason = fast_dtype(self._find_device(final))
+        own = {**self.settings.model_dump(), "dtype": dtype}
+        _raise_if_any(type_problems(TypeAdapter(type(self.settings)), own, {"dtype": "run folder"}))
+        self.settings, final["dtype"] = type(self.settings)(**own), dtype
+        self.dtype_choice = f"dtype=auto is {dtype}: {reason}"
+
     def _check_combinations(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         """Check settings against each other, after the check of types."""
         problems = shared.evaluation_problems(
@@ -446,6 +470,7 @@ def load_config(
     *,
     config_dict: dict[str, Any] | None = None,
     run_folder: Path | None = None,
+    auto_dtype: str | None = None,
 ) -> Config:
     """Read the settings of one run from a command line, files and a dictionary.
 
@@ -455,6 +480,7 @@ def load_config(
         config_dict: settings between the command line and the files in precedence; text values are
             read as on the command line.
         run_folder: folder of a run whose settings are the weakest of the user's, as with `resume`.
+        auto_dtype: what `dtype: auto` is, where it was decided before; None to decide it here.
 
     Returns:
         The complete, checked configuration.
@@ -463,7 +489,7 @@ def load_config(
         ConfigError: an argument, a file, a key, a value or a combination is wrong; all problems of
             one kind are reported together, each with what is allowed.
     """
-    return Config(argv, config_dict, run_folder)
+    return Config(argv, config_dict, run_folder, auto_dtype)
 
 
 def settings_of(model: str) -> set[str]:

@@ -22,6 +22,7 @@ from recbole_multdpo.settings.conditions import (
     GROUNDED_BY_ASSISTANT,
     GROUNDED_BY_WEIGHT,
     HISTORIES,
+    IN_FLOAT32,
     LEVELS,
     LORA,
     MANY_NEGATIVES,
@@ -83,7 +84,9 @@ class LLMRecSettings(BaseModel):
 
     # the language model
     backbone: Annotated[Text, Acts("backbone", data_folder=False, on_card=True)]
-    dtype: Annotated[Literal["float32", "bfloat16"], Acts("model")]
+    # a run has a type and never `auto`, see `Config`
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Acts("model", on_card=True)]
+    tf32: Annotated[bool, Acts("model", IN_FLOAT32)]
     # eager attention, the padded scorer and the exhaustive ranker serve to check the others, so a
     # run with one of them counts as another run although its results are equal up to rounding
     attn_implementation: Annotated[Literal["sdpa", "eager"], Acts("model")]

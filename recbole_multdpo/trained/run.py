@@ -26,6 +26,7 @@ from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
 from recbole_multdpo.runs.load import known_at_test, load_parts
 from recbole_multdpo.runs.unchanged import changed_data, check_folder, check_numbering, check_prompt
 from recbole_multdpo.settings.config import Config, load_config
+from recbole_multdpo.settings.hardware import apply_tf32
 from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
 from recbole_multdpo.settings.text import read_settings_file
@@ -129,6 +130,7 @@ def load_run(
         trust_remote_code=trust_remote_code,
         log_wandb=log_wandb,
     )
+    apply_tf32(config.settings)
     dataset, parts = load_parts(config)
     different = changed_data(folder, result, dataset, parts)
     ranker: Any = None

@@ -25,6 +25,7 @@ SMALL = [
     "--device=cpu",
     "--num_threads=1",
     "--show_progress=False",
+    "--dtype=float32",  # of pretrained backbones too, on any machine
     "--tiny_hidden_size=32",
     "--tiny_num_layers=1",
     "--tiny_num_heads=2",

@@ -56,6 +56,7 @@ NO_TABLES = {
     ("runs/unchanged.py", "keys of result.json"): {"model", "dataset", "loss", "seed"},
     ("trained/evaluation.py", "keys of result.json"): {"model", "dataset", "loss", "seed"},
     ("trained/evaluation.py", "keys of evaluation-<n>.json"): {"eval_args", "metrics", "topk"},
+    ("quick_start.py", "keys of result.json"): {"loss", "dtype", "test_information"},
     ("settings/config.py", "read for DeepSpeed"): {"learner", "clip_grad_norm", "dtype"},
     ("trained/commands.py", "arguments of load_run"): {"data_path", "device", "log_wandb"},
     ("trained/run.py", "arguments of load_run"): {"data_path", "device", "log_wandb"},

@@ -638,10 +638,6 @@ def test_under_a_launcher(monkeypatch, two_gpus):
     assert "LOCAL_RANK must be a number" in error()
 
 
-def test_bfloat16_on_a_cpu_is_a_warning(no_gpu):
-    assert "many times slower" in load("--dtype=bfloat16").warnings[0]
-
-
 def test_config_is_recboles():
     assert isinstance(load(), config_module.RecBoleConfig)
     assert issubclass(ConfigError, MultDPOError)

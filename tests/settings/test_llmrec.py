@@ -300,18 +300,19 @@ def test_settings_of_a_stage_that_a_loss_does_not_have(key: str, loss: str, expe
 
 def test_every_dtype_that_is_allowed_can_be_loaded():
     allowed = LLMRecSettings.model_fields["dtype"].annotation
-    assert list(get_args(allowed)) == list(DTYPES)
+    assert list(get_args(allowed)) == ["auto", *DTYPES]
     (problem,) = type_problems(ADAPTER, {**OWN, "dtype": "float16"}, {})
-    assert problem.startswith("dtype: must be 'float32' or 'bfloat16', got 'float16'")
+    assert problem.startswith("dtype: must be 'auto', 'float32' or 'bfloat16', got 'float16'")
     assert "did you mean bfloat16 or float32" in problem
 
 
 def test_warnings():
-    assert warnings_for(make(), "cpu") == []
-    assert "bfloat16 on a CPU" in warnings_for(make(dtype="bfloat16"), "cpu")[0]
-    assert warnings_for(make(dtype="bfloat16"), "cuda") == []
-    assert "random weights" in warnings_for(make(loss="zero_shot"), "cpu")[0]
-    assert warnings_for(make(loss="zero_shot", backbone="smollm2"), "cpu") == []
+    cpu = torch.device("cpu")
+    assert warnings_for(make(), cpu) == []
+    assert "random weights" in warnings_for(make(loss="zero_shot"), cpu)[0]
+    assert warnings_for(make(loss="zero_shot", backbone="smollm2"), cpu) == []
+    assert warnings_for(make(tf32=True), cpu) == ["tf32=True has no effect on a CPU."]
+    assert warnings_for(make(tf32=True), torch.device("cuda:0")) == []
 
 
 def test_messages():
