@@ -320,6 +320,18 @@ class SetwiseSampler:
         self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
         self.conversations = conversations
 
+    @property
+    def most_candidates(self) -> int:
+        """Upper bound of an example's number of candidates."""
+        positives = 1 if self.one_positive else self.max_targets
+        if self.history_as_targets and self.conversations is None:
+            positives += self.prompts.max_history or 0
+        elif self.history_as_targets and self.conversations is not None:
+            positives += int(self.conversations.mentioned.counts.max(initial=0))
+        else:
+            positives = min(positives, int(self.train_items.counts.max()))
+        return positives + self.n_negatives + (0 if self.low_rated is None else self.max_targets)
+
     def split(self, users: np.ndarray, epoch: int) -> HistorySplit:
         """Histories and targets of users int64 [B] in an epoch."""
         return split_history(

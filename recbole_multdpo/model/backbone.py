@@ -182,7 +182,7 @@ def add_lora(
         torch.default_generator.manual_seed(seed)
         model = get_peft_model(lm, config)
     lm.disable_input_require_grads()
-    if any(getattr(module, "gradient_checkpointing", False) for module in lm.modules()):
+    if uses_gradient_checkpointing(lm):
         # the backward pass would skip a checkpointed block whose inputs need no gradient
         lm.enable_input_require_grads()
     if not isinstance(model, PeftModel):
@@ -503,6 +503,24 @@ def _enable_gradient_checkpointing(name: str, lm: PreTrainedModel) -> None:
             ) from error
     # transformers hooks the embedding in case an adapter follows; add_lora does so where needed
     lm.disable_input_require_grads()
+
+
+def uses_gradient_checkpointing(lm: nn.Module) -> bool:
+    """True if a model recomputes activations in the backward pass, in training mode."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in lm.modules())
+
+
+def set_gradient_checkpointing(lm: nn.Module, on: bool) -> None:
+    """Switch gradient checkpointing of a model on or off, with its adapter if it has one."""
+    model = causal_lm(lm)
+    if on:
+        _enable_gradient_checkpointing(str(model.config.name_or_path), model)
+        if isinstance(lm, PeftModel):
+            model.enable_input_require_grads()
+    else:
+        with _ignore_rename_warnings():
+            model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()
 
 
 @contextmanager

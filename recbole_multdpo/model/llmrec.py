@@ -41,6 +41,7 @@ from recbole_multdpo.model.backbone import (
     merge_lora,
     reference_context,
     save_backbone,
+    set_gradient_checkpointing,
 )
 from recbole_multdpo.model.backbone_check import (
     MAX_ITEM_TOKENS,
@@ -85,7 +86,12 @@ class StepOutput:
 
 
 class LLMRec(GeneralRecommender):
-    """Language-model recommender over item texts."""
+    """Language-model recommender over item texts.
+
+    Attributes:
+        automatic_max_tokens: value of `max_tokens_per_batch: auto`, 0 for no limit; None before it
+            is chosen.
+    """
 
     input_type = InputType.POINTWISE
 
@@ -114,7 +120,7 @@ class LLMRec(GeneralRecommender):
             settings.backbone,
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
-            gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing=settings.gradient_checkpointing is True,
             trust_remote_code=settings.trust_remote_code,
             tiny_kwargs={
                 # several copies of the frame, so that the tokenizer splits it into few tokens
@@ -163,6 +169,7 @@ class LLMRec(GeneralRecommender):
         processes.broadcast_from_main(
             lambda: check_backbone(self.lm, self._use(), config["device"])
         )
+        self.automatic_max_tokens: int | None = None
         self.reference: nn.Module | None = None
         self.reference_cache: ReferenceCache | None = None
 
@@ -360,6 +367,22 @@ class LLMRec(GeneralRecommender):
         return self
 
     @property
+    def max_tokens(self) -> int:
+        """Tokens of a part of a batch, at most: `max_tokens_per_batch`; 0 for no limit."""
+        given = self.settings.max_tokens_per_batch
+        return (self.automatic_max_tokens or 0) if given == "auto" else given
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Switch gradient checkpointing on or off, in the present mode."""
+        set_gradient_checkpointing(self.lm, on)
+        self.train(self.training)  # which treats checkpointed layers in a way of their own
+
+    def longest_row(self, n_candidates: int) -> int:
+        """Upper bound of the tokens of an example with so many candidates, prompt included."""
+        fed = (self.catalogue.items.lengths[1:] - 1).clamp(min=0)
+        return self._longest_prompt() + int(fed.topk(min(n_candidates, len(fed))).values.sum())
+
+    @property
     def _is_padded(self) -> bool:
         """True if candidates are scored in separate padded rows."""
         return self.settings.scorer == "padded"
@@ -386,9 +409,8 @@ class LLMRec(GeneralRecommender):
         forward pass of a part keeps only its log-probabilities, and the backward pass recomputes
         one part at a time. Loss and gradients are identical to scoring all candidates at once.
         """
-        limit = self.settings.max_tokens_per_batch
         parts = split_candidates(
-            batch.prompts.lengths, batch.candidates, self.catalogue.items, limit
+            batch.prompts.lengths, batch.candidates, self.catalogue.items, self.max_tokens
         )
         if len(parts) == 1:
             return parts, lambda score, *arguments: score(*arguments)

@@ -33,6 +33,19 @@ def _as_float(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def logits_bytes(vocabulary: int, dtype: torch.dtype, is_cuda: bool) -> int:
+    """Most bytes that a training step holds of logits and what is computed from them.
+
+    A chunk's logits and their gradient, each once as the head computes them and once in float32,
+    and the softmax that is kept.
+    """
+    at_once, kept = CHUNK_LOGITS, STORED_LOGITS
+    if is_cuda:
+        at_once = kept = CHUNK_LOGITS_CUDA
+    chunk = max(at_once, MIN_CHUNK_ROWS * vocabulary)
+    return chunk * (4 + dtype.itemsize) + 4 * kept
+
+
 class _LinearHeadLogps(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[row_of, tokens] for a bias-free linear head.
 

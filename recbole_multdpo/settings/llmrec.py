@@ -90,7 +90,7 @@ class LLMRecSettings(BaseModel):
     # eager attention, the padded scorer and the exhaustive ranker serve to check the others, so a
     # run with one of them counts as another run although its results are equal up to rounding
     attn_implementation: Annotated[Literal["sdpa", "eager"], Acts("model")]
-    gradient_checkpointing: Annotated[bool, Acts(BOTH_STAGES, TRAINING, "speed")]
+    gradient_checkpointing: Annotated[Literal["auto"] | bool, Acts(BOTH_STAGES, TRAINING, "speed")]
     trust_remote_code: Annotated[
         bool,
         Acts(
@@ -191,7 +191,9 @@ class LLMRecSettings(BaseModel):
     max_steps: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING)]
     train_users: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING)]
     gradient_accumulation_steps: Annotated[Count, Acts(BOTH_STAGES, TRAINING, "speed")]
-    max_tokens_per_batch: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING, "speed")]
+    max_tokens_per_batch: Annotated[
+        Literal["auto"] | CountOrZero, Acts(BOTH_STAGES, TRAINING, "speed")
+    ]
     auto_batch: Annotated[bool, Acts(BOTH_STAGES, TRAINING, "speed")]
     save_steps: Annotated[CountOrZero, Acts(BOTH_STAGES, TRAINING, "log")]
     save_total_limit: Annotated[Count, Acts(BOTH_STAGES, TRAINING, "log")]

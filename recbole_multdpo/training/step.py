@@ -25,7 +25,7 @@ from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
-from recbole_multdpo.training.distributed import Engine
+from recbole_multdpo.training.distributed import Engine, TorchEngine
 
 # Tokens that take as long as the calls of one more part, times the squared hidden size, to which a
 # token's products are proportional. CPU: 128 tokens of the default `tiny` (measured; 64 to 256 are
@@ -152,7 +152,7 @@ class TrainingStep:
     def _gradient(self, batch: SetwiseBatch, number: int) -> dict[str, float]:
         """Compute the batch's gradient in parts of examples of similar length; its metrics.
 
-        If memory runs out and `auto_batch` is set, the batch is computed again in smaller parts,
+        If memory runs out, the batch is computed again in smaller parts where `may_retry` allows,
         and so are all later ones. The weights of the examples do not depend on the parts.
         """
         while True:
@@ -204,21 +204,21 @@ class TrainingStep:
 
     def _parts(self, batch: SetwiseBatch, weights: Tensor) -> list[tuple[SetwiseBatch, Tensor]]:
         """Parts of the batch and the weights of their examples; equally many in all processes."""
-        settings = self.settings
-        n_parts = min(settings.gradient_accumulation_steps, len(batch))
+        n_parts = min(self.settings.gradient_accumulation_steps, len(batch))
+        max_tokens = self.engine.model.max_tokens
         lengths = packed_lengths(batch.prompts.lengths, batch.candidates, self.items)
         longest = int(lengths.argmax())
-        if self.engine.lockstep and 0 < settings.max_tokens_per_batch < lengths[longest]:
+        if self.engine.lockstep and 0 < max_tokens < lengths[longest]:
             raise TrainingError(
                 f"the example of user {self._users(batch.user_ids[longest, None])} has "
                 f"{int(lengths[longest])} tokens, and under ZeRO-3 none can be cut into parts. "
-                f"Raise --max_tokens_per_batch (now {settings.max_tokens_per_batch}), or lower "
+                f"Raise --max_tokens_per_batch (now {max_tokens}), or lower "
                 "--num_negatives or --max_prompt_tokens."
             )
         groups = length_buckets(
             lengths,
             max_rows=min(math.ceil(len(batch) / n_parts), self.max_rows or len(batch)),
-            max_tokens=settings.max_tokens_per_batch,
+            max_tokens=max_tokens,
             part_tokens=self._part_tokens(lengths.device),
         )
         parts = [(batch.select(rows), weights[rows]) for rows in groups]
@@ -277,22 +277,47 @@ class TrainingStep:
                 means[f"bounds_{kind}/{name}"] = float(values.double().mean())
         return means
 
+    @property
+    def may_retry(self) -> bool:
+        """True if a part that ran out of memory may be computed again in smaller ones.
+
+        Several processes would have to agree on it, and one that failed may be out of step.
+        """
+        is_alone = isinstance(self.engine, TorchEngine) and processes.world_size() == 1
+        automatic = self.settings.max_tokens_per_batch == "auto" and is_alone
+        return self.settings.auto_batch or automatic
+
     def _retry_smaller(self, part: SetwiseBatch, error: RuntimeError, number: int) -> None:
-        """Halve the parts after one ran out of memory.
+        """Halve the parts after one ran out of memory; of a single example, its tokens.
 
         Raises:
-            OutOfMemory: `auto_batch` is off, or the part was a single example.
+            OutOfMemory: the part may not or cannot be made smaller.
         """
         self.engine.discard_gradient()
         error.__traceback__ = None
         release_memory()
-        if not self.settings.auto_batch or len(part) == 1:
+        n_tokens = self._longest(part)
+        is_cut = len(part) == 1 and self.settings.max_tokens_per_batch == "auto"
+        # a single example is cut into parts of its candidates, each with the whole prompt
+        least = int(part.prompts.lengths.max() + self.items.lengths[part.candidates].max())
+        fewer = max(n_tokens // 2, least)
+        if not self.may_retry or (len(part) == 1 and not (is_cut and fewer < n_tokens)):
             raise self._out_of_memory(part, error, number)
-        self.max_rows = len(part) // 2
+        if is_cut:
+            self.engine.model.automatic_max_tokens = fewer
+            limit = f"{fewer} tokens"
+        else:
+            self.max_rows = len(part) // 2
+            limit = f"{self.max_rows} examples"
         getLogger().warning(
-            f"out of memory with {len(part)} examples at once in step {number}; batches are "
-            f"computed in parts of at most {self.max_rows} from here on, with the same result"
+            f"out of memory with {len(part)} examples at once, of up to {n_tokens} tokens, in step "
+            f"{number}; batches are computed in parts of at most {limit} from here on, with the "
+            "same result"
         )
+
+    def _longest(self, part: SetwiseBatch) -> int:
+        """Tokens of the longest example."""
+        return int(packed_lengths(part.prompts.lengths, part.candidates, self.items).max())
 
     def _not_finite(self, what: str, user_ids: Tensor, number: int) -> NotFinite:
         return NotFinite(
@@ -302,15 +327,13 @@ class TrainingStep:
         )
 
     def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError, number: int) -> OutOfMemory:
-        settings = self.settings
-        n_tokens = int(packed_lengths(part.prompts.lengths, part.candidates, self.items).max())
-        asked = "" if settings.auto_batch else "set --auto_batch=True, or "
+        asked = "" if self.may_retry else "set --auto_batch=True, or "
         return OutOfMemory(
             f"out of memory in step {number} of the {self.stage.name} stage with {len(part)} "
-            f"examples at once, the longest of {n_tokens} tokens, of users "
+            f"examples at once, the longest of {self._longest(part)} tokens, of users "
             f"{self._users(part.user_ids)} ({str(error).splitlines()[0]}). To make it fit, "
             f"{asked}lower --max_tokens_per_batch (now "
-            f"{settings.max_tokens_per_batch or 'no limit'}). A new run may also set "
+            f"{self.engine.model.max_tokens or 'no limit'}). A new run may also set "
             "--gradient_checkpointing=True or lower --num_negatives, --max_targets or "
             "--max_prompt_tokens."
         )

@@ -49,6 +49,7 @@ from recbole_multdpo.runtime.random_state import random_state, restore_random_st
 from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
+from recbole_multdpo.training.memory import fit_into_memory, memory_state, restore_memory
 from recbole_multdpo.training.negative_draw import draw_negatives
 from recbole_multdpo.training.optimizer_state import check_tensors
 from recbole_multdpo.training.step import NotFinite, OutOfMemory, Stage, TrainingStep
@@ -143,6 +144,7 @@ class SetwiseTrainer(Trainer):
         self.resumed_optimizer: dict[str, Tensor] | None = None
         self.resumed_negatives: dict[str, Tensor] = {}
         self.resumed_max_rows: int | None = None
+        self.model.automatic_max_tokens = None  # of another stage
         self.drawn_negatives: DynamicNegatives | None = None
         self.global_step = 0
         self.position = Position()
@@ -255,6 +257,8 @@ class SetwiseTrainer(Trainer):
         train_data.set_epoch(epoch_idx, self.position.batch)
         self._draw_negatives(train_data, epoch_idx, show_progress)
         self.model.train()
+        if self._step is None:
+            fit_into_memory(self.config, self.model, train_data, self.stage.name)
         processes.barrier()  # the main process may still report the validation before
         n_batches = len(train_data)
         if self.stage.max_steps:
@@ -416,6 +420,7 @@ class SetwiseTrainer(Trainer):
             "best_valid_result": self.best_valid_result
             and {name: float(value) for name, value in self.best_valid_result.items()},
             "max_rows": self.step.max_rows,
+            "memory": memory_state(self.model),
             "settings": settings,
             "settings_hash": settings_hash(settings),
             "fingerprints": self.fingerprints,
@@ -505,6 +510,8 @@ class SetwiseTrainer(Trainer):
             self.best_valid_score = state["best_valid_score"]
             self.best_valid_result = state["best_valid_result"]
             self.resumed_max_rows = state["max_rows"]
+            if "memory" in state:  # older versions chose nothing
+                restore_memory(self.model, state["memory"])
             self.resumed_schedule = state["schedule"]
             random = _taken(tensors, RANDOM + f"{processes.rank()}.")
             _taken(tensors, RANDOM)  # of other ranks

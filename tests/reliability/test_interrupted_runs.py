@@ -276,7 +276,7 @@ def test_running_out_of_memory_can_be_fixed_on_resuming(
     with monkeypatch.context() as patch:
         patch.setattr(LLMRec, "step", failing)
         with pytest.raises(TrainingError, match=f"--resume={folder}"):
-            run(toy_arguments(data_path, folder, *SETTINGS))
+            run(toy_arguments(data_path, folder, *SETTINGS, "--max_tokens_per_batch=0"))
     assert last_step(folder)["global_step"] == 1  # three of the first stage, one of this
     run([f"--resume={folder}", "--max_tokens_per_batch=200"])
 

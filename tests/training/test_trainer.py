@@ -229,7 +229,11 @@ def test_a_part_that_fails_after_others_leaves_nothing_of_them(  # type: ignore[
 
 @pytest.mark.parametrize(
     ("changes", "most", "named"),
-    [({}, 7, "with 8 examples.*set --auto_batch=True"), ({"auto_batch": True}, 0, "with 1 exam")],
+    [
+        ({"max_tokens_per_batch": 0}, 7, "with 8 examples.*set --auto_batch=True"),
+        ({"auto_batch": True, "max_tokens_per_batch": 0}, 0, "with 1 exam"),
+        ({}, 0, "with 1 exam"),
+    ],
 )
 def test_out_of_memory_names_examples_and_settings(  # type: ignore[no-untyped-def]
     toy, model, monkeypatch: pytest.MonkeyPatch, changes, most: int, named: str

@@ -1,0 +1,140 @@
+"""Runs whose batches are cut, and whose blocks are recomputed, by the memory that is free."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
+from recbole_multdpo.scoring import packed
+from recbole_multdpo.training import memory, trainer
+from recbole_multdpo.training.step import TrainingStep
+from tests.integration.toy import toy_arguments, toy_model, write_toy
+from tests.training.test_trainer import away_from_the_reference, first_batch, step_gradient
+
+SETTINGS = ["--loss=mult_dpo", "--epochs=1", "--tiny_num_layers=3", "--sft_cache=False"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """(config, training part, model, folder); titles of several tokens."""
+    folder = tmp_path_factory.mktemp("toy")
+    settings = ["--tiny_title_tokens=False", "--num_negatives=12", "--clip_grad_norm=~"]
+    config, parts, model = toy_model(write_toy(folder / "data"), folder, *settings)
+    return config, parts[0], model, folder
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each forward pass that scores candidates, padding included."""
+    pack, found = packed.pack, []
+
+    def counted(*arguments):  # type: ignore[no-untyped-def]
+        inputs = pack(*arguments)
+        found.append(inputs.input_ids.numel())
+        return inputs
+
+    monkeypatch.setattr(packed, "pack", counted)
+    return found
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, n_bytes: float) -> None:
+    """Let so much be free for gradients, optimizer and activations."""
+    monkeypatch.setattr(memory, "logits_bytes", lambda *_: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: n_bytes / memory.USABLE["cpu"])
+
+
+def test_a_small_memory_gives_small_parts_and_the_same_result(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, sizes: list[int]
+) -> None:  # type: ignore[no-untyped-def]
+    whole = run(toy_arguments(data_path, tmp_path / "whole", *SETTINGS))
+    n_tokens = max(sizes)
+    with_free(monkeypatch, 2e6)
+    sizes.clear()
+    with caplog.at_level(logging.INFO):
+        cut = run(toy_arguments(data_path, tmp_path / "cut", *SETTINGS))
+    state = check_checkpoint(step_folders(tmp_path / "cut/checkpoints/preference")[0])["memory"]
+    lines = [line for line in caplog.messages if line.startswith("memory of the preference stage")]
+    assert f"max_tokens_per_batch={state['max_tokens']}, gradient_checkpointing=True" in lines[-1]
+    assert "0 (batches fit), gradient_checkpointing=False" in lines[0]
+    assert state["gradient_checkpointing"]
+    assert max(sizes) <= state["max_tokens"] < n_tokens
+    assert cut["test_result"] == pytest.approx(whole["test_result"], abs=0.02)
+
+
+def test_a_resumed_run_computes_the_same_parts(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more memory than before the checkpoint's choice holds: equal bit by bit."""
+    arguments = [*SETTINGS, "--save_steps=1"]
+    with_free(monkeypatch, 2e6)
+    whole = run(toy_arguments(data_path, tmp_path / "whole", *arguments))
+    step, calls = TrainingStep.run, []
+
+    def failing(self, batch, number):  # type: ignore[no-untyped-def]
+        calls.append(number)
+        if len(calls) == 5:
+            raise RuntimeError("stopped")
+        return step(self, batch, number)
+
+    def resumed(name: str):  # type: ignore[no-untyped-def]
+        calls.clear()
+        with_free(monkeypatch, 2e6)
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingStep, "run", failing)
+            with pytest.raises(RuntimeError, match="stopped"):
+                run(toy_arguments(data_path, tmp_path / name, *arguments))
+        with_free(monkeypatch, 1e12)
+        return run([f"--resume={tmp_path / name}"])["model_files"]
+
+    assert resumed("same") == whole["model_files"]
+    # control: chosen anew, the parts are others
+    monkeypatch.setattr(trainer, "restore_memory", lambda *_: None)
+    assert resumed("other") != whole["model_files"]
+
+
+def test_nothing_fits(data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free(monkeypatch, 1000)
+    with pytest.raises(TrainingError, match=r"does not fit.*--finetune=lora.*--dtype=bfloat16"):
+        run(toy_arguments(data_path, tmp_path / "run", *SETTINGS))
+
+
+def test_explicit_settings_ask_nothing(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "count_step", None)
+    explicit = ["--max_tokens_per_batch=90", "--gradient_checkpointing=False"]
+    run(toy_arguments(data_path, tmp_path / "run", *SETTINGS, *explicit))
+
+
+def test_an_example_that_runs_out_of_memory_is_cut(toy, model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Halves of the batch first, then parts of an example's candidates; equal gradients."""
+    batch, pack = first_batch(toy, "mult_dpo"), packed.pack
+    away_from_the_reference(model, "mult_dpo")
+    whole = step_gradient(toy, batch, max_tokens_per_batch=0)
+    items = model.catalogue.items
+    limit = int(packed.packed_lengths(batch.prompts.lengths, batch.candidates, items).max()) - 1
+
+    def limited(*arguments):  # type: ignore[no-untyped-def]
+        found = pack(*arguments)
+        if found.input_ids.numel() > limit:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return found
+
+    monkeypatch.setattr(packed, "pack", limited)
+    smaller = step_gradient(toy, batch, max_tokens_per_batch="auto")
+    torch.testing.assert_close(smaller, whole, rtol=1e-4, atol=1e-5)
+    assert 0 < model.automatic_max_tokens < limit
+    # control: where the user has set the limit, it stays
+    with pytest.raises(TrainingError, match="out of memory"):
+        step_gradient(toy, batch, max_tokens_per_batch=0, auto_batch=True)
+
+
+def test_a_damaged_state_is_refused(model) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TypeError, match="memory"):
+        memory.restore_memory(model, {"max_tokens": "9", "gradient_checkpointing": True})
