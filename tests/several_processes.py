@@ -8,6 +8,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,12 +35,17 @@ def launcher_environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def run_processes(
-    count: int, function: Callable[..., Any], *args: Any, killed: int | None = None
+    count: int,
+    function: Callable[..., Any],
+    *args: Any,
+    killed: int | None = None,
+    has_group: bool = True,
 ) -> list[Any]:
     """Results of `function(*args)` in each of `count` processes, by rank.
 
     Forked, so that nothing is imported again. What it returns must be plain data, not tensors. The
-    process of rank `killed` must kill itself; it returns nothing.
+    process of rank `killed` must kill itself; it returns nothing. Without `has_group` the function
+    must make the process group.
     """
     context = multiprocessing.get_context("fork")
     port, results = free_port(), context.Queue()
@@ -48,7 +54,8 @@ def run_processes(
         os.environ.update(launcher_environment(rank, count, port))
         torch.set_num_threads(1)
         try:
-            with processes.process_group(torch.device("cpu")):
+            group = processes.process_group(torch.device("cpu")) if has_group else nullcontext()
+            with group:
                 results.put((rank, True, function(*args)))
         except BaseException:
             results.put((rank, False, traceback.format_exc()))

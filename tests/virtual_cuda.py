@@ -19,6 +19,7 @@ import linecache
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.cuda._utils import _get_device_index
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.utils import checkpoint
 
 CPU = torch.device("cpu")
 MEMORY = 80 * 2**30
@@ -115,7 +116,7 @@ class VirtualCuda(TorchFunctionMode):
             wanted = self.resolved(wanted)
             if wanted.type == "cuda":
                 kwargs["device"] = CPU
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [*_tensors(args), *_tensors(kwargs)]
         devices = [self.device_of(tensor) for tensor in tensors]
         if name in LIKE_FIRST or name.startswith("new_"):
             target = wanted or devices[0]
@@ -131,9 +132,8 @@ class VirtualCuda(TorchFunctionMode):
             self.mixes[f"{name}: a generator of another device than {target}, {_line()}"] += 1
         out = func(*args, **kwargs)
         if target.type == "cuda":
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, Tensor):
-                    self.mark(leaf, target)
+            for tensor in _tensors(out):
+                self.mark(tensor, target)
             if name in ("tensor", "as_tensor", "new_tensor"):
                 self.copies[_line()] += 1
         return out
@@ -277,9 +277,27 @@ class VirtualCuda(TorchFunctionMode):
                 made.on = resolved(device)
                 return made
 
+        run_backward = torch.autograd._engine_run_backward
+
+        def run_backward_in_mode(*args: Any, **options: Any) -> Any:
+            # torch leaves a mode while a function runs, and this one calls Python code
+            if _get_current_function_mode() is self:
+                return run_backward(*args, **options)
+            TorchFunctionMode.__enter__(self)
+            try:
+                return run_backward(*args, **options)
+            finally:
+                TorchFunctionMode.__exit__(self, None, None, None)
+
         of_torch = {"load": self._loading(torch.load), "Generator": Generator}
         for name, replacement in of_torch.items():
             self._patches.enter_context(mock.patch.object(torch, name, replacement))
+        engine = mock.patch.object(torch.autograd, "_engine_run_backward", run_backward_in_mode)
+        self._patches.enter_context(engine)
+        # a tensor is kept before the function that made it returns, and its storage is marked
+        without_device = {"default": lambda tensor: (tensor.shape, tensor.dtype)}
+        checks = mock.patch.dict(checkpoint._allowed_determinism_checks_to_fns, without_device)
+        self._patches.enter_context(checks)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -293,12 +311,23 @@ class VirtualCuda(TorchFunctionMode):
             if map_location is None or "cuda" not in str(map_location):
                 return load(file, map_location=map_location, **options)
             loaded = load(file, map_location="cpu", **options)
-            for leaf in tree_leaves(loaded):
-                if isinstance(leaf, Tensor):
-                    self.mark(leaf, self.resolved(map_location))
+            for tensor in _tensors(loaded):
+                self.mark(tensor, self.resolved(map_location))
             return loaded
 
         return load_to
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _tensors(entry)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _tensors(entry)
 
 
 def _line() -> str:
