@@ -18,14 +18,14 @@ from tests.counts import Counts, lora_run
 
 BOUNDS = {
     "sft step: launches per layer": 208,
-    "sft step: other launches": 227,
-    "sft step: host waits": 18,
+    "sft step: other launches": 228,
+    "sft step: host waits": 19,
     "preference step: launches per layer": 248,
-    "preference step: other launches": 424,
-    "preference step: host waits": 31,
+    "preference step: other launches": 425,
+    "preference step: host waits": 32,
     "preference step: bytes kept per token and layer": 2000,
     "search step: launches per layer": 42,
-    "search step: other launches": 124,
+    "search step: other launches": 125,
     "search step: host waits": 9.6,
 }
 SETTINGS = ("--dtype=bfloat16", "--expand_per_step=4", "--eval_step=0")
