@@ -267,6 +267,9 @@ class VirtualCuda(TorchFunctionMode):
         }
         for name, function in replaced.items():
             self._patches.enter_context(mock.patch.object(torch.cuda, name, function))
+        # transformers' threads would move weights outside of this context
+        synchronous = {"HF_DEACTIVATE_ASYNC_LOAD": "1"}
+        self._patches.enter_context(mock.patch.dict(os.environ, synchronous))
         resolved = self.resolved
 
         class Generator(torch.Generator):

@@ -44,9 +44,11 @@ from recbole_multdpo.errors import ConfigError, TrainingError
 from recbole_multdpo.model.modes import restore_modes
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.runs.model_files import not_finite
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.scoring.lm import causal_lm
 
+CPU = torch.device("cpu")
 TINY = "tiny"
 SMOLLM2 = "smollm2"
 CACHE_VARIABLE = "RECBOLE_MULTDPO_CACHE"
@@ -63,7 +65,7 @@ class Backbone:
     """A causal language model with its tokenizer.
 
     Attributes:
-        lm: on the CPU, in eval mode, every parameter trainable.
+        lm: in eval mode, every parameter trainable.
         tokenizer: has an EOS token (the terminator of item texts) and a pad token.
         name: value of the setting `backbone`.
         fingerprint: changes whenever configuration, weights or tokenizer change (but not with
@@ -80,6 +82,7 @@ def load_backbone(
     name: str,
     *,
     dtype: str = "float32",
+    device: torch.device = CPU,
     attn_implementation: str = "sdpa",
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
@@ -91,6 +94,9 @@ def load_backbone(
         name: `tiny`, `smollm2`, a local folder, or a hub id, tried in this order; write `./tiny`
             for a folder of that name.
         dtype: type of the weights, a key of `DTYPES`.
+        device: where weights of a folder go, without a copy on the CPU; there they are those of the
+            mapped file, of which processes share one copy, unless `dtype` is another than the
+            file's. `tiny` is made on the CPU.
         attn_implementation: `sdpa` or `eager`.
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
         trust_remote_code: run Python code that comes with a folder or hub repository.
@@ -109,7 +115,7 @@ def load_backbone(
         lm.set_attn_implementation(attn_implementation)
     else:
         lm, tokenizer, fingerprint = _load_pretrained(
-            name, DTYPES[dtype], attn_implementation, trust_remote_code
+            name, DTYPES[dtype], device, attn_implementation, trust_remote_code
         )
     _check_tokenizer(name, lm, tokenizer)
     _check_finite(name, lm)
@@ -289,7 +295,11 @@ def save_backbone(
 
 
 def _load_pretrained(
-    name: str, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
     folder = _local_folder(name)
@@ -312,6 +322,7 @@ def _load_pretrained(
             source,
             config=config,
             dtype=dtype,
+            device_map=None if device == CPU else {"": device},
             attn_implementation=attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
@@ -327,7 +338,7 @@ def _load_pretrained(
         )
     if getattr(lm, "_hf_peft_config_loaded", False):
         raise ConfigError(f"backbone={name!r} holds a PEFT adapter. {_MERGE_ADAPTER}")
-    fingerprint = _hub_commit(name) if folder is None else _folder_hash(folder)
+    fingerprint = _hub_commit(name) if folder is None else _common_hash(name, folder)
     return lm, tokenizer, fingerprint
 
 
@@ -603,6 +614,24 @@ def _weight(module: nn.Module) -> nn.Parameter:
 
 
 # -------------------------------------------------------------------------------- fingerprints
+
+
+def _common_hash(name: str, folder: Path) -> str:
+    """`_folder_hash`, computed once on each machine.
+
+    Raises:
+        ConfigError: the machines' folders differ.
+    """
+    if processes.world_size() == 1:
+        return _folder_hash(folder)
+    own = _folder_hash(folder) if processes.local_rank() == 0 else None
+    found = {digest for digest in processes.all_gather(own) if digest is not None}
+    if len(found) > 1:
+        raise ConfigError(
+            f"backbone={name!r}: the folder {folder} is not the same on all machines. Copy one of "
+            "them to the others."
+        )
+    return found.pop()
 
 
 def _folder_hash(folder: Path) -> str:

@@ -119,6 +119,7 @@ class LLMRec(GeneralRecommender):
         self.backbone = load_backbone(
             settings.backbone,
             dtype=settings.dtype,
+            device=config["device"],
             attn_implementation=settings.attn_implementation,
             gradient_checkpointing=settings.gradient_checkpointing is True,
             trust_remote_code=settings.trust_remote_code,

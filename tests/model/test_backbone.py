@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, dynami
 
 import recbole_multdpo
 from recbole_multdpo.errors import ConfigError, TrainingError
+from recbole_multdpo.model import backbone as backbone_module
 from recbole_multdpo.model.backbone import (
     add_lora,
     frozen_copy,
@@ -27,6 +29,8 @@ from recbole_multdpo.model.backbone import (
     smollm2_folder,
 )
 from recbole_multdpo.scoring.lm import causal_lm
+from tests.several_processes import run_processes
+from tests.virtual_cuda import VirtualCuda
 
 TEXTS = ["Toy Story", "GoldenEye", "Star Wars", "Stargate", "A user liked these movies:"]
 TINY = dict(texts=TEXTS, hidden_size=16, num_layers=2, num_heads=2, vocab_size=300, seed=0)
@@ -103,6 +107,35 @@ class TestLoading:
         assert torch.equal(logits(made), logits(loaded))
         # rotary frequencies rounded to bfloat16 would misplace distant tokens
         assert made.model.rotary_emb.inv_freq.dtype == torch.float32
+
+    def test_weights_in_the_files_type_are_the_mapped_file(self, saved):
+        """Processes of a machine then share them; another type is a copy of its own."""
+        mapped = re.compile(rf"(\w+)-(\w+) .* {re.escape(str(saved))}/model.safetensors")
+
+        def is_mapped(lm):
+            spans = [
+                (int(found[1], 16), int(found[2], 16))
+                for line in Path("/proc/self/maps").read_text().splitlines()
+                if (found := mapped.match(line))
+            ]
+            places = [parameter.data_ptr() for parameter in lm.parameters()]
+            return [any(start <= place < end for start, end in spans) for place in places]
+
+        if not Path("/proc/self/maps").is_file():
+            pytest.skip("needs Linux, which lists what is mapped")
+        in_float32, in_bfloat16 = load(str(saved)).lm, load(str(saved), dtype="bfloat16").lm
+        assert all(is_mapped(in_float32)) and not any(is_mapped(in_bfloat16))
+
+    def test_weights_go_to_the_device_without_a_copy_on_the_cpu(self, saved):
+        gpu = torch.device("cuda", 0)
+        with VirtualCuda() as cuda:
+            lm = load(str(saved), dtype="bfloat16", device=gpu).lm
+            assert {tensor.device for tensor in lm.parameters()} == {gpu}
+            places = [parameter.data_ptr() for parameter in lm.parameters()]
+            adapted = lora(lm.to(gpu))
+            assert {tensor.device for tensor in adapted.parameters()} == {gpu}
+        assert not cuda.mixes
+        assert {p.data_ptr() for p in adapted.parameters()} >= set(places)  # not moved again
 
     def test_local_folder_wins_over_a_hub_id(self, saved, tmp_path, monkeypatch, offline):
         shutil.copytree(saved, tmp_path / "owner" / "model")
@@ -296,6 +329,30 @@ class TestFingerprint:
         edit_json(copied / "generation_config.json", max_length=7)
         assert load(str(copied)).fingerprint == before
         assert load(str(copied), dtype="bfloat16").fingerprint == before
+
+    def test_a_folder_is_read_once_on_each_machine(self, saved, tmp_path, monkeypatch):
+        """Four processes on two machines, one of which may have another folder."""
+        other = shutil.copytree(saved, tmp_path / "other")
+        edit_json(other / "config.json", added=1)
+        folder_hash, read = backbone_module._folder_hash, []
+
+        def counted(folder):
+            read.append(folder)
+            return folder_hash(folder)
+
+        def loaded(folders):
+            rank = int(os.environ["RANK"])
+            monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
+            monkeypatch.setattr(backbone_module, "_folder_hash", counted)
+            try:
+                return load(str(folders[rank // 2])).fingerprint, len(read)
+            except ConfigError as error:
+                return str(error), len(read)
+
+        expected = load(str(saved)).fingerprint
+        assert run_processes(4, loaded, [saved, saved]) == [(expected, 1), (expected, 0)] * 2
+        for message, _ in run_processes(4, loaded, [saved, other]):
+            assert "is not the same on all machines. Copy one" in message
 
     @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "model.safetensors"])
     def test_every_file_that_matters_counts(self, folder, file):
