@@ -270,10 +270,15 @@ def _validate(
     if not valid:
         getLogger().warning("the validation part is empty: the last epoch's weights are used")
         return ranker, {}, {}
+    known = trainer.best_metrics(ranker, valid)
+    if known:
+        return ranker, known, {}
     config = trainer.config
     ranker, found, described = validate(
         ranker,
-        lambda tried: dict(trainer.evaluate_ranker(tried, valid, config["show_progress"])),
+        lambda tried, weights: trainer.evaluate_weights(
+            tried, weights, valid, config["show_progress"]
+        ),
         trainer.valid_metric,
         trainer.valid_metric_bigger,
     )

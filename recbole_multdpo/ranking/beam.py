@@ -33,11 +33,14 @@ class BeamRanker(ExactRanker):
         assert isinstance(self.model.settings, D3Settings)
         return self.model.settings
 
-    def item_bias(self, user_ids: Tensor) -> Tensor | None:
-        """See `ExactRanker.item_bias`; items of one text share the sum of their probabilities."""
-        of_nodes = self._node_bias(user_ids)
-        if of_nodes is None:
-            return None
+    @staticmethod
+    def bias_factor(weight: float) -> float:
+        """See `ExactRanker.bias_factor`."""
+        return weight / (1 - weight)
+
+    def whole_bias(self, user_ids: Tensor) -> Tensor:
+        """See `ExactRanker.whole_bias`; items of one text share the sum of their probabilities."""
+        of_nodes = self._node_log_probs(user_ids)
         of_items = of_nodes[:, self.model.catalogue.trie.leaf_of_item.clamp(min=0)].float()
         of_items[:, 0] = 0.0  # item 0, which has no text, is never ranked
         return of_items
@@ -77,6 +80,10 @@ class BeamRanker(ExactRanker):
         """w / (1 − w) log m of every prefix, float64 [B, n_nodes]."""
         if self.assistant is None or self.weight == 0:
             return None
-        odds = self.weight / (1 - self.weight)
+        return self.bias_factor(self.weight) * self._node_log_probs(user_ids)
+
+    def _node_log_probs(self, user_ids: Tensor) -> Tensor:
+        """log m of every prefix, float64 [B, n_nodes]."""
+        assert self.assistant is not None
         shares = self.assistant.log_probs(user_ids, self.settings.assistant_temperature)
-        return odds * node_log_probs(self.model.catalogue.trie, shares)
+        return node_log_probs(self.model.catalogue.trie, shares)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -14,7 +15,7 @@ CURVE_FILE = "assistant_weights.csv"  # one row per weight
 
 def choose_weight(
     weights: Sequence[float],
-    evaluate: Callable[[float], dict[str, float]],
+    evaluate: Callable[[Sequence[float]], Sequence[Mapping[str, float]]],
     metric: str,
     larger_is_better: bool,
 ) -> tuple[float, list[dict[str, float]]]:
@@ -22,17 +23,18 @@ def choose_weight(
 
     Args:
         weights: to be tried.
-        evaluate: validation metrics of a weight.
+        evaluate: validation metrics of each of several weights.
         metric: name of the metric that decides, such as `ndcg@10`.
         larger_is_better: whether larger values of it are.
 
     Returns:
         The weight, and the curve: `weight` and the metrics of each, by rising weight.
     """
+    tried = sorted(set(weights))
     curve = []
-    for weight in sorted(set(weights)):
-        curve.append({"weight": weight, **evaluate(weight)})
-        getLogger().info(f"assistant_weight={weight:g}: {metric} {curve[-1][metric]:.4f}")
+    for weight, metrics in zip(tried, evaluate(tried), strict=True):
+        curve.append({"weight": weight, **metrics})
+        getLogger().info(f"assistant_weight={weight:g}: {metric} {metrics[metric]:.4f}")
     sign = 1 if larger_is_better else -1
     best = max(curve, key=lambda point: sign * point[metric])  # the first of equal ones
     return best["weight"], curve
@@ -40,7 +42,7 @@ def choose_weight(
 
 def validate(
     ranker: Ranker,
-    evaluate: Callable[[Ranker], dict[str, float]],
+    evaluate: Callable[[Ranker, Sequence[float]], Sequence[Mapping[str, float]]],
     metric: str,
     larger_is_better: bool,
 ) -> tuple[Ranker, dict[str, float], dict[str, Any]]:
@@ -48,7 +50,7 @@ def validate(
 
     Args:
         ranker: with its assistant, but for the weight.
-        evaluate: validation metrics of a ranker.
+        evaluate: validation metrics of a ranker with each of several weights of its assistant.
         metric: as for `choose_weight`, and so is `larger_is_better`.
 
     Returns:
@@ -57,17 +59,17 @@ def validate(
     """
     assistant, settings = ranker.assistant, ranker.settings
     if assistant is None:
-        return ranker, evaluate(ranker), {}
+        return ranker, dict(*evaluate(ranker, [ranker.weight])), {}
     described: dict[str, Any] = {
         "model": assistant.name,
         "settings": settings.assistant_settings,
         "valid_result": assistant.valid_result,
     }
     if not settings.assistant_weights:
-        return ranker, evaluate(ranker), described
+        return ranker, dict(*evaluate(ranker, [ranker.weight])), described
     weight, curve = choose_weight(
         settings.assistant_weights,
-        lambda weight: evaluate(replace(ranker, weight=weight)),
+        partial(evaluate, ranker),
         metric,
         larger_is_better,
     )

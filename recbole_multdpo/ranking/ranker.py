@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,20 +76,50 @@ class Ranker(ABC):
             Items and scores [B, k]; equal scores are ordered by ascending item id.
         """
 
-    def topk_among(
-        self, user_ids: Tensor, candidates: Tensor, k: int, targets: Tensor | None = None
-    ) -> TopK:
-        """`topk` of some candidates of each user, bool [B, n_items], by their scores."""
-        items, scores = stable_topk(self.scores_among(user_ids, candidates), k)
-        return TopK(items, scores, torch.zeros_like(items[:, 0]))
+    def topk_by_weight(
+        self,
+        weights: Sequence[float],
+        user_ids: Tensor,
+        excluded: Tensor | None,
+        k: int,
+        targets: Tensor | None = None,
+    ) -> list[TopK]:
+        """`topk` with each of several weights of the assistant."""
+        return [
+            replace(self, weight=weight).topk(user_ids, excluded, k, targets) for weight in weights
+        ]
 
-    def scores_among(self, user_ids: Tensor, candidates: Tensor) -> Tensor:
-        """Scores of the candidates, bool [B, n_items]: float [B, n_items], −inf for other items."""
+    def topk_among(
+        self,
+        weights: Sequence[float],
+        user_ids: Tensor,
+        candidates: Tensor,
+        k: int,
+        targets: Tensor | None = None,
+    ) -> list[TopK]:
+        """`topk_by_weight` of some candidates of each user, bool [B, n_items], by their scores."""
+        found = [
+            stable_topk(scores, k) for scores in self.scores_among(weights, user_ids, candidates)
+        ]
+        return [TopK(*best, torch.zeros_like(best[0][:, 0])) for best in found]
+
+    def scores_among(
+        self, weights: Sequence[float], user_ids: Tensor, candidates: Tensor
+    ) -> list[Tensor]:
+        """Scores of candidates, bool [B, n_items], with each of several weights of the assistant.
+
+        Returns:
+            float [B, n_items] for each weight, −inf for other items.
+        """
         rows, items = candidates.nonzero(as_tuple=True)
-        of_pairs = self.pair_scores(user_ids[rows], items)
-        scores = of_pairs.new_full(candidates.shape, -torch.inf)
-        scores[rows, items] = of_pairs
-        return scores
+        users = user_ids.to(rows.device)[rows]
+        found = []
+        for weight in weights:
+            of_pairs = replace(self, weight=weight).pair_scores(users, items)
+            scores = of_pairs.new_full(candidates.shape, -torch.inf)
+            scores[rows, items] = of_pairs
+            found.append(scores)
+        return found
 
     @abstractmethod
     def rank(self, prompts: Prompts, excluded: Tensor | None, k: int) -> TopK:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from recbole.config import Config
 from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
 from recbole_multdpo.errors import ConfigError
@@ -47,6 +50,14 @@ class TopKCollector(Collector):
                 "metrics: GAUC needs the rank of every item, but LLMRec finds the best topk items "
                 "only. Remove it, or set eval_args mode to uniN for validation and test."
             )
+
+    def fresh(self) -> TopKCollector:
+        """Copy with the data of the training part and without rankings."""
+        other = copy(self)
+        other.data_struct = DataStruct()
+        other.data_struct._data_dict = dict(self.data_struct._data_dict)
+        other._collected = []
+        return other
 
     def eval_batch_collect(  # type: ignore[no-untyped-def]
         self, scores_tensor, interaction, positive_u: Tensor, positive_i: Tensor

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from typing import Any
 import torch
 from recbole.config import Config
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
-from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -49,6 +46,7 @@ from recbole_multdpo.runtime.random_state import random_state, restore_random_st
 from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
+from recbole_multdpo.training.evaluation import collect_rankings
 from recbole_multdpo.training.memory import fit_into_memory, memory_state, restore_memory
 from recbole_multdpo.training.negative_draw import draw_negatives
 from recbole_multdpo.training.optimizer_state import check_tensors
@@ -125,7 +123,7 @@ class SetwiseTrainer(Trainer):
             fingerprints: of data, backbone and prompt, for the checkpoints.
         """
         self.stage, self.settings = stage, model.settings
-        self.ranker = self._evaluated = ranker
+        self.ranker = ranker
         super().__init__(config, model)
         self.epochs = stage.epochs
         self.eval_step = min(stage.eval_step, stage.epochs)
@@ -146,6 +144,9 @@ class SetwiseTrainer(Trainer):
         self.resumed_max_rows: int | None = None
         self.model.automatic_max_tokens = None  # of another stage
         self.drawn_negatives: DynamicNegatives | None = None
+        self._valid_data: AbstractDataLoader | None = None
+        self._last_metrics: dict[str, float] = {}  # of the present weights, until the next step
+        self._best_metrics: dict[str, float] = {}  # of the weights in `best`
         self.global_step = 0
         self.position = Position()
 
@@ -236,6 +237,7 @@ class SetwiseTrainer(Trainer):
         if self.stage.kind == "preference" and self.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
+        self._valid_data = valid_data
         found = super().fit(
             train_data,
             valid_data,
@@ -339,6 +341,7 @@ class SetwiseTrainer(Trainer):
                 restore_random_state(before, self.device)
                 self._save_step()
             raise
+        self._last_metrics = result
         if self.step_log is not None:
             self.step_log.validation(self.global_step, result)
         return score, result
@@ -432,6 +435,7 @@ class SetwiseTrainer(Trainer):
             return  # RecBole's call for a stage without epochs left: `best` exists
         weights = self.engine.weights()
         save_checkpoint(self.best_folder, weights, self._state())
+        self._best_metrics = self._last_metrics
         if self.eval_step == 0 and epoch >= 0:
             self._save_epoch()
 
@@ -569,21 +573,30 @@ class SetwiseTrainer(Trainer):
     def evaluate_ranker(
         self, ranker: Ranker, eval_data: AbstractDataLoader, show_progress: bool = False
     ) -> dict[str, float]:
-        """Metrics of a ranker at the present weights, shared by all processes; every rank gets
-        them.
+        """`evaluate_weights` with the ranker's own weight."""
+        return self.evaluate_weights(ranker, [ranker.weight], eval_data, show_progress)[0]
+
+    def evaluate_weights(
+        self,
+        ranker: Ranker,
+        weights: Sequence[float],
+        eval_data: AbstractDataLoader,
+        show_progress: bool = False,
+    ) -> list[dict[str, float]]:
+        """Metrics at the present weights of the model, for each weight of the ranker's assistant.
+
+        All processes share the users; every rank gets the metrics.
 
         Raises:
             TrainingError: memory runs out.
         """
-        self._evaluated = ranker.prepared()
-        evaluate = partial(
-            super().evaluate, eval_data, load_best_model=False, show_progress=show_progress
-        )
+        self.model.eval()
         try:
             with self._unsharded_model():
-                if processes.world_size() > 1:
-                    self.eval_collector.users = torch.as_tensor(eval_data.uid_list)
-                return evaluate()
+                collectors = collect_rankings(
+                    ranker.prepared(), weights, eval_data, self.eval_collector, show_progress
+                )
+                collected = [collector.get_data_struct() for collector in collectors]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -595,40 +608,19 @@ class SetwiseTrainer(Trainer):
                 f"{settings.expand_per_step}) with --resume={self.run_folder}. "
                 f"Last checkpoint: {self._last_checkpoint()}"
             ) from None
+        results = [self.evaluator.evaluate(of_weight) for of_weight in collected]
+        for result in results:
+            self.wandblogger.log_eval_metrics(result, head="eval")
+        return results
 
-    def _full_sort_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
-        interaction, history_index, positive_u, positive_i = batched_data
-        users = interaction[self.config["USER_ID_FIELD"]]
-        excluded = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool, device=self.device)
-        excluded[history_index[0].to(self.device), history_index[1].to(self.device)] = True
-        targets = self._targets(positive_u, positive_i)
-        topk = self._evaluated.topk(users, excluded, max(self.config["topk"]), targets)
-        return interaction, topk, positive_u, positive_i
+    def best_metrics(self, ranker: Ranker, valid_data: AbstractDataLoader) -> dict[str, float]:
+        """Metrics that `fit` has found for the stage's best weights; {} if it has not.
 
-    def _targets(self, positive_u: Tensor, positive_i: Tensor) -> Tensor | None:
-        """Positives of each user, long [B, T], 0-padded; None if complete lists are wanted."""
-        if not self.settings.stop_at_metrics:
-            return None
-        rows = [positive_i[positive_u == row] for row in range(int(positive_u.max()) + 1)]
-        return pad_sequence(rows, batch_first=True).to(self.device)
-
-    def _neg_sample_batch_eval(self, batched_data):  # type: ignore[no-untyped-def]
-        """RecBole 1.2.1's, with the lists of the ranker, or its scores if all ranks are needed."""
-        interaction, rows, positive_u, positive_i = batched_data
-        field, items = self.config["USER_ID_FIELD"], interaction[self.config["ITEM_ID_FIELD"]]
-        users = torch.empty(int(rows.max()) + 1, dtype=torch.long)
-        users[rows] = interaction[field]
-        candidates = torch.zeros(len(users), self.tot_item_num, dtype=torch.bool)
-        candidates[rows, items] = True
-        candidates, ids = candidates.to(self.device), users.to(self.device)
-        found = (
-            self._evaluated.scores_among(ids, candidates)
-            if self.eval_collector.register.need("rec.meanrank")
-            else self._evaluated.topk_among(
-                ids, candidates, max(self.config["topk"]), self._targets(positive_u, positive_i)
-            )
-        )
-        return Interaction({field: users}), found, positive_u, positive_i
+        They are a ranker's only if it ranks as `ranker` does, and for the users that `fit` ranked.
+        """
+        as_in_fit = ranker.assistant is None and ranker.choices == self.ranker.choices
+        known = as_in_fit and valid_data is self._valid_data
+        return dict(self._best_metrics) if known else {}
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -59,6 +59,10 @@ def test_the_best_weight_on_validation_is_used(data_path: Path, tmp_path: Path, 
 
 def test_the_smallest_of_equally_good_weights() -> None:
     metrics = {0.0: 0.1, 1.0: 0.3, 5.0: 0.3, 9.0: 0.2}
-    weight, curve = choose_weight([9, 5, 1, 0, 1], lambda w: {"m@1": metrics[w]}, "m@1", True)
+
+    def evaluate(weights):  # type: ignore[no-untyped-def]
+        return [{"m@1": metrics[weight]} for weight in weights]
+
+    weight, curve = choose_weight([9, 5, 1, 0, 1], evaluate, "m@1", True)
     assert weight == 1 and curve == [{"weight": w, "m@1": m} for w, m in metrics.items()]
-    assert choose_weight([1, 9], lambda w: {"m@1": metrics[w]}, "m@1", False)[0] == 9
+    assert choose_weight([1, 9], evaluate, "m@1", False)[0] == 9

@@ -108,12 +108,12 @@ def test_a_search_among_candidates_finds_the_best_scores(
     candidates = torch.rand(len(users), model.n_items, generator=generator) < share
     candidates[:, 0] = False
     candidates[0] = torch.arange(model.n_items) == 3
-    slow = Ranker.topk_among(ranker, users, candidates, 6)
-    fast = ranker.topk_among(users, candidates, 6)
+    (slow,) = Ranker.topk_among(ranker, [weight], users, candidates, 6)
+    (fast,) = ranker.topk_among([weight], users, candidates, 6)
     assert fast.items.equal(slow.items) and fast.items[0].tolist() == [3, 0, 0, 0, 0, 0]
     torch.testing.assert_close(fast.scores, slow.scores, atol=1e-4, rtol=1e-5)
     every_score = model.score_all(ranker.prompts(users)) + weight * assistant.log_probs(users)
     expected = every_score.masked_fill(~candidates, -torch.inf)
-    found = ranker.scores_among(users, candidates)
+    (found,) = ranker.scores_among([weight], users, candidates)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
     assert not ranker.topk(users, None, 6).items.equal(slow.items)  # the control: of all items

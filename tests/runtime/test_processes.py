@@ -92,7 +92,7 @@ def test_what_the_first_of_a_machine_downloads_the_others_find(tmp_path: Path) -
 
 
 def long_work() -> list[str]:
-    """What became of waiting three times for two seconds of another process's work."""
+    """Results of waiting three times for two seconds of another process's work."""
 
     def work() -> str:
         time.sleep(2.0)

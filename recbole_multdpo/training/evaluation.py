@@ -1,0 +1,103 @@
+"""One pass over the users of a validation or test, for every weight of an assistant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.interaction import Interaction
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from recbole_multdpo.ranking.ranker import Ranker
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.scoring.topk import TopK
+from recbole_multdpo.training.collector import TopKCollector
+
+
+@torch.no_grad()
+def collect_rankings(
+    ranker: Ranker,
+    weights: Sequence[float],
+    loader: AbstractDataLoader,
+    collector: TopKCollector,
+    show_progress: bool = False,
+) -> list[TopKCollector]:
+    """Rank the users of a loader, shared by all processes; RecBole's `Trainer.evaluate` as a loop.
+
+    RecBole's evaluates one model at a time. Here the language model scores a batch of users once
+    for all weights of its assistant.
+
+    Args:
+        ranker: in its model, which is in eval mode.
+        weights: of its assistant; its own alone without one.
+        loader: full rankings or sampled candidates.
+        collector: with the data of the training part; not changed.
+        show_progress: show a progress bar.
+
+    Returns:
+        A collector with the rankings of each weight, on every rank of those users that it ranked.
+    """
+    collectors = [collector.fresh() for _ in weights]
+    if processes.world_size() > 1:
+        for of_weight in collectors:
+            of_weight.users = torch.as_tensor(loader.uid_list)
+    pass_ = _Pass(ranker, weights, collector, loader._dataset.item_num)
+    rank = pass_.full if isinstance(loader, FullSortEvalDataLoader) else pass_.sampled
+    for batch in tqdm(loader, total=len(loader), desc="Evaluate", disable=not show_progress):
+        users, found = rank(*batch)
+        for of_weight, rankings in zip(collectors, found, strict=True):
+            of_weight.eval_batch_collect(rankings, users, *batch[2:])
+    return collectors
+
+
+class _Pass:
+    """Rankings of batches of users in RecBole's form, with each of the weights."""
+
+    def __init__(
+        self, ranker: Ranker, weights: Sequence[float], collector: TopKCollector, n_items: int
+    ) -> None:
+        self.ranker, self.weights, self.n_items = ranker, weights, n_items
+        self.k = max(collector.topk)
+        self.ranks_all = collector.register.need("rec.meanrank")
+        self.field, self.item_field = (
+            collector.config[f"{kind}_ID_FIELD"] for kind in ("USER", "ITEM")
+        )
+
+    def full(
+        self, interaction: Interaction, history: Any, positive_u: Tensor, positive_i: Tensor
+    ) -> tuple[Interaction, list[TopK]]:
+        """Rankings of the catalogue without the items of `history`."""
+        users, device = interaction[self.field], self.ranker.model.device
+        excluded = torch.zeros(len(users), self.n_items, dtype=torch.bool, device=device)
+        excluded[history[0].to(device), history[1].to(device)] = True
+        targets = self._targets(positive_u, positive_i)
+        return interaction, self.ranker.topk_by_weight(
+            self.weights, users, excluded, self.k, targets
+        )
+
+    def sampled(
+        self, interaction: Interaction, rows: Tensor, positive_u: Tensor, positive_i: Tensor
+    ) -> tuple[Interaction, list[TopK] | list[Tensor]]:
+        """Rankings of candidates; scores [B, n_items] if a metric needs the ranks of all."""
+        users = torch.empty(int(rows.max()) + 1, dtype=torch.long)
+        users[rows] = interaction[self.field]
+        candidates = torch.zeros(len(users), self.n_items, dtype=torch.bool)
+        candidates[rows, interaction[self.item_field]] = True
+        candidates = candidates.to(self.ranker.model.device)
+        of_users = Interaction({self.field: users})
+        if self.ranks_all:
+            return of_users, self.ranker.scores_among(self.weights, users, candidates)
+        targets = self._targets(positive_u, positive_i)
+        return of_users, self.ranker.topk_among(self.weights, users, candidates, self.k, targets)
+
+    def _targets(self, positive_u: Tensor, positive_i: Tensor) -> Tensor | None:
+        """Positives of each user, long [B, T], 0-padded; None if complete lists are wanted."""
+        if not self.ranker.settings.stop_at_metrics:
+            return None
+        rows = [positive_i[positive_u == row] for row in range(int(positive_u.max()) + 1)]
+        return pad_sequence(rows, batch_first=True).to(self.ranker.model.device)

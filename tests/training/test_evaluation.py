@@ -1,0 +1,153 @@
+"""The language model runs once per validation: weights share its scores, and none is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from recbole_multdpo.classical.assistant import make_assistant
+from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.quick_start import run
+from recbole_multdpo.ranking import make_ranker
+from recbole_multdpo.scoring.best_first import TrieSearch
+from recbole_multdpo.training import trainer as trainer_module
+from recbole_multdpo.training.step import Stage
+from recbole_multdpo.training.trainer import SetwiseTrainer
+from tests.integration.toy import toy_arguments, toy_model
+
+WEIGHTS = [0.0, 1.0, 3.0, 30.0]
+Counts = dict[str, int]
+
+
+@contextmanager
+def counted(lm: nn.Module) -> Iterator[Counts]:
+    """Forwards of a language model and the tokens that they are fed, padding included."""
+    counts = {"forwards": 0, "tokens": 0}
+
+    def count(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+        counts["forwards"] += 1
+        counts["tokens"] += keywords["input_ids"].numel()
+
+    handle = lm.get_decoder().register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[operator]
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+def evaluations(
+    data_path: Path, tmp_path: Path, *options: str
+) -> tuple[nn.Module, Callable[[], list[Any]], Callable[[], list[Any]]]:
+    """The model, and its validation with each weight: together, and one after the other."""
+    several = ["--tiny_title_tokens=False", "--assistant=EASE", "--EASE.reg_weight=10"]
+    config, parts, model = toy_model(data_path, tmp_path, *several, *options)
+    assert model.catalogue.trie.num_internal > 30
+    assistant = make_assistant(config.assistant, parts[0], parts, None, tmp_path / "assistant")
+    ranker = replace(make_ranker(model, model.histories), assistant=assistant)
+    stage = Stage("preference", epochs=1, learning_rate=1.0, eval_step=1)
+    trainer = SetwiseTrainer(config, model, stage, tmp_path, ranker)
+    trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
+    _, valid, _ = evaluation_loaders(config, parts[0], parts)
+
+    def together() -> list[Any]:
+        return trainer.evaluate_weights(ranker, WEIGHTS, valid)
+
+    def in_turn() -> list[Any]:
+        return [trainer.evaluate_ranker(replace(ranker, weight=w), valid) for w in WEIGHTS]
+
+    return model.lm, together, in_turn
+
+
+SEARCH = ["--expand_per_step=2"]
+SAMPLED = "--eval_args={'mode': 'uni7'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        (SEARCH, 0.4),
+        ([*SEARCH, SAMPLED], 0.4),
+        ([SAMPLED, "--metrics=[NDCG, GAUC]"], 0.26),
+        ([SAMPLED, "--ranker=exhaustive"], 0.26),
+        ([*SEARCH, "--model=D3", "--loss=sft", "--ranker=best_first"], 0.4),
+        (["--model=D3", "--loss=sft", SAMPLED], 0.26),
+    ],
+    ids=["full", "sampled", "all ranks", "exhaustive", "D3", "D3 sampled"],
+)
+def test_all_weights_from_one_pass(
+    data_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    share: float,
+) -> None:
+    if "--model=D3" in options:
+        monkeypatch.setattr(f"{__name__}.WEIGHTS", [0.0, 0.5, 0.75, 0.97])
+    lm, together, in_turn = evaluations(data_path, tmp_path, *options)
+    with counted(lm) as slow:
+        expected = in_turn()
+    with counted(lm) as fast:
+        found = together()
+    assert found == expected
+    assert len({str(metrics) for metrics in found}) > 1  # weights matter
+    assert fast["tokens"] <= share * slow["tokens"]
+    assert fast["forwards"] < slow["forwards"]
+    if SEARCH[0] in options:  # a control: a search that stays at its first weight
+        monkeypatch.setattr(TrieSearch, "_weighted", lambda search, table, users: 0 * table[users])
+        assert together() != expected
+
+
+def test_the_best_epochs_validation_is_the_reported_one(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two validations in the second stage, and a test."""
+    passes: list[int] = []
+    collect = trainer_module.collect_rankings
+
+    def counting(ranker: Any, weights: Any, loader: Any, *arguments: Any) -> Any:
+        passes.append(len(loader.uid_list))
+        return collect(ranker, weights, loader, *arguments)
+
+    monkeypatch.setattr(trainer_module, "collect_rankings", counting)
+    arguments = toy_arguments(data_path, tmp_path / "once", "--sft_cache=False")
+    once = run(arguments)
+    assert passes == [24] * 3
+    monkeypatch.setattr(SetwiseTrainer, "best_metrics", lambda *_: {})
+    twice = run(toy_arguments(data_path, tmp_path / "twice", "--sft_cache=False"))
+    assert passes == [24] * (3 + 4)
+    assert once["valid_result"] == twice["valid_result"]
+    assert once["test_result"] == twice["test_result"]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        (["--valid_users=5"], [5, 24, 24]),  # other users
+        (["--assistant=EASE"], [24, 24, 24]),  # another ranking
+        (["--eval_step=0"], [24, 24]),  # none of these weights
+    ],
+)
+def test_another_validation_is_made(
+    data_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    last: list[int],
+) -> None:
+    passes: list[int] = []
+    collect = trainer_module.collect_rankings
+
+    def counting(ranker: Any, weights: Any, loader: Any, *arguments: Any) -> Any:
+        passes.append(len(loader.uid_list))
+        return collect(ranker, weights, loader, *arguments)
+
+    monkeypatch.setattr(trainer_module, "collect_rankings", counting)
+    run(toy_arguments(data_path, tmp_path / "run", "--epochs=1", *options))
+    assert passes == last
