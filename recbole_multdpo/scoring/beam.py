@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import TrainingError
-from recbole_multdpo.scoring.best_first import TrieSearch, compacted
+from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
@@ -107,7 +107,7 @@ class _BeamSearch(TrieSearch):
         self.node_bias = given.to(self.node_logps).masked_fill(~allowed, -math.inf)
         self.is_complete = torch.zeros_like(allowed)
 
-    def _file(self, rows: Tensor, children: Tensor, child_scores: Tensor) -> None:
+    def _file(self, rows: Tensor, children: Tensor, child_scores: Tensor, n_items: int) -> None:
         self.node_logps[self.users[rows], children] = child_scores
         self.scored = rows, children
 
@@ -119,23 +119,14 @@ class _BeamSearch(TrieSearch):
         scores = self.node_logps.new_full((len(self.users), len(self.trie.token)), -math.inf)
         scores[rows, children] = self.node_logps[users, children] + self.node_bias[users, children]
         best, nodes = scores.topk(min(self.beam_size, scores.shape[1]), dim=1)
-        row, column = ((best > -math.inf) & (nodes >= n_internal)).nonzero(as_tuple=True)
-        self.is_complete[self.users[row], nodes[row, column]] = True
+        completed = (best > -math.inf) & (nodes >= n_internal)
+        self.is_complete[self.users[:, None], nodes] |= completed
 
         best, nodes = scores[:, :n_internal].topk(min(self.beam_size, n_internal), dim=1)
         # a prefix below the last of `beam_size` complete texts can never replace one
         live = (best > -math.inf) & (best > self._last_complete()[self.users, None])
-        busy = live[:, 0]
-        if not busy.all():
-            kept = compacted(busy)
-            if len(kept) == 0:
-                return False
-            self._keep(kept)
-            nodes, live = nodes[kept], live[kept]
-        width = int(live.sum(1).max())
-        nodes, live = nodes[:, :width], live[:, :width]
-        self._feed(self.node_logps[self.users[:, None], nodes], nodes, live)
-        return True
+        scores = self.node_logps[self.users[:, None], nodes]
+        return self._feed(scores, nodes, self._counts(nodes, live))
 
     def _last_complete(self) -> Tensor:
         """Score of each user's `beam_size`-th complete text, −inf if there are fewer: [B]."""
@@ -191,8 +182,7 @@ def node_log_probs(trie: ItemTrie, item_log_probs: Tensor) -> Tensor:
     masses = probs.new_zeros(n_users, len(trie.token))
     items = trie.item_order
     masses.scatter_add_(1, trie.leaf_of_item[items].expand(n_users, -1), probs[:, items])
-    for depth in range(int(trie.depth.max()), 0, -1):
-        nodes = (trie.depth == depth).nonzero()[:, 0]
+    for nodes in reversed(trie.levels):
         masses.scatter_add_(1, trie.parent[nodes].expand(n_users, -1), masses[:, nodes])
     # underflow becomes the smallest positive number: an item at −inf could not be ranked
     return masses.clamp(min=torch.finfo(masses.dtype).tiny).log()

@@ -14,6 +14,9 @@ prompt, its ancestors and itself; children of the root are scored from the promp
 With flat scores, as of an untrained model, most of the trie stays open, and the cache grows.
 In a large trie the search of such a user is given up, and `recbole_multdpo.scoring.trie_scores`
 scores every item.
+
+On a GPU a step waits for the device once, to learn how many children the chosen nodes have; all
+sizes, and which users are finished, follow from that on the host.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +33,13 @@ from transformers.cache_utils import Cache
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.scoring.attention import grouped_heads
-from recbole_multdpo.scoring.cache import BufferedLayer, cache_argument, check_attention
+from recbole_multdpo.scoring.cache import (
+    BufferedLayer,
+    KeptRows,
+    aligned,
+    cache_argument,
+    check_attention,
+)
 from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.lm import causal_lm
@@ -152,12 +162,12 @@ class TrieSearch:
             self.found = [TopK(*(t.clone() for t in (*empty, self.expanded))) for _ in weights]
 
         self.users = torch.arange(n_users, device=device)
-        self.prompt_lengths = prompts.lengths
+        self.prompt_lengths = prompts.lengths.clone()
         columns = torch.arange(prompts.width, device=device)
         self.prompt_mask = torch.zeros_like(prompts.ids, dtype=hidden.dtype).masked_fill_(
             columns >= prompts.lengths[:, None], self.masked
         )
-        self.cached_positions = columns.expand(n_users, -1)
+        self.cached_positions = columns.repeat(n_users, 1)
         shape = (n_users, trie.num_internal)
         self.frontier = torch.full(shape, -math.inf, dtype=dtype, device=device)
         # paths are padded with the root, whose slot is the prompt's last token: attended anyway
@@ -168,6 +178,7 @@ class TrieSearch:
             torch.full_like(self.users, ROOT),
             self.item_scores.new_zeros(n_users),
             hidden[self.users, prompts.lengths - 1],
+            np.tile(np.array(trie.counts_of_root)[:, None], n_users),
         )
 
     def set_targets(self, targets: Tensor) -> None:
@@ -259,7 +270,10 @@ class TrieSearch:
         scores = self.frontier.gather(1, nodes)
         # not strictly greater: an item of equal score and lower id would win
         live = (bounds >= needed - SLACK) & (bounds > -math.inf)  # [R, m], true ones first
-        if self.found:
+        spent = live[:, 0] & (self.expanded[self.users] > self.max_expanded)
+        self.given_up[self.users] = spent
+        counts = self._counts(nodes, live & ~spent[:, None])
+        if self.found and not counts[0, :, 0].all():
             finished = ~live[:, 0] & (self.turn[self.users] < len(self.weights) - 1)
             if finished.any():
                 assert self.largest_bias is not None
@@ -267,18 +281,7 @@ class TrieSearch:
                 self._next_weight(users)
                 self.largest_bias[finished] = self._weighted(self.whole_largest, users)
                 return True
-        spent = live[:, 0] & (self.expanded[self.users] > self.max_expanded)
-        self.given_up[self.users] = spent
-        busy = live[:, 0] & ~spent
-        if not busy.all():
-            rows = compacted(busy)
-            if len(rows) == 0:
-                return False
-            self._keep(rows)
-            scores, nodes, live = scores[rows], nodes[rows], live[rows]
-        width = int(live.sum(1).max())
-        self._feed(scores[:, :width], nodes[:, :width], live[:, :width])
-        return True
+        return self._feed(scores, nodes, counts)
 
     def _next_weight(self, users: Tensor) -> None:
         """Keep the lists of users, long [n], and score their items with their next weights."""
@@ -296,36 +299,78 @@ class TrieSearch:
         """Rows of users, long [n], of a table of the bias, times their present weights."""
         return table[users] * table.new_tensor(self.weights)[self.turn[users], None]
 
-    def _feed(self, scores: Tensor, nodes: Tensor, live: Tensor) -> None:
-        """Run nodes [R, m] through the model; entries that are not live are padding."""
+    def _counts(self, nodes: Tensor, live: Tensor) -> np.ndarray:
+        """Children of nodes [R, m], and items that end at these; 0 for nodes that are not live.
+
+        Returns:
+            int [2, R, m], on the host, which waits for the device here and nowhere else in a step.
+        """
+        counts = torch.stack([self.trie.child_count[nodes], self.trie.ending[nodes]])
+        return counts.masked_fill_(~live, 0).cpu().numpy()
+
+    def _feed(self, scores: Tensor, nodes: Tensor, counts: np.ndarray) -> bool:
+        """Run the live ones of nodes [R, m] through the model; False if there are none.
+
+        Users without a live node leave the batch. The live nodes of a user precede the others.
+
+        Args:
+            scores: [R, m], log-probability of each node's prefix.
+            nodes: long [R, m], internal nodes.
+            counts: `_counts` of them.
+        """
+        is_live = counts[0] > 0
+        busy = is_live.any(1)
+        if not busy.any():
+            return False
+        if not busy.all():
+            kept = KeptRows(busy, nodes.device)
+            self._keep(kept)
+            scores, nodes = kept.of(scores), kept.of(nodes)
+            counts, is_live = counts[:, kept.order], is_live[kept.order]
+        width = int(is_live.sum(1).max())
+        scores, nodes = scores[:, :width], nodes[:, :width]
+        places = np.stack(is_live.nonzero())  # [2, n]
+        rows, columns = torch.from_numpy(places).to(nodes.device)
+
         fed_before = self.cache.get_seq_length()
-        rows, columns = live.nonzero(as_tuple=True)
         chosen = nodes[rows, columns]
         self.slots[rows, chosen] = fed_before + columns
         self.frontier[rows, chosen] = -math.inf
-        self.expanded[self.users] += live.sum(1)
+        self.expanded.index_add_(0, self.users[rows], torch.ones_like(rows))
         positions = self.prompt_lengths[:, None] + self.trie.depth[nodes] - 1
-        mask = self._mask(nodes, fed_before + nodes.shape[1])
+        mask = self._mask(nodes, fed_before + width)
+        keys = self.cached_positions
         if self.layer_kinds.has_windows:
-            self.cached_positions = torch.cat([self.cached_positions, positions], dim=1)
+            self.cached_positions = torch.cat([keys, positions], dim=1)
+            keys = F.pad(self.cached_positions, (0, mask.shape[3] - fed_before - width))
+        longest = self.prompts.width + self.trie.max_depth
         with grouped_heads():
             hidden = self.body(
                 input_ids=self.trie.token[nodes].clamp(min=0),
                 position_ids=positions,
-                attention_mask=self.layer_kinds.masks(mask, positions, self.cached_positions),
+                attention_mask=self.layer_kinds.masks(mask, positions, keys, longest),
                 **self.caching,
             ).last_hidden_state  # [R, m, H]
-        self._score_children(rows, chosen, scores[rows, columns], hidden[rows, columns])
+        self._score_children(
+            rows,
+            chosen,
+            scores[rows, columns],
+            hidden[rows, columns],
+            counts[:, places[0], places[1]],
+        )
+        return True
 
     def _mask(self, nodes: Tensor, total: int) -> Tensor:
-        """Additive mask [R, 1, m, total]: own prompt, own ancestors, self."""
-        mask = self.prompt_mask.new_full((*nodes.shape, total), self.masked)
+        """Additive mask [R, 1, m, aligned(total)]: own prompt, own ancestors, self."""
+        mask = self.prompt_mask.new_full((*nodes.shape, aligned(total)), self.masked)
         mask[:, :, : self.prompt_mask.shape[1]] = self.prompt_mask[:, None]
-        path = self.trie.path[nodes, : int(self.trie.depth[nodes].max())]  # [R, m, D]
+        path = self.trie.path[nodes]  # [R, m, D]
         slots = self.slots.gather(1, path.flatten(1)).view(path.shape)
         return mask.scatter_(2, slots, 0.0)[:, None]
 
-    def _score_children(self, rows: Tensor, nodes: Tensor, scores: Tensor, hidden: Tensor) -> None:
+    def _score_children(
+        self, rows: Tensor, nodes: Tensor, scores: Tensor, hidden: Tensor, counts: np.ndarray
+    ) -> None:
         """Score all children of n fed nodes and store them.
 
         Args:
@@ -333,32 +378,36 @@ class TrieSearch:
             nodes: long [n], internal nodes.
             scores: [n], log-probability of each node's prefix.
             hidden: [n, H], last hidden states at the nodes.
+            counts: int [2, n], on the host: their children, and the items that end at these.
         """
         trie = self.trie
-        source, position = unfold_spans(trie.child_start[nodes], trie.child_count[nodes])
+        n_children, n_items = counts.sum(1).tolist()
+        source, position = unfold_spans(
+            trie.child_start[nodes], trie.child_count[nodes], n_children
+        )
         children = trie.children[position]
-        token_logps = head_logps(hidden, self.head, source, trie.token[children])
+        token_logps = head_logps(hidden, self.head, source, trie.token[children], counts=counts[0])
         if self.catalogue.normalised:
             token_logps = log_softmax_within(token_logps, source, len(nodes))
         child_scores = scores[source] + token_logps
         self.found_nan |= child_scores.isnan().any()
-        self._file(rows[source], children, child_scores)
+        self._file(rows[source], children, child_scores, n_items)
 
-    def _file(self, rows: Tensor, children: Tensor, child_scores: Tensor) -> None:
-        """Store n scored nodes as open prefixes or complete items; all arguments are [n]."""
+    def _file(self, rows: Tensor, children: Tensor, child_scores: Tensor, n_items: int) -> None:
+        """Store n scored nodes as open prefixes or complete items, of which there are `n_items`.
+
+        The other arguments are [n].
+        """
         trie = self.trie
-        inner = (children < trie.num_internal).nonzero()[:, 0]
-        alive = self.alive[self.users[rows[inner]], children[inner]]
-        self.frontier[rows[inner], children[inner]] = torch.where(
-            alive, child_scores[inner], -math.inf
-        )
+        is_inner = children < trie.num_internal
+        inner = torch.where(is_inner, children, ROOT)  # the root is never open
+        is_open = is_inner & self.alive[self.users[rows], inner]
+        self.frontier[rows, inner] = torch.where(is_open, child_scores, -math.inf)
 
-        leaves = (children >= trie.num_internal).nonzero()[:, 0]
-        at_leaf = children[leaves]
-        source, position = unfold_spans(trie.item_start[at_leaf], trie.item_count[at_leaf])
-        items, leaves = trie.item_order[position], leaves[source]
-        users = self.users[rows[leaves]]
-        item_scores = child_scores[leaves]
+        ends = trie.item_count[children].masked_fill(is_inner, 0)
+        source, position = unfold_spans(trie.item_start[children], ends, n_items)
+        items, users = trie.item_order[position], self.users[rows[source]]
+        item_scores = child_scores[source]
         if self.found:
             self.item_logps[users, items] = torch.where(
                 self.allowed[users, items], item_scores, -math.inf
@@ -369,25 +418,16 @@ class TrieSearch:
             self.allowed[users, items], item_scores, -math.inf
         )
 
-    def _keep(self, rows: Tensor) -> None:
-        """Reduce the batch to these rows, ordered as by `compacted`."""
+    def _keep(self, kept: KeptRows) -> None:
+        """Reduce the batch to these rows."""
         tables = "users prompt_lengths prompt_mask cached_positions frontier slots"
         for name in tables.split():
-            setattr(self, name, getattr(self, name)[rows])
+            setattr(self, name, kept.of(getattr(self, name)))
         if self.largest_bias is not None:
-            self.largest_bias = self.largest_bias[rows]
-        self.cache.batch_select_indices(rows)
-
-
-def compacted(busy: Tensor) -> Tensor:
-    """Indices of the true rows of busy [R], ordered so that as few rows as possible move.
-
-    The last ones fill the gaps among the first ones, so little of the cache is copied.
-    """
-    n_busy = int(busy.sum())
-    rows = torch.arange(n_busy, device=busy.device)
-    rows[~busy[:n_busy]] = busy[n_busy:].nonzero()[:, 0] + n_busy
-    return rows
+            self.largest_bias = kept.of(self.largest_bias)
+        for layer in self.cache.layers:
+            assert isinstance(layer, BufferedLayer)
+            layer.keep_rows(kept)
 
 
 def _largest_below(trie: ItemTrie, item_bias: Tensor) -> Tensor:
@@ -400,8 +440,7 @@ def _largest_below(trie: ItemTrie, item_bias: Tensor) -> Tensor:
     largest.scatter_reduce_(
         1, trie.leaf_of_item[items].expand(len(item_bias), -1), item_bias[:, items], "amax"
     )
-    for depth in range(int(trie.depth.max()), 0, -1):
-        nodes = (trie.depth == depth).nonzero()[:, 0]
+    for nodes in reversed(trie.levels):
         parents = trie.parent[nodes].expand(len(item_bias), -1)
         largest.scatter_reduce_(1, parents, largest[:, nodes], "amax")
     return largest[:, : trie.num_internal]

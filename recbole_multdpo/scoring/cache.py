@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,11 +31,21 @@ def check_attention(model: PreTrainedModel) -> None:
         )
 
 
+def aligned(length: int) -> int:
+    """`length`, rounded up to a multiple of 8.
+
+    On a GPU attention with a mask of another width copies the mask in every layer.
+    """
+    return -(-length // 8) * 8
+
+
 class BufferedLayer(DynamicLayer):
     """One layer's keys and values [B, heads, length, head_dim] in a growing buffer.
 
     transformers' own dynamic layer concatenates, copying the whole cache at every step: 15 % of the
-    search's time with the million-parameter model on a CPU.
+    search's time with the million-parameter model on a CPU. The buffer is at most half as long
+    again as the keys in it. After the prompts, all keys up to the `aligned` length are returned:
+    the mask must hide those beyond `length`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,31 +63,33 @@ class BufferedLayer(DynamicLayer):
             self.is_initialized = True
         self.key_buffer = _append(self.key_buffer, key_states, start)
         self.value_buffer = _append(self.value_buffer, value_states, start)
-        return self._show()
+        return self._show() if start else (key_states, value_states)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only the rows `indices`, ordered as by `compacted`, in place."""
-        self.key_buffer = _select(self.key_buffer, indices)
-        self.value_buffer = _select(self.value_buffer, indices)
-        self._show()
+    def get_seq_length(self) -> int:
+        """Positions that hold a key."""
+        return self.length
+
+    def keep_rows(self, kept: KeptRows) -> None:
+        """Drop all other rows, in place."""
+        self.key_buffer = kept.of(self.key_buffer)
+        self.value_buffer = kept.of(self.value_buffer)
 
     def crop(self, max_length: int) -> None:
         """Drop all positions after the first `max_length`."""
         self.length = max_length
-        self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
-        keys = self.key_buffer[:, :, : self.length]
-        values = self.value_buffer[:, :, : self.length]
-        self.keys, self.values = keys, values
-        return keys, values
+        stop = aligned(self.length)
+        self.keys, self.values = self.key_buffer[:, :, :stop], self.value_buffer[:, :, :stop]
+        return self.keys, self.values
 
 
 def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
-    """Write states [B, heads, m, head_dim] at `start`; double the buffer if it is too short."""
+    """Write states [B, heads, m, head_dim] at `start`; lengthen the buffer if it is too short."""
     stop = start + states.shape[2]
-    if buffer.ndim == 1 or buffer.shape[2] < stop:
-        larger = states.new_empty(*states.shape[:2], 2 * stop, *states.shape[3:])
+    if buffer.ndim == 1 or buffer.shape[2] < aligned(stop):
+        # not empty: an attention weight of 0 times what the memory holds might be NaN
+        larger = states.new_zeros(*states.shape[:2], aligned(stop * 3 // 2), *states.shape[3:])
         if start:
             larger[:, :, :start] = buffer[:, :, :start]
         buffer = larger
@@ -84,11 +97,29 @@ def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
     return buffer
 
 
-def _select(buffer: Tensor, indices: Tensor) -> Tensor:
-    """Move rows `indices` to the front, copying only those that change place, and truncate."""
-    places = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-    buffer[places] = buffer[indices[places]]
-    return buffer[: len(indices)]
+class KeptRows:
+    """The rows of a batch that stay, in an order in which as few as possible move.
+
+    The last ones fill the gaps among the first ones, so little of a large table is copied.
+
+    Attributes:
+        n_rows: how many stay.
+        order: int [n_rows], the rows in their new order, on the host.
+    """
+
+    def __init__(self, busy: np.ndarray, device: torch.device) -> None:
+        """The true rows of `busy`, bool [R] on the host, for tables on `device`."""
+        self.n_rows = int(busy.sum())
+        gaps = np.flatnonzero(~busy[: self.n_rows])
+        fillers = self.n_rows + np.flatnonzero(busy[self.n_rows :])
+        self.order = np.arange(self.n_rows)
+        self.order[gaps] = fillers
+        self._gaps, self._fillers = torch.from_numpy(np.stack([gaps, fillers])).to(device)
+
+    def of(self, table: Tensor) -> Tensor:
+        """Move these rows of a table [R, ...] to its front, in place, and leave out the others."""
+        table[self._gaps] = table[self._fillers]
+        return table[: self.n_rows]
 
 
 def cache_argument(model: nn.Module) -> str:

@@ -11,6 +11,7 @@ instead, which saves the recomputation:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -54,8 +55,8 @@ class _LinearHeadLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, row_of, tokens, chunk, keep):  # type: ignore[no-untyped-def]
-        bounds = _bounds(row_of, len(hidden), chunk)
+    def forward(ctx, hidden, weight, row_of, tokens, chunk, keep, counts=None):  # type: ignore[no-untyped-def]
+        bounds = _bounds(row_of, len(hidden), chunk, counts)
         high = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         normaliser = hidden.new_empty(len(hidden), dtype=high)
         chosen = hidden.new_empty(len(tokens), dtype=high)
@@ -101,11 +102,16 @@ class _LinearHeadLogps(torch.autograd.Function):
                 weight_grad.addmm_(logits_grad.T, rows.to(logits_grad.dtype))
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)
-        return hidden_grad, weight_grad, None, None, None, None
+        return hidden_grad, weight_grad, None, None, None, None, None
 
 
-def _bounds(row_of: Tensor, n_rows: int, chunk: int) -> list[int]:
+def _bounds(row_of: Tensor, n_rows: int, chunk: int, counts: np.ndarray | None) -> list[int]:
     """Start of each chunk of rows in the sorted `row_of`, and the end of the last chunk."""
+    if n_rows <= chunk:
+        return [0, len(row_of)]
+    if counts is not None:
+        before = np.append(0, counts.cumsum())
+        return [int(before[min(first, n_rows)]) for first in range(0, n_rows + chunk, chunk)]
     firsts = torch.arange(0, n_rows + chunk, chunk, device=row_of.device)
     return torch.searchsorted(row_of, firsts).tolist()
 
@@ -122,6 +128,7 @@ def head_logps(
     row_of: Tensor,
     tokens: Tensor,
     *,
+    counts: np.ndarray | None = None,
     chunk_logits: int | None = None,
     stored_logits: int | None = None,
 ) -> Tensor:
@@ -135,6 +142,8 @@ def head_logps(
         row_of: long [R], sorted ascending, the row of `hidden` that predicts each token; a row may
             predict several tokens or none.
         tokens: long [R], token ids.
+        counts: int [n_rows], the number of tokens of each row, if the host knows them; otherwise a
+            GPU may be asked for their sums.
         chunk_logits: logits held at once, at least one row; None: chosen for the device.
         stored_logits: keep the softmax of all rows for the backward pass if it has at most so many
             values, otherwise recompute the logits; None: chosen for the device.
@@ -153,10 +162,10 @@ def head_logps(
             stored_logits = CHUNK_LOGITS_CUDA if hidden.is_cuda else STORED_LOGITS
         trained = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
         keep = trained and len(hidden) * vocabulary <= stored_logits
-        return _LinearHeadLogps.apply(hidden, head.weight, row_of, tokens, chunk, keep)
+        return _LinearHeadLogps.apply(hidden, head.weight, row_of, tokens, chunk, keep, counts)
     if len(hidden) == 0:  # every candidate is padding
         return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    bounds = _bounds(row_of, len(hidden), chunk)
+    bounds = _bounds(row_of, len(hidden), chunk, counts)
     pieces = [
         checkpoint(
             _module_logps,

@@ -8,6 +8,7 @@ leaves are items. Items with the same text share a leaf.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,28 @@ class ItemTrie:
     def num_items(self) -> int:
         """Number of rows of the item table, including item 0, RecBole's padding item."""
         return len(self.leaf_of_item)
+
+    @cached_property
+    def ending(self) -> Tensor:
+        """Number of items whose text ends one token after each internal node, long [I]."""
+        leaves = slice(self.num_internal, None)
+        counts = torch.zeros_like(self.child_start)
+        return counts.index_add_(0, self.parent[leaves], self.item_count[leaves])
+
+    @cached_property
+    def counts_of_root(self) -> tuple[int, int]:
+        """The root's `child_count` and `ending`."""
+        return int(self.child_count[ROOT]), int(self.ending[ROOT])
+
+    @cached_property
+    def levels(self) -> list[Tensor]:
+        """Nodes of each depth from 1 on, long."""
+        return [(self.depth == depth).nonzero()[:, 0] for depth in range(1, self.max_depth + 1)]
+
+    @cached_property
+    def max_depth(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.depth.max())
 
     def to(self, device: torch.device | str) -> ItemTrie:
         """Copy of the trie on `device`."""
@@ -130,9 +153,12 @@ class ItemTrie:
         return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def unfold_spans(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """`recbole_multdpo.data.spans.unfold_spans` for tensors: rows and entries, both long."""
-    source = torch.repeat_interleave(counts)
+def unfold_spans(starts: Tensor, counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """`recbole_multdpo.data.spans.unfold_spans` for tensors: rows and entries, both long.
+
+    `total` is the sum of `counts`; without it a GPU is asked for it.
+    """
+    source = torch.repeat_interleave(counts, output_size=total)
     first = counts.cumsum(0) - counts
     return source, torch.arange(len(source), device=counts.device) + (starts - first)[source]
 

@@ -64,7 +64,11 @@ class LayerKinds:
         return {kind: most for kind in self.kinds if (most := reach.get(kind))}
 
     def masks(
-        self, mask: Tensor, query_positions: Tensor, key_positions: Tensor
+        self,
+        mask: Tensor,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        longest: int | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """The `attention_mask` argument for the backbone; `mask` itself if no window applies.
 
@@ -72,10 +76,12 @@ class LayerKinds:
             mask: additive, [B, 1, Q, K], 0 where visible.
             query_positions: long [B, Q].
             key_positions: long [B, K]; ignored at keys that are not visible.
+            longest: no query's position reaches it; None asks the device.
         """
         if not self._reach:
             return mask
-        longest = int(query_positions.max()) + 1
+        if longest is None:
+            longest = int(query_positions.max()) + 1
         cut = {kind: most for kind, most in self._reach.items() if most < longest}
         if not cut:
             return mask
