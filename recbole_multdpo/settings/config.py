@@ -444,9 +444,13 @@ class Config(RecBoleConfig):
             problems += shared.sequence_file_problems(final)
         _raise_if_any(problems)
         if self.settings is not None and self.settings.deepspeed is not None:
-            run = {key: final[key] for key in ("learner", "clip_grad_norm", "dtype")}
-            folder, n_processes = properties_folder() / "deepspeed", processes.launched_world_size()
-            self.deepspeed = deepspeed_settings(self.settings.deepspeed, run, n_processes, folder)
+            self.deepspeed = deepspeed_settings(
+                self.settings.deepspeed,
+                final,
+                processes.launched_world_size(),
+                properties_folder() / "deepspeed",
+                self.warnings,
+            )
         if self.settings is not None:
             several = self.deepspeed is not None or processes.launched_world_size() > 1
             _raise_if_any(process_problems(self.settings, self.deepspeed, several))

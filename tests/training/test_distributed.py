@@ -21,8 +21,10 @@ from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.runs import checkpoint
 from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors, save_checkpoint
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.settings.deepspeed import deepspeed_settings
 from recbole_multdpo.training.distributed import DeepSpeedEngine, TorchEngine
 from recbole_multdpo.training.optimizer_state import whole_tensors
+from tests.settings.published_deepspeed import PUBLISHED
 from tests.several_processes import run_processes
 
 CPU = torch.device("cpu")
@@ -79,15 +81,20 @@ class Model:
         return StepOutput(losses, losses.detach(), None)
 
 
-def deepspeed_engine(model: Any, zero: dict[str, Any], dtype: torch.dtype) -> DeepSpeedEngine:
+def deepspeed_engine(
+    model: Any, zero: dict[str, Any], dtype: torch.dtype, grad_accum_dtype: str = "fp32"
+) -> DeepSpeedEngine:
     optimizer = torch.optim.AdamW(model.lm.parameters(), lr=1e-2)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,  # its default is 1
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": zero,
     }
+    if dtype == torch.bfloat16:
+        settings["data_types"] = {"grad_accum_dtype": grad_accum_dtype}
     return DeepSpeedEngine(model, optimizer, settings)
 
 
@@ -244,6 +251,77 @@ def test_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
 
     (error,) = run_processes(1, foreign)
     assert "lacks 0.exp_avg: it is of another optimizer" in error
+
+
+N_PARTS = 96
+
+
+def add_parts(engine: Any) -> dict[str, Tensor]:
+    """The optimizer's state after a step of many parts, of which the first has a large gradient."""
+    engine.discard_gradient()
+    for number in range(N_PARTS):
+        weights = torch.full((2,), 1.0 if number == 0 else 2e-3)
+        engine.add_gradient(some_ids(number), weights, None, is_last=number == N_PARTS - 1)
+    engine.step()
+    return dict(engine.optimizer_state())
+
+
+def deviation(zero: dict[str, Any], grad_accum_dtype: str) -> float:
+    """From the sum in float32: norm of the difference of all first moments, over their norm."""
+    dtype = torch.bfloat16
+    with processes.process_group(CPU, single=True):
+        plain: Any = Model(dtype)
+        optimizer = torch.optim.AdamW(plain.lm.parameters())
+        wanted = add_parts(TorchEngine(plain, optimizer, None))
+        found = add_parts(deepspeed_engine(Model(dtype), zero, dtype, grad_accum_dtype))
+        found = whole_tensors(optimizer, found)
+        moments = [name for name in wanted if name.endswith("exp_avg")]
+        one, other = (torch.cat([s[n].flatten() for n in moments]) for s in (wanted, found))
+        return float((one - other).norm() / one.norm())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "zero2",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("zero1", "zero3", "zero2_offload")),
+    ],
+)
+def test_the_gradients_of_many_parts_are_added_up_in_float32(setting: str) -> None:
+    """Control: in bfloat16 the small ones are lost. ZeRO-1 rounds the sum once, to exchange it."""
+    (found,) = run_processes(1, deviation, ZERO[setting], "fp32")
+    (rounded,) = run_processes(1, deviation, ZERO[setting], "bf16")
+    assert found < (2e-3 if setting == "zero1" else 1e-6)
+    assert rounded > 5e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_train(name: str) -> None:
+    """In DeepSpeed itself, where an unknown entry is an error: two steps of each change weights."""
+    assert run_processes(1, _steps_with, name) == [True]
+
+
+def _steps_with(name: str) -> bool:
+    schedule = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear"}
+    run = {
+        "dtype": "bfloat16",
+        "learner": "adamw",
+        "clip_grad_norm": {"max_norm": 1.0},
+        "learning_rate": 1e-2,
+        "sft_learning_rate": 1e-2,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": schedule.get(PUBLISHED[name].get("scheduler", {}).get("type")),
+    }
+    settings = deepspeed_settings(PUBLISHED[name], run, 1, Path(), [])
+    with processes.process_group(CPU, single=True):
+        model: Any = Model(torch.bfloat16)
+        before = {n: p.detach().clone() for n, p in model.lm.named_parameters()}
+        optimizer = torch.optim.AdamW(model.lm.parameters(), lr=1e-2)
+        engine = DeepSpeedEngine(model, optimizer, settings)
+        train(engine)
+        weights, state = engine.weights(), engine.optimizer_state()
+        return len(state) > 0 and all(not torch.equal(before[n], weights[n]) for n in before)
 
 
 # -------------------------------------------------------------------------------------------------
