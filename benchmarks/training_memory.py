@@ -111,8 +111,7 @@ def state_bytes(
     of_trained = 4 if lora and method == "plain" else low
     weights = low * total + (of_trained * trained if lora else 0)
     reference = 0 if lora else low * total
-    # without DeepSpeed, gradients are accumulated in float32
-    gradients = (4 if method == "plain" else low) * trained
+    gradients = 4 * trained  # added up in float32
     # AdamW's two moments, and the weights again, in float32: DeepSpeed's always, else of bfloat16
     has_masters = method != "plain" or of_trained < 4
     optimizer = (12 if has_masters else 8) * trained

@@ -47,18 +47,15 @@ def test_activations_are_what_autograd_keeps(shape: Shape, dtype: torch.dtype) -
 
 
 def test_what_each_stage_divides() -> None:
-    """A model of P weights in bfloat16, all trained: 2P, 2P reference, 2P gradients, 12P states.
-
-    Without DeepSpeed gradients are in float32.
-    """
+    """A model of P weights in bfloat16, all trained: 2P, 2P reference, 4P gradients, 12P states."""
     shape, n = SHAPES[0], 4
     p = shape.parameters()
     entries = ("weights", "reference", "gradients", "optimizer")
     expected = {
         "plain": (2, 2, 4, 12),
-        "zero1": (2, 2, 2, 12 / n),
-        "zero2": (2, 2, 2 / n, 12 / n),
-        "zero3": (2 / n, 2 / n, 2 / n, 12 / n),
+        "zero1": (2, 2, 4, 12 / n),
+        "zero2": (2, 2, 4 / n, 12 / n),
+        "zero3": (2 / n, 2 / n, 4 / n, 12 / n),
     }
     for method, per_weight in expected.items():
         found = state_bytes(shape, method, n, lora=False)
