@@ -40,6 +40,9 @@ from recbole_multdpo.training.sft_cache import (
 from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
+# examples per step and GPU below which launching kernels takes the longer part of a step (0.5B,
+# modelled in docs/scaling.md: 4 are even)
+ENOUGH_EXAMPLES = 8
 SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
 
 
@@ -256,6 +259,7 @@ def fit_stage(
     is_finished = point is not None and STAGES.index(point.stage) > STAGES.index(name)
     if not (is_finished and trainer.best_folder.exists()):
         trainer.set_epochs(len(train_data))
+        _log_batches(trainer.stage, train_data.examples_per_batch, trainer.device.type)
         # the same after a cached stage and a trained one; dropout differs by process
         init_seed(config["seed"] + processes.rank(), config["reproducibility"])
         if point is not None and point.stage == name:
@@ -266,6 +270,25 @@ def fit_stage(
             train_data, valid if trainer.eval_step else None, show_progress=config["show_progress"]
         )
     trainer.load_best()
+
+
+def _log_batches(stage: Stage, n_examples: int, device_type: str) -> None:
+    """Log how many examples a step has in all and per process; a warning if GPUs get too few."""
+    n_processes, line = processes.world_size(), f"{stage.name}: {n_examples:,} examples per step"
+    if n_processes == 1:
+        getLogger().info(line)
+        return
+    share = -(-n_examples // n_processes)
+    most = "at most " if n_examples % n_processes else ""
+    getLogger().info(f"{line}: {most}{share:,} on each of {n_processes} processes")
+    if device_type == "cuda" and share < ENOUGH_EXAMPLES:
+        enough = ENOUGH_EXAMPLES * n_processes
+        getLogger().warning(
+            f"{share} examples per step on each of {n_processes} GPUs leave them waiting for "
+            f"their next kernel. Raise --{stage.batch_setting} to {enough}, which is "
+            f"{ENOUGH_EXAMPLES} on each, and try a higher --{stage.rate_setting} with it; or start "
+            f"fewer processes, which train on the same batches."
+        )
 
 
 def trial_description(model: LLMRec) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class Stage:
         return self.epochs % self.eval_step if 0 < self.eval_step < self.epochs else 0
 
     @property
+    def batch_setting(self) -> str:
+        """Name of the setting that is the stage's number of examples per step."""
+        return "sft_batch_size" if self.kind == "sft" else "train_batch_size"
+
+    @property
     def rate_setting(self) -> str:
         """Name of the setting that is the stage's learning rate."""
         return "sft_learning_rate" if self.kind == "sft" else "learning_rate"
