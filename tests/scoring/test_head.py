@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from recbole_multdpo.scoring import head as head_module
+from recbole_multdpo.scoring.best_first import SLACK
+from recbole_multdpo.scoring.catalogue import log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 
 VOCABULARY, HIDDEN, ROWS = 11, 6, 7
@@ -196,3 +198,29 @@ def test_chunks_have_256_rows_under_a_large_vocabulary(monkeypatch, rows, chunks
     )
     head_logps(torch.zeros(rows, 2), linear, torch.arange(rows), torch.zeros(rows).long())
     assert len(calls) == chunks and calls[0] == min(rows, 256)
+
+
+@pytest.mark.parametrize("kind", ["linear", "module"])
+@pytest.mark.parametrize("normalised", [False, True], ids=["vocabulary", "catalogue"])
+def test_no_token_gains_in_bfloat16(kind, normalised):
+    """The search prunes by the score of a prefix, so a token may not add to it.
+
+    Numerator and normaliser are of the same rounded logits; those of unrounded ones would let
+    certain tokens add a hundred times the slack of the search.
+    """
+    torch.manual_seed(0)
+    n_rows, vocabulary = 200, 50
+    hidden = torch.randn(n_rows, HIDDEN, dtype=torch.bfloat16)
+    linear = nn.Linear(HIDDEN, vocabulary, bias=False).to(torch.bfloat16)
+    linear.weight.data *= 20  # some predictions are certain
+    rows = torch.arange(n_rows).repeat_interleave(vocabulary)
+    tokens = torch.arange(vocabulary).repeat(n_rows)
+    with torch.no_grad():
+        head = linear if kind == "linear" else ScaledHead(linear)
+        logps = head_logps(hidden, head, rows, tokens)
+        if normalised:
+            few = tokens < 7
+            logps = log_softmax_within(logps[few], rows[few], n_rows)
+        assert -0.01 < logps.max() <= 1e-5 < SLACK
+        rounded, exact = linear(hidden).float(), linear.float()(hidden.float())
+    assert (rounded - exact.logsumexp(-1, keepdim=True)).max() > 100 * SLACK
