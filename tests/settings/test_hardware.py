@@ -21,9 +21,11 @@ from recbole_multdpo.comparison.request import (
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import _settled
 from recbole_multdpo.runs.resume import resolve_resume, run_dtype
+from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.hardware import apply_tf32, fast_dtype
 from recbole_multdpo.settings.text import dump_settings
+from tests.several_processes import run_processes
 
 BASE = ["--model=LLMRec", "--dataset=ml-100k"]
 PRETRAINED = [*BASE, "--backbone=org/lm"]
@@ -186,6 +188,16 @@ def test_a_found_run_keeps_its_type(begun: Path, slow: None) -> None:
     assert "many times slower" in settled.warnings[1]
     config, folder = found("--dtype=float32")  # another run
     assert folder is None and run_dtype(config, folder) == "float32"
+
+
+def test_all_processes_take_the_type_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled() -> tuple[str, str]:
+        make_cpu(monkeypatch, *(["avx512_bf16"] if processes.rank() == 1 else []))
+        config = load_config(PRETRAINED)
+        return config["dtype"], _settled(config)["dtype"]
+
+    own, common = zip(*run_processes(2, settled), strict=True)
+    assert own == ("float32", "bfloat16") and common == ("float32", "float32")
 
 
 @pytest.mark.parametrize("asked", [[], ["--dtype=auto"]])
