@@ -7,6 +7,7 @@ our scorer packs the prompt once with all of its items.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from typing import Any
 
@@ -27,13 +28,19 @@ BETA = 0.1
 WORDS = ("night", "river", "moon", "stone", "winter", "the", "of", "story", "red", "last")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    made = arguments(__doc__ or "")
+    made.add_argument("--model", default="slim", choices=tuple(MODELS))
+    made.add_argument("--prompts", type=int, default=2, help="per step")
+    made.add_argument("--titles", type=int, default=20, help="in a prompt")
+    made.add_argument("--padding-free", action="store_true", help="TRL's, where TRL has it")
+    return made
+
+
 def main() -> None:
     """Run the command."""
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--model", default="slim", choices=tuple(MODELS))
-    parser.add_argument("--prompts", type=int, default=2, help="per step")
-    parser.add_argument("--titles", type=int, default=20, help="in a prompt")
-    options = parser.parse_args()
+    options = parser().parse_args()
     timer = Timer(options.device, options.threads)
     rows: list[Row] = []
     for n_rejected in (1, 8):
@@ -76,6 +83,8 @@ def compare(n_rejected: int, timer: Timer, options: Any) -> list[Row]:
         ours_held, trl_held = (peak_mebibytes(step, options.device) for step in steps.values())
     n_pairs = options.prompts * n_rejected
     name = f"DPO, {options.prompts} prompts of {int(examples[1].max())} tokens, {n_pairs} pairs"
+    if trainer.padding_free:
+        name += ", TRL padding-free"
     row = faster(f"{name}: packed vs TRL", seconds["ours"], seconds["trl"])
     n_tokens = int(inputs["attention_mask"].sum())
     return [
@@ -121,6 +130,7 @@ def make_trainer(n_rejected: int, folder: str, options: Any) -> Any:
             per_device_train_batch_size=len(pairs),
             max_length=None,
             gradient_checkpointing=False,
+            padding_free=options.padding_free,
             bf16=False,
             use_cpu=options.device == "cpu",
             report_to=[],
