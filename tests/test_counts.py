@@ -22,7 +22,7 @@ BOUNDS = {
     "sft step: host waits": 19,
     "preference step: launches per layer": 248,
     "preference step: other launches": 425,
-    "preference step: host waits": 32,
+    "preference step: host waits": 30,
     "preference step: bytes kept per token and layer": 2000,
     "search step: launches per layer": 42,
     "search step: other launches": 117,
