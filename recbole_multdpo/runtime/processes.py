@@ -222,5 +222,9 @@ def work_queue(n_tasks: int) -> Iterator[int]:
         yield from range(n_tasks)
         return
     counter = f"work queue {next(_rounds)}"
-    while (task := _store.add(counter, 1) - 1) < n_tasks:
+    while True:
+        with _connected():
+            task = _store.add(counter, 1) - 1
+        if task >= n_tasks:
+            return
         yield task

@@ -139,6 +139,21 @@ def test_the_death_of_one_ends_the_wait_of_the_other(dead: int) -> None:
     assert text.startswith("a process of this run has ended")
 
 
+def test_the_death_of_the_keeper_of_a_queue_ends_the_others() -> None:
+    def work() -> str:
+        try:
+            for _ in processes.work_queue(10_000):
+                if processes.is_main_process():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(0.01)
+        except ProcessError as error:
+            return str(error)
+        return "not noticed"
+
+    (text,) = run_processes(2, work, killed=0)
+    assert text.startswith("a process of this run has ended")
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
