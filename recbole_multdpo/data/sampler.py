@@ -24,7 +24,7 @@ from recbole_multdpo.losses.sets import (
 # streams separate these draws from the history/target split and from each other
 REJECTION_STREAM, SORTING_STREAM, LOW_STREAM = 2, 3, 8
 REJECTION_ROUNDS = 8
-ROWS_AT_ONCE = 1024  # users per block: its arrays stay in the processor's cache
+ROWS_AT_ONCE = 8192  # users per block: few calls, and arrays within the last-level cache
 FILTER_BITS = 2**12  # slots of a user's filter of known items, a power of two
 
 
@@ -69,9 +69,12 @@ class NegativeSampler:
         self._cumulative = weights.cumsum()
         self._cumulative /= self._cumulative[-1]
         users = np.repeat(np.arange(len(known.counts)), known.counts)
-        # a sentinel above all pairs keeps every search inside the array
-        end = np.iinfo(np.int64).max
-        self._known_pairs = np.append(np.sort(users * n_items + known.items), end)
+        # sentinels above all pairs keep every search inside the array
+        self._search_steps = (
+            1 << np.arange(int(known.counts.max(initial=0)).bit_length())[::-1]
+        ).tolist()
+        ends = np.full(sum(self._search_steps) + 1, np.iinfo(np.int64).max)
+        self._known_pairs = np.concatenate([np.sort(users * n_items + known.items), ends])
         drawable = weights > 0
         n_known_drawable = np.bincount(
             users, weights=drawable[known.items], minlength=len(known.counts)
@@ -94,16 +97,33 @@ class NegativeSampler:
         A binary search among all known pairs misses the processor's cache at every step. A Bloom
         filter per user rules out nearly all items first; only the rest is searched.
         """
-        slot = items & (FILTER_BITS - 1)
-        index = slot >> 3
-        index = index + (FILTER_BITS // 8 * np.arange(len(users)))[:, None]
-        bits = self._filter[users].take(index)  # gathered rows are contiguous and stay in the cache
-        bits >>= (slot & 7).astype(np.uint8)
-        maybe = (bits & 1).view(bool)
+        shift = items.astype(np.uint8)
+        shift &= 7
+        index = items >> 3
+        index &= FILTER_BITS // 8 - 1
+        bits = self._filter.take(index + (FILTER_BITS // 8 * users)[:, None])
+        bits >>= shift
+        bits &= 1
+        maybe = bits.view(bool)
         found = np.flatnonzero(maybe)
-        pairs = users[found // items.shape[1]] * self.n_items + items.ravel()[found]
-        maybe.ravel()[found] = self._known_pairs[self._known_pairs.searchsorted(pairs)] == pairs
+        if len(found):
+            maybe.ravel()[found] = self._search(
+                users[found // items.shape[1]], items.ravel()[found]
+            )
         return maybe
+
+    def _search(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """`is_known` of single items [K] of users [K], without the filter: bool [K].
+
+        A binary search in the user's part of the known pairs, of all pairs at once: half the time
+        of NumPy's among all, whose every step waits for a branch.
+        """
+        pairs = users * self.n_items + items
+        place = self.known.start[users] - 1  # the last known pair that is not above the one wanted
+        for step in self._search_steps:
+            # pairs behind the user's own are above, too
+            place += step * (self._known_pairs[place + step] <= pairs)
+        return self._known_pairs[place] == pairs
 
     def _known_entries(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The known items of users [B], concatenated: rows [n] from 0 to B - 1, items [n]."""
@@ -153,10 +173,11 @@ class NegativeSampler:
         """
         if self._table_key == (n_negatives, seed, epoch) and self._in_table[users].all():
             return self._table[users].astype(np.int64)
-        return self._sample(users, n_negatives, seed, epoch)
+        return self._sample(users, n_negatives, seed, epoch).astype(np.int64)
 
     def _sample(self, users: np.ndarray, n_negatives: int, seed: int, epoch: int) -> np.ndarray:
-        result = np.zeros((len(users), n_negatives), dtype=np.int64)
+        """See `sample`: int32 [B, M]."""
+        result = np.zeros((len(users), n_negatives), dtype=np.int32)
         if n_negatives == 0:
             return result
         # rejection is fast while most draws are accepted; otherwise sort the whole catalogue
@@ -188,15 +209,18 @@ class NegativeSampler:
         """
         n_negatives = result.shape[1]
         items = self._draw(users[rows], n_draws, seed, epoch)
-        is_item = items > 0
-        is_easy = is_item[:, :n_negatives].all(axis=1)
-        result[rows[is_easy]] = items[is_easy, :n_negatives]
-        rows, items, is_item = rows[~is_easy], items[~is_easy], is_item[~is_easy]
-        place = is_item.cumsum(axis=1, dtype=np.int32) - 1
-        row, column = (is_item & (place < n_negatives)).nonzero()
-        result[rows[row], place[row, column]] = items[row, column]
-        is_full = place[:, -1] >= n_negatives - 1
-        return rows[~is_full]
+        # the number of accepted items up to each, in the smallest type, in which sums are fastest
+        is_item = (items > 0).view(np.int8)
+        place = is_item.cumsum(axis=1, dtype=np.min_scalar_type(-n_draws))
+        is_full = place[:, -1] >= n_negatives
+        is_kept = (place <= n_negatives) & is_item.view(bool)
+        # as many in each full row: their items, one row after the other
+        full = items[is_kept & is_full[:, None]]
+        result[rows[is_full]] = full.reshape(-1, n_negatives)
+        rows, items, place, is_kept = (each[~is_full] for each in (rows, items, place, is_kept))
+        row, column = is_kept.nonzero()
+        result[rows[row], place[row, column] - 1] = items[row, column]
+        return rows
 
     def _draw(self, users: np.ndarray, n_draws: int, seed: int, epoch: int) -> np.ndarray:
         """The first draws of users [B], 0 if known or repeated: int32 [B, n_draws]."""
@@ -251,15 +275,19 @@ def _blocks(rows: np.ndarray) -> list[np.ndarray]:
 
 def _drop_repeats(items: np.ndarray) -> None:
     """Set entries of items int32 [B, K] that repeat an earlier entry of their row to 0."""
-    n_bits = items.shape[1].bit_length()
-    fits = int(items.max(initial=0)) < 2 ** (31 - n_bits)
+    n_columns = items.shape[1]
+    in_order = np.sort(items, axis=1).ravel()
+    # few rows have a repetition; all neighbours are compared at once, those across two rows too
+    rows = np.unique((in_order[1:] == in_order[:-1]).nonzero()[0] // n_columns)
+    some = items[rows]
     # item and column in one key: sorting keys is much faster than an argsort by item
-    keys = np.left_shift(items, n_bits, dtype=np.int32 if fits else np.int64)
-    keys |= np.arange(items.shape[1], dtype=np.int32)
+    n_bits = n_columns.bit_length()
+    keys = np.left_shift(some, n_bits, dtype=np.int64)
+    keys |= np.arange(n_columns)
     keys.sort(axis=1)
     item = keys >> n_bits
     row, column = (item[:, 1:] == item[:, :-1]).nonzero()
-    items[row, keys[row, column + 1] & (2**n_bits - 1)] = 0
+    items[rows[row], keys[row, column + 1] & (2**n_bits - 1)] = 0
 
 
 class SetwiseSampler:
