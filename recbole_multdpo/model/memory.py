@@ -260,15 +260,14 @@ def state_bytes(
     Returns:
         `weights`, `reference`, `gradients`, `optimizer`.
     """
-    # without DeepSpeed, gradients are added up in float32
-    gradient = trained_bytes if zero else 4
     # two moments, and the weights again in float32: DeepSpeed's always, else those of bfloat16
     moments = 12 if zero or trained_bytes < 4 else 8
     weights = weight_bytes * total + (trained_bytes * trained if is_lora else 0)
     return {
         "weights": weights / (n_processes if zero == 3 else 1),
         "reference": (0 if is_lora else weight_bytes * total) / (n_processes if zero == 3 else 1),
-        "gradients": gradient * trained / (n_processes if zero >= 2 else 1),
+        # added up in float32
+        "gradients": 4 * trained / (n_processes if zero >= 2 else 1),
         "optimizer": moments * trained / (n_processes if zero >= 1 else 1),
     }
 

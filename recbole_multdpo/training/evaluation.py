@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from logging import getLogger
+from typing import Any, TypeVar
 
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
@@ -15,8 +16,11 @@ from tqdm import tqdm
 
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.training.collector import TopKCollector
+
+Rankings = TypeVar("Rankings", TopK, Tensor)
 
 
 @torch.no_grad()
@@ -56,13 +60,18 @@ def collect_rankings(
 
 
 class _Pass:
-    """Rankings of batches of users in RecBole's form, with each of the weights."""
+    """Rankings of batches of users in RecBole's form, with each of the weights.
+
+    Attributes:
+        most_users: users ranked together, at most, after a batch ran out of memory; None before.
+    """
 
     def __init__(
         self, ranker: Ranker, weights: Sequence[float], collector: TopKCollector, n_items: int
     ) -> None:
         self.ranker, self.weights, self.n_items = ranker, weights, n_items
         self.k = max(collector.topk)
+        self.most_users: int | None = None
         self.ranks_all = collector.register.need("rec.meanrank")
         self.field, self.item_field = (
             collector.config[f"{kind}_ID_FIELD"] for kind in ("USER", "ITEM")
@@ -76,8 +85,11 @@ class _Pass:
         excluded = torch.zeros(len(users), self.n_items, dtype=torch.bool, device=device)
         excluded[history[0].to(device), history[1].to(device)] = True
         targets = self._targets(positive_u, positive_i)
-        return interaction, self.ranker.topk_by_weight(
-            self.weights, users, excluded, self.k, targets
+        return interaction, self._in_halves(
+            lambda rows: self.ranker.topk_by_weight(
+                self.weights, users[rows], excluded[rows], self.k, _rows_of(targets, rows)
+            ),
+            len(users),
         )
 
     def sampled(
@@ -91,9 +103,43 @@ class _Pass:
         candidates = candidates.to(self.ranker.model.device)
         of_users = Interaction({self.field: users})
         if self.ranks_all:
-            return of_users, self.ranker.scores_among(self.weights, users, candidates)
+            return of_users, self._in_halves(
+                lambda rows: self.ranker.scores_among(self.weights, users[rows], candidates[rows]),
+                len(users),
+            )
         targets = self._targets(positive_u, positive_i)
-        return of_users, self.ranker.topk_among(self.weights, users, candidates, self.k, targets)
+        return of_users, self._in_halves(
+            lambda rows: self.ranker.topk_among(
+                self.weights, users[rows], candidates[rows], self.k, _rows_of(targets, rows)
+            ),
+            len(users),
+        )
+
+    def _in_halves(self, rank: Callable[[slice], list[Rankings]], n_users: int) -> list[Rankings]:
+        """Results of `rank` for `n_users` rows of a batch, one for each weight.
+
+        A batch that runs out of memory is ranked again in halves, and later batches are too: the
+        keys and values of a search grow with its users.
+        """
+        found: list[list[Rankings]] = []
+        start = 0
+        while start < n_users:
+            size = min(self.most_users or n_users, n_users - start)
+            try:
+                found.append(rank(slice(start, start + size)))
+                start += size
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                error.__traceback__ = None  # it keeps the tensors of the search alive
+            release_memory()
+            self.most_users = size // 2
+            getLogger().warning(
+                f"out of memory while ranking {size} users together: at most {self.most_users} are "
+                "from here on, with the same result"
+            )
+        return [_joined(parts) for parts in zip(*found, strict=True)]
 
     def _targets(self, positive_u: Tensor, positive_i: Tensor) -> Tensor | None:
         """Positives of each user, long [B, T], 0-padded; None if complete lists are wanted."""
@@ -101,3 +147,16 @@ class _Pass:
             return None
         rows = [positive_i[positive_u == row] for row in range(int(positive_u.max()) + 1)]
         return pad_sequence(rows, batch_first=True).to(self.ranker.model.device)
+
+
+def _rows_of(targets: Tensor | None, rows: slice) -> Tensor | None:
+    """Some rows of the targets, if there are any."""
+    return None if targets is None else targets[rows]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Rankings, or scores, of several groups of users, one after the other."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    names = ("items", "scores", "expanded")
+    return TopK(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

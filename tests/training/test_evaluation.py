@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.scoring.best_first import TrieSearch
@@ -151,3 +153,31 @@ def test_another_validation_is_made(
     monkeypatch.setattr(trainer_module, "collect_rankings", counting)
     run(toy_arguments(data_path, tmp_path / "run", "--epochs=1", *options))
     assert passes == last
+
+
+@pytest.mark.parametrize("candidates", ["full", "uni10"])
+def test_a_batch_of_users_that_does_not_fit_is_ranked_in_halves(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidates: str
+) -> None:
+    """Of 24 users at once no more than 7 fit: after 24 and 12, six at a time."""
+    mode = f"--eval_args={{'mode': '{candidates}'}}"
+    _, together, _ = evaluations(data_path, tmp_path, "--rank_batch_users=24", mode)
+    whole = together()
+    init, sizes = TrieSearch.__init__, []
+
+    def limited(self: TrieSearch, lm: Any, catalogue: Any, prompts: Any, *args: Any, **kw: Any):  # type: ignore[no-untyped-def]
+        sizes.append(len(prompts))
+        if len(prompts) > 7:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        init(self, lm, catalogue, prompts, *args, **kw)
+
+    monkeypatch.setattr(TrieSearch, "__init__", limited)
+    assert together() == whole
+    assert max(sizes) > 7 and sum(size > 7 for size in sizes) <= 2
+
+    def never(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(TrieSearch, "__init__", never)
+    with pytest.raises(TrainingError, match="out of memory while ranking"):
+        together()
