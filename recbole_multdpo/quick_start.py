@@ -201,6 +201,7 @@ def _run_llmrec(
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
     stages = runner.stages()
     trainer = runner.train(ranker, parts[0], quick_valid, stages)
+    _merge_adapter(ranker)
 
     init_seed(config["seed"], config["reproducibility"])  # the same whether resumed or not
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=parts[0]))
@@ -219,12 +220,9 @@ def _run_llmrec(
         model = runner.make_model(parts[0], everything)
         ranker = replace(make_ranker(model, model.histories), assistant=assistant, **choices)
         trainer = runner.train(ranker, everything, None, stages)
+        _merge_adapter(ranker)
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=everything))
     ranker = ranker.for_test(known_at_test(config, parts))
-    if not ranker.reads_base:
-        # before the test, so that it ranks by the saved, rounded weights; merged weights load in
-        # plain transformers, while the adapter alone would need the SFT weights
-        model.merge_adapter()
     with clock.stage("test"):
         trainer.evaluator = PerUserEvaluator(config)
         test_result = trainer.evaluate_ranker(ranker, test, config["show_progress"])
@@ -232,7 +230,7 @@ def _run_llmrec(
         processes.broadcast_from_main(
             lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
         )
-    model.merge_adapter()
+    model.merge_adapter()  # of a ranker that has read the base
     check_finite(
         model.lm,
         "Lower the step size or --clip_grad_norm, or use --dtype=float32, in a new run.",
@@ -256,6 +254,15 @@ def _run_llmrec(
         **_conversation_counts(config, dataset),
         **chosen,
     }
+
+
+def _merge_adapter(ranker: Ranker) -> None:
+    """Merge the adapter before validation and test: these rank by the weights that are saved.
+
+    Merged weights load in plain transformers, while the adapter alone would need the SFT weights.
+    """
+    if not ranker.reads_base:
+        ranker.model.merge_adapter()
 
 
 def _validate(

@@ -40,7 +40,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from recbole_multdpo.errors import ConfigError, TrainingError
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.model.lora import adapter_is_zero, explain_merge_errors, without_casts
 from recbole_multdpo.model.modes import restore_modes
 from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.runs.model_files import not_finite
@@ -148,7 +149,7 @@ def add_lora(
     target_modules: str | Sequence[str],
     seed: int,
 ) -> PeftModel:
-    """Freeze `lm` and add a trainable LoRA adapter, whose update starts at exactly zero.
+    """Freeze `lm` and add a trainable LoRA adapter of its dtype, whose update starts at zero.
 
     W becomes W + (alpha / r)·B·A with B = 0 (Hu et al., LoRA, 2021, arXiv 2106.09685, eq. 3). `lm`
     itself is changed: its linear layers are wrapped. A is drawn from `seed` without touching the
@@ -186,13 +187,14 @@ def add_lora(
     # PEFT draws on the CPU and moves the result, so only the CPU generator must be restored
     with torch.random.fork_rng(devices=[]), _ignore_rename_warnings(), explained:
         torch.default_generator.manual_seed(seed)
-        model = get_peft_model(lm, config)
+        model = get_peft_model(lm, config, autocast_adapter_dtype=False)
     lm.disable_input_require_grads()
     if uses_gradient_checkpointing(lm):
         # the backward pass would skip a checkpointed block whose inputs need no gradient
         lm.enable_input_require_grads()
     if not isinstance(model, PeftModel):
         raise TypeError(f"PEFT returned a {type(model).__name__} instead of a PeftModel")
+    without_casts(model)
     return model
 
 
@@ -209,12 +211,9 @@ def merge_lora(model: nn.Module) -> PreTrainedModel:
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"a {type(model).__name__} has no LoRA adapter to merge")
-    try:
-        merged = causal_lm(model.merge_and_unload(safe_merge=True))
-    except ValueError as error:
-        raise TrainingError(
-            f"the LoRA adapter cannot be merged: {error} Lower --learning_rate."
-        ) from error
+    with explain_merge_errors():
+        is_zero = adapter_is_zero(model)
+        merged = causal_lm(model.unload() if is_zero else model.merge_and_unload(safe_merge=True))
     merged.disable_input_require_grads()
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # PEFT 0.18 leaves it, and would warn of a second adapter

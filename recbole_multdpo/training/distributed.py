@@ -116,6 +116,7 @@ class TorchEngine:
             output = StepOutput(*self.module(part, kl, False))
             n_averaged = processes.world_size() if ddp else 1
             (output.losses * weights).sum().mul(n_averaged).backward()
+        self.masters.move_gradients()
         return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
 
     def discard_gradient(self) -> None:

@@ -58,7 +58,7 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         described["refit"] = refit_epochs
     if model.conversations is not None:
         described["conversations"] = model.conversations.digest()
-    if model.settings.trains_all_weights and model.settings.dtype != "float32":
+    if model.settings.dtype != "float32":
         described["master_weights"] = "float32"  # older stages were trained without
     if model.is_scored_specially:
         described["scoring"] = "by layer and own head"

@@ -25,6 +25,7 @@ from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.errors import CheckpointError, TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.model.lora import merged_for_ranking
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.checkpoint import (
     check_checkpoint,
@@ -47,6 +48,7 @@ from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
 from recbole_multdpo.training.evaluation import collect_rankings
+from recbole_multdpo.training.master_weights import saved_in_float32
 from recbole_multdpo.training.memory import fit_into_memory, memory_state, restore_memory
 from recbole_multdpo.training.negative_draw import draw_negatives
 from recbole_multdpo.training.optimizer_state import check_tensors
@@ -179,6 +181,10 @@ class SetwiseTrainer(Trainer):
     def _unsharded_model(self) -> AbstractContextManager[None]:
         """Context in which each process can run the model alone."""
         return nullcontext() if self._step is None else self.engine.unsharded()
+
+    def _merged_for(self, ranker: Ranker) -> AbstractContextManager[None]:
+        """Context in which the adapter is merged, unless the ranker reads the model without it."""
+        return nullcontext() if ranker.reads_base else merged_for_ranking(self.model.lm)
 
     def set_epochs(self, n_batches: int) -> None:
         """Make as many epochs as the stage's `max_steps` take, if it has any.
@@ -361,7 +367,12 @@ class SetwiseTrainer(Trainer):
             return
         self.model.eval()
         start = time.perf_counter()
-        with self._unsharded_model():
+        # log-ratios need the weights without the adapter too
+        by_ratio = self.settings.dynamic_weights == "ratio"
+        with (
+            self._unsharded_model(),
+            nullcontext() if by_ratio else merged_for_ranking(self.model.lm),
+        ):
             draw_negatives(
                 self.model, sampler, negatives, train_data.users, epoch, show_progress=show_progress
             )
@@ -521,6 +532,8 @@ class SetwiseTrainer(Trainer):
             _taken(tensors, RANDOM)  # of other ranks
             self.resumed_negatives = _taken(tensors, NEGATIVES)
             load_trainable_tensors(self.model.lm, model, folder)
+            if tensors:
+                tensors |= saved_in_float32(self.model.lm, model)
             check_tensors(self.optimizer, tensors)  # the engine is made later
             self.resumed_optimizer = tensors
             if random:  # else there are more processes than before
@@ -592,7 +605,7 @@ class SetwiseTrainer(Trainer):
         """
         self.model.eval()
         try:
-            with self._unsharded_model():
+            with self._unsharded_model(), self._merged_for(ranker):
                 collectors = collect_rankings(
                     ranker.prepared(), weights, eval_data, self.eval_collector, show_progress
                 )

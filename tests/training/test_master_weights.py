@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_multdpo.model.llmrec import StepOutput
+from recbole_multdpo.training import master_weights
 from recbole_multdpo.training.distributed import TorchEngine
-from recbole_multdpo.training.master_weights import MasterWeights
+from recbole_multdpo.training.master_weights import MasterWeights, saved_in_float32
 
 RATE = 5e-5  # the default of preference training
 
@@ -160,7 +161,7 @@ def test_parameters_in_float32_and_frozen_ones_have_no_others(lm: nn.Module) -> 
     assert masters
     kept = [p for p in optimizer.param_groups[0]["params"] if any(p is q for q in trained)]
     assert len(kept) == sum("q_proj" in name for name in names) > 0
-    assert not MasterWeights(adamw(iter(kept)))  # as with LoRA, whose adapter is in float32
+    assert not MasterWeights(adamw(iter(kept)))
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad", "RMSprop"])
@@ -182,3 +183,55 @@ def test_the_end_of_a_stage_leaves_the_model_alone(lm: nn.Module) -> None:
     engine.finish()
     Tokens(lm).step(batches(1)[0], None).losses.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in lm.parameters())
+
+
+def test_gradients_move_in_blocks(lm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of every size have one result; in small ones no gradient of all waits for the last."""
+    found, waited = [], []
+    move = MasterWeights.move_gradients
+    monkeypatch.setattr(
+        MasterWeights,
+        "move_gradients",
+        lambda self: (waited.append(len(self._waiting)), move(self))[1],
+    )
+    for size in (1, 2000, 2**24):
+        monkeypatch.setattr(master_weights, "BLOCK", size)
+        twin = copy.deepcopy(lm)
+        engine = engine_of(twin)
+        steps(engine, batches(2), n_parts=2)
+        found.append(engine.optimizer_state())
+        n_parameters = len(list(lm.parameters()))
+        largest = {1: 1, 2000: n_parameters // 2, 2**24: n_parameters}[size]
+        assert 0 < max(waited) <= largest
+        waited.clear()
+    for other in found[1:]:
+        assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+def test_an_interrupted_backward_pass_leaves_nothing(lm: nn.Module) -> None:
+    engine = engine_of(lm)
+    first, second = batches(2)
+    Tokens(lm).step(first, None).losses.sum().backward()  # and never moved
+    twin = copy.deepcopy(lm)
+    for parameter in twin.parameters():
+        parameter.grad = None
+    steps(engine, [second])
+    other = engine_of(twin)
+    steps(other, [second])
+    assert torch.equal(weights_of(lm), weights_of(twin))
+
+
+def test_a_float32_adapter_of_before_keeps_its_digits(lm: nn.Module) -> None:
+    """Its values become the master weights; control: a checkpoint in the model's own dtype."""
+    trained = {name: p for name, p in lm.named_parameters() if "q_proj" in name}
+    for name, parameter in lm.named_parameters():
+        parameter.requires_grad_(name in trained)
+    exact = {name: p.detach().float() + 1e-5 for name, p in trained.items()}
+    tensors = saved_in_float32(lm, exact)
+    assert tensors.keys() == {f"{index}.master" for index in range(len(exact))}
+    masters = MasterWeights(adamw(iter(trained.values())))
+    masters.load(tensors)
+    for found, expected in zip(masters.tensors().values(), exact.values(), strict=True):
+        assert torch.equal(found, expected)
+    assert saved_in_float32(lm, dict(trained)) == {}
+    assert saved_in_float32(lm.float(), exact) == {}
