@@ -17,13 +17,13 @@ from recbole_multdpo.scoring import best_first, packed
 from tests.counts import Counts, lora_run
 
 BOUNDS = {
-    "sft step: launches per layer": 208,
-    "sft step: other launches": 228,
+    "sft step: launches per layer": 145,
+    "sft step: other launches": 237,
     "sft step: host waits": 19,
-    "preference step: launches per layer": 248,
-    "preference step: other launches": 425,
+    "preference step: launches per layer": 185,
+    "preference step: other launches": 432,
     "preference step: host waits": 30,
-    "preference step: bytes kept per token and layer": 2000,
+    "preference step: bytes kept per token and layer": 1205,
     "search step: launches per layer": 42,
     "search step: other launches": 117,
     "search step: host waits": 1,
