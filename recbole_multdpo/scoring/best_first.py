@@ -235,8 +235,9 @@ class TrieSearch:
             self.expanded[rows] += self.trie.num_internal - 1
         if self.found_nan:
             raise TrainingError(NAN_SCORES)
-        while len(unfinished := (self.turn < len(self.weights) - 1).nonzero()[:, 0]):
-            self._next_weight(unfinished)  # of users whose every item is scored
+        if self.found:
+            while len(unfinished := (self.turn < len(self.weights) - 1).nonzero()[:, 0]):
+                self._next_weight(unfinished)  # of users whose every item is scored
         items, scores = stable_topk(self.item_scores, self.k)
         return [*self.found[:-1], TopK(items, scores, self.expanded)]
 
@@ -361,8 +362,9 @@ class TrieSearch:
         return True
 
     def _mask(self, nodes: Tensor, total: int) -> Tensor:
-        """Additive mask [R, 1, m, aligned(total)]: own prompt, own ancestors, self."""
-        mask = self.prompt_mask.new_full((*nodes.shape, aligned(total)), self.masked)
+        """Additive mask [R, 1, m, total]: own prompt, own ancestors, self; `total` is `aligned`."""
+        width = aligned(total, nodes.device)
+        mask = self.prompt_mask.new_full((*nodes.shape, width), self.masked)
         mask[:, :, : self.prompt_mask.shape[1]] = self.prompt_mask[:, None]
         path = self.trie.path[nodes]  # [R, m, D]
         slots = self.slots.gather(1, path.flatten(1)).view(path.shape)

@@ -13,6 +13,9 @@ from transformers.cache_utils import DynamicLayer
 
 from recbole_multdpo.errors import ConfigError
 
+# keys: a buffer shorter than twice this is doubled, a longer one is made half as long again
+SPARE = 256
+
 
 def check_attention(model: PreTrainedModel) -> None:
     """Refuse a model that would not follow the trie's attention mask.
@@ -31,21 +34,20 @@ def check_attention(model: PreTrainedModel) -> None:
         )
 
 
-def aligned(length: int) -> int:
-    """`length`, rounded up to a multiple of 8.
+def aligned(length: int, device: torch.device) -> int:
+    """`length`; on a GPU rounded up to a multiple of 8.
 
-    On a GPU attention with a mask of another width copies the mask in every layer.
+    Attention with a mask of another width would copy the mask in every layer there.
     """
-    return -(-length // 8) * 8
+    return -(-length // 8) * 8 if device.type == "cuda" else length
 
 
 class BufferedLayer(DynamicLayer):
     """One layer's keys and values [B, heads, length, head_dim] in a growing buffer.
 
     transformers' own dynamic layer concatenates, copying the whole cache at every step: 15 % of the
-    search's time with the million-parameter model on a CPU. The buffer is at most half as long
-    again as the keys in it. After the prompts, all keys up to the `aligned` length are returned:
-    the mask must hide those beyond `length`.
+    search's time with the million-parameter model on a CPU. After the prompts, all keys up to the
+    `aligned` length are returned: the mask must hide those beyond `length`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +81,7 @@ class BufferedLayer(DynamicLayer):
         self.length = max_length
 
     def _show(self) -> tuple[Tensor, Tensor]:
-        stop = aligned(self.length)
+        stop = aligned(self.length, self.key_buffer.device)
         self.keys, self.values = self.key_buffer[:, :, :stop], self.value_buffer[:, :, :stop]
         return self.keys, self.values
 
@@ -87,9 +89,11 @@ class BufferedLayer(DynamicLayer):
 def _append(buffer: Tensor, states: Tensor, start: int) -> Tensor:
     """Write states [B, heads, m, head_dim] at `start`; lengthen the buffer if it is too short."""
     stop = start + states.shape[2]
-    if buffer.ndim == 1 or buffer.shape[2] < aligned(stop):
-        # not empty: an attention weight of 0 times what the memory holds might be NaN
-        larger = states.new_zeros(*states.shape[:2], aligned(stop * 3 // 2), *states.shape[3:])
+    if buffer.ndim == 1 or buffer.shape[2] < aligned(stop, states.device):
+        # `aligned` shows keys that were never written, and 0 times what memory holds may be NaN
+        make = states.new_zeros if states.is_cuda else states.new_empty
+        length = aligned(stop + min(stop, max(stop // 2, SPARE)), states.device)
+        larger = make(*states.shape[:2], length, *states.shape[3:])
         if start:
             larger[:, :, :start] = buffer[:, :, :start]
         buffer = larger

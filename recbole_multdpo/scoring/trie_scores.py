@@ -92,7 +92,7 @@ def trie_scores(
     longest = width + trie.max_depth
     for chunk in _chunks(trie, nodes_per_chunk):
         n_fed = len(chunk.nodes)
-        beyond = aligned(width + n_fed) - width - n_fed
+        beyond = aligned(width + n_fed, hidden.device) - width - n_fed
         mask = torch.zeros_like(chunk.visible, dtype=hidden.dtype)
         mask.masked_fill_(~chunk.visible, masked)
         mask = F.pad(mask, (0, beyond), value=masked)
