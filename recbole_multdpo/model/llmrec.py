@@ -442,6 +442,8 @@ class LLMRec(GeneralRecommender):
         numerics = [settings.attn_implementation, settings.scorer, settings.normalize_over]
         if self.is_scored_specially:
             numerics.append("by layer and own head")
+        if settings.tf32:
+            numerics.append("TF32")
         # as a tuple, to find the keys of earlier versions
         digest = hashlib.sha256(repr(tuple(numerics)).encode())
         items = self.catalogue.items

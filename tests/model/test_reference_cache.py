@@ -106,10 +106,13 @@ def test_the_key_knows_weights_and_normalisation(tmp_path: Path) -> None:
         return model.reference_digest()
 
     same = [key(), key("--beta=3", "--loss=pl_dpo", "--num_negatives=2")]
-    others = [key(nudge=1e-3), key("--normalize_over=vocabulary"), key("--seed=7")]
+    others = [
+        key(nudge=1e-3),
+        *map(key, ("--normalize_over=vocabulary", "--seed=7", "--tf32=True")),
+    ]
     lora = [key("--finetune=lora", "--lora_r=2"), key("--finetune=lora", "--lora_r=1")]
     assert same[0] == same[1] and lora[0] == lora[1]
-    assert len({same[0], *others}) == 4
+    assert len({same[0], *others}) == 5
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])

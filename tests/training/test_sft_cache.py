@@ -55,6 +55,8 @@ def test_later_settings_share_the_stage(key_of, argument):
     "argument",
     [
         "--seed=7",
+        "--dtype=bfloat16",
+        "--tf32=True",
         "--sft_epochs=2",
         "--sft_learning_rate=1e-3",
         "--weight_decay=0.5",
