@@ -18,11 +18,11 @@ from tests.counts import Counts, lora_run
 
 BOUNDS = {
     "sft step: launches per layer": 145,
-    "sft step: other launches": 237,
-    "sft step: host waits": 19,
+    "sft step: other launches": 251,
+    "sft step: host waits": 15,
     "preference step: launches per layer": 185,
-    "preference step: other launches": 432,
-    "preference step: host waits": 30,
+    "preference step: other launches": 391,
+    "preference step: host waits": 21,
     "preference step: bytes kept per token and layer": 1205,
     "search step: launches per layer": 42,
     "search step: other launches": 117,

@@ -56,7 +56,12 @@ from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.scoring.packed import packed_logps, packed_logps_with_prompt, split_candidates
+from recbole_multdpo.scoring.packed import (
+    PackedExamples,
+    packed_logps,
+    packed_logps_with_prompt,
+    split_candidates,
+)
 from recbole_multdpo.scoring.padded import MAX_LOGITS, padded_logps, padded_logps_with_prompt
 from recbole_multdpo.scoring.parts import OwnHead, parts_of
 from recbole_multdpo.scoring.trie_scores import trie_scores
@@ -388,10 +393,20 @@ class LLMRec(GeneralRecommender):
         """True if candidates are scored in separate padded rows."""
         return self.settings.scorer == "padded"
 
-    def _logps(self, lm: nn.Module, batch: SetwiseBatch) -> Tensor:
-        score = padded_logps if self._is_padded else packed_logps
+    def _scorer(self, batch: SetwiseBatch) -> Callable[[nn.Module], Tensor]:
+        """A function of an LM that returns log pi of the batch's candidates under it, [B, C].
+
+        Policy and reference share it: the batch is packed once.
+        """
         parts, run = self._parts(batch)
-        return torch.cat([run(score, lm, batch.prompts, part, self.catalogue) for part in parts], 1)
+        items, trie = self.catalogue.items, self.catalogue.normaliser
+        scores: list[Callable[[nn.Module], Tensor]] = [
+            partial(padded_logps, prompts=batch.prompts, candidates=part, catalogue=self.catalogue)
+            if self._is_padded
+            else PackedExamples.of(batch.prompts, part, items, trie).logps
+            for part in parts
+        ]
+        return lambda lm: torch.cat([run(score, lm) for score in scores], 1)
 
     def _logps_with_prompt(self, batch: SetwiseBatch) -> tuple[Tensor, Tensor]:
         """The policy's log pi of candidates [B, C] and of prompts [B], over the vocabulary."""
@@ -458,15 +473,21 @@ class LLMRec(GeneralRecommender):
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
-    def reference_logps(self, batch: SetwiseBatch) -> Tensor:
-        """log pi_ref of every candidate, [B, C], nats; from the cache if there is one."""
-        if self.reference_cache is not None:
-            return self.reference_cache.logps(batch, self._reference_forward)
-        return self._reference_forward(batch)
+    def _reference_logps(self, batch: SetwiseBatch, score: Callable[[nn.Module], Tensor]) -> Tensor:
+        """log pi_ref of every candidate, [B, C], nats; from the cache if there is one.
 
-    def _reference_forward(self, batch: SetwiseBatch) -> Tensor:
-        with self.reference_lm() as reference:
-            return self._logps(reference, batch)
+        Args:
+            batch: the examples.
+            score: `_scorer` of the batch.
+        """
+
+        def compute(some: SetwiseBatch) -> Tensor:
+            with self.reference_lm() as reference:
+                return (score if len(some) == len(batch) else self._scorer(some))(reference)
+
+        if self.reference_cache is None:
+            return compute(batch)
+        return self.reference_cache.logps(batch, compute)
 
     @torch.no_grad()
     def batch_kl(self, batch: SetwiseBatch) -> Tensor | None:
@@ -483,9 +504,10 @@ class LLMRec(GeneralRecommender):
         if candidates is None:
             return batch.candidates.new_zeros((), dtype=torch.float32)
         mismatched = replace(batch, candidates=candidates)
+        score = self._scorer(mismatched)
         logps = [
             values.cpu()[counted.cpu()]
-            for values in (self._logps(self.lm, mismatched), self.reference_logps(mismatched))
+            for values in (score(self.lm), self._reference_logps(mismatched, score))
         ]
         policy, reference = zip(*processes.all_gather(logps), strict=True)
         return kl_estimate(torch.cat(policy), torch.cat(reference)).to(self.device)
@@ -506,8 +528,9 @@ class LLMRec(GeneralRecommender):
             n_tokens = item_tokens + batch.prompts.lengths - 1
             losses = -(positive_logps + prompt_logps) / n_tokens
             return StepOutput(losses, policy_logps.detach(), None)
-        reference_logps = self.reference_logps(batch) if self._uses_reference else None
-        policy_logps = self._logps(self.lm, batch)
+        score = self._scorer(batch)
+        reference_logps = self._reference_logps(batch, score) if self._uses_reference else None
+        policy_logps = score(self.lm)
         losses = preference_loss(
             self.loss_name,
             policy_logps,

@@ -55,6 +55,11 @@ class ItemCatalogue:
     def __len__(self) -> int:
         return len(self.items.lengths)
 
+    @property
+    def normaliser(self) -> ItemTrie | None:
+        """The trie whose children probabilities are normalised over; None for the vocabulary."""
+        return self.trie if self.normalised else None
+
     def to(self, device: torch.device | str) -> ItemCatalogue:
         """Copy of the catalogue on `device`."""
         return ItemCatalogue(self.items.to(device), self.trie.to(device), self.normalised)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
@@ -23,11 +24,12 @@ from recbole_multdpo.scoring.catalogue import (
     log_softmax_within,
     prefix_nodes,
 )
-from recbole_multdpo.scoring.head import Head, head_logps
+from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.last_layer import hidden_at
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.scoring.parts import parts_of
+from recbole_multdpo.scoring.parts import Parts, parts_of
 from recbole_multdpo.scoring.trie import ItemTrie
-from recbole_multdpo.scoring.windows import LayerKinds
+from recbole_multdpo.scoring.windows import LayerKinds, aligned_copy
 
 PROMPT_SEGMENT = 0
 PADDING_SEGMENT = -1
@@ -45,6 +47,7 @@ class PackedInputs:
         score_tokens: long [R], the predicted token.
         score_slots: long [R], flat index [B * C] of the candidate that the prediction belongs to.
         score_offsets: long [R], position of the predicted token in its item.
+        is_causal: True if no candidate token is fed: a position attends to all before it.
     """
 
     input_ids: Tensor
@@ -54,6 +57,7 @@ class PackedInputs:
     score_tokens: Tensor
     score_slots: Tensor
     score_offsets: Tensor
+    is_causal: bool
 
 
 def packed_lengths(prompt_lengths: Tensor, candidates: Tensor, items: ItemTokens) -> Tensor:
@@ -75,8 +79,10 @@ def split_candidates(
         max_tokens: limit of B times a part's longest packed row; 0 for no limit. A part has at
             least one column, even if that exceeds the limit.
     """
+    if not max_tokens:
+        return [candidates]
     longest = int(packed_lengths(prompt_lengths, candidates, items).max())
-    if not max_tokens or len(candidates) * longest <= max_tokens:
+    if len(candidates) * longest <= max_tokens:
         return [candidates]
     fed = (items.lengths[candidates] - 1).clamp(min=0).amax(0).tolist()  # [C], at most
     free = max_tokens // len(candidates) - int(prompt_lengths.max())
@@ -96,39 +102,47 @@ def pack(prompts: Prompts, candidates: Tensor, items: ItemTokens) -> PackedInput
     prompt_lengths, device = prompts.lengths, prompts.device
     lengths = items.lengths[candidates]  # [B, C], with terminator; 0 for padding
     fed = (lengths - 1).clamp(min=0)  # [B, C]
-    width = int(packed_lengths(prompt_lengths, candidates, items).max())
+    n_fed = fed.sum(1)
+    width, most_fed = torch.stack([(prompt_lengths + n_fed).amax(), n_fed.amax()]).tolist()
 
-    input_ids = torch.zeros(n_examples, width, dtype=torch.long, device=device)
+    # one more column takes the tokens that are not fed
+    spare = max(width, prompts.width)
+    input_ids = torch.zeros(n_examples, spare + 1, dtype=torch.long, device=device)
     position_ids = torch.zeros_like(input_ids)
     segments = torch.full_like(input_ids, PADDING_SEGMENT)
 
     columns = torch.arange(prompts.width, device=device)
-    example, column = torch.nonzero(columns < prompt_lengths[:, None], as_tuple=True)
-    input_ids[example, column] = prompts.ids[example, column]
-    position_ids[example, column] = column
-    segments[example, column] = PROMPT_SEGMENT
+    is_prompt = columns < prompt_lengths[:, None]  # [B, P]
+    input_ids[:, : prompts.width] = prompts.ids.where(is_prompt, 0)
+    position_ids[:, : prompts.width] = columns.where(is_prompt, 0)
+    segments[:, : prompts.width].masked_fill_(is_prompt, PROMPT_SEGMENT)
 
     # column of each candidate's first fed token
     starts = prompt_lengths[:, None] + fed.cumsum(1) - fed  # [B, C]
     offsets = torch.arange(items.ids.shape[1], device=device)
-    example, slot, offset = torch.nonzero(offsets < fed[:, :, None], as_tuple=True)
-    column = starts[example, slot] + offset
-    input_ids[example, column] = items.ids[candidates[example, slot], offset]
-    position_ids[example, column] = prompt_lengths[example] + offset
-    segments[example, column] = slot + 1
+    tokens = items.ids[candidates]  # [B, C, T]
+    if most_fed:
+        is_fed = offsets < fed[:, :, None]
+        place = (starts[:, :, None] + offsets).where(is_fed, spare).flatten(1)
+        position = (prompt_lengths[:, None, None] + offsets).expand_as(tokens).flatten(1)
+        segment = torch.arange(1, n_candidates + 1, device=device)[:, None].expand_as(tokens)
+        input_ids.scatter_(1, place, tokens.flatten(1))
+        position_ids.scatter_(1, place, position)
+        segments.scatter_(1, place, segment.flatten(1))
 
     example, slot, offset = torch.nonzero(offsets < lengths[:, :, None], as_tuple=True)
     from_prompt = prompt_lengths[example] - 1
     from_candidate = starts[example, slot] + offset - 1
     column = torch.where(offset == 0, from_prompt, from_candidate)
     return PackedInputs(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        segments=segments,
+        input_ids=input_ids[:, :width],
+        position_ids=position_ids[:, :width],
+        segments=segments[:, :width],
         score_rows=example * width + column,
-        score_tokens=items.ids[candidates[example, slot], offset],
+        score_tokens=tokens[example, slot, offset],
         score_slots=example * n_candidates + slot,
         score_offsets=offset,
+        is_causal=not most_fed,
     )
 
 
@@ -137,41 +151,144 @@ def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
     A token attends to itself and to earlier tokens of the prompt and of its own candidate. Padding
     attends to padding: a softmax over no key would be NaN. The mask is additive and floating
-    because eager attention silently misreads a boolean 4-D mask.
+    because eager attention silently misreads a boolean 4-D mask. Its rows are aligned in memory
+    (`windows.aligned_copy`).
     """
     width = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
     visible = causal & ((key == query) | ((key == PROMPT_SEGMENT) & (query != PADDING_SEGMENT)))
-    mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    nothing = torch.zeros((), dtype=dtype, device=segments.device).expand(visible.shape)
+    return aligned_copy(nothing).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def gathered_logps(
-    hidden: Tensor,
-    head: Head,
-    rows: Tensor,
-    tokens: Tensor,
-    nodes: Tensor | None = None,
-    trie: ItemTrie | None = None,
-) -> Tensor:
-    """Log-probabilities of `tokens` [R] at positions `rows` [R] of `hidden` [B * L, H], nats, [R].
+@dataclass(frozen=True)
+class PackedExamples:
+    """B examples with their candidates, ready to be scored by one or several models.
 
-    The head runs once per distinct position: all candidates share the last prompt position. With a
-    trie, log-probabilities are normalised over the children of `nodes` [R], which must be equal for
-    equal rows.
+    What does not depend on the model is computed once: policy and reference share it.
+
+    Attributes:
+        inputs: the packed rows.
+        candidates: long [B, C], item ids.
+        read: long [N], ascending, the distinct positions that predict something, flat [B * L].
+        columns: long [B, S], the same by example, filled up with the example's first position.
+        places: long [N], flat index [B * S] of `read` in `columns`.
+        slots: long [R], for every prediction the flat index [B * C] of its candidate, or B * C plus
+            the example for a token of its prompt; predictions are in the order of their positions.
+        row_of: long [H], ascending, index into `read` of every probability that the head computes.
+        tokens: long [H], its token.
+        picked: long [R], index of the predictions among these, which are normalised over those of
+            the same position; None if the predictions are all, over the vocabulary.
     """
-    order = rows.argsort(stable=True)
-    distinct, row_of = torch.unique_consecutive(rows[order], return_inverse=True)
-    if trie is None or nodes is None or len(rows) == 0:  # no row: every candidate is padding
-        logps = head_logps(hidden[distinct], head, row_of, tokens[order])
-    else:
-        node = torch.empty_like(distinct).index_copy_(0, row_of, nodes[order])
-        source, allowed = allowed_tokens(trie, node)
-        logps = head_logps(hidden[distinct], head, source, allowed)
-        logps = log_softmax_within(logps, source, len(distinct))
-        logps = logps[_found(source, allowed, row_of, tokens[order])]
-    return torch.empty_like(logps).index_copy(0, order, logps)
+
+    inputs: PackedInputs
+    candidates: Tensor
+    read: Tensor
+    columns: Tensor
+    places: Tensor
+    slots: Tensor
+    row_of: Tensor
+    tokens: Tensor
+    picked: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Prompts,
+        candidates: Tensor,
+        items: ItemTokens,
+        trie: ItemTrie | None = None,
+        *,
+        with_prompt: bool = False,
+    ) -> PackedExamples:
+        """Pack examples; all tensors are on one device.
+
+        Args:
+            prompts: the B prompts.
+            candidates: long [B, C], item ids; 0 is padding.
+            items: token table of the catalogue.
+            trie: normalise over its children (`ItemCatalogue.normaliser`); None: over the
+                vocabulary.
+            with_prompt: predict the prompts' tokens too; without a trie only.
+        """
+        inputs = pack(prompts, candidates, items)
+        n_examples, width = inputs.input_ids.shape
+        rows, tokens, slots = inputs.score_rows, inputs.score_tokens, inputs.score_slots
+        if with_prompt:
+            column = torch.arange(1, prompts.width, device=prompts.device)
+            example, position = torch.nonzero(column < prompts.lengths[:, None], as_tuple=True)
+            rows = torch.cat([rows, example * width + position])
+            tokens = torch.cat([tokens, prompts.ids[example, position + 1]])
+            slots = torch.cat([slots, candidates.numel() + example])
+        order = rows.argsort(stable=True)
+        tokens = tokens[order]
+        # the head runs once per position: all candidates share the last prompt position
+        read, row_of = torch.unique_consecutive(rows[order], return_inverse=True)
+        picked = None
+        if trie is not None and len(rows):  # no row: every candidate is padding
+            item = candidates.flatten()[inputs.score_slots]
+            nodes = prefix_nodes(trie, item, inputs.score_offsets)[order]
+            node = torch.empty_like(read).index_copy_(0, row_of, nodes)
+            source, allowed = allowed_tokens(trie, node)
+            picked = _found(source, allowed, row_of, tokens)
+            row_of, tokens = source, allowed
+        columns, places = _by_example(read, n_examples, width)
+        return cls(inputs, candidates, read, columns, places, slots[order], row_of, tokens, picked)
+
+    def token_logps(self, lm: nn.Module) -> Tensor:
+        """Log-probabilities of the predictions under `lm`, [R], nats."""
+        model = causal_lm(lm)
+        parts = parts_of(model)
+        hidden = self._hidden(model, parts)
+        logps = head_logps(hidden, parts.head, self.row_of, self.tokens)
+        if self.picked is None:
+            return logps
+        return log_softmax_within(logps, self.row_of, len(self.read))[self.picked]
+
+    def logps(self, lm: nn.Module) -> Tensor:
+        """log π(item | prompt) of every candidate under `lm`, see `packed_logps`."""
+        return self.logps_with_prompt(lm)[0]
+
+    def logps_with_prompt(self, lm: nn.Module) -> tuple[Tensor, Tensor]:
+        """`logps`, and log π(prompt) [B], 0 unless the prompts' tokens are predicted."""
+        logps, n_slots = self.token_logps(lm), self.candidates.numel()
+        total = logps.new_zeros(n_slots + len(self.candidates)).index_add(0, self.slots, logps)
+        return total[:n_slots].view(self.candidates.shape), total[n_slots:]
+
+    def _hidden(self, model: PreTrainedModel, parts: Parts) -> Tensor:
+        """Last hidden states [N, H] at `read`."""
+        inputs, kinds = self.inputs, LayerKinds.of(model.config)
+        positions = inputs.position_ids
+        is_sdpa = model.config._attn_implementation == "sdpa"
+        if parts.can_skip and inputs.is_causal and is_sdpa and not kinds.has_windows:
+            mask = None
+        else:
+            mask = kinds.masks(block_mask(inputs.segments, model.dtype), positions, positions)
+        if parts.can_skip:
+            hidden = hidden_at(parts.body, inputs.input_ids, positions, mask, self.columns)
+            return hidden.flatten(0, 1)[self.places]
+        hidden = parts.body(
+            input_ids=inputs.input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.flatten(0, 1)[self.read]
+
+
+def _by_example(read: Tensor, n_examples: int, width: int) -> tuple[Tensor, Tensor]:
+    """`PackedExamples.columns` and `places` of flat positions [N] in rows of `width`."""
+    example = read // width
+    counts = read.new_zeros(n_examples).index_add_(0, example, torch.ones_like(read))
+    n_columns = max(int(counts.amax()), 1)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(read), device=read.device) - first[example]
+    places = example * n_columns + place
+    columns = width * torch.arange(n_examples, device=read.device)[:, None]
+    columns = columns.repeat(1, n_columns)
+    columns.view(-1)[places] = read
+    return columns, places
 
 
 def _found(source: Tensor, allowed: Tensor, row_of: Tensor, tokens: Tensor) -> Tensor:
@@ -194,9 +311,7 @@ def packed_logps(
     Returns:
         float [B, C], summed over the item's tokens, nats; 0 at padding.
     """
-    logps, slots = packed_token_logps(lm, prompts, candidates, catalogue)
-    total = logps.new_zeros(candidates.numel())
-    return total.index_add(0, slots, logps).view(candidates.shape)
+    return PackedExamples.of(prompts, candidates, catalogue.items, catalogue.normaliser).logps(lm)
 
 
 def packed_token_logps(
@@ -208,14 +323,8 @@ def packed_token_logps(
         float [R], log-probability of every token of every candidate, nats, a candidate's tokens in
         their order; long [R], flat index [B * C] of the token's candidate.
     """
-    packed = pack(prompts, candidates, catalogue.items)
-    nodes, trie = None, None
-    if catalogue.normalised:
-        trie = catalogue.trie
-        item = candidates.flatten()[packed.score_slots]
-        nodes = prefix_nodes(trie, item, packed.score_offsets)
-    logps = _token_logps(lm, packed, packed.score_rows, packed.score_tokens, nodes, trie)
-    return logps, packed.score_slots
+    packed = PackedExamples.of(prompts, candidates, catalogue.items, catalogue.normaliser)
+    return packed.token_logps(lm), packed.slots
 
 
 def packed_logps_with_prompt(
@@ -227,34 +336,5 @@ def packed_logps_with_prompt(
         float [B, C] as `packed_logps`, and float [B], the sum over all prompt tokens but the first,
         which is not predicted, nats.
     """
-    packed = pack(prompts, candidates, items)
-    width = packed.input_ids.shape[1]
-    columns = torch.arange(1, prompts.width, device=prompts.device)
-    example, position = torch.nonzero(columns < prompts.lengths[:, None], as_tuple=True)
-    rows = torch.cat([packed.score_rows, example * width + position])
-    tokens = torch.cat([packed.score_tokens, prompts.ids[example, position + 1]])
-    slots = torch.cat([packed.score_slots, candidates.numel() + example])
-    logps = _token_logps(lm, packed, rows, tokens)
-    total = logps.new_zeros(candidates.numel() + len(candidates)).index_add(0, slots, logps)
-    return total[: candidates.numel()].view(candidates.shape), total[candidates.numel() :]
-
-
-def _token_logps(
-    lm: nn.Module,
-    packed: PackedInputs,
-    rows: Tensor,
-    tokens: Tensor,
-    nodes: Tensor | None = None,
-    trie: ItemTrie | None = None,
-) -> Tensor:
-    """Run the body once and the head on `rows`: `gathered_logps` of `tokens`, [R], nats."""
-    model = causal_lm(lm)
-    parts = parts_of(model)
-    mask, positions = block_mask(packed.segments, model.dtype), packed.position_ids
-    hidden = parts.body(
-        input_ids=packed.input_ids,
-        attention_mask=LayerKinds.of(model.config).masks(mask, positions, positions),
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state
-    return gathered_logps(hidden.flatten(0, 1), parts.head, rows, tokens, nodes, trie)
+    packed = PackedExamples.of(prompts, candidates, items, with_prompt=True)
+    return packed.logps_with_prompt(lm)

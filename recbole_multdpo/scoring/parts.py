@@ -9,7 +9,7 @@ embeddings, the model's own `forward` computes it, with a body that returns the 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.scoring import last_layer
 
 _KNOWN = "_recbole_multdpo_parts"  # attribute of a model that caches the result for it and copies
 _PROBE_ROWS = 4
@@ -30,20 +31,23 @@ class Parts:
         body: maps token ids to an output with `last_hidden_state` [B, L, H].
         head: maps hidden states [n, H] to logits [n, V]: the output embeddings if the model applies
             nothing else, otherwise `OwnHead`.
+        can_skip: whether `last_layer.hidden_at` serves the body.
     """
 
     body: nn.Module
     head: nn.Module | OwnHead
+    can_skip: bool = False
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Path of the body in the model, type of its output, vocabulary size, and kind of head."""
+    """Path of the body in the model, type of its output, vocabulary size, and what was tried."""
 
     path: str
     output: type
     vocabulary: int
     is_plain: bool
+    can_skip: bool
 
 
 class OwnHead:
@@ -102,7 +106,8 @@ def parts_of(model: PreTrainedModel) -> Parts:
         model.__dict__[_KNOWN] = found
     embeddings = model.get_output_embeddings()
     own = OwnHead(model, found.path, found.output, found.vocabulary)
-    return Parts(model.get_submodule(found.path), embeddings if found.is_plain else own)
+    body = model.get_submodule(found.path)
+    return Parts(body, embeddings if found.is_plain else own, found.can_skip)
 
 
 @torch.no_grad()
@@ -129,9 +134,10 @@ def _find(model: PreTrainedModel) -> _Found:
                 "which scoring needs. Use another model."
             )
         path, output = bodies[-1]
-        found = _Found(path, type(output), logits.shape[-1], False)
+        found = _Found(path, type(output), logits.shape[-1], False, False)
         is_plain = _is_plain(model, found, output.last_hidden_state)
-        return _Found(path, found.output, found.vocabulary, is_plain)
+        can_skip = last_layer.serves(model.get_submodule(path))
+        return replace(found, is_plain=is_plain, can_skip=can_skip)
     finally:
         for hook in hooks:
             hook.remove()

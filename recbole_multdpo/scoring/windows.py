@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from recbole_multdpo.scoring.cache import aligned
+
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+def aligned_copy(mask: Tensor) -> Tensor:
+    """Copy of a mask [..., K] whose rows are `aligned` in memory."""
+    width = mask.shape[-1]
+    stride = aligned(width, mask.device)
+    return mask.new_empty(*mask.shape[:-1], stride)[..., :width].copy_(mask)
 
 
 @dataclass(frozen=True)
@@ -93,5 +102,5 @@ class LayerKinds:
                 hidden = key <= query - most
             else:
                 hidden = key // most != query // most
-            by_kind[kind] = mask.masked_fill(hidden, lowest)
+            by_kind[kind] = aligned_copy(mask).masked_fill_(hidden, lowest)
         return by_kind if len(self.kinds) > 1 else by_kind[self.kinds[0]]

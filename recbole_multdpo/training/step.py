@@ -212,8 +212,8 @@ class TrainingStep:
         n_parts = min(self.settings.gradient_accumulation_steps, len(batch))
         max_tokens = self.engine.model.max_tokens
         lengths = packed_lengths(batch.prompts.lengths, batch.candidates, self.items)
-        longest = int(lengths.argmax())
-        if self.engine.lockstep and 0 < max_tokens < lengths[longest]:
+        if self.engine.lockstep and 0 < max_tokens < lengths.max():
+            longest = int(lengths.argmax())
             raise TrainingError(
                 f"the example of user {self._users(batch.user_ids[longest, None])} has "
                 f"{int(lengths[longest])} tokens, and under ZeRO-3 none can be cut into parts. "

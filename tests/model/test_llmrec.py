@@ -107,7 +107,7 @@ def test_a_recurrent_backbone_is_scored_exactly_by_the_padded_twin(
     topk = make_ranker(model, model.histories).topk(users, None, 5)
     torch.testing.assert_close(topk.scores, expected.topk(5).values, **close)
     batch = next(iter(train_loader(config, model, parts[0], "mult_dpo", 2)))
-    logps = model._logps(model.lm, batch)
+    logps = model._scorer(batch)(model.lm)
     for row in range(2):
         for slot in (batch.candidates[row] > 0).nonzero()[:, 0].tolist():
             item = batch.candidates[row, slot]
@@ -130,13 +130,13 @@ def test_log_ratio_is_zero_when_preference_training_starts(
     batch = next(iter(loader))
 
     # a "fine-tuned" policy that differs from the backbone
-    base_logps = model._logps(model.lm, batch).detach()
+    base_logps = model._scorer(batch)(model.lm).detach()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.lm.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    tuned_logps = model._logps(model.lm, batch).detach()
+    tuned_logps = model._scorer(batch)(model.lm).detach()
     assert not torch.allclose(tuned_logps, base_logps, atol=1e-2)
 
     model.start_preference_stage("mult_dpo")

@@ -11,11 +11,12 @@ from recbole_multdpo.losses import preference_loss
 from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
+from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import (
     PADDING_SEGMENT,
+    PackedExamples,
     block_mask,
-    gathered_logps,
     pack,
     packed_logps,
     packed_logps_with_prompt,
@@ -109,12 +110,12 @@ def test_packed_equals_padded(make_lm, architecture, attn, adapter, checkpointin
     parts_of(causal_lm(lm))  # runs a new model once
     layer_calls = []
     for layer in causal_lm(lm).model.layers:
-        layer.self_attn.register_forward_pre_hook(lambda *_: layer_calls.append(1))
+        layer.self_attn.k_proj.register_forward_pre_hook(lambda *_: layer_calls.append(1))
 
     reference_logps = torch.linspace(-9, -5, CANDIDATES.numel()).view(CANDIDATES.shape).double()
     logps, loss, gradients = loss_and_gradients(packed_logps, lm, reference_logps)
-    # two layers, each once; checkpointed, each once more in the backward pass
-    assert len(layer_calls) == (4 if checkpointing else 2)
+    # two layers, each once; checkpointed, all but the last once more in the backward pass
+    assert len(layer_calls) == (3 if checkpointing else 2)
     expected_logps, expected_loss, expected = loss_and_gradients(padded_logps, lm, reference_logps)
 
     torch.testing.assert_close(logps, expected_logps, rtol=1e-10, atol=1e-10)
@@ -303,22 +304,25 @@ def test_the_mask_by_hand():
     assert mask.min() == torch.finfo(torch.float32).min
 
 
-def test_gathered_logps_take_any_order_and_run_each_row_once():
-    torch.manual_seed(0)
-    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    head = torch.nn.Linear(4, 6, bias=True).double()
-    rows, tokens = torch.tensor([3, 0, 3, 4, 0]), torch.tensor([1, 2, 5, 0, 2])
+def test_the_head_runs_once_per_position(make_lm):
+    """The last prompt position predicts the first token of all candidates."""
+    lm = make_lm(dtype=torch.float64)
+    packed = PackedExamples.of(*BATCH[:2], ITEMS)
+    read = packed.inputs.score_rows.unique()
+    assert packed.read.equal(read) and len(read) < len(packed.inputs.score_rows)
+    assert packed.columns.flatten()[packed.places].equal(packed.read)
+    width = packed.inputs.input_ids.shape[1]
+    assert (packed.columns // width == torch.arange(3)[:, None]).all()
     seen = []
-    head.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    logps = gathered_logps(hidden, head, rows, tokens)
-    expected = head(hidden).log_softmax(-1)[rows, tokens]
-    torch.testing.assert_close(logps, expected)
-    assert seen == [3, 5]  # rows 0, 3 and 4; then the line above
-    weights = torch.tensor([1.0, -2, 3, -4, 5]).double()
-    torch.testing.assert_close(
-        torch.autograd.grad((weights * logps).sum(), hidden),
-        torch.autograd.grad((weights * expected).sum(), hidden),
-    )
+
+    def counted(hidden, *args):
+        seen.append(len(hidden))
+        return head_logps(hidden, *args)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(packed_module, "head_logps", counted)
+        one, other = packed.logps(lm), packed.logps(lm)  # for policy and reference
+    assert seen == [len(read)] * 2 and one.equal(other)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from recbole_multdpo.scoring import windows
+from recbole_multdpo.scoring.cache import aligned
 from recbole_multdpo.scoring.packed import block_mask
 from recbole_multdpo.scoring.windows import LayerKinds
 
@@ -65,6 +67,23 @@ def test_chunks():
     _, found = masks(["chunked_attention", "full_attention"], chunk=2)
     assert visible(found["chunked_attention"]) == CHUNKS_OF_TWO
     assert visible(found["full_attention"]) == FULL
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 6, 8, 13, 16])
+def test_rows_of_masks_are_aligned_in_memory(monkeypatch, width, dtype):
+    """On a GPU, where torch copies any other mask in every layer (aten's `preprocess_mask`)."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(windows, "aligned", lambda length, device: aligned(length, gpu))
+    segments = torch.zeros(2, width, dtype=torch.long)
+    positions = torch.arange(width).expand(2, -1)
+    mask = block_mask(segments, dtype)
+    found = LayerKinds(tuple(MIXED), 4, None).masks(mask, positions, positions)
+    for each in (mask, *(found.values() if isinstance(found, dict) else [])):
+        assert each.shape == (2, 1, width, width) and each.dtype == dtype
+        *strides, last = each.expand(2, 3, -1, -1).stride()
+        assert last == 1 and all(stride % 8 == 0 for stride in strides)
+    assert mask.equal(mask.contiguous()) and (mask == 0).sum() == width * (width + 1)
 
 
 def test_unrestricted_layers_get_the_mask_itself():

@@ -170,7 +170,7 @@ def test_kto_estimates_the_divergence_on_the_next_examples_first_target(toy, mod
     logps = []
     for lm in (model.lm, model.reference):
         row = type(batch)(**{**vars(batch), "candidates": torch.tensor([items] * len(items))})
-        scores = model._logps(lm, row).detach()
+        scores = model._scorer(row)(lm).detach()
         logps.append(scores[users, following])
     torch.testing.assert_close(model.batch_kl(batch), kl_estimate(*logps), rtol=1e-4, atol=1e-5)
     assert model.batch_kl(batch.select(torch.tensor([0]))) == 0
