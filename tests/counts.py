@@ -6,7 +6,7 @@ on the machine.
 
     python -m tests.counts [--layers=24] [--setting=value ...]
 
-prints those of a small run with LoRA, per training step of each stage and per ranked batch.
+prints those of the last step of each stage and of the first and last ranked batch, with LoRA.
 """
 
 from __future__ import annotations
@@ -207,14 +207,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         found = lora_run(Path(folder), n_layers, *set(sys.argv[1:]) - set(layers))
     print(f"{n_layers} layers, torch {torch.__version__}, transformers {transformers.__version__}")
-    for name, counts in found.items():
-        one = counts[-1]
+    steps = {name: found[name][-1] for name in ("sft", "preference")}
+    rankings = {"validation": found["ranking"][0], "test": found["ranking"][-1]}
+    for name, one in {**steps, **rankings}.items():
         print(
             f"{name}: {one.launches.total()} launches, {one.waits.total()} host waits, "
             f"{len(one.forwards)} forward passes, {one.kept.total()} bytes kept for "
             f"{one.n_tokens} tokens"
         )
-        if name == "ranking":
+        if name in rankings:
             launches, waits = one.search_step()
             print(f"per search step: {launches} launches (median), {waits:.1f} host waits (mean)")
         for line, n in one.waits.most_common():
