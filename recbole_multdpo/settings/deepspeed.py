@@ -176,7 +176,7 @@ def _own(run: Mapping[str, Any], n_processes: int) -> dict[str, Any]:
 def _problems(
     given: Mapping[str, Any], own: Mapping[str, Any], run: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What contradicts the run's own settings, one sentence per entry with the remedy."""
+    """Entries that contradict the run's own settings, one sentence each with the remedy."""
     for key, settings in _REPLACED.items():
         section = given.get(key)
         off = isinstance(section, Mapping) and section.get("enabled") in (False, AUTO)
@@ -223,7 +223,7 @@ def _problems(
 
 
 def _optimizer_problems(section: Any, run: Mapping[str, Any]) -> Iterator[str]:
-    """What contradicts `learner`, `learning_rate` and `weight_decay`."""
+    """Entries that contradict `learner`, `learning_rate` and `weight_decay`."""
     if section in (None, AUTO):
         return
     kind, params = _kind_and_params(section)
@@ -245,7 +245,7 @@ def _optimizer_problems(section: Any, run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _schedule_problems(section: Any, run: Mapping[str, Any]) -> Iterator[str]:
-    """What contradicts `lr_scheduler_type`, `warmup_ratio` and the learning rates."""
+    """Entries that contradict `lr_scheduler_type`, `warmup_ratio` and the learning rates."""
     if section in (None, AUTO):
         return
     kind, params = _kind_and_params(section)

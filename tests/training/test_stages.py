@@ -1,4 +1,4 @@
-"""What the log says about the batches of a stage."""
+"""The log's line about the batches of a stage, and its warning about small ones on GPUs."""
 
 from __future__ import annotations
 
