@@ -6,7 +6,8 @@
 Computed: weights, reference, gradients and optimizer state by data parallelism and ZeRO stage, and
 the activations of a part of `max_tokens_per_batch` tokens, for models of the Qwen2.5 family in
 bfloat16 with AdamW. Not counted: the CUDA context (0.5 GB), buckets of gradients (1 to 2 GB,
-`reduce_bucket_size`), the head's logits (0.5 GB), fragmentation.
+`reduce_bucket_size`), the head's logits (1.3 GB), fragmentation. Then what `max_tokens_per_batch:
+auto` and `gradient_checkpointing: auto` choose on GPUs of three sizes.
 
 Measured: all tensors of a process after three steps, in float32, compared with the same formula
 without gradients, which are freed by then. Resident memory is not meaningful at this size: it
@@ -28,11 +29,26 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from recbole_multdpo.model.llmrec import StepOutput
+from recbole_multdpo.model.memory import (
+    GIB,
+    USABLE,
+    Activations,
+    MemoryPlan,
+    StepMemory,
+    plan,
+    state_bytes,
+)
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.scoring.head import logits_bytes
 from recbole_multdpo.training.distributed import DeepSpeedEngine, Engine, TorchEngine
 
-GB = 2**30
 LORA_R = 8
+# of a prompt of 512 tokens with 16 candidates, of which 7 tokens each are fed
+ROW_TOKENS = 512 + 16 * 7
+# GiB that torch reports: RTX 4090, A100 of 40 GB, H100 of 80 GB; and what CUDA itself takes
+GPUS = {"24 GB": 23.6, "40 GB": 39.4, "80 GB": 79.1}
+CONTEXT_GIB = 0.5
+LIVE_WEIGHTS = 1e9  # `stage3_max_live_parameters`
 METHODS = ("plain", "zero1", "zero2", "zero3")
 
 
@@ -89,10 +105,10 @@ SHAPES = (
 SMALL = Shape("small", 512, 6, 1536, 8, 2, 4000, True)
 
 
-def state_bytes(
+def states(
     shape: Shape, method: str, n_processes: int, *, lora: bool, low: int = 2
 ) -> dict[str, float]:
-    """Bytes per process of the tensors that exist during the whole training.
+    """`state_bytes` of a model.
 
     Args:
         shape: the model.
@@ -105,58 +121,108 @@ def state_bytes(
     Returns:
         `weights`, `reference`, `gradients`, `optimizer`.
     """
-    total = shape.parameters()
-    trained = shape.lora_parameters() if lora else total
-    # PEFT keeps adapters in float32; DeepSpeed casts them and keeps a float32 copy
-    of_trained = 4 if lora and method == "plain" else low
-    weights = low * total + (of_trained * trained if lora else 0)
-    reference = 0 if lora else low * total
-    gradients = 4 * trained  # added up in float32
-    # AdamW's two moments, and the weights again, in float32: DeepSpeed's always, else of bfloat16
-    has_masters = method != "plain" or of_trained < 4
-    optimizer = (12 if has_masters else 8) * trained
-    stage = METHODS.index(method)
-    return {
-        "weights": weights / (n_processes if stage == 3 else 1),
-        "reference": reference / (n_processes if stage == 3 else 1),
-        "gradients": gradients / (n_processes if stage >= 2 else 1),
-        "optimizer": optimizer / (n_processes if stage >= 1 else 1),
-    }
+    return state_bytes(
+        shape.parameters(),
+        shape.lora_parameters() if lora else shape.parameters(),
+        weight_bytes=low,
+        trained_bytes=low,
+        is_lora=lora,
+        zero=METHODS.index(method),
+        n_processes=n_processes,
+    )
 
 
-def activation_bytes(shape: Shape, n_tokens: int, *, checkpointing: bool, low: int = 2) -> float:
-    """Bytes of activations kept for the backward pass of `n_tokens`, with fused attention.
+def step_memory(shape: Shape, *, lora: bool, low: int = 2) -> StepMemory:
+    """Activations of a step by a formula, with fused attention: the twin of `count_step`.
 
-    A block keeps, per token: the inputs of both norms in float32 and their outputs, q and k before
-    and after rotation, k and v of every head, the attention's output, and in the MLP gate, its
-    activation, up and their product. With checkpointing: the input of every block, and all of this
-    for one block at a time.
+    A block keeps, per token: the inputs of both norms in float32, q, k and v of every head, the
+    attention's output and in the MLP gate, its activation, up and their product. With LoRA it also
+    keeps the outputs of both norms, which are the inputs of adapters, and the adapters' inner
+    activations; where all weights are trained, the outputs of the norms before and after their
+    factor. With checkpointing: the input of every block. The final norm keeps its input in
+    float32. All blocks share the mask.
     """
     h, i = shape.hidden, shape.intermediate
-    block = low * (2 * h + 6 * h + 4 * i) + 4 * 2 * h
-    if checkpointing:
-        return n_tokens * (shape.layers * low * h + block)
-    return n_tokens * shape.layers * block
+    of_norms = 2 * h if lora else 4 * h
+    inner = len(shape.linears()) * LORA_R if lora else 0
+    small = 4 * shape.heads + 8  # log-normalisers of the attention, root mean squares
+    block = low * (of_norms + 4 * h + 4 * i + inner) + 4 * 2 * h + small
+    final = 4 * h + (0 if lora else low * h)
+    return StepMemory(
+        Activations(shape.layers * block + final, low),
+        Activations(shape.layers * low * h + final, 0),
+        shape.layers,
+        low,
+    )
+
+
+def activation_gib(shape: Shape, n_tokens: int, *, lora: bool, checkpointing: bool) -> float:
+    """GiB of activations and their gradients at the peak of a step of `n_tokens`, bfloat16."""
+    per_token = step_memory(shape, lora=lora).per_token(ROW_TOKENS, checkpointing=checkpointing)
+    return n_tokens * per_token / GIB
 
 
 def markdown(n_processes: int, n_tokens: int) -> str:
-    """The computed table as Markdown."""
+    """The computed table of memory as Markdown."""
     titles = ["model", "trained", "plain", *(f"ZeRO-{stage}" for stage in (1, 2, 3))]
     rows = [f"| {' | '.join(titles)} | activations | with checkpointing |"]
     rows.append("|" + "---|" * (len(titles) + 2))
     for shape in SHAPES:
-        kept = [
-            activation_bytes(shape, n_tokens, checkpointing=checkpointing) / GB
-            for checkpointing in (False, True)
-        ]
         for lora in (True, False):
-            states = [
-                sum(state_bytes(shape, method, n_processes, lora=lora).values()) / GB
+            of_states = [
+                sum(states(shape, method, n_processes, lora=lora).values()) / GIB
                 for method in METHODS
             ]
-            cells = [f"{value:.1f}" for value in (*states, *kept)]
+            activations = [
+                activation_gib(shape, n_tokens, lora=lora, checkpointing=checkpointing)
+                for checkpointing in (False, True)
+            ]
+            cells = [f"{value:.1f}" for value in (*of_states, *activations)]
             rows.append(f"| {shape.name} | {'LoRA' if lora else 'all'} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def chosen(
+    shape: Shape, gpu: str, *, lora: bool, method: str = "plain", n_processes: int = 1
+) -> MemoryPlan | None:
+    """What `auto` chooses for a model in bfloat16 on a GPU; None if the model does not fit.
+
+    A batch is 16 examples of `ROW_TOKENS` tokens per process.
+    """
+    of_states = states(shape, method, n_processes, lora=lora)
+    logits = logits_bytes(shape.vocabulary, torch.bfloat16, True)
+    free = (GPUS[gpu] - CONTEXT_GIB) * GIB
+    state = sum(of_states.values())
+    # ZeRO-3 has whole copies while it ranks, of the reference too, and gathers layers in training
+    whole = 2 * shape.parameters() * (1 if lora else 2) if method == "zero3" else 0
+    if state + logits > free or state + whole > free:
+        return None
+    present = of_states["weights"] + of_states["reference"]
+    room = USABLE["cuda"] * (free - present) - (state - present) - logits
+    room -= min(whole, 2 * LIVE_WEIGHTS)
+    memory = step_memory(shape, lora=lora)
+    return plan(memory, room, width=ROW_TOKENS, batch_tokens=16 * ROW_TOKENS)
+
+
+def choices() -> str:
+    """Table of `chosen` as Markdown, with ZeRO-3 over 8 processes where one GPU is too small."""
+    rows = [f"| model | trained | {' | '.join(GPUS)} |", "|" + "---|" * (2 + len(GPUS))]
+    for shape in SHAPES:
+        for lora in (True, False):
+            cells = []
+            for gpu in GPUS:
+                found, note = chosen(shape, gpu, lora=lora), ""
+                if found is None:
+                    found = chosen(shape, gpu, lora=lora, method="zero3", n_processes=8)
+                    note = ", ZeRO-3 over 8"
+                cells.append("does not fit" if found is None else _in_words(found) + note)
+            rows.append(f"| {shape.name} | {'LoRA' if lora else 'all'} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _in_words(found: MemoryPlan) -> str:
+    size = f"{found.max_tokens:,}" if found.max_tokens else "all"
+    return f"{size}{' (c)' if found.checkpointing else ''}"
 
 
 class _SmallModel:
@@ -232,20 +298,23 @@ def measure(count: int = 2) -> str:
         found_bytes = [results.get(timeout=300) for _ in workers]
         for worker in workers:
             worker.join()
-        states = state_bytes(SMALL, method, count, lora=False, low=4)
-        computed = sum(states.values()) - states["gradients"]
+        found = states(SMALL, method, count, lora=False, low=4)
+        computed = sum(found.values()) - found["gradients"]
         rows.append(f"| {method} | {computed / 2**20:.0f} | {max(found_bytes) / 2**20:.0f} |")
     return "\n".join(rows)
 
 
 def main() -> None:
-    """Print one of the two tables."""
+    """Print the computed tables, or the measured one."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8192, help="of a part of the batch")
     parser.add_argument("--measure", action="store_true", help="the small model, in two processes")
     options = parser.parse_args()
-    print(measure() if options.measure else markdown(options.processes, options.tokens))
+    if options.measure:
+        print(measure())
+    else:
+        print(markdown(options.processes, options.tokens), choices(), sep="\n\n")
 
 
 if __name__ == "__main__":

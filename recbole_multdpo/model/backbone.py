@@ -17,7 +17,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,7 @@ def load_backbone(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     tiny_kwargs: Mapping[str, Any] | None = None,
+    check: Callable[[PreTrainedConfig], None] | None = None,
 ) -> Backbone:
     """Build or load the language model and check that it can serve as a recommender.
 
@@ -102,6 +103,8 @@ def load_backbone(
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
         trust_remote_code: run Python code that comes with a folder or hub repository.
         tiny_kwargs: arguments of `make_tiny_backbone`, by name; needed for `tiny`.
+        check: called with the configuration before the weights are loaded, to refuse them; not for
+            `tiny`.
 
     Raises:
         ConfigError: the folder is missing, incomplete or damaged; the hub cannot be reached and its
@@ -116,7 +119,7 @@ def load_backbone(
         lm.set_attn_implementation(attn_implementation)
     else:
         lm, tokenizer, fingerprint = _load_pretrained(
-            name, DTYPES[dtype], device, attn_implementation, trust_remote_code
+            name, DTYPES[dtype], device, attn_implementation, trust_remote_code, check
         )
     _check_tokenizer(name, lm, tokenizer)
     _check_finite(name, lm)
@@ -299,6 +302,7 @@ def _load_pretrained(
     device: torch.device,
     attn_implementation: str,
     trust_remote_code: bool,
+    check: Callable[[PreTrainedConfig], None] | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
     folder = _local_folder(name)
@@ -315,6 +319,8 @@ def _load_pretrained(
     _check_kind(name, config)
     if folder is not None:
         _check_files(name, folder)
+    if check is not None:
+        check(config)
     with _explain_load_errors(name, folder, attn_implementation):
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -35,6 +35,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.losses import LOSSES, kl_estimate, preference_loss
 from recbole_multdpo.losses.sets import POSITIVE_LEVEL
 from recbole_multdpo.model.backbone import (
+    DTYPES,
     add_lora,
     frozen_copy,
     load_backbone,
@@ -50,6 +51,7 @@ from recbole_multdpo.model.backbone_check import (
     check_backbone,
     scoring_methods,
 )
+from recbole_multdpo.model.memory import check_room
 from recbole_multdpo.model.modes import train_without_dropout
 from recbole_multdpo.model.probe import Trial
 from recbole_multdpo.model.reference_cache import ReferenceCache
@@ -101,7 +103,12 @@ class LLMRec(GeneralRecommender):
     input_type = InputType.POINTWISE
 
     def __init__(
-        self, config: Config, dataset: LLMRecDataset, prompt: StoredPrompt | None = None
+        self,
+        config: Config,
+        dataset: LLMRecDataset,
+        prompt: StoredPrompt | None = None,
+        *,
+        for_training: bool = False,
     ) -> None:
         """Load the backbone and tokenise catalogue and prompts.
 
@@ -110,6 +117,8 @@ class LLMRec(GeneralRecommender):
             dataset: the training part; prompts show its items as histories, or its conversations if
                 it has any.
             prompt: fixed text of the prompt of an existing run; None to render it.
+            for_training: refuse a backbone whose training does not fit into the device's memory,
+                before it is loaded.
         """
         super().__init__(config, dataset)
         settings = config.settings
@@ -140,6 +149,15 @@ class LLMRec(GeneralRecommender):
                 "vocab_size": settings.tiny_vocab_size,
                 "seed": self.seed,
             },
+            check=partial(
+                check_room,
+                settings=settings,
+                dtype=DTYPES[settings.dtype],
+                device=config["device"],
+                deepspeed=config.deepspeed,
+            )
+            if for_training
+            else None,
         )
         self.tokenizer = self.backbone.tokenizer
         if frame is None:

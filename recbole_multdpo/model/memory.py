@@ -10,22 +10,26 @@ well, for tables of models that are not at hand.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.random_state import random_state, restore_random_state
+from recbole_multdpo.scoring.head import logits_bytes
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import block_mask
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.scoring.windows import LayerKinds
+from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 
 GIB = 2**30
 # Of the free memory, what a step may take; the rest is for fragments, the libraries' own workspace
@@ -270,6 +274,88 @@ def state_bytes(
         "gradients": 4 * trained / (n_processes if zero >= 2 else 1),
         "optimizer": moments * trained / (n_processes if zero >= 1 else 1),
     }
+
+
+def check_room(
+    config: PreTrainedConfig,
+    settings: LLMRecSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    deepspeed: Mapping[str, Any] | None,
+) -> None:
+    """Refuse a model that cannot be trained in the memory of a GPU, before it is loaded.
+
+    Counted are the weights, the state of their training and the head's logits; what activations
+    need is known when the model is there. Nothing is said of a CPU, where memory can be swapped.
+
+    Args:
+        config: of the model.
+        settings: of the run.
+        dtype: of the weights.
+        device: of this process.
+        deepspeed: DeepSpeed's configuration; None without.
+
+    Raises:
+        ConfigError: it does not fit; the message has the numbers and names the settings.
+    """
+    if device.type != "cuda" or getattr(config, "auto_map", None):  # whose code is not trusted yet
+        return
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    total, low = sum(p.numel() for p in lm.parameters()), dtype.itemsize
+    is_lora = not settings.trains_all_weights
+    trained = total
+    if is_lora:
+        linears = [m for m in lm.modules() if isinstance(m, nn.Linear)]
+        trained = sum(settings.lora_r * (m.in_features + m.out_features) for m in linears)
+    if settings.loss == ZERO_SHOT:
+        trained = 0
+    zero = (deepspeed or {}).get("zero_optimization", {})
+    state = state_bytes(
+        total,
+        trained,
+        weight_bytes=low,
+        trained_bytes=low,
+        is_lora=is_lora,
+        zero=zero.get("stage", 0),
+        n_processes=processes.launched_world_size(),
+    )
+    if is_offloaded(zero):
+        state["optimizer"] = 0
+    if not (settings.has_preference_stage and settings.uses_reference):
+        state["reference"] = 0
+    if zero.get("stage") == 3:  # whole while it is loaded and while it ranks
+        state["whole copies"] = low * total * (2 if state["reference"] else 1)
+    state["logits"] = logits_bytes(config.get_text_config().vocab_size, dtype, True)
+    needed, free = sum(state.values()), free_bytes(device)
+    if needed > free:
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in state.items() if size)
+        raise ConfigError(
+            f"backbone={settings.backbone}: to train its {total / 1e9:.2f} billion weights takes "
+            f"at least {needed / GIB:.1f} GiB of memory per process ({parts}), and {device} has "
+            f"{free / GIB:.1f} GiB free. {remedies(settings, deepspeed)}"
+        )
+
+
+def is_offloaded(zero: Mapping[str, Any]) -> bool:
+    """True if DeepSpeed's `zero_optimization` keeps the optimizer's state off the device."""
+    return (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+
+
+def remedies(settings: LLMRecSettings, deepspeed: Mapping[str, Any] | None) -> str:
+    """Settings that make training smaller, as a sentence."""
+    ways = []
+    if settings.trains_all_weights:
+        ways.append("--finetune=lora")
+    if settings.dtype == "float32":
+        ways.append("--dtype=bfloat16")
+    if settings.gradient_checkpointing is False:
+        ways.append("--gradient_checkpointing=True")
+    if deepspeed is None:
+        ways.append("--deepspeed=zero2_offload")
+    if (deepspeed or {}).get("zero_optimization", {}).get("stage") != 3:
+        ways.append("--deepspeed=zero3 over several GPUs")
+    return f"Use {', or '.join([*ways, 'a smaller backbone'])}."
 
 
 def free_bytes(device: torch.device) -> int:

@@ -16,7 +16,9 @@ from recbole_multdpo.model.memory import (
     StepMemory,
     count_step,
     free_bytes,
+    is_offloaded,
     plan,
+    remedies,
     state_bytes,
 )
 from recbole_multdpo.runtime import processes
@@ -70,7 +72,7 @@ def fit_into_memory(config: Config, model: LLMRec, data: SetwiseDataLoader, stag
         raise TrainingError(
             f"the {stage} stage does not fit into the memory of {model.device}: of "
             f"{free / GIB:.1f} GiB free, gradients and optimizer take {state / GIB:.1f} and the "
-            f"head's logits {logits / GIB:.1f}. {_remedies(model, config)}"
+            f"head's logits {logits / GIB:.1f}. {remedies(settings, config.deepspeed)}"
         )
     if asked == "auto":
         model.set_gradient_checkpointing(chosen.checkpointing)
@@ -133,8 +135,7 @@ def _state_to_come(model: LLMRec, deepspeed: Mapping[str, Any] | None) -> float:
         zero=stage,
         n_processes=n_processes,
     )
-    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    state = found["gradients"] + (0 if offloaded else found["optimizer"])
+    state = found["gradients"] + (0 if is_offloaded(zero) else found["optimizer"])
     if stage:
         bucket = min(float(zero.get("reduce_bucket_size", _BUCKET)), n_trained)
         state += 2 * bucket * min(p.element_size() for p in trained)
@@ -144,18 +145,3 @@ def _state_to_come(model: LLMRec, deepspeed: Mapping[str, Any] | None) -> float:
         live = float(zero.get("stage3_max_live_parameters", _LIVE)) * parameters[0].element_size()
         state += min(live, weights) - weights * (1 - 1 / n_processes)
     return state
-
-
-def _remedies(model: LLMRec, config: Config) -> str:
-    """Settings that make a step smaller, for a message."""
-    settings = model.settings
-    ways = []
-    if not model.uses_lora:
-        ways.append("--finetune=lora")
-    if settings.dtype == "float32":
-        ways.append("--dtype=bfloat16")
-    if settings.gradient_checkpointing is False:
-        ways.append("--gradient_checkpointing=True")
-    if config.deepspeed is None:
-        ways.append("--deepspeed=zero2_offload, over several processes --deepspeed=zero3")
-    return f"Use {', or '.join([*ways, 'a smaller backbone'])}."

@@ -88,7 +88,7 @@ class StageRunner:
             stored = self._prompt
             if stored is None:
                 stored = processes.broadcast_from_main(self._stored_prompt)
-            model: LLMRec = self.config.model_class(self.config, part, stored)
+            model: LLMRec = self.config.model_class(self.config, part, stored, for_training=True)
             self.fingerprints |= {
                 BACKBONE: model.backbone.fingerprint,
                 PROMPT: model.prompt.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_multdpo.model.backbone import add_lora, set_gradient_checkpointing
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.model import memory
+from recbole_multdpo.model.backbone import DTYPES, add_lora, set_gradient_checkpointing
 from recbole_multdpo.model.memory import (
+    GIB,
     Activations,
     MemoryPlan,
     StepMemory,
     _left_by_cgroup,
+    check_room,
     count_activations,
     count_step,
     free_bytes,
@@ -28,6 +33,7 @@ from recbole_multdpo.model.memory import (
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import block_mask
 from recbole_multdpo.scoring.parts import parts_of
+from recbole_multdpo.settings.config import load_config
 
 SIZES = {
     "vocab_size": 300,
@@ -140,13 +146,13 @@ def test_the_peak_of_a_step(
     family: str, finetune: str, dtype: torch.dtype, attention: str, checkpointing: bool
 ) -> None:
     model, n_tokens = Model(family, finetune, dtype, attention), 400
-    memory = count_step(model, None)
+    found = count_step(model, None)
     model.set_gradient_checkpointing(checkpointing)
     peak = peak_bytes(model, n_tokens)
-    computed = n_tokens * memory.per_token(n_tokens, checkpointing=checkpointing)
+    computed = n_tokens * found.per_token(n_tokens, checkpointing=checkpointing)
     assert peak <= computed <= 1.4 * peak
     # control: what is kept alone is too little
-    kept = memory.checkpointed if checkpointing else memory.whole
+    kept = found.checkpointed if checkpointing else found.whole
     assert kept is not None and n_tokens * kept.per_token(n_tokens) < peak
 
 
@@ -191,8 +197,8 @@ def test_choice(room: float, asked: bool | None, expected: MemoryPlan | None) ->
 
 
 def test_a_model_without_checkpointing_gets_smaller_parts() -> None:
-    memory = StepMemory(Activations(1e4, 0), None, 10, 0)
-    assert plan(memory, 1.06e4 * 100, width=9, batch_tokens=999) == MemoryPlan(96, False)
+    without = StepMemory(Activations(1e4, 0), None, 10, 0)
+    assert plan(without, 1.06e4 * 100, width=9, batch_tokens=999) == MemoryPlan(96, False)
 
 
 def test_the_limit_of_a_container(tmp_path: Path) -> None:
@@ -209,3 +215,61 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     alone = free_bytes(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert free_bytes(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.3)
+
+
+QWEN_7B = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+}
+ZERO3 = {"zero_optimization": {"stage": 3}}
+OFFLOADED = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+@pytest.mark.parametrize(
+    ("free", "given", "deepspeed", "n_processes", "message"),
+    [
+        (22, [], None, 1, None),
+        (15, [], None, 1, r"7\.62 billion.*weights 14\.2.*Use --deepspeed=zero2_offload, or --dee"),
+        (22, ["--dtype=float32"], None, 1, "weights 28.*--dtype=bfloat16"),
+        (79, ["--finetune=full"], None, 1, r"reference 14\.2, gradients 28\.4.*--finetune=lora"),
+        (79, ["--finetune=full"], ZERO3, 8, None),
+        (22, ["--finetune=full"], ZERO3, 8, r"whole copies 28\.4.*--finetune=lora, or a smaller"),
+        (79, ["--finetune=full"], OFFLOADED, 1, None),
+        (79, ["--finetune=full", "--loss=sft"], None, 1, r"gradients 28\.4, optimizer 85\.1"),
+        (16, ["--loss=zero_shot"], None, 1, None),
+    ],
+)
+def test_a_model_that_is_too_large_is_refused_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+    free: float,
+    given: list[str],
+    deepspeed: dict[str, Any] | None,
+    n_processes: int,
+    message: str | None,
+) -> None:
+    settings = load_config(
+        [
+            "--model=LLMRec",
+            "--dataset=ml-100k",
+            "--device=cpu",
+            "--backbone=Qwen/Qwen2.5-7B",
+            *given,
+        ],
+        config_dict={"dtype": "bfloat16"},
+    ).settings
+    assert settings is not None
+    dtype = DTYPES[settings.dtype]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free * GIB)
+    monkeypatch.setenv("WORLD_SIZE", str(n_processes))
+    for variable in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "0")
+    config = AutoConfig.for_model("qwen2", **QWEN_7B)
+    arguments = (config, settings, dtype)
+    check_room(*arguments, torch.device("cpu"), deepspeed)
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        check_room(*arguments, torch.device("cuda", 0), deepspeed)
