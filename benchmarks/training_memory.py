@@ -298,8 +298,8 @@ def measure(count: int = 2) -> str:
         found_bytes = [results.get(timeout=300) for _ in workers]
         for worker in workers:
             worker.join()
-        found = states(SMALL, method, count, lora=False, low=4)
-        computed = sum(found.values()) - found["gradients"]
+        of_states = states(SMALL, method, count, lora=False, low=4)
+        computed = sum(of_states.values()) - of_states["gradients"]
         rows.append(f"| {method} | {computed / 2**20:.0f} | {max(found_bytes) / 2**20:.0f} |")
     return "\n".join(rows)
 
