@@ -346,11 +346,20 @@ def test_a_user_ranked_twice_is_noticed(data_path: Path, tmp_path: Path, mode: s
     assert run_processes(2, everything) == [expected, expected]
 
 
-@pytest.mark.parametrize("metrics", ["[NDCG, ItemCoverage]", "[NDCG, GAUC]"])
-def test_sampled_candidates_are_shared_out(data_path: Path, tmp_path: Path, metrics: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--metrics=[NDCG, ItemCoverage]"],
+        ["--metrics=[NDCG, GAUC]"],
+        ["--assistant=EASE"],  # with six weights
+    ],
+)
+def test_sampled_candidates_are_shared_out(
+    data_path: Path, tmp_path: Path, options: list[str]
+) -> None:
     def arguments(name: str) -> list[str]:
         sampled = "--eval_args={'mode': {'valid': 'uni6', 'test': 'total8'}}"
-        untrained = ["--loss=sft", "--sft_epochs=0", sampled, f"--metrics={metrics}"]
+        untrained = ["--loss=sft", "--sft_epochs=0", sampled, *options]
         return toy_arguments(data_path, tmp_path / name, "--rank_batch_users=5", *untrained)
 
     one = run(arguments("one"))
