@@ -52,6 +52,7 @@ from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.hardware import apply_tf32
 from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.training.distributed import check_deepspeed
 from recbole_multdpo.training.sft_cache import cache_folder
 from recbole_multdpo.training.stages import StageRunner, trial_description
 from recbole_multdpo.training.trainer import SetwiseTrainer
@@ -79,6 +80,8 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     with processes.process_group(config["device"], single=config.deepspeed is not None):
         config = _settled(config)
         apply_tf32(config.settings)
+        if config.deepspeed is not None:
+            check_deepspeed(config.deepspeed, config["device"])
         if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
         return _run(config)

@@ -22,12 +22,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_multdpo.data.batch import SetwiseBatch
-from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.errors import CheckpointError, ConfigError
 from recbole_multdpo.model.llmrec import LLMRec, StepOutput
 from recbole_multdpo.runs.checkpoint import trainable_tensors
 from recbole_multdpo.runtime import processes
@@ -399,6 +400,31 @@ class DeepSpeedEngine:
         for parameter in self.trained.values():
             parameter.data = parameter.data.clone()  # out of DeepSpeed's block of memory
             parameter.grad = None
+
+
+def check_deepspeed(settings: Mapping[str, Any], device: torch.device) -> None:
+    """Refuse entries of ZeRO that DeepSpeed itself would refuse when training begins.
+
+    Args:
+        settings: DeepSpeed's configuration, from `deepspeed_settings`.
+        device: of the run.
+
+    Raises:
+        ConfigError: an entry is unknown, or of the wrong type.
+    """
+    version = _import_deepspeed(device).__version__
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**settings["zero_optimization"])
+    except (ValidationError, AssertionError) as error:
+        wrong = str(error)
+        if isinstance(error, ValidationError):
+            found = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+            wrong = " ".join(f"zero_optimization.{key}: {message}." for key, message in found)
+        raise ConfigError(
+            f"deepspeed: {wrong} DeepSpeed {version} does not take it so: correct or remove it."
+        ) from None
 
 
 Engine = TorchEngine | DeepSpeedEngine

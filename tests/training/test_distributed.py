@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.errors import CheckpointError, ConfigError
 from recbole_multdpo.model.llmrec import StepOutput
 from recbole_multdpo.runs import checkpoint
 from recbole_multdpo.runs.checkpoint import load_checkpoint, load_trainable_tensors, save_checkpoint
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings.deepspeed import deepspeed_settings
-from recbole_multdpo.training.distributed import DeepSpeedEngine, TorchEngine
+from recbole_multdpo.training.distributed import DeepSpeedEngine, TorchEngine, check_deepspeed
 from recbole_multdpo.training.optimizer_state import whole_tensors
 from tests.settings.published_deepspeed import PUBLISHED
 from tests.several_processes import run_processes
@@ -293,6 +293,28 @@ def test_the_gradients_of_many_parts_are_added_up_in_float32(setting: str) -> No
     (rounded,) = run_processes(1, deviation, ZERO[setting], "bf16")
     assert found < (2e-3 if setting == "zero1" else 1e-6)
     assert rounded > 5e-3
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"reduce_bucket": 5}, "zero_optimization.reduce_bucket: Extra inputs"),
+        ({"overlap_comm": "perhaps"}, "zero_optimization.overlap_comm: Input should be a valid bo"),
+        (
+            {
+                "stage3_gather_fp16_weights_on_model_save": True,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+            "deprecated parameter 'stage3_gather_fp16",
+        ),
+    ],
+)
+def test_entries_that_deepspeed_does_not_know_are_refused_at_the_start(
+    entry: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{message}.*correct or remove it"):
+        check_deepspeed({"zero_optimization": {"stage": 2, **entry}}, CPU)
+    check_deepspeed({"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}, CPU)
 
 
 @pytest.mark.slow
