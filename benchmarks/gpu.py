@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM
 
@@ -53,9 +54,10 @@ from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.exhaustive import exhaustive_topk
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.scoring.packed import packed_logps
+from recbole_multdpo.scoring.packed import PackedExamples, packed_logps
 from recbole_multdpo.scoring.padded import padded_logps
 from recbole_multdpo.scoring.trie_scores import trie_scores
+from recbole_multdpo.training.master_weights import MasterWeights
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
@@ -75,12 +77,6 @@ PEAKS = {
     "3090": 71e12,
 }
 TINY = Shape("tiny", 32, 2, 64, 4, 2, 500, True)
-SCORERS: dict[str, Callable[..., Tensor]] = {
-    "packed": packed_logps,
-    "naive": partial(naive_logps, logits_everywhere=True),
-    "candidate logits": partial(naive_logps, logits_everywhere=False),
-    "prompt cache": kv_logps,
-}
 MFU_GOAL, TRL_GOAL = 0.40, 2.5
 N_TITLES = 10_681  # of MovieLens-10M
 K = 20
@@ -166,17 +162,28 @@ class Row:
 # ---- models and examples ----------------------------------------------------------------------
 
 
-def make_lm(shape: Shape, device: str, dtype: torch.dtype) -> nn.Module:
-    """A Qwen2 model of a shape with random weights, made on the device, with a LoRA adapter."""
+def make_lm(shape: Shape, device: str, dtype: torch.dtype, *, lora: str = "ours") -> nn.Module:
+    """A Qwen2 model of a shape with random weights, made on the device, with a LoRA adapter.
+
+    Args:
+        shape: the model's sizes.
+        device: where it is made.
+        dtype: of its weights.
+        lora: `ours`, or `PEFT`: its layers, with an adapter in float32.
+    """
     torch.manual_seed(SEED)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            lm: nn.Module = Qwen2ForCausalLM(shape.config())
+            lm: Any = Qwen2ForCausalLM(shape.config())
     finally:
         torch.set_default_dtype(default)
-    lm = add_lora(lm, r=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=SEED)
+    if lora == "PEFT":
+        linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        lm = get_peft_model(lm, LoraConfig(r=8, lora_alpha=16, target_modules=linears))
+    else:
+        lm = add_lora(lm, r=8, alpha=16, dropout=0.0, target_modules="all-linear", seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:  # zero at first: the adapter would do nothing
@@ -184,9 +191,27 @@ def make_lm(shape: Shape, device: str, dtype: torch.dtype) -> nn.Module:
     return lm.train()
 
 
-def arguments_of(examples: Examples) -> tuple[Prompts, Tensor, ItemCatalogue]:
-    """What all scorers take after the model."""
-    return examples.prompts, examples.candidates, examples.catalogue
+Score = Callable[[nn.Module], Tensor]
+
+
+def packed_once(examples: Examples) -> Score:
+    """Log-probabilities [B, C] by a model, all of them from one packing."""
+    catalogue = examples.catalogue
+    return PackedExamples.of(examples.prompts, examples.candidates, catalogue.items).logps
+
+
+def each_time(score: Callable[..., Tensor], examples: Examples) -> Score:
+    """Log-probabilities [B, C] by a model with a scorer that begins with the examples."""
+    return lambda lm: score(lm, examples.prompts, examples.candidates, examples.catalogue)
+
+
+SCORERS: dict[str, Callable[[Examples], Score]] = {
+    "packed": packed_once,
+    "packed twice": partial(each_time, packed_logps),
+    "prompt cache": partial(each_time, kv_logps),
+    "candidate logits": partial(each_time, partial(naive_logps, logits_everywhere=False)),
+    "naive": partial(each_time, partial(naive_logps, logits_everywhere=True)),
+}
 
 
 def forward_operations(shape: Shape, examples: Examples) -> float:
@@ -207,16 +232,25 @@ def forward_operations(shape: Shape, examples: Examples) -> float:
     )
 
 
-def optimizer_step(
-    lm: nn.Module, optimizer: torch.optim.Optimizer, examples: Examples, score: Callable[..., Any]
-) -> None:
-    """One step of Mult-DPO with a scorer, the reference by switching the adapter off."""
-    optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad(), reference_context(lm):
-        reference = score(lm, *arguments_of(examples))
-    logps = score(lm, *arguments_of(examples))
-    loss_of(logps - reference).backward()
-    optimizer.step()
+class Trainer:
+    """Steps of Mult-DPO; the reference is the model without its adapter."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        self.lm = lm
+        trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        self.masters = MasterWeights(self.optimizer)
+
+    def step(self, examples: Examples, scorer: str) -> None:
+        """Make a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        score = SCORERS[scorer](examples)
+        with torch.no_grad(), reference_context(self.lm):
+            reference = score(self.lm)
+        loss_of(score(self.lm) - reference).backward()
+        self.masters.move_gradients()
+        self.optimizer.step()
+        self.masters.write_back()
 
 
 def fitting(call: Callable[[int], Found], largest: int) -> Found:
@@ -243,11 +277,11 @@ def release() -> None:
 
 
 def values_and_gradients(
-    lm: nn.Module, examples: Examples, score: Callable[..., Tensor]
+    lm: nn.Module, examples: Examples, scorer: Callable[..., Tensor]
 ) -> list[Tensor]:
     """Log-probabilities and the gradient of every trained weight, on the CPU in float32."""
     trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-    logps = score(lm, *arguments_of(examples))
+    logps = each_time(scorer, examples)(lm)
     found = [logps.detach(), *torch.autograd.grad(loss_of(logps), trained)]
     return [tensor.float().cpu() for tensor in found]
 
@@ -319,23 +353,20 @@ def matrix_product(setting: Setting) -> Found:
 
 
 def training_step(
-    name: str, n_prompt: int, n_candidates: int, scorer: str, setting: Setting
+    name: str, n_prompt: int, n_candidates: int, scorer: str, setting: Setting, lora: str = "ours"
 ) -> Found:
     """Time, MFU and peak memory of an optimizer step with one of the scorers."""
-    shape = setting.shape(name)
+    shape, is_ours = setting.shape(name), scorer == "packed" and lora == "ours"
     if setting.tiny:
         n_prompt, n_candidates = 16, 4
     if "peak" not in setting.measured:
         matrix_product(setting)
-    lm = make_lm(shape, setting.device, setting.dtype)
-    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6)
-    score = SCORERS[scorer]
+    trainer = Trainer(make_lm(shape, setting.device, setting.dtype, lora=lora))
 
     def measured(n_examples: int) -> Found:
         examples = Examples.draw(n_prompt, n_candidates, n_examples, shape.vocabulary)
         examples = examples.to(setting.device)
-        step = partial(optimizer_step, lm, optimizer, examples, score)
+        step = partial(trainer.step, examples, scorer)
         seconds = setting.seconds(step)
         # of the packed pass for every scorer: what the step is about, not what it wastes
         mfu = 3 * forward_operations(shape, examples) / seconds / setting.measured["peak"]
@@ -345,16 +376,16 @@ def training_step(
             "MFU": mfu,
             **setting.peak(step),
         }
-        if scorer == "packed" and name == "0.5B":
+        if is_ours and name == "0.5B":
             found["goal met"] = mfu >= MFU_GOAL
         return found
 
-    found = fitting(measured, 2 if setting.tiny else {"packed": 16}.get(scorer, 4))
+    found = fitting(measured, 2 if setting.tiny else 16 if scorer.startswith("packed") else 4)
     key = f"{name} {n_prompt} {n_candidates}"
-    if scorer == "packed":
+    if is_ours:
         setting.measured[key] = found["contexts/s"]
     elif key in setting.measured:
-        found["packed is faster by"] = setting.measured[key] / found["contexts/s"]
+        found["ours is faster by"] = setting.measured[key] / found["contexts/s"]
     return found
 
 
@@ -524,8 +555,8 @@ def rows() -> list[Row]:
     """All rows, the most valuable first."""
     large, small = (256, 32), (512, 16)
 
-    def step(name: str, size: tuple[int, int], scorer: str = "packed") -> Run:
-        return partial(training_step, name, *size, scorer)
+    def step(name: str, size: tuple[int, int], scorer: str = "packed", lora: str = "ours") -> Run:
+        return partial(training_step, name, *size, scorer, lora=lora)
 
     others = ("prompt cache", "candidate logits", "naive")
     return [
@@ -539,7 +570,9 @@ def rows() -> list[Row]:
         Row("trl", against_trl, 60),
         Row("step-7B-P256-C32", step("7B", large), 60),
         Row("main-command", partial(command), 180),
+        Row("step-0.5B-P256-C32 PEFT's LoRA", step("0.5B", large, lora="PEFT"), 30),
         *[Row(f"step-0.5B-P256-C32 {o}", step("0.5B", large, o), 30) for o in others],
+        Row("step-0.5B-P256-C32 packed twice", step("0.5B", large, "packed twice"), 30),
         Row("step-1.5B-P256-C32", step("1.5B", large), 30),
         Row("step-3B-P256-C32", step("3B", large), 40),
         Row("step-0.5B-P512-C16", step("0.5B", small), 30),
