@@ -44,6 +44,7 @@ from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
+from recbole_multdpo.scoring.prompt_pass import states_at_ends
 from recbole_multdpo.scoring.topk import NAN_SCORES, TopK, stable_topk
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, unfold_spans
 from recbole_multdpo.scoring.trie_scores import trie_scores
@@ -127,9 +128,8 @@ class TrieSearch:
         patience = max(PATIENCE, trie.num_internal // 4)
         self.max_expanded = patience if max_expanded is None else max_expanded
         self.cache = Cache(layer_class_to_replicate=BufferedLayer)
-        # attention over the prompt is causal, so no valid position attends to its right padding
         self.caching = {cache_argument(self.body): self.cache, "use_cache": True}
-        hidden = self.body(input_ids=prompts.ids, **self.caching).last_hidden_state  # [B, P, H]
+        hidden = states_at_ends(self.model, prompts, self.cache)
         self.masked = torch.finfo(hidden.dtype).min
         dtype = torch.promote_types(hidden.dtype, torch.float32)
 
@@ -177,7 +177,7 @@ class TrieSearch:
             self.users,
             torch.full_like(self.users, ROOT),
             self.item_scores.new_zeros(n_users),
-            hidden[self.users, prompts.lengths - 1],
+            hidden,
             np.tile(np.array(trie.counts_of_root)[:, None], n_users),
         )
 

@@ -29,6 +29,7 @@ from recbole_multdpo.scoring.catalogue import ItemCatalogue, log_softmax_within
 from recbole_multdpo.scoring.head import Head, head_logps
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import parts_of
+from recbole_multdpo.scoring.prompt_pass import states_at_ends
 from recbole_multdpo.scoring.trie import ROOT, ItemTrie, unfold_spans
 from recbole_multdpo.scoring.windows import LayerKinds
 
@@ -69,9 +70,8 @@ def trie_scores(
     parts, kinds = parts_of(model), LayerKinds.of(model.config)
     trie, prompt_lengths = catalogue.trie, prompts.lengths
     cache = Cache(layer_class_to_replicate=BufferedLayer)
-    # attention over the prompt is causal, so no valid position attends to its right padding
     caching = {cache_argument(parts.body): cache, "use_cache": True}
-    hidden = parts.body(input_ids=prompts.ids, **caching).last_hidden_state  # [B, P, H]
+    hidden = states_at_ends(model, prompts, cache)
     n_users, width = prompts.ids.shape
     masked = torch.finfo(hidden.dtype).min
     columns = torch.arange(width, device=prompts.device)
@@ -81,14 +81,12 @@ def trie_scores(
     high = torch.promote_types(hidden.dtype, torch.float32)
     token_logps = torch.zeros(n_users, len(trie.token), dtype=high, device=hidden.device)
 
-    users = torch.arange(n_users, device=hidden.device)
     if nodes_per_chunk is None:
         fitting = max(NODES, min(NODES_CUDA, TOKENS_CUDA // n_users))
         nodes_per_chunk = fitting if hidden.is_cuda else NODES
-    root = torch.full_like(users[:1], ROOT)
-    last = hidden[users, prompt_lengths - 1]
+    root = torch.full_like(prompt_lengths[:1], ROOT)
     of_root = np.array(trie.counts_of_root[:1])
-    _score_children(catalogue, parts.head, root, last[:, None], token_logps, of_root)
+    _score_children(catalogue, parts.head, root, hidden[:, None], token_logps, of_root)
     longest = width + trie.max_depth
     for chunk in _chunks(trie, nodes_per_chunk):
         n_fed = len(chunk.nodes)

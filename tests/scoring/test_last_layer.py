@@ -10,13 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.model.tiny import make_tiny_backbone
-from recbole_multdpo.scoring import last_layer
+from recbole_multdpo.scoring import last_layer, prompt_pass
 from recbole_multdpo.scoring import packed as packed_module
+from recbole_multdpo.scoring.cache import BufferedLayer
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import PackedExamples
 from recbole_multdpo.scoring.parts import parts_of
@@ -215,3 +217,29 @@ def test_a_class_of_remote_code_is_not_served():
     kind = type(lm.model)
     lm.model.__class__ = type(kind.__name__, (kind,), {"__module__": "transformers_modules.own"})
     assert not parts_of(lm).can_skip
+
+
+# --------------------------------------------------------------------------------------- ranking
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_the_prompts_of_a_ranking(kind, monkeypatch):
+    """States at their ends, and the keys and values in the cache, as of the whole pass."""
+    lm = build(kind, num_hidden_layers=3)
+    found = []
+    for can_skip in (True, False):
+        monkeypatch.setattr(
+            prompt_pass,
+            "parts_of",
+            lambda model, can_skip=can_skip: replace(parts_of(model), can_skip=can_skip),
+        )
+        cache = Cache(layer_class_to_replicate=BufferedLayer)
+        with torch.no_grad():
+            states = prompt_pass.states_at_ends(lm, PROMPTS, cache)
+        layers = [
+            [buffer[:, :, : layer.length] for buffer in (layer.key_buffer, layer.value_buffer)]
+            for layer in cache.layers
+        ]
+        found.append((states, layers))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert len(found[0][1]) == 3 and found[0][0].shape == (3, 32)
