@@ -93,9 +93,9 @@ class CandidateDraw:
             DataError: there is no item to draw.
         """
         unknown = self._unknown(known)
-        of_unknown = np.ones(len(unknown)) if weights is None else weights[unknown]
-        cumulative = of_unknown.cumsum()
-        if not len(unknown) or cumulative[-1] == 0:
+        if weights is not None:
+            unknown = unknown[weights[unknown] > 0]
+        if not len(unknown):
             raise DataError(
                 f"no candidate is left to be drawn for one of the users ({_PHASES[self._seed[1]]} "
                 "part): all items that can be drawn are known. Use eval_args mode full."
@@ -107,9 +107,11 @@ class CandidateDraw:
             int(self._user_keys[user]),
             np.arange(n_items),
         )
-        # divided by its own last entry, which becomes exactly 1, above every uniform number
-        places = (cumulative / cumulative[-1]).searchsorted(uniforms, side="right")
-        return unknown[places]
+        if weights is None:
+            return unknown[(uniforms * len(unknown)).astype(np.int64)]
+        cumulative = weights[unknown].cumsum()
+        cumulative /= cumulative[-1]  # which becomes exactly 1, above every uniform number
+        return unknown[cumulative.searchsorted(uniforms, side="right")]
 
     def _unknown(self, known: set[int]) -> np.ndarray:
         """Items that are not known, in the order of their keys."""
