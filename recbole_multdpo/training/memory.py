@@ -52,7 +52,7 @@ def fit_into_memory(config: Config, model: LLMRec, data: SetwiseDataLoader, stag
     asked = settings.gradient_checkpointing
     memory = count_step(model, None if asked == "auto" else asked)
     free = free_bytes(model.device)
-    state = _state_to_come(model, config.deepspeed)
+    state = state_to_come(model, config.deepspeed)
     lm = causal_lm(model.lm)
     logits = logits_bytes(
         lm.config.get_text_config().vocab_size, lm.dtype, model.device.type == "cuda"
@@ -119,7 +119,7 @@ def _per_token(memory: StepMemory, width: int) -> str:
     return text
 
 
-def _state_to_come(model: LLMRec, deepspeed: Mapping[str, Any] | None) -> float:
+def state_to_come(model: LLMRec, deepspeed: Mapping[str, Any] | None) -> float:
     """Bytes on the device that the engine adds to the weights: gradients and optimizer state."""
     parameters = list(model.lm.parameters())
     trained = [p for p in parameters if p.requires_grad]

@@ -13,6 +13,7 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.scoring import packed
 from recbole_multdpo.training import memory, trainer
+from recbole_multdpo.training.stages import train_loader
 from recbole_multdpo.training.step import TrainingStep
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 from tests.training.test_trainer import away_from_the_reference, first_batch, step_gradient
@@ -96,6 +97,26 @@ def test_a_resumed_run_computes_the_same_parts(
     # control: chosen anew, the parts are others
     monkeypatch.setattr(trainer, "restore_memory", lambda *_: None)
     assert resumed("other") != whole["model_files"]
+
+
+def test_processes_choose_by_the_one_with_the_least_memory(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two, the other has less: the choice is that of its memory."""
+    chosen = []
+    for own, other in ((2e6, 2e6), (1e12, 2e6), (1e12, 1e12)):
+        with_free(monkeypatch, own)
+        config, parts, model = toy_model(data_path, tmp_path, *SETTINGS)
+        model.train()
+        data = train_loader(config, model, parts[0], "sft", 8)
+        taken = memory.state_to_come(model, None)
+        least = lambda room, n=other - taken: [room, n]  # noqa: E731
+        monkeypatch.setattr(memory.processes, "all_gather", least)
+        memory.fit_into_memory(config, model, data, "sft")
+        chosen.append(memory.memory_state(model))
+        monkeypatch.undo()
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert chosen[2] == {"max_tokens": 0, "gradient_checkpointing": False}
 
 
 def test_nothing_fits(data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
