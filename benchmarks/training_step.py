@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,17 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import DTYPES, Row, Timer, arguments, faster, peak_mebibytes, report
 from benchmarks.others import kv_logps, naive_logps
-from recbole_multdpo.data.batch import Prompts
+from recbole_multdpo.data.batch import Prompts, length_buckets
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.losses import preference_loss
 from recbole_multdpo.model.backbone import add_lora, reference_context
+from recbole_multdpo.model.tiny import make_tiny_backbone
+from recbole_multdpo.scoring import packed
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.packed import packed_lengths, packed_logps, split_candidates
+from recbole_multdpo.scoring.parts import parts_of
+from recbole_multdpo.training.step import PART_COST, PART_COST_CPU
 
 BIG_VOCABULARY = 151_936  # Qwen2.5's
 BIG_HIDDEN = 896
@@ -145,6 +150,7 @@ def main() -> None:
     rows += compare_references(lm, longest, timer, options)
     rows += compare_parts(lm, longest, timer, options)
     del lm
+    rows += compare_lengths(timer, options)
     rows += compare_heads(timer, options)
     report(rows, options)
 
@@ -266,6 +272,58 @@ def compare_parts(
             peak_mebibytes(partial(step, in_parts), options.device),
             peak_mebibytes(partial(step, whole), options.device),
         ),
+    ]
+
+
+def compare_lengths(timer: Timer, options: argparse.Namespace) -> list[Row]:
+    """A step of `tiny` as it is against one padded batch through all of the last layer.
+
+    Titles are tokens, and prompts as long as on ml-100k. The operations allow a ratio to which
+    neither padding, nor hidden attention, nor a position that nothing reads contributes: that
+    figure over the measured ratio is the step's time over its floor.
+    """
+    lm, _ = make_tiny_backbone(["a"], hidden_size=128, num_layers=2, num_heads=4, seed=0)
+    lm.resize_token_embeddings(4000, mean_resizing=False)
+    lm = lm.to(options.device, DTYPES[options.dtype]).train()
+    generator = torch.Generator().manual_seed(0)
+    n_prompt = torch.empty(16).log_normal_(4.2, 0.9, generator=generator).long().clamp(8, 300)
+    examples = Examples(
+        Prompts(torch.randint(0, 4000, (16, 300), generator=generator), n_prompt),
+        torch.randint(1, 1665, (16, 24), generator=generator),
+        ItemCatalogue.build(ItemTokens.from_lists([[], *([token] for token in range(1664))])),
+    ).to(options.device)
+    part_tokens = (PART_COST_CPU if options.device == "cpu" else PART_COST) / 128**2
+    groups = length_buckets(n_prompt, max_rows=16, max_tokens=0, part_tokens=part_tokens)
+
+    def gradient(groups: list[Tensor], can_skip: bool) -> Tensor:
+        lm.zero_grad()
+        parts = parts_of(lm)
+        with mock.patch.object(packed, "parts_of", lambda _: replace(parts, can_skip=can_skip)):
+            for rows in (group.to(options.device) for group in groups):
+                prompts, candidates = examples.prompts.select(rows), examples.candidates[rows]
+                logps = packed_logps(lm, prompts, candidates, examples.catalogue)
+                (loss_of(logps) * len(rows) / 16).backward()
+        return torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
+
+    ours = partial(gradient, groups, parts_of(lm).can_skip)
+    whole = partial(gradient, [torch.arange(16)], False)
+    expected = whole()
+    error = (ours() - expected).norm() / expected.norm()
+    assert error < TOLERANCE[options.dtype], f"parts differ from the whole by {error:.1e}"
+    seconds = timer.alternate({"ours": ours, "whole": whole}, options.repeats)
+    lengths = n_prompt.double()
+    layer, read = 4 * 128**2 + 3 * 128 * 384, 16 * (2 * 128**2 + 3 * 128 * 384)
+    head = 16.0 * 4000 * 128
+    padded = 2 * (16 * layer * lengths.max() + 2 * 16 * 128 * lengths.max() ** 2) + head
+    attention = 128 * (lengths * (lengths + 3)).sum()  # one layer's, and one query of the last
+    floor = lengths.sum() * (layer + 2 * 128**2) + attention + read + head
+    return [
+        faster(
+            "train step of tiny, 16 examples: parts, last layer at read positions vs whole",
+            seconds["ours"],
+            seconds["whole"],
+            floor_ratio=float(padded / floor),
+        )
     ]
 
 
