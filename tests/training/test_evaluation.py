@@ -33,11 +33,11 @@ def counted(lm: nn.Module) -> Iterator[Counts]:
     """Forwards of a language model and the tokens that they are fed, padding included."""
     counts = {"forwards": 0, "tokens": 0}
 
-    def count(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+    def count(module: nn.Module, arguments: Any) -> None:
         counts["forwards"] += 1
-        counts["tokens"] += keywords["input_ids"].numel()
+        counts["tokens"] += arguments[0].numel()
 
-    handle = lm.get_decoder().register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[operator]
+    handle = lm.get_input_embeddings().register_forward_pre_hook(count)  # type: ignore[operator]
     try:
         yield counts
     finally:
