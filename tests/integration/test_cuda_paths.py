@@ -230,5 +230,7 @@ def test_a_planted_fault_is_found(
     real = getattr(module, function)
     monkeypatch.setattr(module, function, lambda *args, **options: moved(real(*args, **options)))
     with VirtualCuda() as cuda:
-        run(toy_arguments(data_path, tmp_path / "run", "--device=cuda", "--loss=dpo"))
+        run(
+            toy_arguments(data_path, tmp_path / "run", "--device=cuda", "--tiny_title_tokens=False")
+        )
     assert cuda.mixes
