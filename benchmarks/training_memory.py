@@ -185,7 +185,7 @@ def markdown(n_processes: int, n_tokens: int) -> str:
 def chosen(
     shape: Shape, gpu: str, *, lora: bool, method: str = "plain", n_processes: int = 1
 ) -> MemoryPlan | None:
-    """What `auto` chooses for a model in bfloat16 on a GPU; None if the model does not fit.
+    """The choice of `auto` for a model in bfloat16 on a GPU; None if the model does not fit.
 
     A batch is 16 examples of `ROW_TOKENS` tokens per process.
     """

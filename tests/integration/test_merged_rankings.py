@@ -21,7 +21,7 @@ DYNAMIC = ("--negatives=dynamic", "--negative_pool=catalogue")
 
 
 def adapted(lm: nn.Module) -> str:
-    """How the model computes at this moment."""
+    """The way in which the model computes at this moment."""
     layers = [module for module in lm.modules() if isinstance(module, LoraLinear)]
     if all(layer.merged for layer in layers):
         return "merged"  # or without an adapter

@@ -38,7 +38,7 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def on_device(rank: Callable[..., object], *, n_layers: int = 2) -> tuple[object, VirtualCuda, int]:
-    """What `rank(lm, case)` returns on a virtual GPU, its waits, and the forward passes."""
+    """The result of `rank(lm, case)` on a virtual GPU, its waits, and the forward passes."""
     with VirtualCuda() as cuda:
         lm = tiny_lm(sliding_window=None).to(HERE)
         made = case()
