@@ -37,8 +37,13 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def on_device(rank: Callable[..., object], *, n_layers: int = 2) -> tuple[object, VirtualCuda, int]:
-    """The result of `rank(lm, case)` on a virtual GPU, its waits, and the forward passes."""
+def on_device(
+    rank: Callable[..., object], widths: list[int] | None = None
+) -> tuple[object, VirtualCuda, int]:
+    """The result of `rank(lm, case)` on a virtual GPU, its waits, and the forward passes.
+
+    `widths` are of this ranking only.
+    """
     with VirtualCuda() as cuda:
         lm = tiny_lm(sliding_window=None).to(HERE)
         made = case()
@@ -47,8 +52,10 @@ def on_device(rank: Callable[..., object], *, n_layers: int = 2) -> tuple[object
         )
         rank(lm, made)  # once for what is kept with the model and the catalogue
         cuda.waits.clear()
+        if widths is not None:
+            widths.clear()
         passes = []
-        lm.model.register_forward_hook(lambda *_: passes.append(1))
+        lm.model.embed_tokens.register_forward_hook(lambda *_: passes.append(1))
         result = rank(lm, made)
     assert not cuda.mixes
     return result, cuda, len(passes)
@@ -65,8 +72,7 @@ def test_a_search_waits_once_per_step_and_ranks_as_on_a_cpu(widths, monkeypatch)
     monkeypatch.setattr(head_module, "MIN_CHUNK_ROWS", 2)
     expected = search(tiny_lm(), case())
     assert any(width % 8 for width in widths)  # a CPU has no such rule
-    widths.clear()
-    found, cuda, n_forwards = on_device(search)
+    found, cuda, n_forwards = on_device(search, widths)
     assert isinstance(found, TopK)
     assert found.items.equal(expected.items) and found.expanded.equal(expected.expanded)
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-6)
@@ -95,12 +101,11 @@ def test_a_beam_waits_once_per_step():
 
 def test_scores_along_the_trie_wait_twice_in_all(widths):
     expected = trie_scores(tiny_lm(), case().catalogue, case().prompts, nodes_per_chunk=7)
-    widths.clear()
 
     def rank(lm, made):  # type: ignore[no-untyped-def]
         return trie_scores(lm, made.catalogue, made.prompts, nodes_per_chunk=7)
 
-    found, cuda, n_forwards = on_device(rank)
+    found, cuda, n_forwards = on_device(rank, widths)
     assert isinstance(found, Tensor)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert n_forwards > 4 and cuda.waits.total() == 2, cuda.waits
