@@ -396,6 +396,10 @@ class LLMRec(GeneralRecommender):
         given = self.settings.max_tokens_per_batch
         return (self.automatic_max_tokens or 0) if given == "auto" else given
 
+    def set_max_tokens(self, max_tokens: int | None) -> None:
+        """Set the value of `max_tokens_per_batch: auto`, 0 for no limit; None: not chosen yet."""
+        self.automatic_max_tokens = max_tokens
+
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Switch gradient checkpointing on or off, in the present mode."""
         set_gradient_checkpointing(self.lm, on)

@@ -76,7 +76,7 @@ def fit_into_memory(config: Config, model: LLMRec, data: SetwiseDataLoader, stag
         )
     if asked == "auto":
         model.set_gradient_checkpointing(chosen.checkpointing)
-    model.automatic_max_tokens = chosen.max_tokens
+    model.set_max_tokens(chosen.max_tokens)
     getLogger().info(
         f"memory of the {stage} stage: {free / GIB:.2f} GiB free, for gradients and optimizer "
         f"{state / GIB:.2f}, for the head's logits {logits / GIB:.2f}; "
@@ -105,7 +105,7 @@ def restore_memory(model: LLMRec, state: Mapping[str, Any]) -> None:
     max_tokens, checkpointing = state["max_tokens"], state["gradient_checkpointing"]
     if type(max_tokens) not in (int, type(None)) or type(checkpointing) is not bool:
         raise TypeError(f"memory: {state}")
-    model.automatic_max_tokens = max_tokens
+    model.set_max_tokens(max_tokens)
     if model.settings.gradient_checkpointing == "auto":
         model.set_gradient_checkpointing(checkpointing)
 

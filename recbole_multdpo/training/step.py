@@ -309,7 +309,7 @@ class TrainingStep:
         if not self.may_retry or (len(part) == 1 and not (is_cut and fewer < n_tokens)):
             raise self._out_of_memory(part, error, number)
         if is_cut:
-            self.engine.model.automatic_max_tokens = fewer
+            self.engine.model.set_max_tokens(fewer)
             limit = f"{fewer} tokens"
         else:
             self.max_rows = len(part) // 2

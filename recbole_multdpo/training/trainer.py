@@ -144,7 +144,7 @@ class SetwiseTrainer(Trainer):
         self.resumed_optimizer: dict[str, Tensor] | None = None
         self.resumed_negatives: dict[str, Tensor] = {}
         self.resumed_max_rows: int | None = None
-        self.model.automatic_max_tokens = None  # of another stage
+        self.model.set_max_tokens(None)  # there may be that of another stage
         self.drawn_negatives: DynamicNegatives | None = None
         self._valid_data: AbstractDataLoader | None = None
         self._last_metrics: dict[str, float] = {}  # of the present weights, until the next step
