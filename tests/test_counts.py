@@ -1,8 +1,9 @@
 """Launches, host waits and bytes kept for the backward pass stay what they were counted to be.
 
-Counted with torch 2.13 and transformers 5.24 on a virtual GPU, in a run with LoRA in bfloat16. A
-bound may be 5 % above the count and no more: where a change lowers a count, lower its bound
-(`python -m tests.counts --dtype=bfloat16` lists the lines that wait).
+Counted on a virtual GPU, in a run with LoRA in bfloat16. A bound may be 5 % above the count and no
+more: where a change lowers a count, lower its bound (`python -m tests.counts --dtype=bfloat16`
+lists the lines that wait). Other versions of torch and transformers split their work otherwise, so
+with these a count may exceed its bound by a quarter.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from recbole_multdpo.scoring import best_first, packed
 from tests.counts import Counts, lora_run
 
+COUNTED_WITH = ("2.13", "5.24")  # torch, transformers
 BOUNDS = {
     "sft step: launches per layer": 145,
     "sft step: other launches": 251,
@@ -65,6 +68,10 @@ def kept_per_token(step: Counts) -> float:
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_count_is_within_its_bound(found: dict[str, float], name: str) -> None:
     assert found.keys() == BOUNDS.keys()
+    versions = [package.__version__.rsplit(".", 1)[0] for package in (torch, transformers)]
+    if tuple(versions) != COUNTED_WITH:
+        assert found[name] <= 1.25 * BOUNDS[name], f"more than with {COUNTED_WITH}"
+        return
     assert found[name] <= BOUNDS[name], "more than before"
     assert BOUNDS[name] <= 1.05 * found[name] + 0.1, "fewer than before: lower the bound"
 
