@@ -50,7 +50,7 @@ class LoraLinear(PeftLinear):
         update = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         return (
             type(self.base_layer) is nn.Linear
-            and not weight.requires_grad
+            and not any(p.requires_grad for p in self.base_layer.parameters())  # a bias
             and not hasattr(weight, "ds_id")  # ZeRO-3 gathers weights when their module is called
             and all(matrix.dtype == weight.dtype == x.dtype for matrix in update)
             and self.lora_B[adapter].bias is None

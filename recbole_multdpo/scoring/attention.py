@@ -51,11 +51,13 @@ def grouped_heads() -> Iterator[None]:
                 **options,
             )
         assert attention_mask is not None
-        if last is None or last[0] is not attention_mask:
-            last = attention_mask, attention_mask.repeat(1, 1, n_heads // kv_heads, 1)
+        known = last  # another thread may replace it at any time
+        if known is None or known[0] is not attention_mask:
+            known = attention_mask, attention_mask.repeat(1, 1, n_heads // kv_heads, 1)
+            last = known
         grouped = query.reshape(len(query), kv_heads, -1, query.shape[-1])
         found = F.scaled_dot_product_attention(
-            grouped, key, value, attn_mask=last[1], dropout_p=dropout, scale=scaling
+            grouped, key, value, attn_mask=known[1], dropout_p=dropout, scale=scaling
         )
         found = found.reshape(len(query), n_heads, n_queries, -1)
         return found.transpose(1, 2).contiguous(), None

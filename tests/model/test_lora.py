@@ -157,6 +157,13 @@ class TestLayer:
         assert x.grad is None and layer.lora_A["default"].weight.grad is None
         assert layer.lora_B["default"].weight.grad is not None
 
+    def test_a_trained_bias_of_the_base_layer_gets_its_gradient(self, never_ours: None) -> None:
+        """PEFT's `bias="all"` trains it."""
+        model, x = layer_of(FLOAT32)
+        bias = model.base_model.model[0].base_layer.bias.requires_grad_()
+        model(x).sum().backward()
+        assert bias.grad.tolist() == [14.0] * 40
+
     @pytest.mark.parametrize(
         "options",
         [{"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True}],

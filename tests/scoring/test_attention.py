@@ -84,6 +84,28 @@ def test_attention_without_a_mask_and_heads_of_their_own_are_left_alone(monkeypa
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is watched
 
 
+def test_threads_that_rank_at_once_keep_their_masks():
+    """A second thread calls attention with its own mask in the middle of a call."""
+
+    class Interrupted(torch.Tensor):
+        def reshape(self, *shape):  # type: ignore[no-untyped-def]
+            if self.shape == query.shape:
+                attend(self.as_subclass(torch.Tensor), torch.zeros(1, 1, 3, 3))
+            return super().reshape(*shape)
+
+    def attend(query, mask):  # type: ignore[no-untyped-def]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](lm.model, query, keys, keys, mask)[0]
+
+    lm = tiny_lm()
+    keys, query = torch.randn(1, 2, 3, 8), torch.randn(1, 4, 3, 8)
+    mask = torch.full((1, 1, 3, 3), -1e9).triu(1)
+    with grouped_heads():
+        expected, all_visible = attend(query, mask), attend(query, torch.zeros_like(mask))
+        found = attend(query.as_subclass(Interrupted), mask.clone())
+    assert torch.equal(found.as_subclass(torch.Tensor), expected)
+    assert not torch.equal(expected, all_visible)
+
+
 def test_an_error_within_restores_the_attention():
     given = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with pytest.raises(KeyError), grouped_heads(), grouped_heads():

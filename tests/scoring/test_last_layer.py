@@ -187,6 +187,10 @@ def test_tiny_is_served():
     assert parts_of(lm).can_skip
 
 
+def test_a_vocabulary_of_five():
+    assert parts_of(build("llama", vocab_size=5)).can_skip
+
+
 def test_a_changed_layer_falls_back_to_the_whole_pass(packed, monkeypatch):
     """A version of transformers that computes a layer otherwise, or has other names in it."""
     forward = Qwen2DecoderLayer.forward
