@@ -20,7 +20,7 @@ from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import explain_errors, prepare_classical
 from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.counted_dataset import train_and_valid
-from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.data.loader import evaluation_loaders, tested_part
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
@@ -34,7 +34,12 @@ from recbole_multdpo.runs.load import (
     test_description,
 )
 from recbole_multdpo.runs.model_files import MODEL_FOLDER, check_finite, file_checksums
-from recbole_multdpo.runs.per_user import FILE_NAME, PerUserEvaluator, write_per_user
+from recbole_multdpo.runs.per_user import (
+    FILE_NAME,
+    PerUserEvaluator,
+    describe_tested_users,
+    write_per_user,
+)
 from recbole_multdpo.runs.resume import (
     ResumePoint,
     check_unchanged,
@@ -54,7 +59,7 @@ from recbole_multdpo.settings.hardware import apply_tf32
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.distributed import check_deepspeed
 from recbole_multdpo.training.sft_cache import cache_folder
-from recbole_multdpo.training.stages import StageRunner, trial_description
+from recbole_multdpo.training.stages import StageRunner, training_limits
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
@@ -170,11 +175,12 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         **_made_from(config, folder, fingerprints),
         "valid_result": valid_result,
         "test_result": test_result,
-        **test_description(parts[2]),
+        **test_description(tested_part(config, parts[2])),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),
         "test_information": config["test_information"],
+        **_trial(describe_tested_users(trainer.evaluator, parts[2], classical.test_data)),
         **_conversation_counts(config, dataset),
     }
 
@@ -233,6 +239,7 @@ def _run_llmrec(
         processes.broadcast_from_main(
             lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
         )
+    tested_users = describe_tested_users(trainer.evaluator, parts[2], test)
     model.merge_adapter()  # of a ranker that has read the base
     check_finite(
         model.lm,
@@ -245,13 +252,13 @@ def _run_llmrec(
         "dtype": settings.dtype,
         "valid_result": valid_result,
         "test_result": test_result,
-        **test_description(parts[2]),
+        **test_description(tested_part(config, parts[2])),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),
         "item_texts": vars(dataset.text_report),
         "test_information": config["test_information"],
-        **trial_description(model),
+        **_trial({**training_limits(model), **tested_users}),
         **refitted,
         **fusion,
         **_conversation_counts(config, dataset),
@@ -303,6 +310,11 @@ def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader, ranker
     """`valid_metric` of a ranker, with the sign that makes larger values better."""
     score = float(trainer.evaluate_ranker(ranker, valid)[trainer.valid_metric])
     return score if trainer.valid_metric_bigger else -score
+
+
+def _trial(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Entry of `result.json` about a trial; none of a whole run."""
+    return {"trial": dict(limits)} if limits else {}
 
 
 def _conversation_counts(config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -247,7 +247,9 @@ def _key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> s
     settings = {
         key: value
         for key, value in everything.items()
-        if not acts(key, name).may_change and key not in idle_keys
+        if not acts(key, name).may_change
+        and key not in idle_keys
+        and key != "test_users"  # all users are scored
     }
     conversations = dataset.conversations.digest() if dataset.conversations is not None else None
     described = {"settings": settings, "n_items": dataset.item_num, "said": conversations}

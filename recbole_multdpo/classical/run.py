@@ -24,7 +24,7 @@ from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, 
 from recbole_multdpo.data.candidates import with_keyed_candidates
 from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.dataset import ContextDataset
-from recbole_multdpo.data.loader import exclude_items
+from recbole_multdpo.data.loader import exclude_items, tested_part
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.information import KEY
@@ -149,7 +149,7 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
         of_users = with_one_input(parts, knows_validation=config[KEY] != "train")
         valid_data, test_data = sequence_loaders(config, of_users)
     valid_data = with_keyed_candidates(valid_data, "valid")
-    test_data = with_keyed_candidates(test_data, "test")
+    test_data = with_keyed_candidates(_of_tested_users(test_data), "test")
     if config["context"] == "conversation":
         assert isinstance(dataset, ContextDataset)
         exclude_items(valid_data, dataset.excluded)
@@ -164,6 +164,13 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
     return ClassicalRun(
         config, dataset, parts, model, calls, trainer, train_data, valid_data, test_data
     )
+
+
+def _of_tested_users(loader: AbstractDataLoader) -> AbstractDataLoader:
+    """A test loader for `test_users` users; the samplers still know the rows of all users."""
+    config, part = loader.config, loader._dataset
+    tested = tested_part(config, part)
+    return loader if tested is part else type(loader)(config, tested, loader._sampler)
 
 
 def build_model(config: Config, train: Dataset) -> AbstractRecommender:

@@ -19,6 +19,7 @@ from recbole_multdpo.comparison.results import (
     by_popularity,
     differing_tests,
     information_note,
+    tested_note,
     trial_note,
 )
 from recbole_multdpo.comparison.significance import PairedTest, compare_with
@@ -149,6 +150,7 @@ def find(
     notes = [
         *information_note(results.runs),
         *trial_note(results.runs),
+        *tested_note(results.runs, metric),
         *differing_tests(results.runs),
         *_unequal_seeds(results),
     ]

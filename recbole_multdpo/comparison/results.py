@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,8 +35,10 @@ class Results:
         users: one row per run and user; columns `system`, `seed`, `user`, `n_train`, `n_test`, and
             the metrics that are means over users.
         runs: one row per run; columns `system`, `seed`, `seconds` (wall time), `test_set` (hash of
-            the test items), `test_information` (the parts of the data known at test) and `trial`
-            (limits of a trial in words; empty for a whole run).
+            the test items), `test_information` (the parts of the data known at test), `trial`
+            (limits of a trial's training in words; empty for whole training), `tested` (how many of
+            the users were tested, in words; empty for all), and `margin` (half-width of the 95 %
+            interval of the deciding metric over these users; NaN likewise).
     """
 
     metrics: pd.DataFrame
@@ -82,8 +85,9 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())
         test = {"test_set": result["test_set"], KEY: result.get(KEY)}
-        trial = _trial_in_words(result.get("trial"))
-        runs.append({**ids, "seconds": seconds, **test, "trial": trial})
+        limits = result.get("trial") or {}
+        trial = {"trial": _training_in_words(limits), **_tested(limits)}
+        runs.append({**ids, "seconds": seconds, **test, **trial})
         users.append(
             read_per_user(run / FILE_NAME).assign(system=member.system.name, seed=member.seed)
         )
@@ -109,9 +113,9 @@ def information_note(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _trial_in_words(limits: Mapping[str, int] | None) -> str:
-    """The limits of a trial from `result.json`, such as `500 of 943 users, 20 preference steps`."""
-    if not limits:
+def _training_in_words(limits: Mapping[str, Any]) -> str:
+    """Limits of a trial's training, such as `500 of 943 users, 20 preference steps`."""
+    if "users" not in limits:  # another run, or a trial of the test alone
         return ""
     parts = []
     if limits["users"] < limits["of_users"]:
@@ -120,6 +124,30 @@ def _trial_in_words(limits: Mapping[str, int] | None) -> str:
         if limits[f"{stage}_steps"]:
             parts.append(f"{limits[f'{stage}_steps']:,} {stage} steps")
     return ", ".join(parts)
+
+
+def _tested(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """How many users were tested, in words, and the margin of a metric over them."""
+    if "test_users" not in limits:
+        return {"tested": "", "margin": float("nan")}
+    margins = limits.get("test_margin", {}).values()
+    return {
+        "tested": f"{limits['test_users']:,} of {limits['of_test_users']:,}",
+        "margin": next(iter(margins), float("nan")),
+    }
+
+
+def tested_note(runs: pd.DataFrame, metric: str) -> list[str]:
+    """A sentence about runs in which some users were tested, with the uncertainty of the metric."""
+    of_some = runs[runs["tested"] != ""] if "tested" in runs else runs[:0]
+    if of_some.empty:
+        return []
+    note = f"A trial, tested on {' or '.join(of_some['tested'].unique())} users (test_users)"
+    margins = of_some.groupby("system", sort=False)["margin"].max().dropna()
+    if len(margins):
+        found = ", ".join(f"{name} ± {margin:.4f}" for name, margin in margins.items())
+        note += f": by chance of the users, {metric} of one seed is known to {found} (95 %)"
+    return [f"{note}."]
 
 
 def trial_note(runs: pd.DataFrame) -> list[str]:

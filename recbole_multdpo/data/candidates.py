@@ -47,8 +47,8 @@ class CandidateDraw:
             dataset: any part of the split.
         """
         tokens = dataset.field2id_token
-        self._user_keys = _token_keys(tokens[dataset.uid_field])
-        self._item_keys = _token_keys(tokens[dataset.iid_field])
+        self._user_keys = token_keys(tokens[dataset.uid_field])
+        self._item_keys = token_keys(tokens[dataset.iid_field])
         # [PAD], item 0, is never drawn
         self._items = np.argsort(self._item_keys[1:], kind="stable") + 1
         self._seed = seed, _PHASES.index(phase)
@@ -132,7 +132,7 @@ class CandidateDraw:
         return drawn[~np.isin(drawn, list(known))][:n_items]
 
 
-def _token_keys(tokens: Sequence[str]) -> np.ndarray:
+def token_keys(tokens: Sequence[str]) -> np.ndarray:
     """A hash of every token, uint64."""
     digests = [hashlib.blake2b(str(token).encode(), digest_size=8).digest() for token in tokens]
     return np.frombuffer(b"".join(digests), dtype="<u8")

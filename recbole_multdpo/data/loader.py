@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from logging import getLogger
 from typing import Any
@@ -21,6 +21,7 @@ from recbole_multdpo.data.candidates import (
     KeyedSampler,
     TotalCandidatesLoader,
     is_drawn_per_positive,
+    token_keys,
 )
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.dataset import ContextDataset
@@ -32,6 +33,7 @@ from recbole_multdpo.runtime import processes
 
 SHUFFLE_STREAM = 4  # separates the order of examples from the sampler's draws
 TRIAL_STREAM = 11  # separates the choice of users from all of these
+TEST_STREAM = 12  # users who are tested need not be those who are trained on
 FILLER = 0  # RecBole's padding user, which marks an example of weight 0
 
 
@@ -95,8 +97,7 @@ class SetwiseDataLoader(AbstractDataLoader):
 
     def _few_users(self, config: Config) -> np.ndarray:
         keys = random_keys(config["seed"], TRIAL_STREAM, self.users)
-        chosen = np.argsort(keys, kind="stable")[: config["train_users"]]
-        return np.sort(self.users[chosen])
+        return np.sort(_of_smallest_keys(self.users, keys, config["train_users"]))
 
     def _init_batch_size_and_step(self) -> None:
         self.step = self.examples_per_batch
@@ -220,13 +221,45 @@ class TotalRankingLoader(_UserBatches, TotalCandidatesLoader):
         self._sort_users(dataset.conversations)
 
 
-def some_users(part: Dataset, n_users: int, seed: int) -> Dataset:
-    """A random subset of a part of the split: the rows of `n_users` users, chosen by the seed."""
+def validated_part(config: Config, part: Dataset) -> Dataset:
+    """The rows of `valid_users` users, chosen by the seed; all rows if it is 0 or has no effect."""
+    return _with_few_users(
+        part, config["valid_users"], lambda users: random_keys(config["seed"], users)
+    )
+
+
+def tested_part(config: Config, part: Dataset) -> Dataset:
+    """The rows of `test_users` users, chosen by the seed; all rows if it is 0 or has no effect.
+
+    They are the users with the smallest keys of (seed, token): those of a smaller number are among
+    those of a larger one. Inner ids, which differ between models that load different files, would
+    give them other users.
+
+    Args:
+        config: the run's configuration (seed, test_users), of any model.
+        part: the validation or test part; both give the same users if they have the same.
+    """
+
+    def keys(users: np.ndarray) -> np.ndarray:
+        tokens = part.id2token(part.uid_field, users)
+        return random_keys(config["seed"], TEST_STREAM, token_keys(tokens))
+
+    return _with_few_users(part, config["test_users"], keys)
+
+
+def _with_few_users(
+    part: Dataset, n_users: int, keys_of: Callable[[np.ndarray], np.ndarray]
+) -> Dataset:
     users = part.inter_feat[part.uid_field]
-    distinct = users.unique()
-    keys = torch.from_numpy(random_keys(seed, distinct.numpy()).astype(np.float64))
-    chosen = distinct[keys.argsort(stable=True)[:n_users]]
+    distinct = users.unique().numpy()
+    if not 0 < n_users < len(distinct):
+        return part
+    chosen = torch.from_numpy(_of_smallest_keys(distinct, keys_of(distinct), n_users))
     return part.copy(part.inter_feat[torch.isin(users, chosen)])
+
+
+def _of_smallest_keys(users: np.ndarray, keys: np.ndarray, n_users: int) -> np.ndarray:
+    return users[np.argsort(keys, kind="stable")[:n_users]]
 
 
 def exclude_items(loader: AbstractDataLoader, excluded: UserItems | None) -> None:
@@ -251,8 +284,8 @@ def evaluation_loaders(
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
     """Loaders for validation during training, for the reported validation, and for test.
 
-    The first ranks a subset of `valid_users` users; with 0, or as many as there are, it is the
-    second loader.
+    The first ranks a subset of `valid_users` users, the others one of `test_users`. The first is
+    the second loader if neither limits the users.
     """
     _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
     modes = config["eval_args"]["mode"]
@@ -266,9 +299,7 @@ def evaluation_loaders(
         exclude_items(made, dataset.excluded)
         return made
 
-    valid, test = loader("valid", parts[1], valid_sampler), loader("test", parts[2], test_sampler)
-    n_users = config["valid_users"]
-    if not 0 < n_users < len(valid.uid_list):
-        return valid, valid, test
-    few = some_users(parts[1], n_users, config["seed"])
-    return loader("valid", few, valid_sampler), valid, test
+    few, reported = validated_part(config, parts[1]), tested_part(config, parts[1])
+    valid = loader("valid", reported, valid_sampler)
+    test = loader("test", tested_part(config, parts[2]), test_sampler)
+    return valid if few is reported else loader("valid", few, valid_sampler), valid, test

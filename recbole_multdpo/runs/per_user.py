@@ -6,6 +6,7 @@ They are written to `per_user.csv` in the run's folder, for significance tests a
 from __future__ import annotations
 
 from functools import partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from recbole_multdpo.runtime.shown_text import csv_cell, csv_text
 FILE_NAME = "per_user.csv"
 ID_COLUMNS = ("user", "n_train", "n_test")
 RECALL_HEAD, RECALL_TAIL = "recall_head", "recall_tail"
+NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval of a mean
 DEFAULT_TAIL = 0.1  # RecBole's, where tail_ratio is not set
 
 
@@ -111,6 +113,39 @@ def write_per_user(
         pd.DataFrame(columns).to_csv(path, index=False, float_format="%.7g")
     except OSError as error:
         raise MultDPOError(f"cannot write {path}: {error.strerror}. Free space.") from error
+
+
+def describe_tested_users(
+    evaluator: PerUserEvaluator, part: Dataset, loader: AbstractDataLoader
+) -> dict[str, Any]:
+    """Describe and log a test of some users (`test_users`), for `result.json`; {} if it is of all.
+
+    `test_margin` is the half-width of the 95 % interval of `valid_metric`, which is its mean over
+    the tested users, by their standard error. It has no entry for a metric that is no such mean.
+
+    Args:
+        evaluator: after the test.
+        part: the whole test part.
+        loader: the tested loader.
+    """
+    n_tested, n_all = (
+        len(np.unique(np.asarray(each.inter_feat[each.uid_field])))
+        for each in (loader._dataset, part)
+    )
+    if n_tested == n_all:
+        return {}
+    name = str(evaluator.config["valid_metric"]).lower()
+    values = evaluator.values.get(name, np.empty(0))
+    line = f"test: {n_tested:,} of {n_all:,} users (--test_users)"
+    described: dict[str, Any] = {"test_users": n_tested, "of_test_users": n_all}
+    if (
+        1 < len(values) == n_tested
+    ):  # in a rolling test a user has several, which are not independent
+        margin = NORMAL_95 * float(np.std(values, ddof=1)) / n_tested**0.5
+        line += f"; {name} {values.mean():.4f} ± {margin:.4f} (95 %)"
+        described["test_margin"] = {name: margin}
+    getLogger().info(line)
+    return described
 
 
 def head_items(counts: np.ndarray, tail_ratio: float | None) -> np.ndarray:

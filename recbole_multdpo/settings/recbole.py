@@ -141,6 +141,7 @@ class AddedSettings(TypedDict, total=False):
         Literal["auto", "train", "train_valid", "refit", "rolling"],
         Acts(("data", "test"), protocol=True),
     ]
+    test_users: Annotated[CountOrZero, Acts(("ranking", "test"), protocol=True)]
 
 
 class UnlistedSettings(TypedDict, total=False):

@@ -27,7 +27,7 @@ from recbole.utils import EvaluatorType, init_seed
 from recbole_multdpo.classical.run import prepare_classical, refit_parts
 from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.counted_dataset import fitted_part
-from recbole_multdpo.data.loader import evaluation_loaders
+from recbole_multdpo.data.loader import evaluation_loaders, tested_part
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.runs.fingerprints import describe
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
@@ -86,10 +86,10 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
             "run": str(folder),
             "changes": changes,
             "own_test": own_test,
-            **{key: config[key] for key in ("eval_args", "metrics", "topk", KEY)},
+            **{key: config[key] for key in ("eval_args", "metrics", "topk", KEY, "test_users")},
             "test_result": found,
             "run_test_result": result["test_result"],
-            **test_description(part),
+            **test_description(tested_part(config, part)),
             "num_items": part.item_num - 1,
             "seconds": round(time.perf_counter() - start, 2),
             "versions": versions(),

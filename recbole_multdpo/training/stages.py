@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLogger
-from typing import Any
 
 import numpy as np
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -291,8 +290,8 @@ def _log_batches(stage: Stage, n_examples: int, device_type: str) -> None:
         )
 
 
-def trial_description(model: LLMRec) -> dict[str, Any]:
-    """Entry of `result.json` about training on few users or steps; none without such a limit.
+def training_limits(model: LLMRec) -> dict[str, int]:
+    """Limits of a trial's training, for `result.json`; {} without any.
 
     `users` are those who are trained on, `of_users` those who have training items; 0 steps stand
     for those of the stage's epochs.
@@ -301,13 +300,12 @@ def trial_description(model: LLMRec) -> dict[str, Any]:
     if not (settings.train_users or settings.max_steps or settings.max_sft_steps):
         return {}
     n_users = int((model.histories.counts > 0).sum())
-    limits = {
+    return {
         "users": min(settings.train_users or n_users, n_users),
         "of_users": n_users,
         "sft_steps": settings.max_sft_steps,
         "preference_steps": settings.max_steps,
     }
-    return {"trial": limits}
 
 
 def _log_model(model: LLMRec) -> None:

@@ -247,3 +247,38 @@ def test_every_item_a_hit_is_refused(data_path: Path) -> None:
         argv = [text for text in argv if "topk" not in text]
         loaders_of = load_config([*argv, "--topk=[2, 25]"])
         prepare_classical(loaders_of, *load_parts(loaders_of))
+
+
+@pytest.mark.parametrize("mode", ["full", "uni5", "pop5", "total9"])
+def test_a_test_of_some_users(data_path: Path, mode: str) -> None:
+    """The same users for every model, fewer among more, with the candidates of a whole test."""
+    evaluation = f"--eval_args={{'order': 'TO', 'mode': '{mode}'}}"
+
+    def tested(model: str, *settings: str) -> Candidates | set[str]:
+        _, test = loaders(data_path, model, evaluation, *settings)
+        assert test._dataset.inter_feat["user_id"].unique().numel() == len(test.uid_list)
+        users = test._dataset.id2token("user_id", test.uid_list)
+        return set(users) if mode == "full" else candidates(test)
+
+    whole, few, more = (tested("LLMRec", f"--test_users={n}") for n in (0, 4, 9))
+    assert (len(whole), len(few), len(more)) == (20, 4, 9)
+    assert set(few) < set(more) and set(few) != set(tested("LLMRec", "--test_users=4", "--seed=1"))
+    for model in ("EASE", "BPR", "SASRec"):
+        assert tested(model, "--test_users=4") == few
+    if isinstance(few, dict):
+        assert isinstance(whole, dict)
+        assert few == {user: whole[user] for user in few}
+
+
+def test_validation_while_training_is_not_changed(data_path: Path) -> None:
+    for settings, expected in (
+        (["--valid_users=3", "--test_users=4"], [3, 4, 4]),
+        (["--valid_users=0", "--test_users=4"], [20, 4, 4]),
+        (["--valid_users=3", "--test_users=99"], [3, 20, 20]),
+    ):
+        config = load_config(arguments(data_path, "LLMRec", *settings))
+        dataset, parts = load_parts(config)
+        found = evaluation_loaders(config, dataset, parts)
+        assert [len(loader.uid_list) for loader in found] == expected
+        valid, test = ({*loader.uid_list.tolist()} for loader in found[1:])
+        assert valid == test
