@@ -254,10 +254,13 @@ def _key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> s
     conversations = dataset.conversations.digest() if dataset.conversations is not None else None
     described = {"settings": settings, "n_items": dataset.item_num, "said": conversations}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for part in parts:
-        for field in sorted(part.inter_feat.interaction):
+    train, *held_out = (part.inter_feat for part in parts)
+    # loaders sort the rows that they rank, which may be a copy of the part's
+    by_user = [rows[rows[dataset.uid_field].argsort(stable=True)] for rows in held_out]
+    for rows in (train, *by_user):
+        for field in sorted(rows.interaction):
             digest.update(field.encode())
-            digest.update(np.ascontiguousarray(part.inter_feat[field].numpy()).tobytes())
+            digest.update(np.ascontiguousarray(rows[field].numpy()).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -19,8 +19,8 @@ from recbole_multdpo.comparison.results import (
     by_popularity,
     differing_tests,
     information_note,
-    tested_note,
     trial_note,
+    users_note,
 )
 from recbole_multdpo.comparison.significance import PairedTest, compare_with
 from recbole_multdpo.comparison.tables import Table, as_latex, as_markdown, as_text, make_table
@@ -150,7 +150,7 @@ def find(
     notes = [
         *information_note(results.runs),
         *trial_note(results.runs),
-        *tested_note(results.runs, metric),
+        *users_note(results.runs, metric),
         *differing_tests(results.runs),
         *_unequal_seeds(results),
     ]

@@ -127,7 +127,7 @@ def _training_in_words(limits: Mapping[str, Any]) -> str:
 
 
 def _tested(limits: Mapping[str, Any]) -> dict[str, Any]:
-    """How many users were tested, in words, and the margin of a metric over them."""
+    """The number of tested users in words, and the margin of a metric over them."""
     if "test_users" not in limits:
         return {"tested": "", "margin": float("nan")}
     margins = limits.get("test_margin", {}).values()
@@ -137,7 +137,7 @@ def _tested(limits: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tested_note(runs: pd.DataFrame, metric: str) -> list[str]:
+def users_note(runs: pd.DataFrame, metric: str) -> list[str]:
     """A sentence about runs in which some users were tested, with the uncertainty of the metric."""
     of_some = runs[runs["tested"] != ""] if "tested" in runs else runs[:0]
     if of_some.empty:
@@ -145,8 +145,8 @@ def tested_note(runs: pd.DataFrame, metric: str) -> list[str]:
     note = f"A trial, tested on {' or '.join(of_some['tested'].unique())} users (test_users)"
     margins = of_some.groupby("system", sort=False)["margin"].max().dropna()
     if len(margins):
-        found = ", ".join(f"{name} ± {margin:.4f}" for name, margin in margins.items())
-        note += f": by chance of the users, {metric} of one seed is known to {found} (95 %)"
+        found = ", ".join(f"± {margin:.4f} for {name}" for name, margin in margins.items())
+        note += f": by chance of the users, {metric} of one seed is uncertain by {found} (95 %)"
     return [f"{note}."]
 
 

@@ -13,6 +13,7 @@ from recbole_multdpo.comparison.results import (
     shared_seeds,
     trial_note,
     user_means,
+    users_note,
 )
 
 
@@ -81,6 +82,21 @@ def test_note_on_a_trial() -> None:
     assert "A (5 of 9 users). B learned from all users" in note
     (note,) = trial_note(runs.assign(trial=["5 of 9 users", "5 of 9 users", "3 sft steps"]))
     assert note.endswith("A (5 of 9 users); B (3 sft steps).")
+
+
+def test_note_on_a_test_of_some_users() -> None:
+    """With the least certain seed of each system."""
+    runs = pd.DataFrame({"system": ["A", "A", "B"], "seed": [1, 2, 1]})
+    whole = runs.assign(tested="", margin=float("nan"))
+    assert users_note(runs, "ndcg@5") == [] == users_note(whole, "ndcg@5")
+    some = runs.assign(tested="5 of 9", margin=[0.01, 0.02, float("nan")])
+    assert users_note(some, "ndcg@5") == [
+        "A trial, tested on 5 of 9 users (test_users): by chance of the users, ndcg@5 of one seed "
+        "is uncertain by ± 0.0200 for A (95 %)."
+    ]
+    assert users_note(some.assign(margin=float("nan")), "auc") == [
+        "A trial, tested on 5 of 9 users (test_users)."
+    ]
 
 
 def test_runs_with_another_test_part_are_named():

@@ -7,21 +7,33 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from recbole_multdpo.classical import assistant
 from recbole_multdpo.cli import main
+from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint
 from recbole_multdpo.runtime.interruption import Interrupted
+from recbole_multdpo.trained.evaluation import evaluate_run
 from recbole_multdpo.training.stages import train_loader
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import N_USERS, classical_arguments, toy_arguments, toy_model
+from tests.integration.test_conversations import DATA, write_conversations
+from tests.integration.toy import (
+    N_USERS,
+    classical_arguments,
+    cut_short,
+    toy_arguments,
+    toy_model,
+)
 from tests.reliability.kills import differences, what_is_left
 from tests.reliability.test_interrupted_runs import at_step
 
 pytestmark = pytest.mark.integration
+IN_TIME = "--eval_args={'order': 'TO'}"
 LINEAR = ["--lr_scheduler_type=linear", "--warmup_ratio=0.5"]
 
 
@@ -156,3 +168,119 @@ def test_a_comparison_says_who_was_cut_short(data_path: Path, tmp_path: Path) ->
 def test_recboles_models_refuse_a_trial(data_path: Path, tmp_path: Path) -> None:
     status = main(classical_arguments("Pop", data_path, tmp_path / "run", "--train_users=5"))
     assert status != 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["--loss=sft", "--eval_args={'mode': 'uni6'}"],
+        ["--loss=sft", "--eval_args={'mode': 'total9'}", "--test_information=refit"],
+        ["--model=D3", "--assistant=EASE", "--assistant_weight=0.3"],
+        ["--model=BIGRec", "--generation_tokens=6"],
+        DATA,
+    ],
+    ids=["LLMRec", "sampled", "refit", "D3", "BIGRec", "conversation"],
+)
+def test_some_users_are_tested_as_in_a_whole_test(
+    data_path: Path, tmp_path: Path, settings: list[str]
+) -> None:
+    """Their rows are those of a run that tests everybody, and the figures are their means."""
+    if settings == DATA:
+        settings = [*DATA, f"--data_path={write_conversations(tmp_path / 'said')}"]
+    whole = run(toy_arguments(data_path, tmp_path / "whole", *settings))
+    folder = tmp_path / "run"
+    result = run(toy_arguments(data_path, folder, *settings, "--test_users=5"))
+    check_tested(folder, result, tmp_path / "whole", whole)
+    assert result["model_files"] == whole["model_files"]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("EASE", ["--eval_args={'mode': 'pop6'}"]), ("SASRec", [IN_TIME, "--epochs=1"])],
+)
+def test_recboles_models_are_tested_on_some_users_too(
+    data_path: Path, tmp_path: Path, model: str, settings: list[str]
+) -> None:
+    folders = [tmp_path / "run", tmp_path / "whole"]
+    result, whole = (
+        run(classical_arguments(model, data_path, folder, *settings, f"--test_users={n}"))
+        for folder, n in zip(folders, (5, 0), strict=True)
+    )
+    check_tested(folders[0], result, folders[1], whole)
+    assert result["valid_result"] == whole["valid_result"]  # chooses the epoch
+
+
+def check_tested(
+    folder: Path, result: dict[str, Any], whole_folder: Path, whole: dict[str, Any]
+) -> None:
+    """A test of five users against that of all."""
+    own, everybody = (pd.read_csv(each / "per_user.csv") for each in (folder, whole_folder))
+    same = everybody[everybody["user"].isin(own["user"])]
+    pd.testing.assert_frame_equal(
+        *(rows.sort_values("user", ignore_index=True) for rows in (own, same))
+    )
+    n_all = len(everybody)
+    for name, figure in result["test_result"].items():
+        if name in own:
+            assert figure == pytest.approx(own[name].mean(), abs=5e-5)
+    ndcg = own["ndcg@5"]
+    margin = 1.96 * ndcg.std() / 5**0.5
+    assert result["trial"] == {
+        "test_users": 5,
+        "of_test_users": n_all,
+        "test_margin": {"ndcg@5": pytest.approx(margin, abs=1e-6)},
+    }
+    line = (
+        f"test: 5 of {n_all} users (--test_users); ndcg@5 {ndcg.mean():.4f} ± {margin:.4f} (95 %)"
+    )
+    assert line in (folder / "run.log").read_text(encoding="utf-8")
+    assert result["num_users_evaluated"] == 5 != whole["num_users_evaluated"]
+    assert result["test_set"] != whole["test_set"] and "trial" not in whole
+    again = evaluate_run(folder, {})
+    assert again["own_test"] and again["test_result"] == result["test_result"]
+    assert again["num_users_evaluated"] == 5 and again["test_set"] == result["test_set"]
+    later = evaluate_run(folder, {"test_users": 0})
+    assert not later["own_test"] and later["test_result"] == whole["test_result"]
+    assert later["test_set"] == whole["test_set"]
+
+
+def test_an_assistants_weight_is_chosen_by_these_users(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both stages and the scores of the assistant are those of a whole test, from the caches."""
+    settings = ["--loss=sft", "--assistant=EASE"]
+    for n_users in (5, 0):
+        folder = tmp_path / f"run{n_users}"
+        result = run(toy_arguments(data_path, folder, *settings, f"--test_users={n_users}"))
+        best = max(row["ndcg@5"] for row in result["assistant"]["curve"])
+        assert result["valid_result"]["ndcg@5"] == best
+    cached = [each.name.split("-")[0] for each in (tmp_path / "cache").iterdir()]
+    assert cached.count("assistant") == cached.count("sft") == 1
+    monkeypatch.setattr(assistant, "_train", None)  # nor does a later test train it again
+    assert evaluate_run(folder, {})["test_result"] == result["test_result"]
+
+
+def test_a_test_of_some_users_is_resumed_with_its_number_alone(
+    data_path: Path, tmp_path: Path
+) -> None:
+    whole = run(toy_arguments(data_path, tmp_path / "whole", "--test_users=5"))
+    cut_short(toy_arguments(data_path, tmp_path / "run", "--test_users=5"))
+    with pytest.raises(ConfigError, match="test_users"):
+        run([f"--resume={tmp_path / 'run'}", "--test_users=6"])
+    result = run([f"--resume={tmp_path / 'run'}"])
+    for key in ("valid_result", "test_result", "test_set", "trial"):
+        assert result[key] == whole[key]
+
+
+def test_a_comparison_tests_the_same_users(data_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    extra = ["--model=LLMRec,EASE", "--loss=sft", "--test_users=6"]
+    assert main(toy_arguments(data_path, folder, *extra)) == 0
+    found = json.loads((folder / "results.json").read_text())
+    (test,) = [each for each in found["significance"] if each["metric"] == "ndcg@5"]
+    assert test["n_users"] == 6
+    (note,) = [note for note in found["notes"] if "test_users" in note]
+    assert "tested on 6 of 24 users (test_users): by chance of the users, ndcg@5" in note
+    assert " for LLMRec sft, ± 0." in note and " for EASE (95 %)" in note
+    assert not any("other items" in note or "cut short" in note for note in found["notes"])
