@@ -16,7 +16,16 @@ from tests.integration.toy import toy_arguments, toy_model
 
 EASE = ["--assistant=EASE", "--EASE.reg_weight=10"]
 # what only a language model has
-LLM_ONLY = ("--model", "--max_", "--num_neg", "--sft", "--train_b", "--valid_users", "--item_")
+LLM_ONLY = (
+    "--model",
+    "--dtype",
+    "--max_",
+    "--num_neg",
+    "--sft",
+    "--train_b",
+    "--valid_users",
+    "--item_",
+)
 
 
 def classical_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
