@@ -302,11 +302,14 @@ class TrainingStep:
         error.__traceback__ = None
         release_memory()
         n_tokens = self._longest(part)
+        if 0 < self.engine.model.max_tokens < n_tokens:
+            n_tokens = self.engine.model.max_tokens  # of one example, which is cut already
         is_cut = len(part) == 1 and self.settings.max_tokens_per_batch == "auto"
         # a single example is cut into parts of its candidates, each with the whole prompt
         least = int(part.prompts.lengths.max() + self.items.lengths[part.candidates].max())
         fewer = max(n_tokens // 2, least)
-        if not self.may_retry or (len(part) == 1 and not (is_cut and fewer < n_tokens)):
+        smaller_helps = fewer < n_tokens if is_cut else len(part) > 1 and not self._is_whole(part)
+        if not self.may_retry or not smaller_helps:
             raise self._out_of_memory(part, error, number)
         if is_cut:
             self.engine.model.set_max_tokens(fewer)
@@ -319,6 +322,10 @@ class TrainingStep:
             f"{number}; batches are computed in parts of at most {limit} from here on, with the "
             "same result"
         )
+
+    def _is_whole(self, part: SetwiseBatch) -> bool:
+        """True of a batch whose `batch_kl` fails although its parts were made smaller."""
+        return self.max_rows is not None and len(part) > self.max_rows
 
     def _longest(self, part: SetwiseBatch) -> int:
         """Tokens of the longest example."""
@@ -333,11 +340,17 @@ class TrainingStep:
 
     def _out_of_memory(self, part: SetwiseBatch, error: RuntimeError, number: int) -> OutOfMemory:
         asked = "" if self.may_retry else "set --auto_batch=True, or "
+        where = f"out of memory in step {number} of the {self.stage.name} stage"
+        if self._is_whole(part):
+            return OutOfMemory(
+                f"{where} in the forward pass for KTO's statistic, which takes all {len(part)} "
+                f"examples of the batch at once ({str(error).splitlines()[0]}). In a new run, "
+                f"lower --{self.stage.batch_setting} or --max_prompt_tokens."
+            )
         return OutOfMemory(
-            f"out of memory in step {number} of the {self.stage.name} stage with {len(part)} "
-            f"examples at once, the longest of {self._longest(part)} tokens, of users "
-            f"{self._users(part.user_ids)} ({str(error).splitlines()[0]}). To make it fit, "
-            f"{asked}lower --max_tokens_per_batch (now "
+            f"{where} with {len(part)} examples at once, the longest of {self._longest(part)} "
+            f"tokens, of users {self._users(part.user_ids)} ({str(error).splitlines()[0]}). "
+            f"To make it fit, {asked}lower --max_tokens_per_batch (now "
             f"{self.engine.model.max_tokens or 'no limit'}). A new run may also set "
             "--gradient_checkpointing=True or lower --num_negatives, --max_targets or "
             "--max_prompt_tokens."

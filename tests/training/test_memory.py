@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recbole_multdpo.errors import TrainingError
+from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.scoring import packed
@@ -154,6 +155,49 @@ def test_an_example_that_runs_out_of_memory_is_cut(toy, model, monkeypatch) -> N
     # control: where the user has set the limit, it stays
     with pytest.raises(TrainingError, match="out of memory"):
         step_gradient(toy, batch, max_tokens_per_batch=0, auto_batch=True)
+
+
+def test_an_example_is_cut_until_it_fits_or_cannot_be_cut(toy, model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """A third of its tokens, then nothing at all; each try is with fewer tokens than before."""
+    batch, pack = first_batch(toy, "mult_dpo"), packed.pack
+    away_from_the_reference(model, "mult_dpo")
+    whole = step_gradient(toy, batch, max_tokens_per_batch=0)
+    items = model.catalogue.items
+    longest = int(packed.packed_lengths(batch.prompts.lengths, batch.candidates, items).max())
+    least = int(batch.prompts.lengths.max() + items.lengths[batch.candidates].max())
+    limit, failed = least, []
+    assert longest // 2 > least
+
+    def limited(*arguments):  # type: ignore[no-untyped-def]
+        found = pack(*arguments)
+        if found.input_ids.numel() > limit:
+            failed.append(found.input_ids.numel())
+            assert len(failed) < 20, "the same parts fail again and again"
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return found
+
+    monkeypatch.setattr(packed, "pack", limited)
+    smaller = step_gradient(toy, batch, max_tokens_per_batch="auto")
+    torch.testing.assert_close(smaller, whole, rtol=1e-4, atol=1e-5)
+    model.automatic_max_tokens, limit = None, 0
+    failed.clear()
+    with pytest.raises(TrainingError, match="out of memory"):
+        step_gradient(toy, batch, max_tokens_per_batch="auto")
+
+
+def test_a_statistic_of_the_batch_that_does_not_fit_ends_the_run(toy, model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """KTO's is computed of the whole batch, which smaller parts do not change."""
+    batch, tries = first_batch(toy, "kto"), []
+    away_from_the_reference(model, "kto")
+
+    def failing(*arguments):  # type: ignore[no-untyped-def]
+        tries.append(1)
+        assert len(tries) < 20, "the same statistic fails again and again"
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(LLMRec, "batch_kl", failing)
+    with pytest.raises(TrainingError, match="lower --train_batch_size"):
+        step_gradient(toy, batch, max_tokens_per_batch="auto")
 
 
 def test_a_damaged_state_is_refused(model) -> None:  # type: ignore[no-untyped-def]
