@@ -656,6 +656,11 @@ def shown(found: Mapping[str, Any]) -> str:
     return f"{found['row']:34} {', '.join(parts)}"
 
 
+def write(file: Path, content: Found) -> None:
+    """Write machine and rows as JSON."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -675,25 +680,38 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     options = parser().parse_args(argv)
     chosen = [row for row in rows() if row.name.startswith(tuple(options.only.split(",")))]
+    if not chosen:
+        raise SystemExit(f"no row's name begins with {options.only}; --list names the rows")
     if options.list:
         print("\n".join(row.name for row in chosen))
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU is there; --device=cpu --tiny tries the command out")
     setting = Setting(options.device, options.tiny, options.titles)
-    content: Found = {"machine": machine(setting), "rows": []}
-    if options.go_on:
-        content = json.loads(options.json.read_text(encoding="utf-8"))
+    try:
+        if options.go_on:
+            content: Found = json.loads(options.json.read_text(encoding="utf-8"))
+        else:
+            content = {"machine": machine(setting), "rows": []}
+            write(options.json, content)
+    except OSError as error:
+        raise SystemExit(f"--json={options.json}: {error.strerror}") from None
     done = {found["row"] for found in content["rows"]}
     print({name: value for name, value in content["machine"].items() if name != "versions"})
     for row in chosen:
         if row.name in done:
             continue
-        found = outcome(row, setting, options.minutes * 60 - (time.perf_counter() - start))
+        try:
+            found = outcome(row, setting, options.minutes * 60 - (time.perf_counter() - start))
+        except KeyboardInterrupt:
+            print(
+                f"stopped in {row.name}; {options.json} has the rows before; --go-on does the rest"
+            )
+            raise SystemExit(130) from None
         release()
         print(shown(found), flush=True)
         content["rows"].append(found)
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write(options.json, content)
         if "CUDA error" in found.get("failed", ""):  # nothing works in this process any more
             left = options.minutes - (time.perf_counter() - start) / 60
             again = [f"--minutes={left}", "--go-on", f"--json={options.json}"]

@@ -95,3 +95,35 @@ def test_a_machine_without_a_gpu_is_told_what_to_do() -> None:
         pytest.skip("needs a machine without a GPU")
     with pytest.raises(SystemExit, match="--device=cpu --tiny"):
         gpu.main([])
+
+
+def test_an_interruption_keeps_the_rows_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--go-on then makes the rest."""
+
+    def interrupted(setting: gpu.Setting) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    def fine(setting: gpu.Setting) -> dict[str, float]:
+        return {"ms": 1.0}
+
+    file = tmp_path / "gpu.json"
+    command = ["--device=cpu", "--tiny", f"--json={file}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "rows", lambda: [gpu.Row("a", fine, 9), gpu.Row("b", interrupted, 9)])
+        with pytest.raises(SystemExit) as stopped:
+            gpu.main(command)
+    assert stopped.value.code == 130
+    assert f"stopped in b; {file}" in capsys.readouterr().out
+    assert list(rows_of(file)) == ["a"]
+    monkeypatch.setattr(gpu, "rows", lambda: [gpu.Row("a", fine, 9), gpu.Row("b", fine, 9)])
+    gpu.main([*command, "--go-on"])
+    assert list(rows_of(file)) == ["a", "b"]
+
+
+def test_names_and_files_that_do_not_exist_are_said_before_a_row_runs(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="begins with nonsense; --list"):
+        gpu.main(["--device=cpu", "--tiny", "--only=nonsense"])
+    with pytest.raises(SystemExit, match="No such file or directory"):
+        gpu.main(["--device=cpu", "--tiny", f"--json={tmp_path / 'none' / 'gpu.json'}"])
