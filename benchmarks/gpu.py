@@ -48,6 +48,7 @@ from benchmarks.training_step import Examples, loss_of
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
 from recbole_multdpo.model.backbone import add_lora, merge_lora, reference_context, smollm2_folder
+from recbole_multdpo.model.liger import use_liger_kernels
 from recbole_multdpo.model.tiny import fit_tokenizer
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 from recbole_multdpo.scoring.best_first import TrieSearch
@@ -162,7 +163,9 @@ class Row:
 # ---- models and examples ----------------------------------------------------------------------
 
 
-def make_lm(shape: Shape, device: str, dtype: torch.dtype, *, lora: str = "ours") -> nn.Module:
+def make_lm(
+    shape: Shape, device: str, dtype: torch.dtype, *, lora: str = "ours", liger: bool = False
+) -> nn.Module:
     """A Qwen2 model of a shape with random weights, made on the device, with a LoRA adapter.
 
     Args:
@@ -170,6 +173,7 @@ def make_lm(shape: Shape, device: str, dtype: torch.dtype, *, lora: str = "ours"
         device: where it is made.
         dtype: of its weights.
         lora: `ours`, or `PEFT`: its layers, with an adapter in float32.
+        liger: with Liger's kernels (`use_liger_kernel`).
     """
     torch.manual_seed(SEED)
     default = torch.get_default_dtype()
@@ -179,6 +183,8 @@ def make_lm(shape: Shape, device: str, dtype: torch.dtype, *, lora: str = "ours"
             lm: Any = Qwen2ForCausalLM(shape.config())
     finally:
         torch.set_default_dtype(default)
+    if liger:
+        use_liger_kernels(shape.name, lm.eval())
     if lora == "PEFT":
         linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         lm = get_peft_model(lm, LoraConfig(r=8, lora_alpha=16, target_modules=linears))
@@ -321,6 +327,28 @@ def equal_scorers(setting: Setting) -> Found:
     return differences(ours, other, 1e-3)
 
 
+def equal_liger(dtype: torch.dtype, setting: Setting) -> Found:
+    """Liger's kernels against transformers' on the device."""
+    require_liger(setting)
+    shape = setting.shape("0.5B")
+    examples = Examples.draw(128, 8, 4, shape.vocabulary).to(setting.device)
+    ours, other = (
+        values_and_gradients(
+            make_lm(shape, setting.device, dtype, liger=liger), examples, packed_logps
+        )
+        for liger in (True, False)
+    )
+    return differences(ours, other, 1e-3 if dtype == torch.float32 else 5e-2)
+
+
+def require_liger(setting: Setting) -> None:
+    """Skip a row without a GPU or the package."""
+    if setting.device != "cuda":
+        raise Skipped("Liger's kernels need a GPU")
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Skipped("liger-kernel is not installed: pip install liger-kernel")
+
+
 def equal_rankings(setting: Setting) -> Found:
     """Best-first search against scoring every item, on the device, in float32."""
     n_items = 60 if setting.tiny else 300
@@ -353,15 +381,24 @@ def matrix_product(setting: Setting) -> Found:
 
 
 def training_step(
-    name: str, n_prompt: int, n_candidates: int, scorer: str, setting: Setting, lora: str = "ours"
+    name: str,
+    n_prompt: int,
+    n_candidates: int,
+    scorer: str,
+    setting: Setting,
+    lora: str = "ours",
+    liger: bool = False,
 ) -> Found:
     """Time, MFU and peak memory of an optimizer step with one of the scorers."""
+    if liger:
+        require_liger(setting)
     shape, is_ours = setting.shape(name), scorer == "packed" and lora == "ours"
     if setting.tiny:
         n_prompt, n_candidates = 16, 4
     if "peak" not in setting.measured:
         matrix_product(setting)
-    trainer = Trainer(make_lm(shape, setting.device, setting.dtype, lora=lora))
+    lm = make_lm(shape, setting.device, setting.dtype, lora=lora, liger=liger)
+    trainer = Trainer(lm)
 
     def measured(n_examples: int) -> Found:
         examples = Examples.draw(n_prompt, n_candidates, n_examples, shape.vocabulary)
@@ -555,8 +592,8 @@ def rows() -> list[Row]:
     """All rows, the most valuable first."""
     large, small = (256, 32), (512, 16)
 
-    def step(name: str, size: tuple[int, int], scorer: str = "packed", lora: str = "ours") -> Run:
-        return partial(training_step, name, *size, scorer, lora=lora)
+    def step(name: str, size: tuple[int, int], scorer: str = "packed", **options: Any) -> Run:
+        return partial(training_step, name, *size, scorer, **options)
 
     others = ("prompt cache", "candidate logits", "naive")
     return [
@@ -568,6 +605,8 @@ def rows() -> list[Row]:
         Row("equal-scorers", equal_scorers, 30),
         Row("equal-rankings", equal_rankings, 40),
         Row("trl", against_trl, 60),
+        Row("liger-equal-0.5B", partial(equal_liger, torch.float32), 30),
+        Row("liger-step-0.5B-P256-C32", step("0.5B", large, liger=True), 40),
         Row("step-7B-P256-C32", step("7B", large), 60),
         Row("main-command", partial(command), 180),
         Row("step-0.5B-P256-C32 PEFT's LoRA", step("0.5B", large, lora="PEFT"), 30),
@@ -578,6 +617,8 @@ def rows() -> list[Row]:
         Row("step-0.5B-P512-C16", step("0.5B", small), 30),
         Row("zero2", zero2, 120),
         Row("equal-0.5B-bf16", partial(equal_devices, "0.5B", torch.bfloat16), 60),
+        Row("liger-equal-0.5B-bf16", partial(equal_liger, torch.bfloat16), 30),
+        Row("liger-step-7B-P256-C32", step("7B", large, liger=True), 60),
         Row("step-1.5B-P512-C16", step("1.5B", small), 30),
         Row("step-3B-P512-C16", step("3B", small), 40),
         Row("step-7B-P512-C16", step("7B", small), 60),

@@ -41,6 +41,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.model.liger import check_served, use_liger_kernels
 from recbole_multdpo.model.lora import adapter_is_zero, explain_merge_errors, without_casts
 from recbole_multdpo.model.modes import restore_modes
 from recbole_multdpo.model.tiny import make_tiny_backbone
@@ -85,6 +86,7 @@ def load_backbone(
     dtype: str = "float32",
     device: torch.device = CPU,
     attn_implementation: str = "sdpa",
+    use_liger_kernel: bool = False,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     tiny_kwargs: Mapping[str, Any] | None = None,
@@ -100,6 +102,8 @@ def load_backbone(
             mapped file, of which processes share one copy, unless `dtype` is another than the
             file's. `tiny` is made on the CPU.
         attn_implementation: `sdpa` or `eager`.
+        use_liger_kernel: compute with Liger's kernels on a CUDA device, which needs the package;
+            no effect elsewhere, and on `tiny`.
         gradient_checkpointing: recompute activations in the backward pass, in training mode.
         trust_remote_code: run Python code that comes with a folder or hub repository.
         tiny_kwargs: arguments of `make_tiny_backbone`, by name; needed for `tiny`.
@@ -109,9 +113,10 @@ def load_backbone(
     Raises:
         ConfigError: the folder is missing, incomplete or damaged; the hub cannot be reached and its
             cache lacks the model; the tokenizer has no EOS token, or more tokens than the model has
-            embeddings.
+            embeddings; Liger's kernels do not serve the model, or cannot run here.
     """
     tokenizer: PreTrainedTokenizerBase
+    liger = use_liger_kernel and name != TINY and device.type == "cuda"
     if name == TINY:
         lm, tokenizer = make_tiny_backbone(**(tiny_kwargs or {}))
         fingerprint = _content_hash(lm, tokenizer)
@@ -119,10 +124,18 @@ def load_backbone(
         lm.set_attn_implementation(attn_implementation)
     else:
         lm, tokenizer, fingerprint = _load_pretrained(
-            name, DTYPES[dtype], device, attn_implementation, trust_remote_code, check
+            name,
+            DTYPES[dtype],
+            device,
+            attn_implementation,
+            trust_remote_code,
+            check,
+            liger,
         )
     _check_tokenizer(name, lm, tokenizer)
     _check_finite(name, lm)
+    if liger:
+        use_liger_kernels(name, lm.eval())
     _plain_generation(lm, tokenizer)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(name, lm)
@@ -303,6 +316,7 @@ def _load_pretrained(
     attn_implementation: str,
     trust_remote_code: bool,
     check: Callable[[PreTrainedConfig], None] | None,
+    liger: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
     folder = _local_folder(name)
@@ -319,6 +333,8 @@ def _load_pretrained(
     _check_kind(name, config)
     if folder is not None:
         _check_files(name, folder)
+    if liger:
+        check_served(name, config)
     if check is not None:
         check(config)
     with _explain_load_errors(name, folder, attn_implementation):

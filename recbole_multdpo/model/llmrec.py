@@ -135,6 +135,7 @@ class LLMRec(GeneralRecommender):
             dtype=settings.dtype,
             device=config["device"],
             attn_implementation=settings.attn_implementation,
+            use_liger_kernel=settings.use_liger_kernel,
             gradient_checkpointing=settings.gradient_checkpointing is True,
             trust_remote_code=settings.trust_remote_code,
             tiny_kwargs={
@@ -267,7 +268,11 @@ class LLMRec(GeneralRecommender):
             ),
             shortest_prompt=self.prompts.longest(1),
             settings=used,
-            key={"fingerprint": self.backbone.fingerprint, "dtype": settings.dtype},
+            key={
+                "fingerprint": self.backbone.fingerprint,
+                "dtype": settings.dtype,
+                **({"use_liger_kernel": True} if settings.use_liger_kernel else {}),
+            },
         )
 
     def _is_item_token(self) -> Tensor:
@@ -481,6 +486,8 @@ class LLMRec(GeneralRecommender):
             numerics.append("by layer and own head")
         if settings.tf32:
             numerics.append("TF32")
+        if settings.use_liger_kernel:
+            numerics.append("Liger")
         # as a tuple, to find the keys of earlier versions
         digest = hashlib.sha256(repr(tuple(numerics)).encode())
         items = self.catalogue.items

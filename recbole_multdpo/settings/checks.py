@@ -247,6 +247,7 @@ def warnings_for(settings: LLMRecSettings, device: torch.device) -> list[str]:
     """
     return [
         *_precision_warnings(settings, device),
+        *_kernel_warnings(settings, device),
         *_zero_shot_warnings(settings),
     ]
 
@@ -257,6 +258,12 @@ def _zero_shot_warnings(settings: LLMRecSettings) -> list[str]:
             "loss=zero_shot with backbone=tiny ranks with random weights, which is chance. "
             "Use it with a language model that has been trained."
         ]
+    return []
+
+
+def _kernel_warnings(settings: LLMRecSettings, device: torch.device) -> list[str]:
+    if settings.use_liger_kernel and device.type != "cuda":
+        return [f"use_liger_kernel=True has no effect on a {device.type.upper()}."]
     return []
 
 

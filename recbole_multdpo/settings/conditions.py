@@ -214,6 +214,14 @@ DECLARED_LEVELS = (
 # ---- the model and its prompts ----
 
 TINY = (_equals("backbone", "tiny", use=True),)
+PRETRAINED = (
+    When(
+        lambda given: given.backbone != "tiny",
+        *_always("with the tiny backbone", backbone="smollm2"),
+        words="a pretrained backbone",
+        verb="Use",
+    ),
+)
 IN_FLOAT32 = (_equals("dtype", "float32", use=True),)
 CHAT = (
     When(

@@ -52,7 +52,11 @@ from recbole_multdpo.settings.information import (
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC, models_with
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.messages import listed, nearest, type_problems
-from recbole_multdpo.settings.optional_packages import missing_for_logging, missing_packages
+from recbole_multdpo.settings.optional_packages import (
+    missing_for_kernels,
+    missing_for_logging,
+    missing_packages,
+)
 from recbole_multdpo.settings.text import (
     SettingsLoader,
     parse_command_line,
@@ -236,6 +240,8 @@ class Config(RecBoleConfig):
         final["use_gpu"] = final["device"].type == "cuda"
         if self.settings is not None:
             self.warnings += warnings_for(self.settings, final["device"])
+            if final["use_gpu"]:
+                _raise_if_any(missing_for_kernels(self.settings.use_liger_kernel))
 
     def _find_device(self, final: Mapping[str, Any]) -> torch.device:
         """The device of this process."""

@@ -29,6 +29,7 @@ from recbole_multdpo.settings.conditions import (
     NOT_BY_GROUNDING,
     POOLED,
     PREFERENCE,
+    PRETRAINED,
     SEARCHING,
     SHOWN_IN_RANKING,
     STATIC,
@@ -90,6 +91,8 @@ class LLMRecSettings(BaseModel):
     # eager attention, the padded scorer and the exhaustive ranker serve to check the others, so a
     # run with one of them counts as another run although its results are equal up to rounding
     attn_implementation: Annotated[Literal["sdpa", "eager"], Acts("model")]
+    # Liger's sums are in another order, which changes results as TF32 does, if less
+    use_liger_kernel: Annotated[bool, Acts("model", PRETRAINED)]
     gradient_checkpointing: Annotated[Literal["auto"] | bool, Acts(BOTH_STAGES, TRAINING, "speed")]
     trust_remote_code: Annotated[
         bool,

@@ -1,7 +1,7 @@
-"""Find packages that RecBole imports for some models or settings only, without requiring them.
+"""Find packages that some models or settings need only, without requiring them.
 
-They are read from RecBole's source code, which imports most of them inside functions: a run would
-fail only in the middle.
+Those of RecBole's models are read from RecBole's source code, which imports most of them inside
+functions: a run would fail only in the middle.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _DISTRIBUTIONS = {
     "community": "python-louvain",
     "faiss": "faiss-cpu",
     "kmeans_pytorch": "kmeans-pytorch",
+    "liger_kernel": "liger-kernel",
     "torch_scatter": "torch-scatter",
 }
 # modules that a model imports only for some values of a setting
@@ -74,6 +75,12 @@ def missing_packages(model: str, settings: Mapping[str, Any] | None) -> list[str
 def missing_for_logging(settings: Mapping[str, Any]) -> list[str]:
     """Like `missing_packages`, for the settings that every model has."""
     return _sentence("log_wandb=True", ["wandb"]) if settings.get("log_wandb") else []
+
+
+def missing_for_kernels(use_liger_kernel: bool) -> list[str]:
+    """Like `missing_packages`, for Liger's kernels on a GPU."""
+    needed = ["liger_kernel", "triton"] if use_liger_kernel else []
+    return _sentence("use_liger_kernel=True", needed)
 
 
 def _sentence(what: str, needed: list[str]) -> list[str]:

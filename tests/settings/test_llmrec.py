@@ -313,6 +313,9 @@ def test_warnings():
     assert warnings_for(make(loss="zero_shot", backbone="smollm2"), cpu) == []
     assert warnings_for(make(tf32=True), cpu) == ["tf32=True has no effect on a CPU."]
     assert warnings_for(make(tf32=True), torch.device("cuda:0")) == []
+    fused = make(use_liger_kernel=True, backbone="org/lm")
+    assert warnings_for(fused, cpu) == ["use_liger_kernel=True has no effect on a CPU."]
+    assert warnings_for(fused, torch.device("cuda:0")) == []
 
 
 def test_messages():

@@ -9,6 +9,7 @@ import pytest
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import load_config, recbole_models
 from recbole_multdpo.settings.optional_packages import missing_packages, packages_of
+from tests.virtual_cuda import VirtualCuda
 
 SETTINGS = {"neigh_info_method": "random", "n_cate": 1}
 
@@ -16,7 +17,7 @@ SETTINGS = {"neigh_info_method": "random", "n_cate": 1}
 @pytest.fixture(autouse=True)
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them is, whatever there is here."""
-    optional = {"wandb", "community", *EXPECTED.values()} | {"lightgbm", "xgboost"}
+    optional = {"wandb", "liger_kernel", "community", *EXPECTED.values()} | {"lightgbm", "xgboost"}
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -51,6 +52,18 @@ def test_which_models_need_what() -> None:
 def test_it_is_said_with_the_settings(model: str, extra: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config([f"--model={model}", "--dataset=ml-100k", *extra])
+
+
+def test_kernels_are_asked_for_on_a_gpu_only() -> None:
+    arguments = ["--model=LLMRec", "--dataset=ml-100k", "--backbone=org/lm", "--dtype=float32"]
+    fused = [*arguments, "--use_liger_kernel=True"]
+    assert load_config(fused).warnings == ["use_liger_kernel=True has no effect on a CPU."]
+    with VirtualCuda():
+        load_config(arguments)
+        with pytest.raises(ConfigError, match="needs liger_kernel.* pip install liger-kernel"):
+            load_config(fused)
+    with pytest.raises(ConfigError, match="no effect with the tiny backbone. Use --backbone="):
+        load_config(["--model=LLMRec", "--dataset=ml-100k", "--use_liger_kernel=True"])
 
 
 @pytest.mark.parametrize("model", ["NNCF", "LDiffRec"])
