@@ -198,8 +198,8 @@ class SetwiseTrainer(Trainer):
         self.epochs = math.ceil(max_steps / n_batches)
         self.eval_step = min(self.stage.eval_step, self.epochs)
         self.logger.info(
-            f"trial: {max_steps:,} steps of the {self.stage.name} stage, whose "
-            f"{self.stage.epochs:,} epochs would be {self.stage.epochs * n_batches:,}"
+            f"trial: the {self.stage.name} stage ends after step {max_steps:,} "
+            f"({self.stage.epochs * n_batches:,} steps by epochs)"
         )
 
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]

@@ -79,6 +79,15 @@ def test_a_stage_ends_at_its_last_step(
     best = check_checkpoint(tmp_path / "run" / "checkpoints" / "preference" / "best")
     assert best["global_step"] in validated
     assert result["trial"]["preference_steps"] == steps["preference"]
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert f"trial: the preference stage ends after step {steps['preference']} (6 steps by" in log
+
+
+def test_the_only_step_of_a_warmup_changes_no_weight(data_path: Path, tmp_path: Path) -> None:
+    """As the guide says."""
+    run(toy_arguments(data_path, tmp_path / "run", "--max_steps=1"))
+    logged = rows(tmp_path / "run" / "steps.csv")
+    assert [float(row["learning_rate"]) for row in logged] == [0, 0]
 
 
 def test_without_validations_the_last_step_counts(data_path: Path, tmp_path: Path) -> None:
