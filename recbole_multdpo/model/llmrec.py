@@ -232,8 +232,19 @@ class LLMRec(GeneralRecommender):
 
     @property
     def _positions(self) -> int | None:
-        """Maximum number of tokens of the LM; None if its configuration has none."""
-        return getattr(self.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
+        """Maximum number of tokens of the LM; None if its configuration has none.
+
+        With `longrope` it is the length up to which the model uses its first set of frequencies:
+        the longest row of a batch chooses the set for all rows, so longer rows would change the
+        scores of others.
+        """
+        config = self.backbone.lm.config.get_text_config()
+        limits = [getattr(config, "max_position_embeddings", None)]
+        rope = getattr(config, "rope_parameters", None) or {}
+        for kind in (rope, *rope.values()):  # of all layers, or by kind of layer
+            if isinstance(kind, dict) and kind.get("rope_type") == "longrope":
+                limits.append(kind["original_max_position_embeddings"])
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _longest_prompt(self) -> int:
         """Upper bound of the prompts' number of tokens, in training and ranking."""

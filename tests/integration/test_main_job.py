@@ -359,6 +359,7 @@ def test_classical_model_has_the_same_split(
         "--valid_users",
         "--item_",
         "--epochs",
+        "--dtype",
     )
     run(["--model=EASE", *(a for a in shared if not a.startswith(drop))])
     assert parts["LLMRec"] == parts["EASE"]

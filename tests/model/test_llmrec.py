@@ -226,11 +226,23 @@ def _lora(finetune: str) -> list[str]:
     return ["--lora_r=4"] if finetune == "lora" else []
 
 
+@pytest.mark.parametrize("longrope", [False, True], ids=["positions", "longrope"])
 def test_prompts_longer_than_the_models_context_are_refused(
-    data_path: Path, tmp_path: Path, make_lm, make_tokenizer
+    data_path: Path, tmp_path: Path, make_lm, make_tokenizer, longrope: bool
 ) -> None:
     """A folder made for 256 positions; the limit that the message names is accepted."""
     lm, tokenizer = make_lm(), make_tokenizer()
+    if longrope:  # above 256 tokens the longest row changes the frequencies of its whole batch
+        factors = [1.0] * (lm.config.hidden_size // lm.config.num_attention_heads // 2)
+        lm.config.max_position_embeddings = 1024
+        lm.config.rope_parameters = {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "short_factor": factors,
+            "long_factor": [4 * factor for factor in factors],
+            "original_max_position_embeddings": 256,
+        }
     lm.resize_token_embeddings(len(tokenizer))
     save_backbone(lm, tokenizer, tmp_path / "backbone")
 
