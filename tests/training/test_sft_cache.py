@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from recbole_multdpo.errors import CheckpointError
+from recbole_multdpo.model.backbone import save_backbone
 from recbole_multdpo.runs.checkpoint import save_checkpoint, trainable_tensors
 from recbole_multdpo.runs.step_log import STEP_COLUMNS, StepLog
 from recbole_multdpo.training.sft_cache import (
@@ -75,6 +76,22 @@ def test_later_settings_share_the_stage(key_of, argument):
 )
 def test_what_determines_the_stage_separates(key_of, argument):
     assert key_of(argument) != key_of()
+
+
+def test_kernels_with_sums_in_another_order_separate(tmp_path):
+    """The key of the stage and that of the reference's log-probabilities, of pretrained models."""
+    data_path = write_toy(tmp_path / "data")
+    _, _, tiny = toy_model(data_path, tmp_path)
+    save_backbone(tiny.lm, tiny.tokenizer, tmp_path / "lm")
+
+    def keys(*arguments: str) -> list[str]:
+        backbone = f"--backbone={tmp_path / 'lm'}"
+        config, _, model = toy_model(data_path, tmp_path, backbone, "--lora_r=2", *arguments)
+        model.start_preference_stage("mult_dpo")
+        return [sft_key(config, model), model.reference_digest()]
+
+    plain, again, fused = keys(), keys("--use_liger_kernel=False"), keys("--use_liger_kernel=True")
+    assert plain == again and not set(plain) & set(fused)
 
 
 def test_backbones_that_earlier_versions_scored_wrong_are_kept_apart(tmp_path, monkeypatch):
