@@ -121,7 +121,8 @@ def describe_tested_users(
     """Describe and log a test of some users (`test_users`), for `result.json`; {} if it is of all.
 
     `test_margin` is the half-width of the 95 % interval of `valid_metric`, which is its mean over
-    the tested users, by their standard error. It has no entry for a metric that is no such mean.
+    the tested users, by their standard error. It has no entry for a metric that is no such mean,
+    nor where all users have the same value.
 
     Args:
         evaluator: after the test.
@@ -138,9 +139,9 @@ def describe_tested_users(
     values = evaluator.values.get(name, np.empty(0))
     line = f"test: {n_tested:,} of {n_all:,} users (--test_users)"
     described: dict[str, Any] = {"test_users": n_tested, "of_test_users": n_all}
-    if (
-        1 < len(values) == n_tested
-    ):  # in a rolling test a user has several, which are not independent
+    # In a rolling test a user has several values, which are not independent. Equal values, such as
+    # no hit of anybody, tell nothing about the spread.
+    if len(values) == n_tested and np.ptp(values) > 0:
         margin = NORMAL_95 * float(np.std(values, ddof=1)) / n_tested**0.5
         line += f"; {name} {values.mean():.4f} ± {margin:.4f} (95 %)"
         described["test_margin"] = {name: margin}

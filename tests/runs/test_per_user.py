@@ -10,7 +10,12 @@ import pytest
 import torch
 from recbole.evaluator.metrics import TailPercentage
 
-from recbole_multdpo.runs.per_user import head_items, read_per_user, write_per_user
+from recbole_multdpo.runs.per_user import (
+    describe_tested_users,
+    head_items,
+    read_per_user,
+    write_per_user,
+)
 
 COUNTS = np.array([0, 5, 1, 9, 0, 2, 2])  # training rows of items 0 ([PAD]) to 6
 
@@ -90,3 +95,20 @@ def test_nothing_is_said_where_no_metric_collects_items(tmp_path) -> None:  # ty
     loader = SimpleNamespace(_dataset=test, uid_list=torch.tensor([2]))
     write_per_user(tmp_path / "per_user.csv", found, loader, test)  # type: ignore[arg-type]
     assert list(read_per_user(tmp_path / "per_user.csv")) == ["user", "n_train", "n_test"]
+
+
+@pytest.mark.parametrize(
+    ("hits", "margin"), [([1.0, 0.0], {"hit@1": 1.96 * 0.5}), ([0.0, 0.0], None), ([1.0], None)]
+)
+def test_equal_values_of_the_tested_users_give_no_interval(
+    hits: list[float], margin: dict[str, float] | None
+) -> None:
+    """An interval of +- 0 after a test without a hit would claim certainty."""
+
+    def users(n: int) -> SimpleNamespace:
+        return SimpleNamespace(uid_field="user", inter_feat={"user": torch.arange(n)})
+
+    tested = SimpleNamespace(config={"valid_metric": "Hit@1"}, values={"hit@1": np.array(hits)})
+    loader = SimpleNamespace(_dataset=users(len(hits)))
+    described = describe_tested_users(tested, users(3), loader)  # type: ignore[arg-type]
+    assert described.get("test_margin") == (margin and pytest.approx(margin))
