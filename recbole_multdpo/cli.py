@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from recbole_multdpo import __version__
-from recbole_multdpo.errors import MultDPOError, system_error
+from recbole_multdpo.errors import ConfigError, MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
 
 USAGE = """\
@@ -120,7 +120,8 @@ def _report(error: MultDPOError) -> None:
 
     rank = os.environ.get("RANK", "0")
     if rank == "0":
-        show(f"error: {error}\n(--help shows how settings are written.)", sys.stderr)
+        hint = "\n(--help shows how settings are written.)"
+        show(f"error: {error}{hint if isinstance(error, ConfigError) else ''}", sys.stderr)
     elif processes.was_distributed():  # before, all fail alike, as on a setting
         show(f"error in process {rank}: {error}", sys.stderr)
 

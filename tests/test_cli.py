@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recbole_multdpo import __version__, cli
-from recbole_multdpo.errors import DataError
+from recbole_multdpo.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,6 +75,13 @@ def test_user_error_is_one_message_without_a_traceback(run, capsys):
     assert captured.out == ""
     assert captured.err.startswith("error: items.csv is empty.\n")
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(("error", "hint"), [(ConfigError, True), (DataError, False)])
+def test_errors_in_settings_alone_name_the_help(run, capsys, error, hint):
+    run.error = error("no such thing")
+    assert cli.main([]) == 2
+    assert ("--help" in capsys.readouterr().err) == hint
 
 
 def test_an_interruption(run, capsys):
