@@ -12,26 +12,9 @@ import torch
 from recbole_multdpo.classical.assistant import Assistant, make_assistant
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
-from tests.integration.toy import toy_arguments, toy_model
+from tests.integration.toy import classical_arguments, toy_arguments, toy_model
 
 EASE = ["--assistant=EASE", "--EASE.reg_weight=10"]
-# what only a language model has
-LLM_ONLY = (
-    "--model",
-    "--dtype",
-    "--max_",
-    "--num_neg",
-    "--sft",
-    "--train_b",
-    "--valid_users",
-    "--item_",
-)
-
-
-def classical_arguments(data_path: Path, run_dir: Path, *extra: str) -> list[str]:
-    """The toy run of one of RecBole's models."""
-    drop = (*LLM_ONLY, "--tiny", "--epochs")
-    return [text for text in toy_arguments(data_path, run_dir, *extra) if not text.startswith(drop)]
 
 
 def made(config, parts, cache_dir: Path | None, own: Path) -> Assistant:  # type: ignore[no-untyped-def]
@@ -75,9 +58,7 @@ def test_scores_are_those_of_steck_on_the_training_part(data_path: Path, tmp_pat
 def test_trained_as_by_itself(data_path: Path, tmp_path: Path, name: str) -> None:
     """Its own validation metrics, and as good as alone where its weight drowns the text."""
     short = {"EASE": "reg_weight=10", "BPR": "epochs=3"}[name]
-    alone = run(
-        [*classical_arguments(data_path, tmp_path / "alone"), f"--model={name}", f"--{short}"]
-    )
+    alone = run(classical_arguments(name, data_path, tmp_path / "alone", f"--{short}"))
     options = [f"--assistant={name}", f"--{name}.{short}", "--assistant_weight=1e5"]
     fused = run(toy_arguments(data_path, tmp_path / "fused", "--loss=zero_shot", *options))
     assert fused["assistant"]["valid_result"] == alone["valid_result"]

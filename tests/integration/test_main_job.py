@@ -20,7 +20,14 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import N_ITEMS, N_USERS, cut_short, toy_arguments, write_toy
+from tests.integration.toy import (
+    N_ITEMS,
+    N_USERS,
+    classical_arguments,
+    cut_short,
+    toy_arguments,
+    write_toy,
+)
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -349,19 +356,7 @@ def test_classical_model_has_the_same_split(
 
     monkeypatch.setattr(load, "split_dataset", recording)
     run(toy_arguments(data_path, tmp_path / "llm", "--loss=sft"))
-    shared = [a for a in toy_arguments(data_path, tmp_path / "ease") if "tiny" not in a]
-    drop = (
-        "--model",
-        "--max_",
-        "--num_neg",
-        "--sft",
-        "--train_b",
-        "--valid_users",
-        "--item_",
-        "--epochs",
-        "--dtype",
-    )
-    run(["--model=EASE", *(a for a in shared if not a.startswith(drop))])
+    run(classical_arguments("EASE", data_path, tmp_path / "ease"))
     assert parts["LLMRec"] == parts["EASE"]
 
 

@@ -106,18 +106,24 @@ def test_all_weights_from_one_pass(
         assert together() != expected
 
 
-def test_the_best_epochs_validation_is_the_reported_one(
-    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two validations in the second stage, and a test."""
-    passes: list[int] = []
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of users of every ranking of a run."""
+    found: list[int] = []
     collect = trainer_module.collect_rankings
 
     def counting(ranker: Any, weights: Any, loader: Any, *arguments: Any) -> Any:
-        passes.append(len(loader.uid_list))
+        found.append(len(loader.uid_list))
         return collect(ranker, weights, loader, *arguments)
 
     monkeypatch.setattr(trainer_module, "collect_rankings", counting)
+    return found
+
+
+def test_the_best_epochs_validation_is_the_reported_one(
+    data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[int]
+) -> None:
+    """Two validations in the second stage, and a test."""
     arguments = toy_arguments(data_path, tmp_path / "once", "--sft_cache=False")
     once = run(arguments)
     assert passes == [24] * 3
@@ -137,20 +143,8 @@ def test_the_best_epochs_validation_is_the_reported_one(
     ],
 )
 def test_another_validation_is_made(
-    data_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    last: list[int],
+    data_path: Path, tmp_path: Path, passes: list[int], options: list[str], last: list[int]
 ) -> None:
-    passes: list[int] = []
-    collect = trainer_module.collect_rankings
-
-    def counting(ranker: Any, weights: Any, loader: Any, *arguments: Any) -> Any:
-        passes.append(len(loader.uid_list))
-        return collect(ranker, weights, loader, *arguments)
-
-    monkeypatch.setattr(trainer_module, "collect_rankings", counting)
     run(toy_arguments(data_path, tmp_path / "run", "--epochs=1", *options))
     assert passes == last
 
