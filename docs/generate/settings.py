@@ -25,7 +25,7 @@ Write a setting as `--key=value` on the command line, or as `key: value` in a YA
 first), `<dataset>.yaml` in the data set's folder, the data set's file below, the model's, the
 overall one, and RecBole's defaults. `~` means none. A key that does not exist, or a value that is
 not allowed, is an error that names what is. `--help` shows the command line, and
-[the guide](guide.md) what to set for which purpose.
+[Running](running.md) and the other how-to pages say what to set for which purpose.
 
 *acts* says in which part of a run a setting has an effect, and under which conditions, all of which
 must hold. One without effect is refused on the command line and ignored in a file. What changes
