@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.plots import bounds, results, training, tuning
-from recbole_multdpo.plots.runs import find_runs
+from recbole_multdpo.plots.runs import Run, data_sets, find_runs
 from recbole_multdpo.plots.style import save
 from recbole_multdpo.runtime.shown_text import show
 
@@ -44,15 +44,24 @@ def main(arguments: list[str] | None = None) -> int:
 def _draw(parsed: argparse.Namespace) -> Figure:
     if parsed.figure == "bounds":
         rows = bounds.read_bounds(parsed.folders[0], parsed.preference, parsed.max_positives)
-        return bounds.bounds_figure(rows)
+        return bounds.bounds_figure(rows, data_sets(_runs_in(parsed.folders[0])))
     if parsed.figure == "tuning":
         rows = tuning.read_tuning(parsed.folders[0], parsed.setting, parsed.metric)
-        return tuning.tuning_figure(rows, parsed.setting, parsed.metric)
+        data = data_sets(_runs_in(parsed.folders[0]))
+        return tuning.tuning_figure(rows, parsed.setting, parsed.metric, data)
     runs = find_runs(parsed.folders)
     if parsed.figure == "training":
         return training.training_figure(runs, parsed.stage, parsed.metric)
     draw, _ = RESULT_FIGURES[parsed.figure]
-    return draw(results.read_tests(runs), parsed.metric)
+    tests = results.read_tests(runs)
+    if parsed.systems is not None:
+        tests = results.choose_systems(tests, [name.strip() for name in parsed.systems.split(",")])
+    return draw(tests, parsed.metric)
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    """The runs of a folder whose table is drawn; none where only the table was kept."""
+    return find_runs([folder]) if any(folder.glob("**/config.yaml")) else []
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, text) in RESULT_FIGURES.items():
         figure = figures.add_parser(name, help=f"{text}, on the test set")
         figure.add_argument("--metric", default="NDCG@10", help="default: NDCG@10")
+        figure.add_argument(
+            "--systems", metavar="NAME,NAME", help="only these, by their names in the figure"
+        )
         _add_folders(figure, "folders of finished runs; runs of one system are averaged over seeds")
     tuned = figures.add_parser("tuning", help="validation against a setting, optimum marked")
     tuned.add_argument("--setting", default="beta", help="default: beta")

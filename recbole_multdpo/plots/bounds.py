@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.plots.style import new_figure
+from recbole_multdpo.plots.style import new_figure, set_title
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file, readable
 
@@ -50,12 +51,18 @@ def read_bounds(folder: Path, preference: str, max_positives: int | None) -> pd.
     return rows
 
 
-def bounds_figure(rows: pd.DataFrame) -> Figure:
-    """Left: mean losses and bounds by step. Right: gap and bounds by the negatives' share."""
+def bounds_figure(rows: pd.DataFrame, data_sets: Sequence[str] = ()) -> Figure:
+    """Left: mean losses and bounds by step. Right: gap and bounds by the negatives' share.
+
+    Args:
+        rows: from `read_bounds`.
+        data_sets: their names, for the title.
+    """
     figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     _draw_dynamics(left, rows)
     _draw_gaps(right, rows)
+    set_title(figure, data_sets, "the loss, the exact loss and their bounds in training")
     return figure
 
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.plots.runs import Run
-from recbole_multdpo.plots.style import line_style, new_figure
+from recbole_multdpo.plots.runs import Run, data_sets
+from recbole_multdpo.plots.style import line_style, new_figure, set_title
 from recbole_multdpo.runtime.shown_text import mathtext
 from recbole_multdpo.settings.information import KEY
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
+from recbole_multdpo.settings.messages import nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS_PER_INCH = 3.2
+# kind of system: its bars as matplotlib's arguments, told apart without colour too
+KINDS: dict[str, dict[str, Any]] = {
+    "language model": {"color": "#0072B2"},
+    "language model with an assistant": {
+        "facecolor": "white",
+        "edgecolor": "#0072B2",
+        "hatch": "////",
+    },
+    "model of RecBole": {"color": "0.75"},
+}
 
 
 def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
@@ -71,6 +81,26 @@ def _column(tests: pd.DataFrame, metric: str) -> str:
     return name
 
 
+def choose_systems(tests: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The rows of some systems.
+
+    Args:
+        tests: from `read_tests`.
+        names: of the systems.
+
+    Raises:
+        DataError: there is no system of a name; the message names the nearest, and all.
+    """
+    known = list(dict.fromkeys(tests["system"]))
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"--systems: no run is of {name!r}{nearest(name, known)}. "
+                f"There are: {', '.join(known)}."
+            )
+    return tests[tests["system"].isin(names)]
+
+
 def _by_system(tests: pd.DataFrame, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean and standard deviation over seeds (0 for one), [systems, columns]."""
     groups = tests.groupby("system", sort=False)[columns]
@@ -84,11 +114,19 @@ def metric_label(metric: str) -> str:
 
 def _over_seeds(tests: pd.DataFrame) -> str:
     n_seeds = tests.groupby("system")["seed"].nunique().max()
-    return f"; mean and deviation over {n_seeds} seeds" if n_seeds > 1 else ""
+    return f", mean and standard deviation over {n_seeds} seeds" if n_seeds > 1 else ""
+
+
+def kind(run: Run) -> str:
+    """The run's key of `KINDS`; by its settings, as a comparison may give it any name."""
+    if run.settings["model"] not in LANGUAGE_MODELS:
+        return "model of RecBole"
+    assisted = run.settings.get("assistant") is not None
+    return "language model with an assistant" if assisted else "language model"
 
 
 def bars_figure(tests: pd.DataFrame, metric: str) -> Figure:
-    """One bar per system, the best on top; language models black, the others grey.
+    """One bar per system, the best on top, with a legend of the kinds of systems.
 
     Args:
         tests: from `read_tests`.
@@ -97,29 +135,27 @@ def bars_figure(tests: pd.DataFrame, metric: str) -> Figure:
     name = _column(tests, metric)
     mean, deviation = (table[name] for table in _by_system(tests, [name]))
     order = mean.sort_values().index
-    # by model, as a comparison may give its systems any name
-    language_models = {run.name for run in tests["run"] if run.settings["model"] in LANGUAGE_MODELS}
-    figure = new_figure(7, len(order) / BARS_PER_INCH + 0.7)
+    kinds = dict(zip(tests["system"], map(kind, tests["run"]), strict=True))
+    figure = new_figure(7, len(order) / BARS_PER_INCH + 1.2)
     axes = figure.subplots()
     for place, system in enumerate(order):
-        ours = system in language_models
-        axes.barh(place, mean[system], color="black" if ours else "0.75", height=0.7)
+        axes.barh(place, mean[system], height=0.7, **KINDS[kinds[system]])
+        end = mean[system] + deviation[system]
         if deviation[system]:
-            axes.errorbar(mean[system], place, xerr=deviation[system], color="0.45", capsize=3)
-        text = f" {mean[system]:.3f}"
-        inside = mean[system] > 0.15 * mean.max()
-        colour = "white" if ours and inside else "black"
-        axes.text(
-            0 if inside else mean[system] + deviation[system],
-            place,
-            text,
-            va="center",
-            color=colour,
-        )
+            axes.errorbar(mean[system], place, xerr=deviation[system], color="black", capsize=3)
+        axes.text(end, place, f"  {mean[system]:.3f}", va="center")
     axes.set_yticks(range(len(order)), list(map(mathtext, order)))
     axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.margins(x=0.12)  # for the figures behind the bars
     axes.grid(visible=False)
-    axes.set(xlabel=f"test {metric_label(name)}{_over_seeds(tests)}")
+    axes.set(xlabel=f"{metric_label(name)}{_over_seeds(tests)}")
+    present = [label for label in KINDS if label in kinds.values()]
+    if len(present) > 1:
+        from matplotlib.patches import Patch
+
+        patches = [Patch(label=label, **KINDS[label]) for label in present]
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(present))
+    set_title(figure, data_sets(tests["run"]), f"{metric_label(name)} on the test part")
     return figure
 
 
@@ -140,25 +176,26 @@ def cutoffs_figure(tests: pd.DataFrame, metric: str) -> Figure:
     order = mean[columns[-1]].sort_values(ascending=False).index  # legend in the order of the lines
     figure = new_figure(7, 4)
     axes = figure.subplots()
-    step = min(np.diff(cutoffs), default=1)
     for number, system in enumerate(order):
-        # shifted a little, so that the error bars of close systems do not overlap
-        shift = (number / max(len(order) - 1, 1) - 0.5) * 0.2 * step
         axes.errorbar(
-            np.array(cutoffs) + shift,
+            cutoffs,
             mean.loc[system],
-            yerr=deviation.loc[system],
+            yerr=_spread(deviation.loc[system]),
             label=mathtext(system),
             capsize=1.5,
             elinewidth=0.6,
             **line_style(number),
         )
     axes.set_xticks(cutoffs)
-    axes.set(
-        xlabel="k, items in the list", ylabel=f"test {metric_label(family)}@k{_over_seeds(tests)}"
-    )
+    axes.set(xlabel="k, items in the list", ylabel=f"{metric_label(family)}@k{_over_seeds(tests)}")
     figure.legend(loc="outside right upper")
+    set_title(figure, data_sets(tests["run"]), f"{metric_label(family)}@k on the test part")
     return figure
+
+
+def _spread(deviation: pd.Series) -> pd.Series | None:
+    """Lengths of error bars; None, which draws none, where there is no spread."""
+    return deviation if deviation.any() else None
 
 
 def cost_figure(tests: pd.DataFrame, metric: str) -> Figure:
@@ -181,7 +218,7 @@ def cost_figure(tests: pd.DataFrame, metric: str) -> Figure:
         axes.errorbar(
             mean.loc[system, "seconds"],
             mean.loc[system, name],
-            yerr=deviation.loc[system, name],
+            yerr=_spread(deviation.loc[system, [name]]),
             label=mathtext(system),
             capsize=2,
             markersize=7,
@@ -191,7 +228,12 @@ def cost_figure(tests: pd.DataFrame, metric: str) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(
         xlabel="training, wall seconds (mean over seeds)",
-        ylabel=f"test {metric_label(name)}{_over_seeds(tests)}",
+        ylabel=f"{metric_label(name)}{_over_seeds(tests)}",
     )
     figure.legend(loc="outside right upper")
+    set_title(
+        figure,
+        data_sets(tests["run"]),
+        f"{metric_label(name)} on the test part and time of training",
+    )
     return figure

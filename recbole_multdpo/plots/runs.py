@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,12 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             raise DataError(f"{path / 'config.yaml'} names no model: it is not that of a run.")
     named = {folder / name: title for folder in folders for name, title in _titles(folder).items()}
     return [Run(path, named.get(path) or _name(path, settings), settings[path]) for path in paths]
+
+
+def data_sets(runs: Iterable[Run]) -> list[str]:
+    """Names of the runs' data sets."""
+    names = (run.settings.get("dataset") for run in runs)
+    return list(dict.fromkeys(str(name) for name in names if name is not None))
 
 
 class _Member(TypedDict):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recbole_multdpo.comparison.colours import colour
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.runtime.shown_text import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
-# Okabe and Ito's palette for colour-blind readers, without its yellow, from dark to light (the
-# order survives grey prints).
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# one more than colours, so that a repeated colour gets another marker
+# eight markers and five dashes are forty pairs, for prints in black and white
 _MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _SETTINGS: dict[Any, Any] = {
@@ -40,10 +39,10 @@ _SETTINGS: dict[Any, Any] = {
 def line_style(number: int) -> dict[str, Any]:
     """Colour, marker and dashes of a figure's `number`-th line (from 0), as matplotlib's arguments.
 
-    Any one of the three distinguishes neighbouring lines.
+    Any one of the three distinguishes neighbouring lines. Colours do not repeat.
     """
     return {
-        "color": _COLOURS[number % len(_COLOURS)],
+        "color": colour(number),
         "marker": _MARKERS[number % len(_MARKERS)],
         "linestyle": _DASHES[number % len(_DASHES)],
     }
@@ -56,6 +55,16 @@ def new_figure(width: float, height: float) -> Figure:
 
     matplotlib.rcParams.update(_SETTINGS)
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def set_title(figure: Figure, data_sets: Iterable[str], text: str) -> None:
+    """Write the names of the data sets, and a text, above a figure."""
+    names = ", ".join(dict.fromkeys(data_sets))
+    title = mathtext(f"{names}: {text}" if names else text)
+    if len(figure.axes) == 1:  # beside the legend of the figure, not above it
+        figure.axes[0].set_title(title, fontsize=10, loc="left")
+    else:
+        figure.suptitle(title, fontsize=10)
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:

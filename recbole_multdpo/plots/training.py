@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.plots.runs import Run
-from recbole_multdpo.plots.style import line_style, new_figure
+from recbole_multdpo.plots.runs import Run, data_sets
+from recbole_multdpo.plots.style import line_style, new_figure, set_title
 from recbole_multdpo.runtime.shown_text import mathtext
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def training_figure(runs: Sequence[Run], stage: str, metric: str | None = None) 
     label = "loss, relative to its first value" if relative else "loss of an example (nats)"
     axes["loss"].set(ylabel=label)
     _describe(axes, figure, stage, metric)
+    set_title(figure, data_sets(steps), STAGES[stage])
     return figure
 
 
@@ -128,4 +129,4 @@ def _describe(axes: dict[str, Axes], figure: Figure, stage: str, metric: str) ->
         panel.set(xlabel=f"step of {STAGES[stage]}", xlim=(0, None))
     for unused in figure.axes[len(axes) :]:
         unused.set_axis_off()
-    figure.legend(*axes["loss"].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*axes["loss"].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.results import metric_label
-from recbole_multdpo.plots.style import line_style, new_figure
+from recbole_multdpo.plots.style import line_style, new_figure, set_title
 from recbole_multdpo.runtime.csv_table import read_table
 from recbole_multdpo.runtime.reading import is_file, readable
 from recbole_multdpo.runtime.shown_text import csv_text, mathtext
@@ -61,13 +62,16 @@ def read_tuning(folder: Path, setting: str, metric: str) -> pd.DataFrame:
     return best.sort_values("value", kind="stable")
 
 
-def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
+def tuning_figure(
+    rows: pd.DataFrame, setting: str, metric: str, data_sets: Sequence[str] = ()
+) -> Figure:
     """One line per system, its best value ringed.
 
     Args:
         rows: from `read_tuning`.
         setting: name of the setting, for the axis.
         metric: name of the metric, for the axis.
+        data_sets: their names, for the title.
     """
     figure = new_figure(7, 4)
     axes = figure.subplots()
@@ -88,4 +92,6 @@ def tuning_figure(rows: pd.DataFrame, setting: str, metric: str) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel=mathtext(setting), ylabel=f"validation {metric_label(metric.lower())}")
     figure.legend(loc="outside right upper")
+    name = metric_label(metric.lower())
+    set_title(figure, data_sets, f"{name} on the validation part by {setting}")
     return figure

@@ -49,6 +49,7 @@ def test_same_data_same_file(make_run: MakeRun, tmp_path: Path) -> None:
     [
         (["--formats=gif"], "png, pdf, svg"),
         (["--metric=auc"], "not measured"),
+        (["--systems=LLMRec mult_dpo,EAS"], "no run is of 'EAS'"),
         (["--output=/proc/none/figure"], "cannot write"),
     ],
 )
