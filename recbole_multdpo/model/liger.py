@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.integrations.liger import apply_liger_kernel
 
 from recbole_multdpo.errors import ConfigError
 
@@ -92,6 +91,8 @@ def use_liger_kernels(name: str, lm: PreTrainedModel) -> None:
 
 def _exchange(lm: PreTrainedModel) -> None:
     """Exchange the forward passes of the norms, MLPs and attention layers of one model."""
+    from transformers.integrations.liger import apply_liger_kernel  # since transformers 5.2
+
     modeling = sys.modules[type(lm).__module__]
     before = dict(vars(modeling))
     try:

@@ -38,6 +38,7 @@ from recbole_multdpo.scoring.last_layer import serves
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import packed_logps
 
+integration = pytest.importorskip("transformers.integrations.liger", reason="transformers 5.2")
 IDS = torch.tensor([[5, 6, 7, 8, 9], [20, 21, 22, 23, 24]])
 
 
@@ -81,7 +82,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
                     forward = counting(end, type(module).forward)
                     module.forward = MethodType(forward, module)  # type: ignore[method-assign]
 
-    monkeypatch.setattr(liger, "apply_liger_kernel", apply)
+    monkeypatch.setattr(integration, "apply_liger_kernel", apply)
     return counted
 
 
@@ -114,7 +115,7 @@ def test_copies_compute_with_their_own_weights(calls: Counter[str]) -> None:
 def test_kernels_that_are_wrong_or_do_not_run_are_refused(
     calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = liger.apply_liger_kernel
+    right = integration.apply_liger_kernel
 
     def wrong(lm: Any, kernels: dict[str, bool]) -> None:
         right(lm, kernels)
@@ -124,7 +125,7 @@ def test_kernels_that_are_wrong_or_do_not_run_are_refused(
         raise RuntimeError("no C compiler")
 
     for apply, message in ((wrong, "logits of backbone='x' differ by"), (broken, "no C compiler")):
-        monkeypatch.setattr(liger, "apply_liger_kernel", apply)
+        monkeypatch.setattr(integration, "apply_liger_kernel", apply)
         with pytest.raises(ConfigError, match=f"{message}.*--use_liger_kernel=False"):
             liger.use_liger_kernels("x", make_lm())
 
