@@ -258,6 +258,17 @@ class NegativeSampler:
         return smallest_clocks(clocks, n_negatives)
 
 
+class AllNegatives(NegativeSampler):
+    """Returns every item outside a user's known ones (`num_negatives: all`)."""
+
+    def draw_epoch(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> None:
+        """Do nothing: nothing is drawn."""
+
+    def sample(self, users: np.ndarray, n_negatives: int, *, seed: int, epoch: int) -> np.ndarray:
+        """Items 1 to n_items − 1 in the place of each, 0 where known: int64 [B, n_items − 1]."""
+        return np.where(self.known_mask(users)[:, 1:], 0, np.arange(1, self.n_items))
+
+
 def smallest_clocks(clocks: np.ndarray, n_items: int) -> np.ndarray:
     """Columns of the smallest clocks [B, C] in each row, in ascending order: int64 [B, n_items].
 

@@ -80,7 +80,7 @@ def lipo_bt(
     positive is paired with every negative, as in the Mult-DPO paper's baseline.
     `lipo_pairs='mean'` divides the sum by the number of pairs.
     """
-    losses, better = _pair_losses(beta * logratios, levels)
+    losses, better = _pair_losses(beta * logratios, levels, _upper(levels))
     return _reduced(losses, better, lipo_pairs)
 
 
@@ -93,13 +93,13 @@ def lipo_lambda(
     with τ the rank (from 1) of a candidate by its current s; Δ has no gradient. Ties rank the lower
     level first: at the first step all s are 0, and equal ranks would give every pair weight 0.
     """
-    s = beta * logratios
-    losses, better = _pair_losses(s, levels)
+    s, upper = beta * logratios, _upper(levels)
+    losses, better = _pair_losses(s, levels, upper)
     by_score = torch.where(levels != PADDING_LEVEL, -s.detach(), math.inf)
     ranks = argsort_by(by_score, levels).argsort(-1) + 1  # [B, C]
     gains = torch.exp2(levels.to(s.dtype))
     discounts = 1 / torch.log2(1 + ranks.to(s.dtype))
-    delta = _all_pairs(gains).abs() * _all_pairs(discounts).abs()
+    delta = _pairs(gains, upper).abs() * _pairs(discounts, upper).abs()
     return _reduced(losses * delta, better, lipo_pairs)
 
 
@@ -115,19 +115,31 @@ def _difference(values: Tensor, levels: Tensor) -> Tensor:
     return positive - torch.where(negatives, values, 0.0).sum(-1)
 
 
-def _all_pairs(values: Tensor) -> Tensor:
-    """Differences v_i − v_j, [B, C, C]."""
-    return values[:, :, None] - values[:, None, :]
+def _upper(levels: Tensor) -> Tensor:
+    """Columns [B, N] of the candidates that are better than some other; rows end with others.
 
-
-def _pair_losses(s: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """−log σ(s_i − s_j) of all pairs, and a mask of the pairs with i better than j: [B, C, C]."""
+    The negatives of the lowest level, most of the candidates, are better than none.
+    """
     valid = levels != PADDING_LEVEL
-    better = (_all_pairs(levels) > 0) & valid[:, :, None] & valid[:, None, :]
-    return -F.logsigmoid(_all_pairs(s)), better
+    lowest = torch.where(valid, levels, levels.max()).amin(-1, keepdim=True)
+    is_upper = valid & (levels > lowest)
+    width = int(is_upper.sum(-1).max())
+    return is_upper.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :width]
+
+
+def _pairs(values: Tensor, upper: Tensor) -> Tensor:
+    """Differences v_i − v_j for i among `upper` [B, N] and all j: [B, N, C]."""
+    return values.gather(-1, upper)[:, :, None] - values[:, None, :]
+
+
+def _pair_losses(s: Tensor, levels: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """−log σ(s_i − s_j), and a mask of the pairs with i better than j: [B, N, C]."""
+    valid = levels != PADDING_LEVEL
+    better = (_pairs(levels, upper) > 0) & valid.gather(-1, upper)[:, :, None] & valid[:, None, :]
+    return -F.logsigmoid(_pairs(s, upper)), better
 
 
 def _reduced(losses: Tensor, better: Tensor, how: Literal["sum", "mean"]) -> Tensor:
-    """Sum or mean over the pairs [B, C, C] that `better` marks: [B]."""
+    """Sum or mean over the pairs [B, N, C] that `better` marks: [B]."""
     total = torch.where(better, losses, 0.0).sum((-2, -1))
     return total / better.sum((-2, -1)) if how == "mean" else total

@@ -74,7 +74,7 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             f"reference_cache=True keeps what a reference says, and loss={settings.loss} "
             f"with reference={settings.reference} has none. Leave it out."
         ]
-    if settings.reference_cache and settings.negatives == "dynamic":
+    if settings.reference_cache and settings.draws_by_policy:
         return [
             "reference_cache=True finds nothing where the policy draws the negatives. Use "
             "--negatives=static or --reference_cache=False."
@@ -91,7 +91,7 @@ def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
 def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
     """Contradictions with dynamic negatives, which the policy draws."""
     loss = settings.loss_needs
-    if settings.negatives == "static" or loss.negatives == "none":
+    if not settings.draws_by_policy or loss.negatives == "none":
         return []
     problems = []
     if settings.dynamic_weights == "ratio" and not settings.uses_reference:
@@ -100,6 +100,7 @@ def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
             "reference. Add --dynamic_weights=policy."
         )
     n_negatives = settings.num_negatives if loss.negatives == "many" else 1
+    assert n_negatives != "all"  # nothing is drawn then
     if settings.negative_pool != "catalogue" and settings.negative_pool_size < n_negatives:
         problems.append(
             f"negative_pool_size={settings.negative_pool_size} is less than "

@@ -178,8 +178,16 @@ WITH_REFERENCE = (
         verb="Use",
     ),
 )
-STATIC = (_equals("negatives", "static"),)
-DYNAMIC = (_equals("negatives", "dynamic"),)
+DRAWN = (
+    When(
+        lambda given: not given.takes_all_negatives,
+        lambda given: "with num_negatives=all, which draws none",
+        lambda given: {"num_negatives": 64},
+        words="a number of num_negatives",
+    ),
+)
+STATIC = (*DRAWN, _equals("negatives", "static"))
+DYNAMIC = (*DRAWN, _equals("negatives", "dynamic"))
 BY_POPULARITY = (_equals("negative_distribution", "popularity"),)
 POOLED = (_equals("negative_pool", "uniform", "ranker"),)
 LEVELS = (

@@ -18,6 +18,7 @@ from recbole_multdpo.settings.conditions import (
     BY_POPULARITY,
     CHAT,
     DECLARED_LEVELS,
+    DRAWN,
     DYNAMIC,
     GROUNDED_BY_ASSISTANT,
     GROUNDED_BY_WEIGHT,
@@ -141,8 +142,12 @@ class LLMRecSettings(BaseModel):
     loss_average: Annotated[
         Literal["context", "positive"], Acts("preference", PREFERENCE, instead="sft_loss_average")
     ]
-    num_negatives: Annotated[Count, Acts("preference", PREFERENCE + MANY_NEGATIVES, on_card=True)]
-    negatives: Annotated[Literal["static", "dynamic"], Acts("preference", PREFERENCE, on_card=True)]
+    num_negatives: Annotated[
+        Literal["all"] | Count, Acts("preference", PREFERENCE + MANY_NEGATIVES, on_card=True)
+    ]
+    negatives: Annotated[
+        Literal["static", "dynamic"], Acts("preference", PREFERENCE + DRAWN, on_card=True)
+    ]
     negative_temperature: Annotated[Positive, Acts("preference", PREFERENCE + DYNAMIC)]
     dynamic_weights: Annotated[Literal["ratio", "policy"], Acts("preference", PREFERENCE + DYNAMIC)]
     negative_pool: Annotated[
@@ -252,6 +257,16 @@ class LLMRecSettings(BaseModel):
     def has_preference_stage(self) -> bool:
         """True if `loss` is trained after the supervised stage."""
         return self.loss not in WITHOUT_PREFERENCES
+
+    @property
+    def takes_all_negatives(self) -> bool:
+        """True if the loss is trained against the whole catalogue, of which nothing is drawn."""
+        return self.num_negatives == "all" and self.loss_needs.negatives == "many"
+
+    @property
+    def draws_by_policy(self) -> bool:
+        """True if the policy draws the negatives."""
+        return self.negatives == "dynamic" and not self.takes_all_negatives
 
     @property
     def trains_all_weights(self) -> bool:

@@ -15,7 +15,7 @@ from recbole_multdpo.data.dataset import LLMRecDataset
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_prompt, write_prompt
-from recbole_multdpo.data.sampler import NegativeSampler, SetwiseSampler
+from recbole_multdpo.data.sampler import AllNegatives, NegativeSampler, SetwiseSampler
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
@@ -333,7 +333,9 @@ def train_loader(
         batch_size: examples per optimizer step.
     """
     settings, loss = model.settings, LOSSES[loss_name]
-    n_negatives = {"none": 0, "one": 1, "many": settings.num_negatives}[loss.negatives]
+    takes_all = loss.negatives == "many" and settings.num_negatives == "all"
+    many = train.item_num - 1 if settings.num_negatives == "all" else settings.num_negatives
+    n_negatives = {"none": 0, "one": 1, "many": many}[loss.negatives]
     low_rated, known = None, model.histories
     if train.excluded is not None:
         known = known.union(train.excluded)
@@ -344,10 +346,15 @@ def train_loader(
     # there is nothing to learn, and the run finishes like any other.
     if model.catalogue.trie.num_leaves > 1:
         known = known.with_groups(model.catalogue.trie.leaf_of_item.cpu().numpy())
+    if takes_all:
+        _warn_of_long_titles(model)
+        negatives: NegativeSampler = AllNegatives(known, train.item_num)
+    else:
+        negatives = _negative_sampler(settings, model.histories, known, train.item_num, n_negatives)
     sampler = SetwiseSampler(
         model.histories,
         model.prompts,
-        _negative_sampler(settings, model.histories, known, train.item_num, n_negatives),
+        negatives,
         seed=config["seed"] + (SFT_SEED_OFFSET if loss_name == "sft" else 0),
         history_split=settings.history_split,
         target_share=settings.target_share,
@@ -362,11 +369,26 @@ def train_loader(
     return SetwiseDataLoader(config, train, sampler, batch_size)
 
 
+def _warn_of_long_titles(model: LLMRec) -> None:
+    """Warn of the price of `num_negatives: all` where titles are fed to the LM."""
+    lengths = model.catalogue.items.lengths[1:]
+    n_tokens = int((lengths - 1).clamp(min=0).sum())
+    if model.settings.scorer == "padded":
+        n_tokens = model.longest_row(0) * len(lengths) + int(lengths.sum())
+    if n_tokens:
+        getLogger().warning(
+            f"num_negatives=all: an example has {len(lengths):,} candidates and feeds up to "
+            f"{n_tokens:,} tokens of them to the language model, where --num_negatives=64 feeds "
+            f"about {64 * n_tokens // len(lengths):,}. Titles of one token cost nothing: see "
+            "tiny_title_tokens and normalize_over=catalogue."
+        )
+
+
 def _negative_sampler(
     settings: LLMRecSettings, train_items: UserItems, known: UserItems, n_items: int, n: int
 ) -> NegativeSampler:
     """Make the sampler of `n` negatives outside the known items, as the settings describe."""
-    if settings.negatives == "dynamic" and n:
+    if n and settings.negatives == "dynamic":
         return DynamicNegatives(known, n_items, n)
     weights = None
     if settings.negative_distribution == "popularity":

@@ -14,6 +14,7 @@ from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.sampler import (
     FILTER_BITS,
     REJECTION_STREAM,
+    AllNegatives,
     NegativeSampler,
     SetwiseSampler,
 )
@@ -345,6 +346,20 @@ def test_unfinished_rows_keep_the_accepted_items(many_users, monkeypatch):
     drawn = draw(many_users, weights, 2)
     assert 0 < (partial == 0).mean() < 1
     assert (drawn[partial > 0] == partial[partial > 0]).all()
+
+
+@given(settings_of_a_draw())
+def test_all_negatives_are_a_draw_of_every_available_item(case):
+    known, n_items, _, _, seed, epoch = case
+    users = np.arange(len(known))
+    everything = AllNegatives(user_items(*known), n_items)
+    found = everything.sample(users, n_items - 1, seed=seed, epoch=epoch)
+    drawn = NegativeSampler(user_items(*known), n_items).sample(
+        users, n_items - 1, seed=seed, epoch=epoch
+    )
+    assert found.shape == drawn.shape and found.dtype == drawn.dtype
+    assert np.array_equal(np.sort(found), np.sort(drawn))
+    assert ((found > 0).sum(axis=1) == everything.n_available).all()
 
 
 # -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_multdpo.losses import preference_loss
 from tests.losses.helpers import double, examples, loss_of, value_and_gradient
@@ -133,6 +134,41 @@ def test_lipo_by_double_loops(example):
         torch.testing.assert_close(loss_of(name, logratios, levels, beta), double([sum(terms)]))
         mean = loss_of(name, logratios, levels, beta, lipo_pairs="mean")
         torch.testing.assert_close(mean, double([sum(terms) / len(terms)]))
+
+
+@pytest.mark.parametrize("name", ["lipo_bt", "lipo_lambda"])
+def test_lipo_compares_no_two_of_the_lowest_level(name):
+    """Negatives in their hundreds: gradients are those of all pairs, and no tensor holds them."""
+    torch.manual_seed(0)
+    levels = torch.zeros(2, 300, dtype=torch.long)
+    levels[0, :3], levels[1, 5:7], levels[1, 9], levels[1, 20:] = 1, 2, -2, -1
+    logratios = torch.randn(levels.shape, dtype=torch.float64)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            sizes.append(found.numel() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    with Sizes():
+        value, gradient = value_and_gradient(name, logratios, torch.zeros_like(logratios), levels)
+    # the second example has 19 candidates above its one of level -2
+    assert max(sizes) == 2 * 19 * 300
+
+    s = (0.5 * logratios).requires_grad_()
+    order = torch.where(levels == -1, -math.inf, s.detach())
+    ranks = 1 + (order[:, None, :] > order[:, :, None]).sum(-1)  # no ties
+    weights = (2.0 ** levels[:, :, None] - 2.0 ** levels[:, None, :]).abs()
+    discounts = 1 / torch.log2(1 + ranks.double())
+    weights = weights * (discounts[:, :, None] - discounts[:, None, :]).abs()
+    pairs = torch.nn.functional.softplus(s[:, None, :] - s[:, :, None])
+    if name == "lipo_lambda":
+        pairs = pairs * weights
+    is_pair = (levels[:, :, None] > levels[:, None, :]) & (levels != -1)[:, None, :]
+    expected = (pairs * (is_pair & (levels != -1)[:, :, None])).sum((1, 2))
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, 0.5 * torch.autograd.grad(expected.sum(), s)[0])
 
 
 def test_lipo_lambda_trains_at_the_first_step():

@@ -211,6 +211,14 @@ def test_the_defaults_are_possible_together():
             {"asked_for": ["negative_pool_size"], "negatives": "dynamic"},
             "no effect with negative_pool=catalogue",
         ),
+        (
+            {"asked_for": ["negatives"], "negatives": "dynamic", "num_negatives": "all"},
+            "negatives: no effect with num_negatives=all, which draws none. Add --num_neg",
+        ),
+        (
+            {"asked_for": ["negative_distribution"], "num_negatives": "all"},
+            "negative_distribution: no effect with num_negatives=all",
+        ),
         ({"reference_cache": True, "loss": "simpo"}, "loss=simpo with reference=sft has none"),
         ({"reference_cache": True, "negatives": "dynamic"}, "Use --negatives=static"),
         (
@@ -271,6 +279,9 @@ def test_possible_neighbours_of_the_impossible_ones():
     assert problems(**dynamic, negative_pool="ranker", negative_pool_size=64) == []
     assert problems(**dynamic, negative_pool="uniform", negative_pool_size=1, loss="dpo") == []
     assert problems(**dynamic, negative_pool_size=1) == []
+    assert problems(**dynamic, num_negatives="all", loss="dpo") == []  # which draws one
+    all_negatives = {"negatives": "dynamic", "num_negatives": "all", "reference_cache": True}
+    assert problems(["num_negatives"], **all_negatives) == []  # a file may have the others
     assert problems(asked_for=["kpo_k", "list_order"], loss="kpo") == []
     assert problems(loss="kto", low_ratings="below_unrated") == []
     for remedy in ({"level_thresholds": [5, 4]}, {"low_ratings": "below_unrated"}):
