@@ -50,8 +50,10 @@ from recbole_multdpo.runs.resume import (
 )
 from recbole_multdpo.runs.unchanged import check_folder
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import log_detail, quieten_libraries, shows_bars
 from recbole_multdpo.runtime.durable_files import is_write_failure, write_atomically
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
+from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
@@ -74,6 +76,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
     config = load_config(argv)
+    quieten_libraries(show_progress=shows_bars(config["show_progress"]))
     if config.settings is None and processes.launched_world_size() > 1:
         raise ConfigError(
             f"model={config['model']}: RecBole's own models run in one process, and "
@@ -135,7 +138,10 @@ def _run(config: Config) -> dict[str, Any]:
             ) from error
         result["seconds"] = {name: round(value, 2) for name, value in clock.seconds.items()}
         written = folder.write_result(result)
-        getLogger().info(f"result in {folder.result_file}\n{_table(written)}")
+        if processes.is_main_process():
+            report = f"{_table(written)}\nresult: {folder.result_file}"
+            log_detail(report)
+            show(report, flush=True)  # a result belongs on stdout, however quiet the log is
         return written
 
 
@@ -154,7 +160,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
     with clock.stage("data"):
         dataset, parts = load_parts(config)
         fingerprints = data_fingerprints(dataset, parts)
-    show_progress = config["show_progress"]
+    show_progress = shows_bars(config["show_progress"])
     with clock.stage("train"), explain_errors(config):
         classical = prepare_classical(config, dataset, parts)
         valid_result = classical.fit(show_progress)
@@ -200,6 +206,7 @@ def _run_llmrec(
         runner = StageRunner(config, folder, clock, signals, point, fingerprints)
         runner.check_fingerprints()
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
+        runner.valid_users = _share_of_users(quick_valid, parts[1])
     model = runner.make_model(parts[0])  # first, as a backbone may be refused
     ranker = make_ranker(model, model.histories)
     assistant = None
@@ -259,11 +266,20 @@ def _run_llmrec(
         "item_texts": vars(dataset.text_report),
         "test_information": config["test_information"],
         **_trial({**training_limits(model), **tested_users}),
+        "best_epochs": runner.best_epochs,
         **refitted,
         **fusion,
         **_conversation_counts(config, dataset),
         **chosen,
     }
+
+
+def _share_of_users(loader: AbstractDataLoader, part: Dataset) -> str:
+    """Who is ranked of a part: `200 of 942 users`, or `942 users`."""
+    ranked, everybody = (
+        int(each.inter_feat[each.uid_field].unique().numel()) for each in (loader._dataset, part)
+    )
+    return f"{everybody:,} users" if ranked == everybody else f"{ranked:,} of {everybody:,} users"
 
 
 def _merge_adapter(ranker: Ranker) -> None:

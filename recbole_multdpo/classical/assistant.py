@@ -29,6 +29,7 @@ from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import shows_bars
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
@@ -189,7 +190,7 @@ def _train(
     """Train the model; write its validation metrics and its scores for validation and test."""
     init_seed(config["seed"], config["reproducibility"])
     run = prepare_classical(config, dataset, parts)
-    show_progress = config["show_progress"]
+    show_progress = shows_bars(config["show_progress"])
     run.fit(show_progress)
     # evaluate also loads the best epoch's weights
     valid_result = run.trainer.evaluate(run.valid_data, show_progress=show_progress)

@@ -27,6 +27,7 @@ from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.loader import exclude_items, tested_part
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.runtime.console import log_detail
 from recbole_multdpo.settings.information import KEY
 
 # settings that name columns of the data
@@ -157,7 +158,8 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
     init_seed(config["seed"], config["reproducibility"])
     with record_calls(train_data._dataset) as calls:
         model = build_model(config, train_data._dataset).to(config["device"])
-    getLogger().info(model)
+    getLogger().info(f"model: {config['model']}")
+    log_detail(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     # a trainer with fewer epochs than eval_step would never validate, and save no weights
     trainer.eval_step = min(trainer.eval_step, trainer.epochs)

@@ -30,6 +30,7 @@ from recbole.utils import FeatureSource, ModelType
 from recbole_multdpo.data.atomic_file import AtomicFile, open_atomic_file, read_table
 from recbole_multdpo.data.times import TimeColumn, times_needed_by
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.runtime.console import log_detail
 
 # reasons that no setting asks for: any loss for them is a warning
 _NO_ENTITY = "no entity in .link and .kg"  # RecBole's knowledge models need one
@@ -99,7 +100,7 @@ class RowCounts:
         elif 2 * rare > self.read.rows:
             message += ". More than half are lost with rare users and items"
         else:
-            getLogger().info(message)
+            log_detail(message)
             return
         getLogger().warning(message)
 

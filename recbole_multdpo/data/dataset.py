@@ -19,6 +19,7 @@ from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_ite
 from recbole_multdpo.data.random_keys import random_uniforms
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.runtime.console import log_detail
 
 LOW_STREAM = 7  # separates the choice of low ratings from the training draws
 
@@ -102,7 +103,7 @@ class LLMRecDataset(ContextDataset):
         self.item_texts, self.text_report = read_item_texts(
             self, self.config["item_text_fields"], self.config["item_year_field"]
         )
-        log = getLogger().warning if self.text_report.n_missing else getLogger().info
+        log = getLogger().warning if self.text_report.n_missing else log_detail
         log(str(self.text_report))
         if self.config["low_ratings"] != "ignore":
             self._map_low_ratings()

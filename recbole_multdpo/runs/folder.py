@@ -34,6 +34,7 @@ from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runs.logs import LOGS, rewind_logs
 from recbole_multdpo.runs.per_user import FILE_NAME as PER_USER_FILE
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import DETAIL
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.runtime.shown_text import terminal
@@ -202,6 +203,8 @@ class RunFolder:
         """Send the root logger, which RecBole uses, to the console and to run.log."""
         root = logging.getLogger()
         level = getattr(logging, str(self._config["state"]).upper())
+        # the log has all there is to say, whatever the console shows
+        in_file = min(level, DETAIL) if level <= logging.INFO else level
         console = logging.StreamHandler()
         colour = _ColouredFormatter("%(log_color)s" + _FORMAT, "%d %b %H:%M:%S")
         is_terminal = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()
@@ -209,10 +212,10 @@ class RunFolder:
         file = logging.FileHandler(self.log_file, encoding="utf-8")
         file.setFormatter(_PlainFormatter(_FORMAT))
         self._handlers = [console, file]
-        for handler in self._handlers:
-            handler.setLevel(level)
+        for handler, least in zip(self._handlers, (level, in_file), strict=True):
+            handler.setLevel(least)
             root.addHandler(handler)
-        root.setLevel(level)
+        root.setLevel(in_file)
 
 
 @contextmanager
@@ -283,8 +286,8 @@ def create_run_folder(config: Config) -> RunFolder:
             lock.release()
         raise
     logger = logging.getLogger()
-    logger.info("command: %s", command(config.argv))
-    logger.info("run folder: %s", folder.path)
+    logger.log(DETAIL, "command: %s", command(config.argv))
+    logger.info("folder: %s", folder.path)
     if config.dtype_choice is not None:
         logger.info("%s", config.dtype_choice)
     for warning in config.warnings:

@@ -21,6 +21,7 @@ from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.runs.fingerprints import pairs_fingerprint
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import log_detail
 from recbole_multdpo.settings.config import Config
 
 
@@ -47,7 +48,7 @@ def load_dataset(config: Config, make_dataset: Callable[[Config], Dataset]) -> D
             "or is a column that a setting names not in load_col?"
         ) from error
     check_cutoffs(config, dataset)
-    getLogger().info(dataset)
+    log_detail(dataset)
     return dataset
 
 
@@ -92,7 +93,18 @@ def load_parts(config: Config) -> tuple[Dataset, list[Dataset]]:
     parts = split_dataset(config, dataset)
     _check_parts(config, dataset, parts)
     check_linked_users(config, dataset, parts, links)
+    getLogger().info(_data_line(config, dataset, parts))
     return dataset, parts
+
+
+def _data_line(config: Config, dataset: Dataset, parts: Sequence[Dataset]) -> str:
+    """Size of the data set and of the parts of its split, without RecBole's padding rows."""
+    train, valid, test = map(len, parts)
+    return (
+        f"data: {config['dataset']}, {dataset.row_counts.kept}, a catalogue of "
+        f"{dataset.item_num - 1:,}; {train:,} interactions to train, {valid:,} to validate, "
+        f"{test:,} to test"
+    )
 
 
 def check_labels(config: Config, dataset: Dataset) -> None:

@@ -128,6 +128,13 @@ VALIDATING = (
         words="validation while training",
     ),
 )
+BETWEEN_EPOCHS = (
+    When(
+        lambda given: given.eval_step > 0,
+        *_always("with eval_step=0", eval_step=1),
+        words="eval_step other than 0",
+    ),
+)
 VALIDATING_OR_TUNING = (
     When(
         lambda given: given.ranks_by_validation or _validates(given),

@@ -15,6 +15,7 @@ from recbole_multdpo.settings.acts import Acts, Part
 from recbole_multdpo.settings.conditions import (
     ASSISTED,
     BEAM,
+    BETWEEN_EPOCHS,
     BY_POPULARITY,
     CHAT,
     DECLARED_LEVELS,
@@ -219,6 +220,7 @@ class LLMRecSettings(BaseModel):
         Acts(BOTH_STAGES, TRAINING),
     ]
     warmup_ratio: Annotated[Share, Acts(BOTH_STAGES, TRAINING + WARMED_UP)]
+    eval_on_start: Annotated[bool, Acts("preference", PREFERENCE + BETWEEN_EPOCHS)]
     deepspeed: Annotated[
         Text | dict[str, Any] | None, Acts(BOTH_STAGES, TRAINING, "speed", data_folder=False)
     ]

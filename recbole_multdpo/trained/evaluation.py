@@ -41,6 +41,7 @@ from recbole_multdpo.runs.load import (
 )
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
+from recbole_multdpo.runtime.console import shows_bars
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.information import KEY
@@ -182,7 +183,8 @@ def _test_language_model(
 def _tested(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[str, Any]:
     trainer.evaluator = PerUserEvaluator(config)
     init_seed(config["seed"], config["reproducibility"])  # as before the run's own test
-    found = trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
+    show = shows_bars(config["show_progress"])
+    found = trainer.evaluate(test, load_best_model=False, show_progress=show)
     return dict(found)
 
 

@@ -332,7 +332,9 @@ class Recommender:
         return None if user is None else str(names[user])
 
     def _answers(self, queries: list[Query], k: int, show_progress: bool) -> Iterator[Answer]:
-        with tqdm(total=len(queries), unit="user", disable=not show_progress) as bar:
+        # None: no bar without a terminal
+        hidden = None if show_progress else True
+        with tqdm(total=len(queries), unit="user", disable=hidden) as bar:
             for start in range(0, len(queries), BATCH_USERS):
                 batch = queries[start : start + BATCH_USERS]
                 topk = self._rank(batch, k)

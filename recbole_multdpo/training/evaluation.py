@@ -12,10 +12,10 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import Progress
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
 from recbole_multdpo.scoring.topk import TopK
 from recbole_multdpo.training.collector import TopKCollector
@@ -41,7 +41,7 @@ def collect_rankings(
         weights: of its assistant; its own alone without one.
         loader: full rankings or sampled candidates.
         collector: with the data of the training part; not changed.
-        show_progress: show a progress bar.
+        show_progress: show how far it is.
 
     Returns:
         A collector with the rankings of each weight, on every rank of those users that it ranked.
@@ -52,7 +52,7 @@ def collect_rankings(
             of_weight.users = torch.as_tensor(loader.uid_list)
     pass_ = _Pass(ranker, weights, collector, loader._dataset.item_num)
     rank = pass_.full if isinstance(loader, FullSortEvalDataLoader) else pass_.sampled
-    for batch in tqdm(loader, total=len(loader), desc="Evaluate", disable=not show_progress):
+    for batch in Progress(loader, len(loader), "ranking users", show=show_progress):
         users, found = rank(*batch)
         for of_weight, rankings in zip(collectors, found, strict=True):
             of_weight.eval_batch_collect(rankings, users, *batch[2:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from logging import getLogger
 from typing import Any
 
 from recbole_multdpo.data.loader import SetwiseDataLoader
@@ -22,6 +21,7 @@ from recbole_multdpo.model.memory import (
     state_bytes,
 )
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import log_detail
 from recbole_multdpo.scoring.head import logits_bytes
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.settings.config import Config
@@ -77,7 +77,7 @@ def fit_into_memory(config: Config, model: LLMRec, data: SetwiseDataLoader, stag
     if asked == "auto":
         model.set_gradient_checkpointing(chosen.checkpointing)
     model.set_max_tokens(chosen.max_tokens)
-    getLogger().info(
+    log_detail(
         f"memory of the {stage} stage: {free / GIB:.2f} GiB free, for gradients and optimizer "
         f"{state / GIB:.2f}, for the head's logits {logits / GIB:.2f}; "
         f"{_per_token(memory, width)} for activations at {width} tokens in a row: "

@@ -14,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
@@ -23,6 +22,7 @@ from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import Progress
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def draw_negatives(
         negatives: filled with the draw.
         users: int64 [n], each with training items.
         epoch: number of the epoch within its training stage.
-        show_progress: show a progress bar.
+        show_progress: show how far it is.
 
     Raises:
         TrainingError: the model's log-probabilities hold NaN.
@@ -56,7 +56,7 @@ def draw_negatives(
     size = model.settings.rank_batch_users
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     claimed = processes.work_queue(len(parts))
-    for number in tqdm(claimed, total=len(parts), desc="negatives", disable=not show_progress):
+    for number in Progress(claimed, len(parts), "drawing negatives", show=show_progress):
         part = parts[number]
         prompts = sampler.build_prompts(part, sampler.split(part, epoch)).to(model.device)
         weights = _log_weights(model, negatives, prompts, part, sampler.seed, epoch)

@@ -152,7 +152,9 @@ def _stage_of_before(
     return None
 
 
-def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) -> bool:
+def load_cached_sft(
+    cache_dir: Path, key: str, model: LLMRec, run_folder: Path, title: str = "supervised stage"
+) -> bool:
     """Load cached weights into the model and copy the stage's logs into the run folder.
 
     Returns:
@@ -168,7 +170,7 @@ def load_cached_sft(cache_dir: Path, key: str, model: LLMRec, run_folder: Path) 
         getLogger().warning(f"{error}; the supervised stage is trained again")
         return False
     _copy_logs(folder, run_folder)
-    getLogger().info(f"supervised stage taken from {folder} (--sft_cache=False trains it again)")
+    getLogger().info(f"{title}: taken from {folder} (--sft_cache=False trains it again)")
     return True
 
 

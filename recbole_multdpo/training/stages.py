@@ -25,6 +25,7 @@ from recbole_multdpo.runs.fingerprints import BACKBONE, PROMPT, check_resumed
 from recbole_multdpo.runs.folder import RunFolder
 from recbole_multdpo.runs.resume import REFIT, STAGES, ResumePoint
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import log_detail
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config
@@ -37,11 +38,12 @@ from recbole_multdpo.training.sft_cache import (
     store_sft,
 )
 from recbole_multdpo.training.step import Stage
-from recbole_multdpo.training.trainer import SetwiseTrainer
+from recbole_multdpo.training.trainer import SetwiseTrainer, chosen_epoch
 
 # examples per step and GPU below which launching kernels takes the longer part of a step (0.5B,
 # modelled in docs/scaling.md: 4 are even)
 ENOUGH_EXAMPLES = 8
+TITLES = {"sft": "supervised fine-tuning", "preference": "preference training"}
 SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
 
 
@@ -55,6 +57,9 @@ class StageRunner:
         signals: handler of Ctrl-C and SIGTERM.
         point: where a resumed run continues, else None.
         fingerprints: of the data; `make_model` adds backbone and prompt.
+        valid_users: who is ranked between epochs, such as `200 of 942 users`.
+        best_epochs: stage name to the epoch after which its chosen weights were saved, from 1; 0
+            for the weights that the stage started from.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class StageRunner:
         self.config, self.folder, self.clock = config, folder, clock
         self.signals, self.point, self.fingerprints = signals, point, fingerprints
         self._prompt: StoredPrompt | None = None
+        self.valid_users = ""
+        self.best_epochs: dict[str, int] = {}
 
     @property
     def settings(self) -> LLMRecSettings:
@@ -173,6 +180,9 @@ class StageRunner:
             trainer = self._trainer(ranker, sft)
             self._train_sft(trainer, train, valid)
         for stage in later:
+            if not stage.epochs:  # a refit of weights that were best before the stage
+                getLogger().info(f"{self._title(stage)}: left out, no epoch was better than none")
+                continue
             with self.clock.stage(stage.name):
                 cache_dir = None
                 if self.settings.reference_cache:
@@ -181,11 +191,34 @@ class StageRunner:
                 trainer = self._trainer(ranker, stage)
                 batch_size = self.config["train_batch_size"]
                 loader = train_loader(self.config, model, train, self.settings.loss, batch_size)
-                fit_stage(trainer, loader, valid, self.point)
+                fit_stage(trainer, loader, valid, self.point, self._title(stage))
+                self._log_best(trainer, valid)
         return trainer
 
+    def _title(self, stage: Stage) -> str:
+        """The stage's number among all of the run, and its name."""
+        planned = [planned.name for planned in self.stages()]
+        if self.config["test_information"] == "refit":
+            planned += [REFIT + name for name in planned]
+        number = planned.index(stage.name) + 1
+        again = " on validation rows too" if stage.refit_epochs is not None else ""
+        return f"stage {number}/{len(planned)}: {TITLES[stage.kind]}{again}"
+
+    def _log_best(self, trainer: SetwiseTrainer, valid: AbstractDataLoader | None) -> None:
+        """Log and keep the epoch whose weights a stage has chosen."""
+        epoch, stage = trainer.best_epoch, trainer.stage
+        if epoch is None:
+            return
+        self.best_epochs[stage.name] = epoch
+        if not valid or not stage.eval_step:
+            return
+        chosen = f"epoch {epoch} of {trainer.epochs}"
+        if not epoch:
+            chosen = f"none of {trainer.epochs} epochs is better than the start: SFT kept"
+        getLogger().info(f"best of {stage.name}: {chosen}")
+
     def _trainer(self, ranker: Ranker, stage: Stage) -> SetwiseTrainer:
-        return SetwiseTrainer(
+        trainer = SetwiseTrainer(
             self.config,
             ranker.model,
             stage,
@@ -194,6 +227,8 @@ class StageRunner:
             self.signals,
             self.fingerprints,
         )
+        trainer.valid_users = self.valid_users
+        return trainer
 
     def refit(self, stage: Stage, model: LLMRec) -> Stage:
         """The stage for training on validation rows too, with its best number of epochs or steps.
@@ -208,7 +243,7 @@ class StageRunner:
             if stage.name == "sft":
                 best = sft_checkpoint(self.folder.path, self.config, model)
             state = check_checkpoint(best)
-            n_epochs = state["position"]["epoch"] + 1
+            n_epochs = chosen_epoch(state)
             n_steps = state["global_step"] if stage.max_steps else 0
         return replace(
             stage, name=REFIT + stage.name, epochs=n_epochs, eval_step=0, max_steps=n_steps
@@ -220,20 +255,21 @@ class StageRunner:
         """Train the supervised stage, or load it from the cache."""
         model, settings, stage = trainer.model, self.settings, trainer.stage
         if stage.epochs == 0:
-            getLogger().info("no supervised stage: the backbone is not changed")
+            getLogger().info(f"{self._title(stage)}: none, the backbone is not changed")
             return
         run_folder = self.folder.path
         cache_dir = cache_folder(settings, run_folder)
         key = sft_key(self.config, model, stage.refit_epochs)
         is_under_way = self.point is not None and self.point.stage == stage.name
         if settings.sft_cache and not is_under_way:
-            load = partial(load_cached_sft, cache_dir, key, model, run_folder)
+            load = partial(load_cached_sft, cache_dir, key, model, run_folder, self._title(stage))
             if processes.broadcast_from_main(load):  # the main process has copied the logs
                 if not processes.is_main_process():
                     load()
                 return
         loader = train_loader(self.config, model, train, "sft", settings.sft_batch_size)
-        fit_stage(trainer, loader, valid, self.point)
+        fit_stage(trainer, loader, valid, self.point, self._title(stage))
+        self._log_best(trainer, valid)
         if settings.sft_cache:
             processes.broadcast_from_main(
                 lambda: store_sft(cache_dir, key, trainer.best_folder, run_folder)
@@ -245,6 +281,7 @@ def fit_stage(
     train_data: SetwiseDataLoader,
     valid: AbstractDataLoader | None,
     point: ResumePoint | None = None,
+    title: str = "",
 ) -> None:
     """Train a stage, or the rest of it after `point`, and load its best weights.
 
@@ -253,11 +290,13 @@ def fit_stage(
         train_data: result of `train_loader`.
         valid: loader for choosing the best epoch; None for the last one.
         point: checkpoint of a resumed run.
+        title: of the stage, for its first line.
     """
     config, name = trainer.config, trainer.stage.name
     is_finished = point is not None and STAGES.index(point.stage) > STAGES.index(name)
     if not (is_finished and trainer.best_folder.exists()):
         trainer.set_epochs(len(train_data))
+        _log_length(title or name, trainer, train_data)
         _log_batches(trainer.stage, train_data.examples_per_batch, trainer.device.type)
         # the same after a cached stage and a trained one; dropout differs by process
         init_seed(config["seed"] + processes.rank(), config["reproducibility"])
@@ -271,11 +310,20 @@ def fit_stage(
     trainer.load_best()
 
 
+def _log_length(title: str, trainer: SetwiseTrainer, train_data: SetwiseDataLoader) -> None:
+    """Log how long a stage is."""
+    n_steps, max_steps = len(train_data), trainer.stage.max_steps
+    length = f"{trainer.epochs} epochs x {n_steps:,} steps"
+    if max_steps:
+        length = f"{max_steps:,} steps of {trainer.stage.epochs * n_steps:,} (max_steps)"
+    getLogger().info(f"{title}, {length} of {train_data.examples_per_batch} examples")
+
+
 def _log_batches(stage: Stage, n_examples: int, device_type: str) -> None:
     """Log how many examples a step has in all and per process; a warning if GPUs get too few."""
     n_processes, line = processes.world_size(), f"{stage.name}: {n_examples:,} examples per step"
     if n_processes == 1:
-        getLogger().info(line)
+        log_detail(line)
         return
     share = -(-n_examples // n_processes)
     most = "at most " if n_examples % n_processes else ""
@@ -312,9 +360,13 @@ def _log_model(model: LLMRec) -> None:
     total = sum(parameter.numel() for parameter in model.lm.parameters())
     trained = sum(p.numel() for p in model.lm.parameters() if p.requires_grad)
     lengths, trie = model.catalogue.items.lengths[1:].float(), model.catalogue.trie
+    trainable = "all trained" if trained == total else f"{trained:,} trained"
     getLogger().info(
-        f"backbone {model.settings.backbone}: {total:,} parameters, {trained:,} trained "
-        f"({'LoRA' if model.uses_lora else 'full fine-tuning'}); "
+        f"model: {model.settings.backbone}, {total:,} parameters, {trainable}"
+        f"{' (LoRA)' if model.uses_lora else ''}, {model.settings.dtype} on "
+        f"{model.device.type}"
+    )
+    log_detail(
         f"{lengths.mean():.1f} scored tokens per item, at most {int(lengths.max())}; "
         f"{trie.num_leaves:,} distinct texts, {trie.num_internal:,} inner trie nodes"
     )

@@ -17,7 +17,6 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_multdpo.data.batch import SetwiseBatch
@@ -41,6 +40,7 @@ from recbole_multdpo.runs.logs import log_sizes
 from recbole_multdpo.runs.resume import settings_hash
 from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import Progress, duration, log_detail
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 from recbole_multdpo.runtime.random_state import random_state, restore_random_state
@@ -56,6 +56,7 @@ from recbole_multdpo.training.step import NotFinite, OutOfMemory, Stage, Trainin
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
 DIVERGED = 2.0  # an epoch's mean loss over that of the stage's first epoch, for a warning
+SHOWN = ("loss", "margin", "reward_accuracy")  # metrics of a step that the console has room for
 
 
 @dataclass
@@ -151,6 +152,9 @@ class SetwiseTrainer(Trainer):
         self._best_metrics: dict[str, float] = {}  # of the weights in `best`
         self.global_step = 0
         self.position = Position()
+        self.best_epoch: int | None = None  # of the weights that `load_best` has loaded
+        self.valid_users = ""  # such as "200 of 942 users"
+        self._epoch_start = time.perf_counter()
 
     # ---- optimisation ----
 
@@ -244,16 +248,45 @@ class SetwiseTrainer(Trainer):
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
         self._valid_data = valid_data
+        self._validate_start(train_data, kwargs.get("show_progress", False))
         found = super().fit(
             train_data,
             valid_data,
+            verbose=False,  # RecBole's lines say what ours do, with another numbering
             callback_fn=lambda epoch, score: self._save_epoch(),
             **kwargs,
         )
+        if self.cur_step > self.stopping_step:
+            self.logger.info(
+                f"{self.stage.name}: {self.cur_step} validations without improvement "
+                f"(--stopping_step={self.stopping_step}), the stage ends early"
+            )
         self.engine.finish()
         self._step = None
         self._save_reference_cache()  # an epoch without a checkpoint may have been the last
         return found
+
+    def _validate_start(self, train_data: SetwiseDataLoader, show_progress: bool) -> None:
+        """Validate the weights that preference training starts from: they may stay the best.
+
+        A refit has no validation, and the first stage starts from weights of no use.
+        """
+        wanted = self.settings.eval_on_start and self.stage.kind == "preference"
+        if self._valid_data is None or not wanted or self.global_step:
+            return
+        self.eval_collector.data_collect(train_data)
+        score, result = self._valid_epoch(self._valid_data, show_progress)
+        self._fit_into_memory(train_data)
+        self.best_valid_score = score
+        self._save_checkpoint(0, verbose=False)
+        self.best_valid_result = result
+        processes.barrier()
+
+    def _fit_into_memory(self, train_data: SetwiseDataLoader) -> None:
+        """Choose the sizes of the parts before the engine is made."""
+        self.model.train()
+        if self._step is None:
+            fit_into_memory(self.config, self.model, train_data, self.stage.name)
 
     def _train_epoch(  # type: ignore[no-untyped-def]
         self, train_data, epoch_idx, loss_func=None, show_progress=False
@@ -263,10 +296,9 @@ class SetwiseTrainer(Trainer):
         if self.position.epoch != epoch_idx:
             self.position = self.position.next_epoch()
         train_data.set_epoch(epoch_idx, self.position.batch)
+        self._epoch_start = time.perf_counter()
         self._draw_negatives(train_data, epoch_idx, show_progress)
-        self.model.train()
-        if self._step is None:
-            fit_into_memory(self.config, self.model, train_data, self.stage.name)
+        self._fit_into_memory(train_data)
         processes.barrier()  # the main process may still report the validation before
         n_batches = len(train_data)
         if self.stage.max_steps:
@@ -274,19 +306,18 @@ class SetwiseTrainer(Trainer):
                 self.eval_step = self.epochs  # RecBole then validates after this epoch
             left = self.stage.max_steps - self.global_step
             n_batches = min(n_batches, self.position.batch + left)
-        progress = tqdm(
+        progress = Progress(
             islice(train_data, n_batches - self.position.batch),
-            total=n_batches,
+            n_batches,
+            f"{self.stage.name} epoch {epoch_idx + 1}/{self.epochs}",
+            show=show_progress,
             initial=self.position.batch,
-            desc=f"{self.stage.name} {epoch_idx + 1}/{self.epochs}",
-            disable=not show_progress,
         )
         with self.signals.deferred():
             for batch in progress:
                 metrics = self._train_step(batch.to(self.device))
                 self._count(metrics, self.step.n_examples)
-                shown = {k: v for k, v in metrics.items() if k != "grad_norm" and "/" not in k}
-                progress.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
+                progress.shown = {name: metrics[name] for name in SHOWN if name in metrics}
                 # signals arrive at different steps in different processes
                 self.signals.requested = (
                     processes.all_reduce_max(self.signals.requested or 0) or None
@@ -317,8 +348,12 @@ class SetwiseTrainer(Trainer):
         """Log the epoch's mean metrics; returns the mean loss."""
         position = self.position
         means = {name: total / position.n_contexts for name, total in position.sums.items()}
-        self.logger.info(
-            f"{self.stage.name} epoch {position.epoch + 1}/{self.epochs}: "
+        epoch = f"{self.stage.name} epoch {position.epoch + 1}/{self.epochs}"
+        shown = ", ".join(f"{name} {means[name]:.4g}" for name in SHOWN if name in means)
+        taken = duration(time.perf_counter() - self._epoch_start)
+        self.logger.info(f"{epoch}: {shown}; {taken}")
+        log_detail(
+            f"{epoch}: "
             + ", ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
         )
         if position.first_loss is None:
@@ -339,18 +374,33 @@ class SetwiseTrainer(Trainer):
         Only a single process saves the step before it: several would have to agree on where to
         stop, so they continue from their last checkpoint.
         """
-        before = random_state(self.device)
+        before, start = random_state(self.device), time.perf_counter()
         try:
             score, result = super()._valid_epoch(valid_data, show_progress)
         except Interrupted:
-            if processes.world_size() == 1:
+            if processes.world_size() == 1 and self.global_step:
                 restore_random_state(before, self.device)
                 self._save_step()
             raise
         self._last_metrics = result
         if self.step_log is not None:
             self.step_log.validation(self.global_step, result)
+        self._log_validation(score, result, time.perf_counter() - start)
         return score, result
+
+    def _log_validation(self, score: float, result: Mapping[str, float], seconds: float) -> None:
+        """Log a validation before its score is compared with the best one."""
+        at = f"{self.stage.name} epoch {self.position.epoch + 1}/{self.epochs}"
+        if not self.global_step:
+            at = f"before {self.stage.name} training"
+        former = self.best_valid_score
+        is_best = score >= former if self.valid_metric_bigger else score <= former
+        users = f" ({self.valid_users})" if self.valid_users else ""
+        best = ", the best so far" if is_best and self.global_step else ""
+        self.logger.info(
+            f"{at}: valid {self.valid_metric} {score:.4f}{users}{best}; {duration(seconds)}"
+        )
+        log_detail("valid: " + ", ".join(f"{key} {value}" for key, value in result.items()))
 
     def _draw_negatives(
         self, train_data: SetwiseDataLoader, epoch: int, show_progress: bool
@@ -574,6 +624,7 @@ class SetwiseTrainer(Trainer):
             CheckpointError: they are damaged, or of other data, backbone or prompt.
         """
         model, state, _ = load_checkpoint(self.best_folder)
+        self.best_epoch = chosen_epoch(state)
         check_resumed(self.run_folder, state.get("fingerprints", {}), self.fingerprints)
         load_trainable_tensors(self.model.lm, model, self.best_folder)
 
@@ -634,6 +685,11 @@ class SetwiseTrainer(Trainer):
         as_in_fit = ranker.assistant is None and ranker.choices == self.ranker.choices
         known = as_in_fit and valid_data is self._valid_data
         return dict(self._best_metrics) if known else {}
+
+
+def chosen_epoch(state: Mapping[str, Any]) -> int:
+    """Epochs after which a stage's best weights were saved; 0 for those that it started from."""
+    return int(state["position"]["epoch"]) + 1 if state["global_step"] else 0
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

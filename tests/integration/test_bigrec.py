@@ -73,7 +73,7 @@ def test_gamma_is_chosen_recorded_and_used(tmp_path: Path, weighted: list[str]) 
         toy_arguments(data_path, tmp_path / "fixed", *weighted, f"--grounding_gamma={gamma}")
     )
     assert fixed["test_result"] == chosen["test_result"]
-    assert "supervised stage taken from" in (tmp_path / "fixed" / "run.log").read_text()
+    assert "supervised fine-tuning: taken from" in (tmp_path / "fixed" / "run.log").read_text()
     plain = run(toy_arguments(data_path, tmp_path / "plain", *BIGREC))
     assert plain["valid_result"]["ndcg@5"] == pytest.approx(curve[0.0])
 

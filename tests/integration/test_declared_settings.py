@@ -187,7 +187,7 @@ def test_the_first_stage_is_taken_from_the_cache(
     faster = {"gradient_accumulation_steps": 2, "max_tokens_per_batch": 90, "auto_batch": True}
     with caplog.at_level(logging.INFO):
         run(with_file(plain, {**faster, "gradient_checkpointing": True}, tmp_path / "a.yaml"))
-    assert "supervised stage taken from" in caplog.text
+    assert "supervised fine-tuning: taken from" in caplog.text
 
 
 def test_an_assistants_scores_are_kept_by_what_acts(data: Path, tmp_path: Path) -> None:

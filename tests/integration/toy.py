@@ -37,6 +37,7 @@ SMALL = [
     "--train_batch_size=8",
     "--sft_batch_size=8",
     "--valid_users=0",
+    "--eval_on_start=False",  # what is compared shall be trained, even where it is not better
     "--topk=[2, 5]",
     "--valid_metric=NDCG@5",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from recbole_multdpo.errors import TrainingError
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
+from recbole_multdpo.runtime.console import DETAIL
 from recbole_multdpo.scoring import packed
 from recbole_multdpo.training import memory, trainer
 from recbole_multdpo.training.stages import train_loader
@@ -58,7 +58,7 @@ def test_a_small_memory_gives_small_parts_and_the_same_result(
     n_tokens = max(sizes)
     with_free(monkeypatch, 2e6)
     sizes.clear()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(DETAIL):
         cut = run(toy_arguments(data_path, tmp_path / "cut", *SETTINGS))
     state = check_checkpoint(step_folders(tmp_path / "cut/checkpoints/preference")[0])["memory"]
     lines = [line for line in caplog.messages if line.startswith("memory of the preference stage")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import DETAIL
 from recbole_multdpo.training import stages
 from recbole_multdpo.training.step import Stage
 from tests.integration.toy import N_ITEMS, toy_model, write_toy
@@ -32,7 +32,7 @@ def test_examples_per_step_and_process(  # type: ignore[no-untyped-def]
     caplog, monkeypatch, name: str, n_processes: int, device: str, line: str, warning: str | None
 ) -> None:
     monkeypatch.setattr(processes, "world_size", lambda: n_processes)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(DETAIL):
         stages._log_batches(Stage(name, 1, 1.0, 0), 16, device)
     first, *rest = caplog.messages
     assert line in first
