@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed, so that `--help` answers at once.
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from recbole_multdpo import __version__
 from recbole_multdpo.errors import ConfigError, MultDPOError, system_error
@@ -84,23 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"recbole-multdpo {__version__}")
         return 0
     try:
-        from recbole_multdpo import compat
-
-        compat.apply()  # before RecBole is imported: it reports missing packages
-        from recbole_multdpo.comparison.command import is_comparison
-
-        if is_comparison(arguments):
-            if os.environ.get("WORLD_SIZE", "1") != "1":
-                raise MultDPOError(
-                    "a comparison starts its runs itself, one after the other, not under torchrun "
-                    "or deepspeed. Start each of its runs with them."
-                )
-            from recbole_multdpo.comparison.runs import run_comparison
-
-            return run_comparison(arguments)
-        from recbole_multdpo.quick_start import run
-
-        run(arguments)
+        return _start(arguments)
     except MultDPOError as error:
         _report(error)
         return 2
@@ -108,22 +93,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(f"error: {system_error(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        text = str(error) or "interrupted; continue with --resume=<run folder>"
-        show(text, sys.stderr)
+        show(str(error) or "interrupted before the run began", sys.stderr)
         return getattr(error, "exit_status", 130)  # of an Interrupted
-    return 0
+
+
+def _start(arguments: list[str]) -> int:
+    """Run one model or a comparison; names are checked before torch is imported, in seconds."""
+    from recbole_multdpo.comparison.command import is_comparison, read_request
+
+    if find_spec("recbole") is None:
+        from recbole_multdpo import compat
+
+        compat.apply()  # reports what is missing
+    compares = is_comparison(arguments)
+    if not compares:
+        from recbole_multdpo.settings.early import check_early
+
+        check_early(arguments)
+        from recbole_multdpo.quick_start import run
+
+        run(arguments)
+        return 0
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise MultDPOError(
+            "a comparison starts its runs itself, one after the other, not under torchrun or "
+            "deepspeed. Start each of its runs with them."
+        )
+    from recbole_multdpo.comparison.early import check_names
+
+    check_names(read_request(arguments))
+    from recbole_multdpo.comparison.runs import run_comparison
+
+    return run_comparison(arguments)
 
 
 def _report(error: MultDPOError) -> None:
     """Print an error; once if all processes of the run have the same one."""
-    from recbole_multdpo.runtime import processes
-
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         hint = "\n(--help shows how settings are written.)"
         show(f"error: {error}{hint if isinstance(error, ConfigError) else ''}", sys.stderr)
-    elif processes.was_distributed():  # before, all fail alike, as on a setting
+    elif _was_distributed():  # before, all fail alike, as on a setting
         show(f"error in process {rank}: {error}", sys.stderr)
+
+
+def _was_distributed() -> bool:
+    from recbole_multdpo.runtime import processes  # imports torch
+
+    return processes.was_distributed()
 
 
 if __name__ == "__main__":

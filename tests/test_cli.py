@@ -11,6 +11,7 @@ import pytest
 from recbole_multdpo import __version__, cli
 from recbole_multdpo.errors import ConfigError, DataError
 
+BPR = ["--model=BPR", "--dataset=ml-100k"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,14 +33,14 @@ def run(monkeypatch):
 
 
 def test_arguments_are_passed_on(run):
-    assert cli.main(["--model=BPR", "--dataset=x"]) == 0
-    assert run.calls == [["--model=BPR", "--dataset=x"]]
+    assert cli.main(BPR) == 0
+    assert run.calls == [BPR]
 
 
 def test_the_processs_arguments_are_the_default(run, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["program", "--model=EASE"])
+    monkeypatch.setattr(sys, "argv", ["program", *BPR])
     assert cli.main() == 0
-    assert run.calls == [["--model=EASE"]]
+    assert run.calls == [BPR]
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--model=BPR", "--help"]])
@@ -70,7 +71,7 @@ def test_version(run, capsys):
 
 def test_user_error_is_one_message_without_a_traceback(run, capsys):
     run.error = DataError("items.csv is empty.")
-    assert cli.main(["--model=BPR"]) == 2
+    assert cli.main(BPR) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: items.csv is empty.\n")
@@ -80,20 +81,23 @@ def test_user_error_is_one_message_without_a_traceback(run, capsys):
 @pytest.mark.parametrize(("error", "hint"), [(ConfigError, True), (DataError, False)])
 def test_errors_in_settings_alone_name_the_help(run, capsys, error, hint):
     run.error = error("no such thing")
-    assert cli.main([]) == 2
+    assert cli.main(BPR) == 2
     assert ("--help" in capsys.readouterr().err) == hint
 
 
 def test_an_interruption(run, capsys):
-    run.error = KeyboardInterrupt()
-    assert cli.main(["--model=BPR"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    run.error = KeyboardInterrupt("interrupted; continue with --resume=saved/run")
+    assert cli.main(BPR) == 130
+    assert capsys.readouterr().err == "interrupted; continue with --resume=saved/run\n"
+    run.error = KeyboardInterrupt()  # while torch is imported: there is nothing to resume
+    assert cli.main(BPR) == 130
+    assert capsys.readouterr().err == "interrupted before the run began\n"
 
 
 def test_a_bug_is_raised(run):
     run.error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        cli.main(["--model=BPR"])
+        cli.main(BPR)
 
 
 def test_help_imports_nothing_heavy():

@@ -1,4 +1,4 @@
-"""Preference losses: the table of losses with their requirements, and `preference_loss`.
+"""Preference losses: `preference_loss` and the rewards.
 
 Equation numbers are those of the Mult-DPO paper. An example has candidates C = P ∪ Q, positives P
 with N = |P| and negatives Q with M = |Q|, and the log-ratio of a candidate is
@@ -17,92 +17,16 @@ loss's options, each a setting of the same name, except `lengths` and `kl`, whic
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from recbole_multdpo.errors import ConfigError, DataError
-from recbole_multdpo.losses import listwise, pairwise, setwise, unpaired
+from recbole_multdpo.losses import pairwise
 from recbole_multdpo.losses.sets import LOWER_NEGATIVE_LEVEL, PADDING_LEVEL, set_masks
-
-DATA_PARAMETERS = ("lengths", "kl")
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One preference loss and its requirements, which the sampler and the trainer follow.
-
-    Attributes:
-        function: `(logratios [B, C], levels [B, C], beta, **options) -> [B]`, nats.
-        positives: 'one' or 'many' (one or more) per example.
-        negatives: 'none' (any are ignored), 'one', or 'many' (one or more) per example.
-        needs_reference: True if log-ratios are taken against a reference model.
-        uses_levels: True if levels above 1 matter; False if they only mean "positive".
-        needs_lengths: True if the loss averages over the items' tokens.
-        needs_kl: True if the loss needs the batch's `kl_estimate`.
-        one_level: for a multi-level loss, the name of the loss that it equals when all positives
-            have one level; else None.
-    """
-
-    function: Callable[..., Tensor]
-    positives: Literal["one", "many"]
-    negatives: Literal["none", "one", "many"]
-    needs_reference: bool
-    uses_levels: bool = False
-    needs_lengths: bool = False
-    needs_kl: bool = False
-    one_level: str | None = None
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the loss's own options."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return tuple(
-            p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in DATA_PARAMETERS
-        )
-
-    @property
-    def has_reward_per_token(self) -> bool:
-        """True if the loss compares β times log-probabilities per token, as SimPO does."""
-        return self.needs_lengths and not self.needs_reference
-
-
-LOSSES: dict[str, Loss] = {
-    "sft": Loss(setwise.sft, "many", "none", needs_reference=False),
-    "dpo": Loss(pairwise.dpo, "one", "one", needs_reference=True),
-    "ipo": Loss(pairwise.ipo, "one", "one", needs_reference=True, needs_lengths=True),
-    "simpo": Loss(pairwise.simpo, "one", "one", needs_reference=False, needs_lengths=True),
-    "kto": Loss(unpaired.kto, "many", "many", needs_reference=True, needs_kl=True),
-    "dmpo": Loss(pairwise.dmpo, "one", "many", needs_reference=True),
-    "s_dpo": Loss(setwise.s_dpo, "one", "many", needs_reference=True),
-    "lipo_bt": Loss(pairwise.lipo_bt, "many", "many", needs_reference=True, uses_levels=True),
-    "lipo_lambda": Loss(
-        pairwise.lipo_lambda, "many", "many", needs_reference=True, uses_levels=True
-    ),
-    "pro": Loss(
-        listwise.pro, "many", "many", needs_reference=False, uses_levels=True, needs_lengths=True
-    ),
-    "kpo": Loss(listwise.kpo, "many", "many", needs_reference=True, uses_levels=True),
-    "mult_dpo": Loss(setwise.mult_dpo, "many", "many", needs_reference=True),
-    "mult2_dpo": Loss(
-        setwise.mult2_dpo,
-        "many",
-        "many",
-        needs_reference=True,
-        uses_levels=True,
-        one_level="mult_dpo",
-    ),
-    "pl_dpo": Loss(setwise.pl_dpo, "many", "many", needs_reference=True),
-    "pl2_dpo": Loss(
-        setwise.pl2_dpo, "many", "many", needs_reference=True, uses_levels=True, one_level="pl_dpo"
-    ),
-}
+from recbole_multdpo.losses.table import DATA_PARAMETERS, LOSSES, Loss
 
 
 def preference_loss(
@@ -160,7 +84,7 @@ def preference_loss(
     _check_shapes(policy_logps, reference_logps, levels, lengths if loss.needs_lengths else None)
     _check_sets(name, loss, levels)
     logratios = _logratios(policy_logps, reference_logps, levels)
-    return loss.function(logratios, levels, beta, **data, **options)
+    return loss(logratios, levels, beta, **data, **options)
 
 
 def rewards(

@@ -14,9 +14,10 @@ from recbole_multdpo.errors import CheckpointError, ConfigError
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
 from recbole_multdpo.runs.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE, is_in_use
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted
-from recbole_multdpo.settings.config import AUTO, Config, settings_of_run
+from recbole_multdpo.settings.config import Config, settings_of_run
 from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.hardware import FLOAT32
+from recbole_multdpo.settings.layers import AUTO
 
 REFIT = "refit-"  # before the names of the stages of `test_information=refit`
 STAGES = ("sft", "preference", REFIT + "sft", REFIT + "preference")

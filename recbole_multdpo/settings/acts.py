@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
+
+from recbole_multdpo.settings.recbole_code import model_type
 
 # The parts of a run, in order. For settings of `data`, `backbone` and `prompt`, fingerprints and
 # cache keys use the resulting content (rows, texts, files, tokens) instead of the setting.
@@ -116,17 +117,6 @@ class Unknown(Exception):
     """A condition needs a setting that a run does not have, or that is not known yet."""
 
 
-@cache
-def _model_type(model: str) -> str:
-    """RecBole's type of one of its models, which runs do not store."""
-    from recbole.utils import get_model  # takes seconds
-
-    try:
-        return str(get_model(model).type.name)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise Unknown(model) from error
-
-
 class Given:
     """The settings of a run by attribute, as far as they are known."""
 
@@ -159,7 +149,10 @@ class Given:
             return "LLM"
         if "MODEL_TYPE" in self._shared:
             return str(self._shared["MODEL_TYPE"].name)
-        return _model_type(self.model)
+        try:
+            return model_type(self.model)
+        except (KeyError, TypeError) as error:
+            raise Unknown(self.model) from error
 
     @property
     def modes(self) -> set[str]:

@@ -1,96 +1,64 @@
 """RecBole's Config with checked settings: reads, merges and validates them.
 
-A setting is taken from, the strongest first: the command line, `config_dict`, the files of
-`--config_files` (a later one wins), the data set's own file `<name>.yaml` in its folder, the files
-in `properties/` (dataset, model, overall), RecBole's own property files. A language model's files
-are `LLMRec.yaml`, `LLMRec.pretrained.yaml` with a backbone other than `tiny`, and its own.
-RecBole accepts any key and evaluates values as Python; here every key is known, every value is a
-literal, and a mistake is reported before anything is loaded.
+Where they come from is in `layers.py`. RecBole accepts any key and evaluates values as Python; here
+every key is known, every value is a literal, and a mistake is reported before anything is loaded.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import recbole
 import torch
 from pydantic import TypeAdapter
 from recbole.config import Config as RecBoleConfig
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType, get_model
+from recbole.utils import ModelType, get_model
 from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings import recbole as shared
-from recbole_multdpo.settings.asked_for import check_asked
 from recbole_multdpo.settings.checks import check_combinations, warnings_for
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
 from recbole_multdpo.settings.effects import acts, declared, idle, idle_problems, in_run
 from recbole_multdpo.settings.hardware import AUTO as AUTO_DTYPE
-from recbole_multdpo.settings.hardware import FLOAT32, device_of, fast_dtype
+from recbole_multdpo.settings.hardware import device_of, fast_dtype
 from recbole_multdpo.settings.information import AUTO as AUTO_INFORMATION
 from recbole_multdpo.settings.information import (
-    FORMER_KEY,
     KEY,
     as_tested_before,
     default_information,
     information_problems,
-    with_known_names,
 )
-from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC, models_with
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
+from recbole_multdpo.settings.layers import (
+    check_assistant,
+    check_model,
+    is_sequential,
+    merged,
+    own_setting_problems,
+    properties_folder,
+    raise_if_any,
+    read_sources,
+    valid_keys,
+)
 from recbole_multdpo.settings.llmrec import LLMRecSettings
-from recbole_multdpo.settings.messages import listed, nearest, type_problems
+from recbole_multdpo.settings.messages import type_problems
 from recbole_multdpo.settings.optional_packages import (
     missing_for_kernels,
     missing_for_logging,
     missing_packages,
 )
-from recbole_multdpo.settings.text import (
-    SettingsLoader,
-    parse_command_line,
-    parse_literal,
-    parse_setting,
-    read_settings_file,
-)
+from recbole_multdpo.settings.recbole_code import metric_names
+from recbole_multdpo.settings.text import SettingsLoader, read_settings_file
 from recbole_multdpo.settings.unused import unused_problems
-
-_LANGUAGE_MODEL_KEYS = frozenset(
-    key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
-)
-_RECBOLE = Path(recbole.__file__).parent
-AUTO = "auto"  # value of resume: find the run
-RECBOLE_DATA_PATH = "dataset"  # RecBole's default of data_path
-
-_RECBOLE_PROCESSES = frozenset("nproc world_size local_rank group_offset ip port".split())
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Settings from one place.
-
-    Attributes:
-        origin: the place, for messages: a file, `config_dict`, or `command line`.
-        settings: what is set there.
-        is_file: True for a file, where keys of language models are allowed for other models too.
-        is_default: True for our own property files.
-    """
-
-    origin: str
-    settings: Mapping[str, Any]
-    is_file: bool = False
-    is_default: bool = False
 
 
 class Config(RecBoleConfig):
@@ -114,25 +82,15 @@ class Config(RecBoleConfig):
     ):
         """Read, merge and check all settings; see `load_config`."""
         self.argv = list(argv)
-        self.warnings: list[str] = []
         self.settings: LLMRecSettings | None = None
         self.deepspeed: dict[str, Any] | None = None
         self.assistant: Config | None = None
         self.dtype_choice: str | None = None
-        self._auto_dtype = auto_dtype
-        user_layers = self._with_known_names(self._user_layers(config_dict, run_folder))
-        model, dataset = _required(user_layers, "model"), _required(user_layers, "dataset")
-        _check_dataset_name(dataset)
-        model_class = _model_class(model)
-        pretrained = _value(user_layers, "backbone") not in (None, "tiny")
-        self._layers = [
-            *_default_layers(model, dataset, pretrained),
-            *_data_folder_layers(_value(user_layers, "data_path"), dataset),
-            *user_layers,
-        ]
-        if model in LANGUAGE_MODELS:
-            self._layers = _with_assistant_settings(self._layers)
-        self._check_keys(model, model_class)
+        sources = read_sources(self.argv, config_dict, run_folder)
+        model, dataset = sources.model, sources.dataset
+        self.warnings: list[str] = sources.warnings
+        self._layers = sources.layers
+        self._auto_dtype = sources.saved_dtype or auto_dtype
         super().__init__(model=model, dataset=dataset)
         self._resolved = self._resolve()
         if self.settings is not None and self.settings.assistant is not None:
@@ -169,16 +127,16 @@ class Config(RecBoleConfig):
         return SettingsLoader
 
     def _load_config_files(self, file_list: Any) -> dict[str, Any]:
-        return _merged(layer for layer in self._layers if layer.is_file)
+        return merged(layer for layer in self._layers if layer.is_file)
 
     def _load_variable_config_dict(self, config_dict: Any) -> dict[str, Any]:
-        return _merged(layer for layer in self._layers if layer.origin == "config_dict")
+        return merged(layer for layer in self._layers if layer.origin == "config_dict")
 
     def _load_cmd_line(self) -> dict[str, Any]:
-        return _merged(layer for layer in self._layers if layer.origin == "command line")
+        return merged(layer for layer in self._layers if layer.origin == "command line")
 
     def _merge_external_config_dict(self) -> None:
-        self.external_config_dict = _merged(self._layers)
+        self.external_config_dict = merged(self._layers)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = super()._get_final_config_dict()
@@ -241,7 +199,7 @@ class Config(RecBoleConfig):
         if self.settings is not None:
             self.warnings += warnings_for(self.settings, final["device"])
             if final["use_gpu"]:
-                _raise_if_any(missing_for_kernels(self.settings.use_liger_kernel))
+                raise_if_any(missing_for_kernels(self.settings.use_liger_kernel))
 
     def _find_device(self, final: Mapping[str, Any]) -> torch.device:
         """The device of this process."""
@@ -251,56 +209,7 @@ class Config(RecBoleConfig):
         allowed = bool(final["use_gpu"] and str(final["gpu_id"]))
         return device_of(final["device"], allowed, processes.local_rank() if launched else None)
 
-    # sources of settings
-
-    def _user_layers(
-        self, config_dict: Mapping[str, Any] | None, run_folder: Path | None
-    ) -> list[Layer]:
-        """The user's settings, weakest first: of a run folder, files, config_dict, command line."""
-        given = Layer("config_dict", _converted(config_dict or {}))
-        command_line = Layer("command line", parse_command_line(self.argv))
-        asked = {**given.settings, **command_line.settings}
-        files = [_file_layer(Path(name)) for name in _file_names(asked.get("config_files"))]
-        for layer in files:
-            check_asked(layer.settings, layer.origin, asked)
-        resume = _value([*files, given, command_line], "resume")
-        if isinstance(resume, str) and resume != AUTO:
-            run_folder = Path(resume)
-            if not (run_folder / "config.yaml").is_file():
-                raise ConfigError(
-                    f"resume={resume}: there is no {run_folder / 'config.yaml'}. Name the folder "
-                    "of a run that was started."
-                )
-        saved = [] if run_folder is None else [self._run_layer(run_folder / "config.yaml", asked)]
-        return [*saved, *files, given, command_line]
-
-    def _run_layer(self, file: Path, asked: Mapping[str, Any]) -> Layer:
-        """Settings from a run's folder, which may come from anybody."""
-        layer = _file_layer(file)
-        settings = dict(layer.settings)
-        project = settings.pop("wandb_project", None)
-        if settings.pop("log_wandb", None) and "log_wandb" not in asked:
-            self.warnings.append(
-                f"{file}: log_wandb: True is not taken from a run's folder, as it sends data away. "
-                f"To log to Weights & Biases again, add --log_wandb=True --wandb_project={project}."
-            )
-        check_asked(settings, file, asked)
-        # the machine that continues a run may be fast at another type
-        self._auto_dtype = str(settings.get("dtype", FLOAT32))
-        settings.pop("trust_remote_code", None)
-        settings = as_tested_before(settings, _is_sequential(settings))
-        return replace(layer, settings=settings)
-
     # Checks
-
-    def _with_known_names(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Layers with former names of settings replaced."""
-        self.warnings += [
-            f"{FORMER_KEY} ({layer.origin}): is called {KEY} now, and is of every model."
-            for layer in layers
-            if FORMER_KEY in layer.settings
-        ]
-        return [replace(layer, settings=with_known_names(layer.settings)) for layer in layers]
 
     def _check_processes(self) -> None:
         """Refuse more processes than examples in a step."""
@@ -315,33 +224,9 @@ class Config(RecBoleConfig):
                     f"for {n_processes} processes. Start {final[key]} at most, or raise --{key}."
                 )
 
-    def _check_keys(self, model: str, model_class: type) -> None:
-        """Refuse unknown keys; drop language models' keys in files while another model runs."""
-        valid = _valid_keys(model, model_class)
-        if any(layer.settings.get("transform") for layer in self._layers):
-            valid |= shared.TRANSFORM_KEYS
-        problems, layers = [], []
-        for layer in self._layers:
-            foreign = [key for key in layer.settings if key not in valid]
-            ignored = _LANGUAGE_MODEL_KEYS.intersection(foreign) if layer.is_file else frozenset()
-            problems += [
-                f"{key} ({layer.origin}): {_why_invalid(key, model, valid)}"
-                for key in foreign
-                if key not in ignored
-            ]
-            if ignored and not layer.is_default:
-                self.warnings.append(
-                    f"{layer.origin}: {', '.join(sorted(ignored))} are {models_with(ignored)}'s "
-                    f"settings and do not apply to {model}."
-                )
-            kept = {key: layer.settings[key] for key in layer.settings if key not in ignored}
-            layers.append(Layer(layer.origin, kept, layer.is_file, layer.is_default))
-        _raise_if_any(problems)
-        self._layers = layers
-
     def _without_pickles(self, final: dict[str, Any], origins: Mapping[str, str]) -> None:
         """Refuse RecBole's paths of pickled data sets and loaders; none are written."""
-        _raise_if_any(
+        raise_if_any(
             [
                 f"{key} ({origins.get(key, 'RecBole')}): RecBole would load {final[key]}, a "
                 "pickle, and loading one can run any code. Leave it out: every run builds its data "
@@ -396,16 +281,11 @@ class Config(RecBoleConfig):
             kind = LANGUAGE_MODELS[self.model]
             own = {key: final[key] for key in kind.model_fields if key in final}
             problems += type_problems(TypeAdapter(kind), own, origins)
-            _raise_if_any(problems)
+            raise_if_any(problems)
             self.settings = kind(**own)
         else:
-            # a RecBole model's own settings have no declared type, only their default's
-            problems += [
-                f"{key} ({origins[key]}): must be {_kind(default)}, got {final[key]!r}"
-                for key, default in _recbole_model_settings(self.model).items()
-                if key in origins and not _same_kind(default, final[key])
-            ]
-            _raise_if_any(problems)
+            problems += own_setting_problems(self.model, final, origins)
+            raise_if_any(problems)
 
     def _choose_dtype(self, final: dict[str, Any]) -> None:
         """Replace `dtype: auto` by the run's type, or the one that the device is fast at."""
@@ -415,15 +295,13 @@ class Config(RecBoleConfig):
         if dtype in (None, AUTO_DTYPE):
             dtype, reason = fast_dtype(self._find_device(final))
         own = {**self.settings.model_dump(), "dtype": dtype}
-        _raise_if_any(type_problems(TypeAdapter(type(self.settings)), own, {"dtype": "run folder"}))
+        raise_if_any(type_problems(TypeAdapter(type(self.settings)), own, {"dtype": "run folder"}))
         self.settings, final["dtype"] = type(self.settings)(**own), dtype
         self.dtype_choice = f"dtype=auto is {dtype}: {reason}"
 
     def _check_combinations(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         """Check settings against each other, after the check of types."""
-        problems = shared.evaluation_problems(
-            final, *(_metrics(kind) for kind in (EvaluatorType.RANKING, EvaluatorType.VALUE))
-        )
+        problems = shared.evaluation_problems(final, metric_names("RANKING"), metric_names("VALUE"))
         explicit = self._load_cmd_line()
         problems += unused_problems(
             final,
@@ -448,7 +326,7 @@ class Config(RecBoleConfig):
             )
         if final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             problems += shared.sequence_file_problems(final)
-        _raise_if_any(problems)
+        raise_if_any(problems)
         if self.settings is not None and self.settings.deepspeed is not None:
             self.deepspeed = deepspeed_settings(
                 self.settings.deepspeed,
@@ -459,7 +337,7 @@ class Config(RecBoleConfig):
             )
         if self.settings is not None:
             several = self.deepspeed is not None or processes.launched_world_size() > 1
-            _raise_if_any(process_problems(self.settings, self.deepspeed, several))
+            raise_if_any(process_problems(self.settings, self.deepspeed, several))
 
     def _resolve(self) -> dict[str, Any]:
         final = {
@@ -470,7 +348,7 @@ class Config(RecBoleConfig):
         if final["data_path"] is None and self.dataset != "ml-100k":
             final["data_path"] = self.internal_config_dict["data_path"]
         first = {"model": self.model, "dataset": self.dataset}
-        known = _valid_keys(self.model, self.model_class) | shared.TRANSFORM_KEYS
+        known = valid_keys(self.model) | shared.TRANSFORM_KEYS
         rest = {k: v for k, v in final.items() if k in known and acts(k, self.model).saved}
         return plain({**first, **rest})
 
@@ -508,20 +386,9 @@ def settings_of(model: str) -> set[str]:
     Raises:
         ConfigError: there is no such model.
     """
-    kind: Any = _model_class(model)
-    keys = _valid_keys(model, kind)
-    return keys - idle(in_run({"model": model, "MODEL_TYPE": kind.type}), keys, model)
-
-
-def properties_folder() -> Path:
-    """Folder of our property files: inside the package if installed, next to it in a clone."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "properties", package.parent / "properties"):
-        if (folder / "overall.yaml").is_file():
-            return folder
-    raise ConfigError(
-        f"the property files are missing ({package / 'properties'}). Install the package again."
-    )
+    check_model(model)
+    keys = valid_keys(model)
+    return keys - idle(in_run({"model": model}), keys, model)
 
 
 def settings_of_run(folder: Path) -> dict[str, Any]:
@@ -531,34 +398,7 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
         ConfigError: the file is missing or damaged.
     """
     saved = read_settings_file(folder / "config.yaml")
-    return as_tested_before(saved, _is_sequential(saved))
-
-
-def _is_sequential(settings: Mapping[str, Any]) -> bool:
-    """True if these are settings of one of RecBole's sequential models."""
-    name = settings.get("model")
-    if name not in recbole_models():
-        return False
-    model_class: Any = _model_class(str(name))
-    return bool(model_class.type == ModelType.SEQUENTIAL)
-
-
-def _with_assistant_settings(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers with keys like `EASE.reg_weight` moved into the strongest `assistant_settings`."""
-    prefix = f"{_value(layers, 'assistant')}."
-    gathered: dict[str, Any] = {}
-    kept = []
-    for layer in layers:
-        dotted = {key for key in layer.settings if key.startswith(prefix)}
-        whole = layer.settings.get("assistant_settings", {})
-        if isinstance(whole, Mapping):  # the type check refuses anything else
-            gathered |= whole
-        gathered |= {key[len(prefix) :]: layer.settings[key] for key in dotted}
-        rest = {key: layer.settings[key] for key in layer.settings if key not in dotted}
-        if dotted:
-            rest["assistant_settings"] = dict(gathered)
-        kept.append(replace(layer, settings=rest))
-    return kept
+    return as_tested_before(saved, is_sequential(saved))
 
 
 def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Config:
@@ -572,15 +412,7 @@ def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Confi
         ConfigError: the model cannot assist, or its settings are wrong.
     """
     name = str(settings.assistant)
-    if name not in recbole_models():
-        hint = nearest(name, recbole_models()) or "; use one of RecBole's, such as EASE"
-        raise ConfigError(f"assistant: there is no model {name!r} that can assist{hint}")
-    kind: Any = _model_class(name)
-    if kind.type not in (ModelType.GENERAL, ModelType.TRADITIONAL):
-        raise ConfigError(
-            f"assistant={name} is no general model: it needs more than who chose which item. Use "
-            "EASE, ItemKNN, BPR, LightGCN or another of RecBole's general models."
-        )
+    check_assistant(name)
     common = shared.ADDED_KEYS | shared.UNLISTED_KEYS | set(general_arguments)
     common |= {*evaluation_arguments, *dataset_arguments}
     common -= {"model", "dataset", *(key for key, acting in declared().items() if not acting.saved)}
@@ -602,172 +434,12 @@ def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Confi
     return config
 
 
-def _converted(config_dict: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {}
-    for key, value in config_dict.items():
-        try:
-            settings[key] = parse_setting(key, value) if isinstance(value, str) else plain(value)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{key} (config_dict): {error}.") from None
-    return settings
-
-
-def _file_names(files: Any) -> list[str]:
-    """Paths separated by spaces, as in RecBole, or a list if a path contains a space."""
-    names = files.split() if isinstance(files, str) and not files.startswith("[") else files
-    if isinstance(names, str):
-        names = parse_literal(names)
-    if names is None:
-        return []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f'config_files: must be paths separated by spaces, or ["a.yaml"], got {files!r}.'
-        )
-    return names
-
-
-def _file_layer(path: Path, is_default: bool = False) -> Layer:
-    return Layer(str(path), read_settings_file(path), is_file=True, is_default=is_default)
-
-
-def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:
-    """Our property files, weakest first; a pretrained backbone has milder defaults than `tiny`."""
-    folder = properties_folder()
-    shared_files = [LLMREC, *([f"{LLMREC}.pretrained"] if pretrained else [])]
-    of_model = [*(shared_files if model in LANGUAGE_MODELS else []), model]
-    files = [
-        folder / "overall.yaml",
-        *(folder / f"model/{name}.yaml" for name in dict.fromkeys(of_model)),
-        folder / f"dataset/{dataset}.yaml",
-    ]
-    return [_file_layer(file, is_default=True) for file in files if file.is_file()]
-
-
-def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:
-    """The property file next to the atomic files, as `recbole_multdpo.data.convert` writes it."""
-    if not isinstance(data_path, str):
-        data_path = RECBOLE_DATA_PATH
-        if dataset == "ml-100k":  # RecBole's own copy is used
-            return []
-    file = Path(data_path) / dataset / f"{dataset}.yaml"
-    if not file.is_file():
-        return []
-    layer = _file_layer(file, is_default=True)
-    declarations = {key: acts(key.rpartition(".")[2]) for key in layer.settings}
-    foreign = {key for key, acting in declarations.items() if not acting.data_folder}
-    if foreign:
-        asked = any(declarations[key].asked for key in foreign)
-        where = "" if asked else " or in a file of --config_files"
-        raise ConfigError(
-            f"{file}: a data set's own file may not set {', '.join(sorted(foreign))}. Remove it "
-            f"there, and set it on the command line{where} where it is wanted."
-        )
-    return [layer]
-
-
-def _value(layers: Sequence[Layer], key: str) -> Any:
-    """The strongest layer's value; None if no layer has the key."""
-    return next((layer.settings[key] for layer in reversed(layers) if key in layer.settings), None)
-
-
-def _required(layers: Sequence[Layer], key: str) -> str:
-    value = _value(layers, key)
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{key}: must be text, got {value!r}. Write it in quotes.")
-    if not value:
-        example = {"model": LLMREC, "dataset": "ml-100k"}[key]
-        raise ConfigError(f"no {key} is given. Add --{key}=NAME, for example --{key}={example}.")
-    return value
-
-
-def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
-    """Merge layers, later ones stronger; `eval_args` is merged part by part."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        settings = deepcopy(dict(layer.settings))
-        if "eval_args" in settings:
-            settings["eval_args"] = shared.merged_eval_args(
-                merged.get("eval_args", {}), settings["eval_args"]
-            )
-        merged.update(settings)
-    return merged
-
-
-def _raise_if_any(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError(listed(problems))
-
-
-def _check_dataset_name(dataset: str) -> None:
-    if not re.fullmatch(r"[^/\\]+", dataset) or dataset in (".", ".."):
-        raise ConfigError(
-            f"dataset={dataset}: must be the name of a folder in data_path, not a path. "
-            "Set --data_path to the folder that holds it."
-        )
-
-
-@cache
-def recbole_models() -> frozenset[str]:
-    """Names of RecBole's models, from its files: importing all of them would take seconds."""
-    names: set[str] = set()
-    for file in _RECBOLE.glob("model/*_recommender/*.py"):
-        source = file.read_text(encoding="utf-8")
-        classes = re.findall(r"^class (\w+)\(", source, re.MULTILINE)
-        names.update(name for name in classes if name.lower() == file.stem)
-    return frozenset(names)
-
-
 def _model_class(name: str) -> type:
     if name in LANGUAGE_MODELS:
         llmrec: type = import_module("recbole_multdpo.model.llmrec").LLMRec  # takes seconds
         return llmrec
-    if name not in recbole_models():
-        known = [*LANGUAGE_MODELS, *sorted(recbole_models())]
-        hint = nearest(name, known) or f"; there are {', '.join(known)}"
-        raise ConfigError(f"model: there is no model {name!r}{hint}")
-    _raise_if_any(missing_packages(name, None))
+    check_model(name)
     return get_model(name)
-
-
-@cache
-def _recbole_model_settings(model: str) -> dict[str, Any]:
-    """RecBole's defaults of one model's own settings; {} without a property file."""
-    file = _RECBOLE / f"properties/model/{model}.yaml"
-    return read_settings_file(file) if file.is_file() and file.read_text("utf-8").strip() else {}
-
-
-def _valid_keys(model: str, model_class: Any) -> set[str]:
-    files = [_RECBOLE / "properties/overall.yaml", _RECBOLE / "properties/dataset/sample.yaml"]
-    keys = {key for file in files for key in read_settings_file(file)}
-    keys |= shared.ADDED_KEYS | shared.UNLISTED_KEYS
-    if model in LANGUAGE_MODELS:
-        return keys | LANGUAGE_MODELS[model].model_fields.keys()
-    keys |= _recbole_model_settings(model).keys()
-    keys |= shared.UNLISTED_MODEL_KEYS.get(model, frozenset())
-    return keys | shared.UNLISTED_TYPE_KEYS.get(model_class.type.name, frozenset())
-
-
-def _why_invalid(key: str, model: str, valid: set[str]) -> str:
-    if key in _RECBOLE_PROCESSES:
-        return (
-            "RecBole's own way to several processes is not used. Start the command with torchrun "
-            "or deepspeed, which tell every process who it is (docs/scaling.md)."
-        )
-    if key in _LANGUAGE_MODEL_KEYS:
-        owner = models_with({key})
-        return f"is a setting of {owner}, not of {model}. Leave it out, or use --model={owner}."
-    having = [name for name in sorted(recbole_models()) if key in _recbole_model_settings(name)]
-    if having:
-        more = f" and {len(having) - 3} more" if len(having) > 3 else ""
-        return f"is a setting of {', '.join(having[:3])}{more}, not of {model}. Leave it out."
-    owner, dot, _ = key.partition(".")
-    if dot:
-        return (
-            f"is a setting of an assistant {owner}, and there is none. Add --assistant={owner}, or "
-            "leave it out."
-        )
-    hint = nearest(key, valid)
-    return f"there is no such setting{hint or ' and none with a similar name'}"
 
 
 def _reads_labels(kind: Any) -> bool:
@@ -779,36 +451,14 @@ def _reads_labels(kind: Any) -> bool:
     return kind.type == ModelType.DECISIONTREE or not names.isdisjoint({"LABEL", "LABEL_FIELD"})
 
 
-def _metrics(kind: Any) -> set[str]:
-    return {name for name, metric_kind in metric_types.items() if metric_kind == kind}
-
-
 def _is_ranked(final: Mapping[str, Any]) -> bool:
     metrics = final["metrics"]
     names = [metrics] if isinstance(metrics, str) else metrics
-    return any(name.lower() in _metrics(EvaluatorType.RANKING) for name in names)
+    return any(name.lower() in metric_names("RANKING") for name in names)
 
 
 def _metric_problems(model: str, final: Mapping[str, Any]) -> list[str]:
     if _is_ranked(final):
         return []
-    ranking = ", ".join(sorted(_metrics(EvaluatorType.RANKING)))
+    ranking = ", ".join(sorted(metric_names("RANKING")))
     return [f"metrics={final['metrics']}: {model} ranks items, so use ranking metrics: {ranking}."]
-
-
-def _same_kind(default: Any, value: Any) -> bool:
-    """True if a value may replace a RecBole default; a default of None or text allows any."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and (isinstance(default, bool | str) or default is None)
-    if isinstance(default, int | float):
-        return isinstance(value, int | float)
-    if isinstance(default, list | dict):
-        return value is None or isinstance(value, type(default))
-    return True
-
-
-def _kind(default: Any) -> str:
-    if isinstance(default, bool):
-        return "True or False"
-    kind = {"list": "a list", "dict": "a mapping"}.get(type(default).__name__, "a number")
-    return f"{kind} like RecBole's default {default!r}"

@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recbole.utils import ModelType
-
 KEY = "test_information"
 FORMER_KEY = "test_history"  # of language models, before all systems had the setting
 AUTO = "auto"
@@ -63,26 +61,26 @@ def information_problems(
         settings: final settings, `test_information` resolved.
         is_language_model: True for one of ours.
     """
-    value, kind = settings[KEY], settings["MODEL_TYPE"]
-    if value == "rolling" and kind != ModelType.SEQUENTIAL:
+    value, kind = settings[KEY], settings["MODEL_TYPE"].name
+    if value == "rolling" and kind != "SEQUENTIAL":
         return [
             f"{KEY}=rolling is RecBole's test of sequential models, in which every test row knows "
             f"the test rows before it, and {model} ranks for all of a user's test items at once. "
             f"Use --{KEY}=train, train_valid or refit, for the models it is compared with too."
         ]
-    if value == "refit" and kind == ModelType.DECISIONTREE:
+    if value == "refit" and kind == "DECISIONTREE":
         return [f"{KEY}=refit: {model} is no model of epochs. Use --{KEY}=train."]
     # RecBole's models with training stages: pretraining chooses no best epoch
     stage = settings.get("train_stage") or ""
     if stage.endswith("pretrain") and (
-        value == "refit" or (value == "train_valid" and kind != ModelType.SEQUENTIAL)
+        value == "refit" or (value == "train_valid" and kind != "SEQUENTIAL")
     ):
         return [
             f"{KEY}={value}: with train_stage={stage} {model} is pretrained alone, and no best "
             f"epoch is chosen by validation. Use --{KEY}=train, for the models it is compared with "
             "too, or --train_stage=finetune."
         ]
-    if kind == ModelType.SEQUENTIAL and settings.get("benchmark_filename") is not None:
+    if kind == "SEQUENTIAL" and settings.get("benchmark_filename") is not None:
         if value != "rolling":
             return [
                 f"{KEY}={value}: {model}'s sequences are in the files of benchmark_filename and "
@@ -96,7 +94,7 @@ def information_problems(
             f"{KEY}=train_valid: no effect with context=conversation, where a conversation of the "
             f"test part is all that is known of it. Use --{KEY}=train or refit."
         ]
-    if is_language_model or kind == ModelType.SEQUENTIAL or model in NO_INPUT:
+    if is_language_model or kind == "SEQUENTIAL" or model in NO_INPUT:
         return []
     by_users = model in _BY_USERS and settings.get("knn_method") == "user"
     if model in READS_ROWS and not by_users:

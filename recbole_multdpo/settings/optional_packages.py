@@ -11,12 +11,9 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import recbole
-
-_MODELS = Path(recbole.__file__).parent / "model"
+from recbole_multdpo.settings.recbole_code import parsed, recbole_folder
 
 # distribution names by module, where they differ
 _DISTRIBUTIONS = {
@@ -49,10 +46,10 @@ def packages_of(model: str) -> frozenset[str]:
     They include the module-level imports of its neighbours, as RecBole imports all models of a kind
     at once.
     """
-    (file,) = _MODELS.glob(f"*_recommender/{model.lower()}.py")
-    found = set(_modules(ast.walk(ast.parse(file.read_text(encoding="utf-8")))))
+    (file,) = recbole_folder().glob(f"model/*_recommender/{model.lower()}.py")
+    found = set(_modules(ast.walk(parsed(file))))
     for neighbour in file.parent.glob("*.py"):
-        found |= {*_modules(iter(ast.parse(neighbour.read_text(encoding="utf-8")).body))}
+        found |= {*_modules(iter(parsed(neighbour).body))}
     top = {name.partition(".")[0] for name in found}
     return frozenset(top - sys.stdlib_module_names - {"recbole"})
 

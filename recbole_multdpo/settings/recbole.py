@@ -5,7 +5,9 @@ setting has a type and a range, and settings that contradict each other are name
 RecBole's property files and in ours.
 """
 
+import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
@@ -358,7 +360,7 @@ def _both_phases(mode: Any) -> Mapping[str, Any]:
 
 
 def evaluation_problems(
-    settings: Mapping[str, Any], ranking_metrics: set[str], value_metrics: set[str]
+    settings: Mapping[str, Any], ranking_metrics: AbstractSet[str], value_metrics: AbstractSet[str]
 ) -> list[str]:
     """Describe contradictions in the evaluation settings, one sentence each.
 
@@ -367,28 +369,52 @@ def evaluation_problems(
         ranking_metrics: lower-case names of RecBole's metrics of a ranked list (NDCG, ...).
         value_metrics: those of single scores (AUC, ...).
     """
-    metrics = settings["metrics"]
-    metrics = [metrics] if isinstance(metrics, str) else metrics
+    problems = metric_problems(settings, ranking_metrics, value_metrics)
+    if problems:
+        return problems
+    ranking = bool(_metrics_of(settings) & ranking_metrics)
+    return _protocol_problems(settings, ranking)
+
+
+def metric_problems(
+    settings: Mapping[str, Any], ranking_metrics: AbstractSet[str], value_metrics: AbstractSet[str]
+) -> list[str]:
+    """Describe metrics that do not exist or do not go together; arguments as above."""
+    given = settings["metrics"]
     known = ranking_metrics | value_metrics
-    unknown = [name for name in metrics if name.lower() not in known]
-    if unknown:
-        return [
-            f"metrics: RecBole has no metric {name!r}{nearest(name, known) or '.'} "
-            f"It has {', '.join(sorted(known))}."
-            for name in unknown
-        ]
-    names = {name.lower() for name in metrics}
-    if names & ranking_metrics and names & value_metrics:
-        return [
+    problems = [
+        _unknown_metric(name, settings, known)
+        for name in ([given] if isinstance(given, str) else given)
+        if name.lower() not in known
+    ]
+    names = _metrics_of(settings)
+    if not problems and names & ranking_metrics and names & value_metrics:
+        problems.append(
             "metrics mixes metrics of a ranking "
             f"({', '.join(sorted(names & ranking_metrics))}) with metrics of single scores "
             f"({', '.join(sorted(names & value_metrics))}). Evaluate them in two runs."
-        ]
-    ranking = bool(names & ranking_metrics)
-    return [
-        *_valid_metric_problems(settings, names, ranking),
-        *_protocol_problems(settings, ranking),
-    ]
+        )
+    return problems or _valid_metric_problems(settings, names, bool(names & ranking_metrics))
+
+
+def _metrics_of(settings: Mapping[str, Any]) -> set[str]:
+    """Lower-case names of the metrics."""
+    given = settings["metrics"]
+    return {name.lower() for name in ([given] if isinstance(given, str) else given)}
+
+
+def _unknown_metric(name: str, settings: Mapping[str, Any], known: AbstractSet[str]) -> str:
+    """Sentence about a metric that RecBole lacks; `ndcg10` and `NDCG@10` name a cut-off as well."""
+    match = re.fullmatch(r"([a-z]+)[@_-]?(\d+)", name.lower())
+    if match and match[1] in known:
+        return (
+            f"metrics: {name} names a metric and a cut-off, which are two settings. Use "
+            f"--metrics={match[1]} --topk={match[2]} --valid_metric={match[1]}@{match[2]}."
+        )
+    return (
+        f"metrics: RecBole has no metric {name!r}{nearest(name, known) or '.'} "
+        f"It has {', '.join(sorted(known))}."
+    )
 
 
 def _valid_metric_problems(
@@ -403,6 +429,19 @@ def _valid_metric_problems(
     right = name.lower() in names and (cutoff in map(str, cutoffs) if ranking else not at)
     if right:
         return []
+    if ranking and name.lower() in names and cutoff.isdigit():  # topk was changed alone
+        near = min(cutoffs, key=lambda k: abs(k - int(cutoff)))
+        return [
+            f"topk={topk} is without the {cutoff} of valid_metric={settings['valid_metric']}, "
+            f"which chooses the best checkpoint. Add --valid_metric={name}@{near}, or add "
+            f"{cutoff} to topk."
+        ]
+    if ranking and at and cutoff in map(str, cutoffs):  # the list of metrics was
+        return [
+            f"metrics={settings['metrics']} is without the {name} of "
+            f"valid_metric={settings['valid_metric']}, which chooses the best checkpoint. Add "
+            f"--valid_metric={min(names)}@{cutoff}, or add {name} to metrics."
+        ]
     return [
         f"valid_metric={settings['valid_metric']} is not computed with metrics and topk as they "
         f"are: use one of {', '.join(allowed)}, or add to metrics or topk."

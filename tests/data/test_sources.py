@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from recbole_multdpo.data import sources
-from recbole_multdpo.data.sources import HOW_TO_GET, explaining_missing_files, hosted_by_recbole
+from recbole_multdpo.data.sources import explaining_missing_files
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runs.load import load_dataset
-from recbole_multdpo.settings.config import load_config, properties_folder
+from recbole_multdpo.settings.config import load_config
+from recbole_multdpo.settings.known_data import HOW_TO_GET, hosted_data_sets
+from recbole_multdpo.settings.layers import properties_folder
 from tests.integration.toy import write_toy
 
 
@@ -99,5 +100,5 @@ def test_every_named_set_has_a_property_file_and_a_way_to_get_it():
     shipped = {file.stem for file in (properties_folder() / "dataset").glob("*.yaml")}
     assert shipped == {"ml-100k", *HOW_TO_GET}
     for text in HOW_TO_GET.values():
-        assert "{folder}" in text and sources._CONVERT in text
-    assert hosted_by_recbole("ml-10m") and not hosted_by_recbole("reddit-v2")
+        assert "{folder}" in text and "python -m recbole_multdpo.data.convert" in text
+    assert "ml-10m" in hosted_data_sets() and "reddit-v2" not in hosted_data_sets()

@@ -17,8 +17,9 @@ import recbole
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.recommend import main as recommend
-from recbole_multdpo.settings.config import load_config, recbole_models
+from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.settings.optional_packages import missing_packages
+from recbole_multdpo.settings.recbole_code import recbole_models
 from recbole_multdpo.trained.recommender import Recommender
 from tests.integration.toy import acting
 

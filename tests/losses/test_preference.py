@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from recbole_multdpo.losses import LOSSES, Loss, preference_loss, rewards
-from recbole_multdpo.settings.config import properties_folder
+from recbole_multdpo.losses.table import DATA_PARAMETERS, imported
+from recbole_multdpo.settings.layers import properties_folder
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LossName
 from recbole_multdpo.settings.text import read_settings_file
 from tests.losses.helpers import LEVELS, data_of, double, examples, loss_of, value_and_gradient
@@ -33,7 +34,9 @@ def test_every_loss_is_a_setting_and_has_an_example_here():
 def test_options_are_settings_with_the_same_defaults():
     settings = read_settings_file(properties_folder() / "model/LLMRec.yaml")
     for loss in LOSSES.values():
-        parameters = inspect.signature(loss.function).parameters
+        parameters = inspect.signature(imported(loss.function)).parameters
+        keyword_only = {each.name for each in parameters.values() if each.kind is each.KEYWORD_ONLY}
+        assert set(loss.options) == keyword_only - set(DATA_PARAMETERS)
         for option in loss.options:
             assert settings[option] == parameters[option].default, option
 

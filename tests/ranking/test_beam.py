@@ -15,8 +15,9 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.load import load_parts
-from recbole_multdpo.settings.config import load_config, properties_folder
+from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
+from recbole_multdpo.settings.layers import properties_folder
 from recbole_multdpo.settings.llmrec import D3Settings, LLMRecSettings
 from recbole_multdpo.settings.text import read_settings_file
 from tests.integration.toy import toy_arguments, write_toy

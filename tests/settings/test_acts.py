@@ -58,6 +58,7 @@ NO_TABLES = {
     ("trained/evaluation.py", "keys of evaluation-<n>.json"): {"eval_args", "metrics", "topk"},
     ("quick_start.py", "keys of result.json"): {"loss", "dtype", "test_information"},
     ("settings/config.py", "read for DeepSpeed"): {"learner", "clip_grad_norm", "dtype"},
+    ("settings/other_names.py", "names of other libraries"): {"learning_rate", "backbone"},
     ("trained/commands.py", "arguments of load_run"): {"data_path", "device", "log_wandb"},
     ("trained/run.py", "arguments of load_run"): {"data_path", "device", "log_wandb"},
 }

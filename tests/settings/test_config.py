@@ -19,10 +19,13 @@ from recbole.utils import InputType, ModelType
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings import config as config_module
+from recbole_multdpo.settings import layers as layers_module
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import ASKED_FOR
-from recbole_multdpo.settings.config import Config, load_config, properties_folder, recbole_models
+from recbole_multdpo.settings.config import Config, load_config
+from recbole_multdpo.settings.layers import properties_folder
 from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.settings.recbole_code import recbole_models
 from recbole_multdpo.settings.text import dump_settings
 
 RECBOLE = Path(recbole.__file__).parent
@@ -111,7 +114,7 @@ def test_ml_10m_ranks_the_catalogue_and_samples_where_the_papers_protocol_is_ask
 def test_where_the_property_files_are(monkeypatch, tmp_path):
     clone = tmp_path / "clone"
     (clone / "package").mkdir(parents=True)
-    monkeypatch.setattr(config_module, "__file__", str(clone / "package/settings/config.py"))
+    monkeypatch.setattr(layers_module, "__file__", str(clone / "package/settings/layers.py"))
     with pytest.raises(ConfigError, match="property files are missing"):
         properties_folder()
     for folder in (clone / "properties", clone / "package/properties"):  # a clone, then a wheel
@@ -144,7 +147,7 @@ def test_our_files_among_themselves_and_against_recboles(monkeypatch):
     (properties / "overall.yaml").write_text(keys + "epochs: 1\nseed: 1\nweight_decay: 0.1\n")
     (properties / "model/BPR.yaml").write_text("epochs: 2\nseed: 2\n")
     (properties / "dataset/ml-100k.yaml").write_text("seed: 3\n")
-    monkeypatch.setattr(config_module, "properties_folder", lambda: properties)
+    monkeypatch.setattr(layers_module, "properties_folder", lambda: properties)
     config = load(model="BPR")
     assert (config["weight_decay"], config["epochs"], config["seed"]) == (0.1, 2, 3)
     assert config["train_batch_size"] == 2048  # RecBole's own
@@ -303,8 +306,7 @@ def test_keys_that_recboles_code_reads_and_its_files_do_not_list():
         for model in recbole_models():
             if model.lower() != file.stem or file.parent.stem == "exlib_recommender":
                 continue
-            kind = types.SimpleNamespace(type=types.SimpleNamespace(name=""))
-            shared_keys = config_module._valid_keys(model, kind) - shared.UNLISTED_MODEL_KEYS.get(
+            shared_keys = layers_module.valid_keys(model) - shared.UNLISTED_MODEL_KEYS.get(
                 model, frozenset()
             )
             missing = set(pattern.findall(source)) - shared_keys - made_by_recbole
@@ -341,7 +343,7 @@ def test_keys_that_recboles_code_reads_and_its_files_do_not_list():
         ("--metrics=[NDGC]", "RecBole has no metric 'NDGC'; did you mean ndcg?"),
         ("--metrics=[]", "metrics (command line): must be text or must have at least 1 item"),
         ("--metrics=[NDCG, AUC]", "mixes metrics of a ranking (ndcg) with metrics of single"),
-        ("--valid_metric=NDCG@7", "valid_metric=NDCG@7 is not computed"),
+        ("--valid_metric=NDCG@7", "without the 7 of valid_metric=NDCG@7"),
         ("--valid_metric=GAUC", "use one of hit@5"),
         ("--valid_metric=NDCG", "use one of hit@5"),
         ("--eval_args={'mode': 'uni15'}", "topk=20 is more than the 15 sampled candidates"),

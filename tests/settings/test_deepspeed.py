@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.deepspeed import deepspeed_settings
+from recbole_multdpo.settings.layers import properties_folder
 from tests.settings.published_deepspeed import PUBLISHED, REFUSED
 
 FOLDER = properties_folder() / "deepspeed"

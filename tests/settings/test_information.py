@@ -22,8 +22,9 @@ from recbole_multdpo.data.sequences import with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
-from recbole_multdpo.settings.config import load_config, recbole_models
+from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.settings.information import NO_INPUT, READS_ROWS
+from recbole_multdpo.settings.recbole_code import recbole_models
 from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.trained.explanation import Explainer
 from recbole_multdpo.trained.run import load_run

@@ -10,8 +10,8 @@ from transformers import get_scheduler
 
 from recbole_multdpo.model.backbone import DTYPES
 from recbole_multdpo.settings.checks import check_combinations, warnings_for
-from recbole_multdpo.settings.config import properties_folder
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC
+from recbole_multdpo.settings.layers import properties_folder
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.messages import listed, nearest, type_problems
 from recbole_multdpo.settings.recbole import RecBoleSettings

@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.settings.config import load_config, recbole_models
+from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.settings.optional_packages import missing_packages, packages_of
+from recbole_multdpo.settings.recbole_code import recbole_models
 from tests.virtual_cuda import VirtualCuda
 
 SETTINGS = {"neigh_info_method": "random", "n_cate": 1}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from recbole_multdpo.losses import bounds
-from recbole_multdpo.losses.bounds import NODES
+from recbole_multdpo.losses.loss_bounds import NODES
 from tests.losses.helpers import double, examples, loss_of, masses
 from tests.losses.plackett_luce_reference import by_permutations
 
