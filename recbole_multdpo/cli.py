@@ -6,7 +6,6 @@ Nothing heavy is imported before it is needed, so that `--help` answers at once.
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from recbole_multdpo import __version__
 from recbole_multdpo.errors import ConfigError, MultDPOError, system_error
@@ -101,10 +100,6 @@ def _start(arguments: list[str]) -> int:
     """Run one model or a comparison; names are checked before torch is imported, in seconds."""
     from recbole_multdpo.comparison.command import is_comparison, read_request
 
-    if find_spec("recbole") is None:
-        from recbole_multdpo import compat
-
-        compat.apply()  # reports what is missing
     compares = is_comparison(arguments)
     if not compares:
         from recbole_multdpo.settings.early import check_early

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from recbole_multdpo.comparison.request import Request, System, prefixes
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.losses import LOSSES
-from recbole_multdpo.settings.conditions import ZERO_SHOT
+from recbole_multdpo.settings.early import check_loss
 from recbole_multdpo.settings.known_data import check_data_set
 from recbole_multdpo.settings.layers import check_model, read_sources, valid_keys, value_of
-from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.settings.other_names import nearest_setting
 from recbole_multdpo.settings.recbole_code import recbole_models
 
@@ -25,7 +23,8 @@ def check_names(request: Request) -> None:
     """
     for system in request.systems:
         check_model(system.model)
-        _check_loss(system)
+        if system.loss is not None:
+            check_loss(system.loss)
     valid = {system: valid_keys(system.model) for system in request.systems}
     _check_keys("vary", list(request.vary), valid)
     _check_keys("tune", list(request.tune), valid)
@@ -36,15 +35,6 @@ def check_names(request: Request) -> None:
         except ConfigError as error:
             raise ConfigError(f"{system.name}: {error}") from error
         check_data_set(sources.dataset, value_of(sources.layers, "data_path"))
-
-
-def _check_loss(system: System) -> None:
-    known = [*LOSSES, ZERO_SHOT]
-    if system.loss is not None and system.loss not in known:
-        raise ConfigError(
-            f"loss: there is no loss {system.loss!r}{nearest(system.loss, known) or ';'} "
-            f"Allowed: {', '.join(known)}."
-        )
 
 
 def _check_keys(name: str, keys: list[str], valid: dict[System, set[str]]) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
+from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.settings import recbole as shared
+from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.known_data import check_data_set
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.layers import (
@@ -20,7 +23,7 @@ from recbole_multdpo.settings.layers import (
     read_sources,
     shared_settings,
 )
-from recbole_multdpo.settings.messages import type_problems
+from recbole_multdpo.settings.messages import nearest, type_problems
 from recbole_multdpo.settings.recbole_code import metric_names
 
 
@@ -50,3 +53,15 @@ def check_early(argv: Sequence[str]) -> None:
         check_assistant(settings["assistant"])
     known = {**shared_settings(), **settings}
     raise_if_any(shared.metric_problems(known, metric_names("RANKING"), metric_names("VALUE")))
+
+
+def check_loss(name: str) -> None:
+    """Refuse a name that is no value of `loss`.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    known = [*LOSSES, ZERO_SHOT]
+    if name not in known:
+        hint = nearest(name, known) or "."
+        raise ConfigError(f"loss: there is no {name!r}{hint} There are {', '.join(known)}.")

@@ -13,7 +13,7 @@ BASE = ["--model=LLMRec,EASE,D3", "--dataset=ml-100k"]
     ("arguments", "message"),
     [
         (["--model=LLMRec,EASY", "--dataset=ml-100k"], "no model 'EASY'; did you mean EASE"),
-        ([*BASE, "--loss=sft,mult_dop"], "no loss 'mult_dop'; did you mean mult_dpo"),
+        ([*BASE, "--loss=sft,mult_dop"], "there is no 'mult_dop'; did you mean mult_dpo"),
         (
             [*BASE, "--lr=1"],
             "did you mean learning_rate",
