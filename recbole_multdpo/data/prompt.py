@@ -1,9 +1,12 @@
 """Prompts: a named template around a history or a conversation, concatenated from token ids.
 
 A prompt is `head + pieces + tail`; the pieces are the titles of a history or the turns of a
-conversation. The builder tokenises every piece once, with its separator, and concatenates token ids
-for each prompt. Text is never tokenised across a boundary, so prompt and item tokens cannot merge
-(see `recbole_multdpo.data.item_tokens`). Titles and turns never pass through a chat template, and
+conversation. A history is a list with a dash before every title, or titles alone, one per line. The
+builder tokenises every piece once, with its separator, and concatenates token ids for each prompt.
+A line end is not a token of its own where the tokens of titles include the white space before them,
+as those of `tiny` do, so that a history of titles alone has one token per title. Text is never
+tokenised across a boundary, so prompt and item tokens cannot merge (see
+`recbole_multdpo.data.item_tokens`). Titles and turns never pass through a chat template, and
 special tokens are recognised only in the frame. A conversation is quoted in the user's message, one
 line per turn: this suits chat templates that require alternating turns, and no text of a turn can
 take on another role.
@@ -11,6 +14,7 @@ take on another role.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,8 +67,18 @@ def _conversation_template(noun: str) -> PromptTemplate:
     )
 
 
+def _titles_template(noun: str) -> PromptTemplate:
+    return PromptTemplate(
+        head="Liked:",
+        separator="\n",
+        plain_tail=f"\nNext {noun}:",
+        chat_tail=f"\n\nName one more {noun} that this user will like. Answer with its title only.",
+    )
+
+
 NOUNS = {"movies": "movie", "books": "book", "items": "item"}
 TEMPLATES = {name: _history_template(noun) for name, noun in NOUNS.items()}
+TITLES_TEMPLATES = {name: _titles_template(noun) for name, noun in NOUNS.items()}
 CONVERSATION_TEMPLATES = {name: _conversation_template(noun) for name, noun in NOUNS.items()}
 
 
@@ -89,6 +103,7 @@ def prompt_frame(
     use_chat_template: bool | str,
     context: str = "history",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    titles_alone: bool = False,
 ) -> PromptFrame:
     """Make the frame of a template name and a tokenizer.
 
@@ -98,6 +113,7 @@ def prompt_frame(
         use_chat_template: True, False, or 'auto' (if the tokenizer has one).
         context: content of the prompt, 'history' or 'conversation'.
         chat_template_kwargs: variables of the chat template, see `chat_texts`.
+        titles_alone: show a history as `TITLES_TEMPLATES` do; no effect on conversations.
 
     Raises:
         ConfigError: unknown template; `use_chat_template` is True for a tokenizer without a chat
@@ -106,7 +122,9 @@ def prompt_frame(
     if template_name not in TEMPLATES:
         allowed = ", ".join(sorted(TEMPLATES))
         raise ConfigError(f"prompt_template={template_name!r} is unknown; allowed: {allowed}")
-    templates = CONVERSATION_TEMPLATES if context == "conversation" else TEMPLATES
+    templates = TITLES_TEMPLATES if titles_alone else TEMPLATES
+    if context == "conversation":
+        templates = CONVERSATION_TEMPLATES
     template = templates[template_name]
     has_chat = tokenizer is not None and bool(tokenizer.chat_template)
     if use_chat_template is True and not has_chat:
@@ -162,7 +180,13 @@ class PromptBuilder:
         if opening == [tokenizer.bos_token_id] and self._head[:1].tolist() != opening:
             self._head = np.concatenate([np.array(opening, dtype=np.int64), self._head])
         self._budget = max_prompt_tokens - len(self._head) - len(self._tail)
+        encoded = encode_plain(tokenizer, [f" {text}" for text in texts[1:]])
         self._separator = _encode_behind(tokenizer, frame.separator)
+        if roles is None and frame.separator.isspace():
+            separated = encode_plain(tokenizer, [f"{frame.separator} {t}" for t in texts[1:]])
+            # one suffices: a title that came later than the tokenizer has no token
+            if any(map(operator.eq, separated, encoded)):
+                self._separator = self._separator[:0]
         self._speakers = before = {
             role: _encode_behind(tokenizer, text) for role, text in frame.speakers.items()
         }
@@ -173,7 +197,6 @@ class PromptBuilder:
                 f"max_prompt_tokens={max_prompt_tokens} is too small: the template needs "
                 f"{max_prompt_tokens - self._budget + needed} tokens. Raise it"
             )
-        encoded = encode_plain(tokenizer, [f" {text}" for text in texts[1:]])
         if roles is None:
             openings = [self._separator] * len(encoded)
         else:

@@ -128,7 +128,13 @@ class LLMRec(GeneralRecommender):
         self.histories = dataset.user_items(settings.levels)
         self.conversations = dataset.conversations
         frame = None if prompt is None else prompt.frame
-        plain_frame = prompt_frame(settings.prompt_template, None, False, config["context"])
+        plain_frame = prompt_frame(
+            settings.prompt_template,
+            None,
+            False,
+            config["context"],
+            titles_alone=settings.shows_titles_alone,
+        )
         fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
             settings.backbone,
@@ -144,6 +150,7 @@ class LLMRec(GeneralRecommender):
                 + fitted_frame.texts() * 20
                 + self._training_turns(),
                 "whole_texts": dataset.item_texts[1:] if settings.tiny_title_tokens else (),
+                "separator": fitted_frame.separator if self.conversations is None else "",
                 "hidden_size": settings.tiny_hidden_size,
                 "num_layers": settings.tiny_num_layers,
                 "num_heads": settings.tiny_num_heads,
@@ -170,6 +177,7 @@ class LLMRec(GeneralRecommender):
                     settings.use_chat_template,
                     config["context"],
                     settings.chat_template_kwargs,
+                    settings.shows_titles_alone,
                 )
             )
         self.item_texts = dataset.item_texts

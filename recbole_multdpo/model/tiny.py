@@ -34,6 +34,7 @@ def make_tiny_backbone(
     num_heads: int = 4,
     vocab_size: int = 2000,
     whole_texts: Sequence[str] = (),
+    separator: str = "",
     max_positions: int = 4096,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -56,6 +57,8 @@ def make_tiny_backbone(
             model gets exactly as many embedding rows as the tokenizer has tokens, which is fewer
             if the texts allow no more merges.
         whole_texts: texts that become one token each, on top of `vocab_size` (`add_whole_texts`).
+        separator: text before the space of a whole text in a prompt; white space becomes part of
+            its token.
         max_positions: longest sequence that the configuration declares, in tokens.
         seed: seed of the weights.
 
@@ -63,7 +66,7 @@ def make_tiny_backbone(
         The model (float32, CPU, eval mode) and its tokenizer.
     """
     tokenizer = fit_tokenizer(texts, vocab_size=vocab_size, max_positions=max_positions)
-    add_whole_texts(tokenizer, whole_texts)
+    add_whole_texts(tokenizer, whole_texts, separator if separator.isspace() else "")
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -128,13 +131,16 @@ def fit_tokenizer(
     )
 
 
-def add_whole_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> None:
-    """Add one token for every text with the space in front of it, as CLLM4Rec does for items.
+def add_whole_texts(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], separator: str = ""
+) -> None:
+    """Add one token for every text with the white space before it, as CLLM4Rec does for items.
 
     A model with random weights gains nothing from the letters of a title, and a title of one token
     costs a fifth of the time. Other text is still split into BPE tokens. A text is also found
     inside other text, such as a comment about it, but only as a whole: " Alien" is not found in
-    " Aliens". Of texts with a common prefix the longest is taken.
+    " Aliens". Of texts with a common prefix the longest is taken. A text that is one token already,
+    with `separator` and a space before it, gets no other.
     """
     # lstrip makes the space part of the token but not of its content: single_word is decided by the
     # characters on both sides of the content, and a space may follow any word
@@ -142,7 +148,7 @@ def add_whole_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) ->
         [
             AddedToken(text, single_word=True, lstrip=True)
             for text in sorted({text.strip() for text in texts})
-            if len(_ids(tokenizer, f" {text}")) > 1
+            if len(_ids(tokenizer, f"{separator} {text}")) > 1
         ]
     )
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
+
 KEY = "test_information"
 FORMER_KEY = "test_history"  # of language models, before all systems had the setting
 AUTO = "auto"
@@ -121,5 +123,8 @@ def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_tested_before(settings: Mapping[str, Any], is_sequential: bool) -> dict[str, Any]:
-    """Saved settings of a run; `test_information` of runs before it existed is added."""
-    return {KEY: "rolling" if is_sequential else "train", **with_known_names(settings)}
+    """Saved settings of a run; those that it was made before are added, as they were then."""
+    before = {KEY: "rolling" if is_sequential else "train"}
+    if settings.get("model") in LANGUAGE_MODELS:
+        before["history_format"] = "list"
+    return {**before, **with_known_names(settings)}

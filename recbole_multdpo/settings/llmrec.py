@@ -119,6 +119,9 @@ class LLMRecSettings(BaseModel):
     item_year_field: Annotated[Text | None, Acts(("data", "model"))]
     max_item_tokens: Annotated[CountOrZero, Acts("model")]
     prompt_template: Annotated[Text, Acts("prompt", on_card=True)]
+    history_format: Annotated[
+        Literal["auto", "list", "titles"], Acts("prompt", HISTORIES, on_card=True)
+    ]
     use_chat_template: Annotated[Literal["auto"] | bool, Acts("prompt")]
     chat_template_kwargs: Annotated[dict[str, Any], Acts("prompt", CHAT)]
     max_history: Annotated[
@@ -274,6 +277,13 @@ class LLMRecSettings(BaseModel):
     def trains_all_weights(self) -> bool:
         """True if the whole model is trained, not LoRA matrices; resolves `auto`."""
         return self.finetune == "full" or (self.finetune == "auto" and self.backbone == "tiny")
+
+    @property
+    def shows_titles_alone(self) -> bool:
+        """True if a history is titles and nothing else; resolves `auto`."""
+        if self.history_format == "auto":
+            return self.backbone == "tiny" and self.tiny_title_tokens
+        return self.history_format == "titles"
 
     @property
     def search(self) -> str | None:

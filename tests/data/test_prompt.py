@@ -8,8 +8,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from recbole_multdpo.data.item_tokens import encode_items
-from recbole_multdpo.data.prompt import TEMPLATES, PromptBuilder, PromptFrame, prompt_frame
+from recbole_multdpo.data.prompt import (
+    TEMPLATES,
+    TITLES_TEMPLATES,
+    PromptBuilder,
+    PromptFrame,
+    prompt_frame,
+)
 from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.model.tiny import add_whole_texts, fit_tokenizer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -242,6 +249,85 @@ def test_prompt_and_item_never_merge():
             joined = tokenizer.decode(prompt + ids)
             assert joined == tokenizer.decode(prompt) + f" {texts[item]}"
             assert plain(tokenizer, joined) != prompt + ids
+
+
+# -------------------------------------------------------------------------------------------------
+# titles alone, each a token
+
+ALONE = PromptFrame("Liked:", "\n", "\nNext movie:", " ")
+AWKWARD = (
+    "It", "Follows", "It Follows", "Alien", "Aliens", "Alien 3", "...And Justice for All", "What?!",
+    "'Til There Was You (1997)", "(500) Days of Summer", "8 1/2", "9", "M*A*S*H", ":", "Next",
+    "Liked:", "Next movie:", "- Toy", "Amélie", "日本",
+)  # fmt: skip
+
+
+def of_titles(titles, separator="\n"):
+    tokenizer = fit_tokenizer(
+        [*titles, *ALONE.texts() * 5], vocab_size=320 + len(titles), max_positions=4096
+    )
+    add_whole_texts(tokenizer, titles, separator)
+    return tokenizer
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_a_prompt_of_titles_is_its_text_with_one_token_per_title(drawn, random):
+    """Whatever a title begins and ends with, contains, or is contained in."""
+    titles = sorted({*AWKWARD, *(" ".join(text.split()) for text in drawn)} - {""})
+    tokenizer = of_titles(titles)
+    prompts = builder(tokenizer, ["[PAD]", *titles], ALONE, max_history=None)
+    assert prompts.frame_ids()["before_title"] == []
+    history = random.choices(range(1, len(titles) + 1), k=random.randrange(30))
+    ids = prompt_of(prompts, history)
+    text = "".join(f"{ALONE.separator} {titles[item - 1]}" for item in history)
+    assert ids == plain(tokenizer, f"{ALONE.head}{text}{ALONE.tail}")
+    assert len(ids) == len(prompt_of(prompts, [])) + len(history)
+    items = encode_items(tokenizer, ["[PAD]", *titles], prefix=ALONE.item_prefix, max_item_tokens=1)
+    shown = ids[len(prompts.frame_ids()["head"]) :][: len(history)]
+    assert shown == items.ids[history, 0].tolist()
+
+
+def test_a_title_that_the_tokenizer_was_not_made_for_changes_no_other():
+    """As after a change of the data; it has several tokens and no line end either."""
+    tokenizer = of_titles(AWKWARD)
+    known = builder(tokenizer, ["[PAD]", *AWKWARD], ALONE)
+    more = builder(tokenizer, ["[PAD]", *AWKWARD, "Heat"], ALONE)
+    assert more.frame_ids() == known.frame_ids()
+    assert prompt_of(more, [1, 2]) == prompt_of(known, [1, 2])
+    heat = plain(tokenizer, " Heat")
+    assert len(heat) > 1
+    tail = plain(tokenizer, ALONE.tail)
+    shown = prompt_of(more, [2, len(AWKWARD) + 1])
+    assert shown == [*prompt_of(known, [2])[: -len(tail)], *heat, *tail]
+
+
+def test_a_line_end_stays_a_token_where_no_title_includes_it():
+    """Fitted for a list, "It" is a word of the BPE, which includes the space only."""
+    tokenizer = of_titles(["It"] * 9, separator="")
+    line, it = plain(tokenizer, "\n"), plain(tokenizer, " It")
+    assert len(it) == 1 and plain(tokenizer, "\n It") == line + it
+    prompts = builder(tokenizer, ["[PAD]", "It"], ALONE)
+    assert prompts.frame_ids()["before_title"] == line
+    expected = [*plain(tokenizer, ALONE.head), *line, *it, *plain(tokenizer, ALONE.tail)]
+    assert prompt_of(prompts, [1]) == expected
+
+
+@pytest.mark.parametrize("name", TITLES_TEMPLATES)
+def test_plain_frames_of_titles(name):
+    frame = prompt_frame(name, None, "auto", titles_alone=True)
+    assert frame.texts() == ["Liked:", "\n", f"\nNext {name.removesuffix('s')}:"]
+    assert prompt_frame(name, None, "auto", "conversation", titles_alone=True) == prompt_frame(
+        name, None, "auto", "conversation"
+    )
+
+
+def test_titles_alone_in_a_chat_keep_the_question(make_tokenizer):
+    tokenizer = make_tokenizer(CHATML)
+    listed, alone = (prompt_frame("books", tokenizer, "auto", titles_alone=x) for x in (0, 1))
+    assert alone.head.endswith("Liked:") and alone.tail == listed.tail
 
 
 # -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.runs.load import load_parts
 from recbole_multdpo.scoring import packed
 from recbole_multdpo.settings.config import load_config
+from recbole_multdpo.settings.text import dump_settings
 from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import N_ITEMS, toy_arguments, toy_model, write_toy
 
@@ -45,6 +46,33 @@ def test_recbole_hooks_and_rankers_agree(data_path: Path, tmp_path: Path) -> Non
     values, items = full.masked_fill(excluded, -torch.inf).topk(5)
     torch.testing.assert_close(topk.scores, values, atol=1e-4, rtol=1e-5)
     assert torch.equal(topk.items, items)
+
+
+def test_a_history_of_tiny_takes_a_token_per_title(data_path: Path, tmp_path: Path) -> None:
+    """Its tokens are those of the items; a list has a line end and a dash before each."""
+    _, _, model = toy_model(data_path, tmp_path)
+    _, _, listed = toy_model(data_path, tmp_path, "--history_format=list")
+    history = np.array([3, 1, 30])
+    for each, n_before in ((model, 0), (listed, 2)):
+        ids = each.history_prompts([history]).ids[0].tolist()
+        frame = each.prompts.frame_ids()
+        assert len(frame["before_title"]) == n_before
+        shown = ids[len(frame["head"]) : len(ids) - len(frame["tail"])]
+        assert len(shown) == 3 * (n_before + 1)
+        assert shown[n_before :: n_before + 1] == each.catalogue.items.ids[history, 0].tolist()
+
+
+def test_a_run_of_before_titles_alone_keeps_its_list(data_path: Path, tmp_path: Path) -> None:
+    """Its settings do not have `history_format`; tokenizer and prompt are those of a list."""
+    config, dataset, listed = toy_model(data_path, tmp_path, "--history_format=list")
+    settings = config.to_dict()
+    assert settings.pop("history_format") == "list"
+    (tmp_path / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+    loaded = load_config([], run_folder=tmp_path)
+    model = LLMRec(loaded, load_parts(loaded)[1][0])
+    assert model.prompt == listed.prompt
+    assert model.backbone.fingerprint == listed.backbone.fingerprint
+    assert toy_model(data_path, tmp_path)[2].backbone.fingerprint != listed.backbone.fingerprint
 
 
 def test_scoring_in_small_chunks_changes_nothing(data_path: Path, tmp_path: Path) -> None:

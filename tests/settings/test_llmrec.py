@@ -160,6 +160,14 @@ def test_what_auto_trains():
     assert make(finetune="full", backbone="org/model").trains_all_weights
 
 
+def test_auto_shows_titles_alone_where_each_is_a_token():
+    assert make(backbone="tiny").shows_titles_alone
+    assert not make(backbone="tiny", tiny_title_tokens=False).shows_titles_alone
+    assert not make(backbone="org/model").shows_titles_alone
+    assert not make(backbone="tiny", history_format="list").shows_titles_alone
+    assert make(backbone="org/model", history_format="titles").shows_titles_alone
+
+
 def test_the_defaults_are_possible_together():
     assert problems() == []
 
