@@ -83,6 +83,7 @@ class Request:
         trials: how many settings are tried for each system; None for all combinations of values.
         jobs: how many runs are made at the same time.
         auto_dtype: what `dtype: auto` is in all runs; None in a new request, and if none has it.
+        command: the shell command that started the comparison; None in folders of old versions.
     """
 
     systems: tuple[System, ...]
@@ -96,6 +97,7 @@ class Request:
     trials: int | None
     jobs: int
     auto_dtype: str | None = None
+    command: str | None = None
 
     def settings_of(
         self, system: System, known: Mapping[System, AbstractSet[str]]

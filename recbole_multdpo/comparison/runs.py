@@ -16,13 +16,14 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from recbole_multdpo.comparison.command import read_request
+from recbole_multdpo.comparison.origin import read_origin
 from recbole_multdpo.comparison.plan import Plan, acting, make_plan
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import REQUEST_FILE, Member, Request, System, request_text
 from recbole_multdpo.comparison.results import read_results
 from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tuning
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.runs.folder import RESULT_FILE, lock_folder
+from recbole_multdpo.runs.folder import RESULT_FILE, command, lock_folder
 from recbole_multdpo.runtime.durable_files import (
     atomic_folder,
     restore_interrupted,
@@ -97,8 +98,9 @@ def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> 
     lock = lock_folder(plan.folder)
     try:
         if is_new:
-            decided = replace(request, auto_dtype=plan.auto_dtype)
-            write_atomically(plan.folder / REQUEST_FILE, request_text(decided))
+            started_by = command(list(argv))
+            request = replace(request, auto_dtype=plan.auto_dtype, command=started_by)
+            write_atomically(plan.folder / REQUEST_FILE, request_text(request))
             if plan.dtype_choice is not None:
                 show(plan.dtype_choice, flush=True)
         return _run_plan(plan, request, run_member)
@@ -275,8 +277,10 @@ def _report(
     results = read_results(finished, plan.folder)
     reasons = {member.folder_name: reason for member, reason in failures.items()}
     choices = [choice.sentence for choice in tuned.values()]
+    origin = read_origin(finished, plan.folder, request.command)
+    at = (plan.metric, plan.folder, request.baseline)
     try:
-        show(write_report(results, plan.metric, plan.folder, request.baseline, reasons, choices))
+        show(write_report(results, *at, reasons, choices, origin))
     except OSError as error:
         raise MultDPOError(
             f"the report cannot be written to {plan.folder}: {error.strerror}. Free space and run "

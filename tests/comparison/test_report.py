@@ -1,16 +1,32 @@
 """The report's page and files, from invented results."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_multdpo.comparison.report import as_html, find, write_report
+from recbole_multdpo.comparison.findings import find
+from recbole_multdpo.comparison.origin import Origin
+from recbole_multdpo.comparison.page import STYLE, _curves, as_html
+from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.results import Results
+from tests.comparison.test_colours import luminance
 
 METRICS = ("ndcg@5", "ndcg@10", "recall@5", "recall@10")
+ORIGIN = Origin(
+    dataset="toy & co",
+    n_items=1682,
+    protocol="positives: all",
+    settings={"eval <args>": "x" * 300},
+    date="2026-11-28",
+    command="python run.py --note='<b>'",
+    commands={"<Pop>": "y" * 300},
+    versions={"torch": "2.13"},
+    hardware="a CPU",
+)
 
 
 @pytest.fixture
@@ -73,7 +89,7 @@ def test_page_is_self_contained(results):
     page = as_html(results, find(results, "ndcg@10", None, {"BPR-seed1": "<out of memory>"}))
     parsed = Page(page)
     assert parsed.loaded == []
-    assert parsed.tags.count("table") == 6
+    assert parsed.tags.count("table") == 6 and parsed.tags.count("html") == 1
     assert page.count('id="figure') == 2
     assert "&lt;Pop&gt;" in page and "A &amp; B" in page and "&lt;out of memory&gt;" in page
     assert "Plotly.newPlot" in page and len(page) > 1_000_000  # the script is in the page
@@ -82,7 +98,7 @@ def test_page_is_self_contained(results):
 def test_choices_of_tuning_are_collapsed_below_the_table(results, tmp_path):
     chosen = "<Pop>: k=3 chosen among 4 by ndcg@10"
     page = as_html(results, find(results, "ndcg@10", None, {}, [chosen]))
-    table, folded = page.index("<table>"), page.index("&lt;Pop&gt;: k=3 chosen")
+    table, folded = page.index("<table "), page.index("&lt;Pop&gt;: k=3 chosen")
     assert table < folded and page.rindex("<details>", 0, folded) > page.index("</table>")
     assert "class='note'" not in page
     assert chosen in write_report(results, "ndcg@10", tmp_path, None, {}, [chosen])
@@ -107,23 +123,106 @@ def test_a_single_run(results):
         results.runs.iloc[:1],
     )
     found = find(alone, "ndcg@10", None, {})
-    assert found.tests == [] and "nan" not in as_html(alone, found).partition("<script")[0]
+    page = as_html(alone, found, ORIGIN).partition("<script")[0]
+    assert found.tests == [] and "nan" not in page and "± standard" not in page
+    assert "&lt;Pop&gt;: ndcg@10" in page
+
+
+def many(results, n):
+    """The results with n systems; system 3 is the best, 4 the next, and so on."""
+    pop = {k: v[v["system"] == "<Pop>"] for k, v in vars(results).items()}
+    rng = np.random.default_rng(0)
+    parts = {"metrics": [], "users": [], "runs": []}
+    for number in range(n):
+        for kind, table in pop.items():
+            worse = 0.001 * ((number - 3) % n)
+            noise = 1e-4 * rng.standard_normal(len(table))
+            shifted = {name: table[name] - worse + noise for name in METRICS if name in table}
+            parts[kind].append(table.assign(system=f"system {number}", **shifted))
+    return Results(**{k: pd.concat(v, ignore_index=True) for k, v in parts.items()})
+
+
+def test_the_first_lines_say_what_the_figures_are_of(results):
+    found = find(results, "ndcg@10", None, {})
+    page = as_html(results, found, ORIGIN)
+    body = page.partition("<body>")[2]
+    assert "<title>toy &amp; co: 2 systems by ndcg@10</title>" in page
+    table = body.index("<table")
+    for text in (
+        "<h1>toy &amp; co: 2 systems by ndcg@10</h1>",
+        "A &amp; B has the highest ndcg@10: 0.",
+        "Next is &lt;Pop&gt;: 0.",
+        "toy &amp; co: 1,682 items, 40 test users; positives: all; seeds 1, 2. "
+        "Last run: 2026-11-28.",
+        "python run.py --note=&#x27;&lt;b&gt;&#x27;",
+        "torch 2.13",
+        "eval &lt;args&gt;",
+    ):
+        assert 0 <= body.index(text) < table
+    assert "over 2 seeds" in body and "<b>" not in body
+
+
+def test_a_difference_is_told_as_better_minus_other(results):
+    best = find(results, "ndcg@10", None, {}).headline
+    assert "a difference of +0." in best and "(95 % interval over users +0." in best
+    named = find(results, "ndcg@10", "<Pop>", {}).headline
+    assert "The reference is <Pop>" in named and "a difference of +0." in named
+    assert best.endswith("; significant).") and named.endswith("; significant).")
+
+
+def test_many_systems_begin_with_the_best_and_the_reference(results):
+    found = find(many(results, 20), "ndcg@10", "system 0", {})
+    page = as_html(many(results, 20), found, ORIGIN)
+    rows = page.partition("<tbody>")[2].split("<td>")
+    assert [row.partition("<")[0] for row in rows[1:4]] == ["system 3", "system 4", "system 5"]
+    drawn = _curves(many(results, 20), found, {"system 3"}).data
+    assert [line.name for line in drawn if line.visible is True] == ["system 3"]
+    looks = {(line.line.dash, line.marker.symbol) for line in drawn}
+    assert len(looks) == len({line.line.color for line in drawn}) == 20
+    shown = re.findall(r'"name":"(system \d+)","visible":true', page)
+    figures = len(shown) // 2
+    assert figures == 8 and {"system 3", "system 9", "system 0"} <= set(shown)
+    assert "system 10" not in shown
+
+
+def test_one_seed_has_no_error_bars(results):
+    alone = Results(**{k: v[v["seed"] == 1] for k, v in vars(results).items()})
+    lines = _curves(alone, find(alone, "ndcg@10", None, {}), set()).data
+    assert all(line.error_y.array is None for line in lines)
+    both = _curves(results, find(results, "ndcg@10", None, {}), set()).data
+    assert all(len(line.error_y.array) == 2 for line in both)
+
+
+def test_marks_of_the_terminal_are_explained(results, tmp_path):
+    text = write_report(results, "ndcg@10", tmp_path, None, {}, (), ORIGIN)
+    assert "0." in text and " ^" in text and "\n^ best, ' second. Mean ±" in text
+    assert "* differs from A & B" in text
+    assert json.loads((tmp_path / "results.json").read_text())["origin"]["dataset"] == "toy & co"
+
+
+def test_colours_of_the_page_have_the_contrast_of_text():
+    colours = set(re.findall(r"[^-]color: (#\w+)", STYLE))
+    assert len(colours) >= 3 and set(re.findall(r"background: (#\w+)", STYLE)) == {"#ffffff"}
+    assert all(1.05 / (luminance(text) + 0.05) >= 4.5 for text in colours)
 
 
 def test_page_in_a_browser(results, tmp_path, browser_page):
-    (tmp_path / "report.html").write_text(as_html(results, find(results, "ndcg@10", None, {})))
+    (tmp_path / "report.html").write_text(
+        as_html(results, find(results, "ndcg@10", None, {}), ORIGIN)
+    )
     page = browser_page.page
     page.context.set_offline(True)
     page.goto((tmp_path / "report.html").as_uri())
     page.wait_for_selector("#figure1 .main-svg")
-    assert page.locator("#figure0 .scatterlayer .trace").count() == 2
-    assert page.locator("#figure1 .barlayer .trace").count() == 2
+    for figure in ("#figure0", "#figure1"):
+        assert page.locator(f"{figure} .scatterlayer .trace").count() == 2
     page.locator("#figure0 .legendtoggle").first.click()  # hides the first system's line
     page.wait_for_function("document.querySelectorAll('#figure0 .scatterlayer .trace').length == 1")
     table = page.locator("details table")
     assert not table.is_visible()
-    page.locator("summary").click()
+    page.locator("summary").last.click()
     assert table.is_visible()
+    page.locator("summary").first.click()  # the command, whose words are long
     page.set_viewport_size({"width": 360, "height": 700})
     page.wait_for_timeout(300)  # plots follow the window
     widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
@@ -131,3 +230,34 @@ def test_page_in_a_browser(results, tmp_path, browser_page):
     assert scroll_width <= client_width
     assert browser_page.complaints == []
     assert all(url.startswith(("file:", "data:", "blob:")) for url in browser_page.requests)
+
+
+def test_sorting_and_folding_in_a_browser(results, tmp_path, browser_page):
+    found = find(many(results, 20), "ndcg@10", None, {})
+    (tmp_path / "report.html").write_text(as_html(many(results, 20), found, ORIGIN))
+    page = browser_page.page
+    page.goto((tmp_path / "report.html").as_uri())
+    rows = page.locator("table").first.locator("tbody tr")
+    names = page.locator("table").first.locator("tbody tr:visible td:first-child")
+    heads = page.locator("table").first.locator("th button")
+    best = ["system 3", "system 4", "system 5"]
+    assert names.all_inner_texts()[:3] == best and names.count() == 8 and rows.count() == 20
+    heads.filter(has_text="ndcg@5").click()  # the best first
+    assert names.all_inner_texts()[:3] == best
+    heads.filter(has_text="ndcg@5").click()
+    assert names.all_inner_texts()[:2] == ["system 2", "system 1"] and names.count() == 8
+    heads.filter(has_text="system").click()
+    assert names.all_inner_texts()[:3] == ["system 0", "system 1", "system 10"]
+    page.get_by_role("button", name="Show all 20 rows").first.click()
+    assert names.count() == 20
+    assert browser_page.complaints == []
+
+
+def test_page_without_script_has_all_rows(results, tmp_path, browser):
+    found = find(many(results, 20), "ndcg@10", None, {})
+    (tmp_path / "report.html").write_text(as_html(many(results, 20), found, ORIGIN))
+    page = browser.new_page(java_script_enabled=False)
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("table").first.locator("tbody tr:visible").count() == 20
+    assert page.locator("button").count() == 0
+    page.close()
