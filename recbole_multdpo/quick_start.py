@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import explain_errors, prepare_classical
+from recbole_multdpo.classical.teacher import make_teacher
 from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.loader import evaluation_loaders, tested_part
@@ -203,7 +204,12 @@ def _run_llmrec(
     with clock.stage("data"):
         dataset, parts = load_parts(config)
         fingerprints = processes.broadcast_from_main(lambda: data_fingerprints(dataset, parts))
-        runner = StageRunner(config, folder, clock, signals, point, fingerprints)
+        cache_dir = cache_folder(settings, folder.path) if settings.sft_cache else None
+        helpers = cache_dir or folder.checkpoints_dir
+        teacher = None
+        if config.teacher is not None:
+            teacher = partial(make_teacher, config.teacher, dataset, folder=helpers)
+        runner = StageRunner(config, folder, clock, signals, point, fingerprints, teacher)
         runner.check_fingerprints()
         quick_valid, valid, test = evaluation_loaders(config, dataset, parts)
         runner.valid_users = _share_of_users(quick_valid, parts[1])
@@ -212,7 +218,6 @@ def _run_llmrec(
     assistant = None
     if config.assistant is not None:
         with clock.stage("assistant"):
-            cache_dir = cache_folder(settings, folder.path) if settings.sft_cache else None
             own = folder.checkpoints_dir / "assistant"
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
     stages = runner.stages()
@@ -265,6 +270,7 @@ def _run_llmrec(
         "test_answers_in_training": count_known_answers(parts),
         "item_texts": vars(dataset.text_report),
         "test_information": config["test_information"],
+        **({} if settings.teacher is None else {"sft_teacher": settings.teacher}),
         **_trial({**training_limits(model), **tested_users}),
         "best_epochs": runner.best_epochs,
         **refitted,

@@ -1,1 +1,1 @@
-"""RecBole's own models: trained and tested as baselines, or assisting the language model."""
+"""RecBole's own models: baselines, and assistants and teachers of the language model."""

@@ -102,7 +102,7 @@ def restore_assistant(
     """
     kept = [own]
     if cache_dir is not None:
-        kept.append(cache_dir / f"assistant-{_key(config, dataset, parts)}")
+        kept.append(cache_dir / f"assistant-{cache_key(config, dataset, parts)}")
     for folder in kept:
         if folder.is_dir():
             return _read(config, dataset, parts, folder)
@@ -125,13 +125,15 @@ def make_assistant(
         own: this run's folder for the assistant.
     """
     users = _ranked_users(parts)
-    folder = own if cache_dir is None else cache_dir / f"assistant-{_key(config, dataset, parts)}"
+    folder = (
+        own if cache_dir is None else cache_dir / f"assistant-{cache_key(config, dataset, parts)}"
+    )
 
     def train() -> None:
         if cache_dir is not None and folder.exists():
             getLogger().info(f"scores of {config['model']} taken from {folder}")
             return
-        with _random_state_restored(), atomic_folder(folder) as temporary:
+        with random_state_restored(), atomic_folder(folder) as temporary:
             config["checkpoint_dir"] = str(own.parent)
             _train(config, dataset, parts, users, temporary)
 
@@ -151,7 +153,7 @@ def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Pa
     row_of_user[users.numpy()] = np.arange(len(users))
     files = [folder / name for name in ("scores.npy", "test_scores.npy")]
     scores, test_scores = (
-        _read_scores(file if file.exists() else files[0], (len(users), dataset.item_num))
+        read_scores(file if file.exists() else files[0], (len(users), dataset.item_num), _REMEDY)
         for file in files
     )
     return Assistant(
@@ -166,13 +168,18 @@ def _read(config: Config, dataset: Dataset, parts: Sequence[Dataset], folder: Pa
 _REMEDY = "Remove its folder to train the assistant again."
 
 
-def _read_scores(file: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Memory-map the table that `_write_scores` wrote.
+def read_scores(file: Path, shape: tuple[int, int], remedy: str) -> np.ndarray:
+    """Memory-map a table that `write_scores` wrote: float32, of this shape.
+
+    Args:
+        file: the table.
+        shape: of what was written.
+        remedy: sentence for the message of an error.
 
     Raises:
         CheckpointError: it is damaged, or has another shape or type.
     """
-    with readable(file, _REMEDY, CheckpointError, (EOFError,)):
+    with readable(file, remedy, CheckpointError, (EOFError,)):
         scores: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         if scores.shape != shape or scores.dtype != np.float32:
             raise ValueError(f"{scores.dtype} {scores.shape} instead of float32 {shape}")
@@ -196,26 +203,31 @@ def _train(
     valid_result = run.trainer.evaluate(run.valid_data, show_progress=show_progress)
     numbers = {name: float(value) for name, value in valid_result.items()}
     write_atomically(folder / "valid.json", json.dumps(numbers))
-    _write_scores(folder / "scores.npy", run.model, users, dataset, config)
+    write_scores(folder / "scores.npy", run.model, users, dataset, config)
     tested = run.for_test(show_progress)
     if tested is not run:  # else the scores for the test are the same
         if not tested.has_best_weights:
             tested.trainer.resume_checkpoint(tested.trainer.saved_model_file)
-        _write_scores(folder / "test_scores.npy", tested.model, users, dataset, config)
+        write_scores(folder / "test_scores.npy", tested.model, users, dataset, config)
 
 
-def _write_scores(
+def write_scores(
     file: Path, model: AbstractRecommender, users: Tensor, dataset: Dataset, config: Config
 ) -> None:
-    """Write the scores of all items for n users as a .npy file, float32 [n, n_items]."""
+    """Write the scores of all items for n users as a .npy file, float32 [n, n_items].
+
+    Raises:
+        DataError: a score is NaN or infinite.
+        ConfigError: the model cannot score the whole catalogue.
+    """
     scores = np.lib.format.open_memmap(
         file, mode="w+", dtype=np.float32, shape=(len(users), dataset.item_num)
     )
     for start, rows in _scores(model, users, dataset, config):
         if not np.isfinite(rows[:, 1:]).all():
             raise DataError(
-                f"assistant {config['model']} gives scores that are not finite. Did its training "
-                "diverge? Lower its step size, or use another model."
+                f"{config['model']} gives scores that are not finite, with which it cannot help. "
+                "Did its training diverge? Lower its step size, or use another model."
             )
         scores[start : start + len(rows)] = rows
     scores.flush()
@@ -235,14 +247,14 @@ def _scores(
             )
         except NotImplementedError:
             raise ConfigError(
-                f"assistant={config['model']} cannot score the whole catalogue. Use another model, "
-                "such as EASE."
+                f"{config['model']} cannot score the whole catalogue, so that it cannot help. Use "
+                "another model, such as EASE."
             ) from None
         yield start, found.float().view(len(some), -1).cpu().numpy()
 
 
-def _key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> str:
-    """Hash of all that determines the scores, 16 hexadecimal digits."""
+def cache_key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> str:
+    """Hash of settings and rows that determine a helper's scores, 16 hexadecimal digits."""
     everything, name = config.to_dict(), config["model"]
     idle_keys = idle(in_run(everything), everything, name)
     settings = {
@@ -266,7 +278,7 @@ def _key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset]) -> s
 
 
 @contextmanager
-def _random_state_restored() -> Iterator[None]:
+def random_state_restored() -> Iterator[None]:
     """Restore the global random state on exit; RecBole seeds it and draws from it."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():

@@ -9,6 +9,7 @@ graph node per user have none for a new one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,27 @@ def user_matrix(items: UserItems, n_items: int) -> csr_matrix:
     return csr_matrix((ones, items.items, items.start), shape=(len(items.counts), n_items))
 
 
+def history_rows(histories: Sequence[np.ndarray], n_items: int) -> csr_matrix:
+    """Matrix with 1 where a history has an item, float32 [n, n_items]."""
+    start = np.cumsum([0, *map(len, histories)])
+    items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
+    ones = np.ones(len(items), dtype=np.float32)
+    return csr_matrix((ones, items, start), shape=(len(histories), n_items))
+
+
+def item_matrix(model: Any) -> Any:
+    """The matrix W [n_items, n_items] of a model that scores a user's row x as x W; None of others.
+
+    Dense or sparse, as the model has it.
+    """
+    if isinstance(model, ItemKNN):
+        return model.w if model.method == "item" else None
+    return getattr(model, "item_similarity", None)
+
+
 def row_scores(model: Any, rows: csr_matrix) -> np.ndarray:
     """Scores of a `ROW_MODELS` model for new users, from their rows: [n, n_items] to the same."""
-    weights = model.w if isinstance(model, ItemKNN) else model.item_similarity
-    scores = rows @ weights
+    scores = rows @ item_matrix(model)
     return np.asarray(scores.todense() if issparse(scores) else scores)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,20 +74,25 @@ class SetwiseBatch:
         prompts: one per example.
         candidates: long [B, C], RecBole's inner item ids; 0 is padding.
         levels: long [B, C], preference level: higher is better, >= 1 positive, 0 negative, -2
-            negatives ranked below those, -1 padding.
+            negatives ranked below those, -1 padding, or an item that only the teacher weighs.
+        teacher_probs: float32 [B, C], the teacher's probability of each candidate; a row sums to 1,
+            or is 0 where the teacher has no opinion. None without a teacher.
     """
 
     user_ids: Tensor
     prompts: Prompts
     candidates: Tensor
     levels: Tensor
+    teacher_probs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     def to(self, device: torch.device | str) -> SetwiseBatch:
         """Copy of the batch with every tensor on `device`."""
-        return SetwiseBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: Any = {k: v if v is None else v.to(device) for k, v in values.items()}
+        return SetwiseBatch(**moved)
 
     def select(self, rows: Tensor) -> SetwiseBatch:
         """The examples `rows` (long [R]), in that order, with the batch's padding."""
@@ -95,6 +101,7 @@ class SetwiseBatch:
             self.prompts.select(rows),
             self.candidates[rows],
             self.levels[rows],
+            None if self.teacher_probs is None else self.teacher_probs[rows],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from recbole_multdpo.data.batch import Prompts, SetwiseBatch
 from recbole_multdpo.data.conversations import Conversations
 from recbole_multdpo.data.prompt import PromptBuilder
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
+from recbole_multdpo.data.soft_targets import SoftTargets
 from recbole_multdpo.data.spans import unfold_spans
 from recbole_multdpo.data.user_items import HistorySplit, UserItems, split_history
 from recbole_multdpo.errors import ConfigError
@@ -320,6 +322,7 @@ class SetwiseSampler:
         low_rated: UserItems | None = None,
         low_above_unrated: bool = False,
         conversations: Conversations | None = None,
+        soft_targets: SoftTargets | None = None,
     ) -> None:
         """Set up the draw.
 
@@ -343,6 +346,7 @@ class SetwiseSampler:
                 below.
             conversations: conversations to show instead of histories; all items of a user are then
                 targets, as with the mode 'all' of `split_history`.
+            soft_targets: a teacher's targets, whose items are candidates too; None for no teacher.
         """
         self.train_items = train_items
         self.prompts = prompts
@@ -358,10 +362,14 @@ class SetwiseSampler:
         levels = (NEGATIVE_LEVEL, LOWER_NEGATIVE_LEVEL)
         self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
         self.conversations = conversations
+        self.soft_targets = soft_targets
 
     @property
     def most_candidates(self) -> int:
         """Upper bound of an example's number of candidates."""
+        n_taught = 0
+        if self.soft_targets is not None:
+            n_taught = self.soft_targets.n_items or len(self.soft_targets.texts)
         positives = 1 if self.one_positive else self.max_targets
         if self.history_as_targets and self.conversations is None:
             positives += self.prompts.max_history or 0
@@ -369,7 +377,8 @@ class SetwiseSampler:
             positives += int(self.conversations.mentioned.counts.max(initial=0))
         else:
             positives = min(positives, int(self.train_items.counts.max()))
-        return positives + self.n_negatives + (0 if self.low_rated is None else self.max_targets)
+        n_low = 0 if self.low_rated is None else self.max_targets
+        return positives + self.n_negatives + n_low + n_taught
 
     def split(self, users: np.ndarray, epoch: int) -> HistorySplit:
         """Histories and targets of users int64 [B] in an epoch."""
@@ -432,12 +441,18 @@ class SetwiseSampler:
         candidates = [_padded(targets, 0), _padded(low, 0), negatives]
         all_levels = [_padded(levels, PADDING_LEVEL), _padded(low_levels, PADDING_LEVEL)]
 
-        return SetwiseBatch(
+        batch = SetwiseBatch(
             user_ids=torch.from_numpy(users),
             prompts=self.build_prompts(users, split),
             candidates=torch.from_numpy(np.concatenate(candidates, axis=1)),
             levels=torch.from_numpy(np.concatenate([*all_levels, unrated_levels], axis=1)),
         )
+        if self.soft_targets is None:
+            return batch
+        shown = self.shown_items(users, split)
+        if self.conversations is None:
+            shown = [self.prompts.kept(items) for items in shown]
+        return with_soft_targets(batch, self.soft_targets, shown)
 
     def _low_rated(self, user: int, epoch: int) -> np.ndarray:
         """Low-rated items of a user's example, at most `max_targets`, drawn for each epoch."""
@@ -446,6 +461,37 @@ class SetwiseSampler:
         items = self.low_rated.history(user)
         keys = random_keys(self.seed, epoch, LOW_STREAM, user, items)
         return items[np.argsort(keys, kind="stable")[: self.max_targets]]
+
+
+def with_soft_targets(
+    batch: SetwiseBatch, targets: SoftTargets, shown: list[np.ndarray]
+) -> SetwiseBatch:
+    """Copy of a batch with a teacher's probabilities, of its candidates and of further ones.
+
+    Over the whole catalogue the candidates become all items, in order of their ids. Else the
+    teacher's best items are added, and the probabilities of all candidates are divided by their
+    sum.
+
+    Args:
+        batch: examples without a teacher.
+        targets: the teacher's.
+        shown: item ids that each prompt shows, in its order.
+    """
+    probs = torch.from_numpy(targets.probabilities(batch.user_ids.numpy(), shown))
+    candidates, levels = batch.candidates, batch.levels
+    if targets.n_items is None:
+        every_item = torch.arange(probs.shape[1]).expand(len(batch), -1)
+        of_items = torch.full_like(every_item, PADDING_LEVEL)
+        of_items.scatter_(1, candidates, levels)
+        of_items[:, 0] = PADDING_LEVEL
+        return replace(batch, candidates=every_item, levels=of_items, teacher_probs=probs)
+    added = torch.from_numpy(targets.best(probs.numpy()))
+    added[(added[:, :, None] == candidates[:, None, :]).any(2)] = 0
+    candidates = torch.cat([candidates, added], 1)
+    levels = torch.cat([levels, torch.full_like(added, PADDING_LEVEL)], 1)
+    kept = probs.gather(1, candidates)
+    kept = kept / kept.sum(1, keepdim=True).clamp(min=1e-12)
+    return replace(batch, candidates=candidates, levels=levels, teacher_probs=kept)
 
 
 def _padded(rows: list[np.ndarray], value: int) -> np.ndarray:

@@ -58,6 +58,7 @@ from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
+from recbole_multdpo.scoring.one_token import OneTokenExamples, is_one_token
 from recbole_multdpo.scoring.packed import (
     PackedExamples,
     packed_logps,
@@ -80,16 +81,32 @@ class StepOutput:
         losses: float [B], one value per example, nats, with gradient.
         policy_logps: float [B, C], detached, nats.
         reference_logps: float [B, C], nats; None if the loss has no reference.
+        teacher_losses: float [B], cross-entropy of the policy to the teacher's target, nats, with
+            gradient; 0 where the teacher has no opinion; None without a teacher.
     """
 
     losses: Tensor
     policy_logps: Tensor
     reference_logps: Tensor | None
+    teacher_losses: Tensor | None = None
+
+    @property
+    def terms(self) -> Tensor:
+        """Terms that the weights of examples multiply: `losses`, or both losses [B, 2]."""
+        if self.teacher_losses is None:
+            return self.losses
+        return torch.stack([self.losses, self.teacher_losses], 1)
+
+    def detached(self) -> StepOutput:
+        """The same values without gradient."""
+        teacher = None if self.teacher_losses is None else self.teacher_losses.detach()
+        return replace(self, losses=self.losses.detach(), teacher_losses=teacher)
 
     def select(self, rows: Tensor) -> StepOutput:
         """Select examples by indices, or by a mask [B]."""
         reference = None if self.reference_logps is None else self.reference_logps[rows]
-        return StepOutput(self.losses[rows], self.policy_logps[rows], reference)
+        teacher = None if self.teacher_losses is None else self.teacher_losses[rows]
+        return StepOutput(self.losses[rows], self.policy_logps[rows], reference, teacher)
 
 
 class LLMRec(GeneralRecommender):
@@ -435,6 +452,11 @@ class LLMRec(GeneralRecommender):
         return self._longest_prompt() + int(fed.topk(min(n_candidates, len(fed))).values.sum())
 
     @property
+    def scores_in_one_token(self) -> bool:
+        """True if one row of logits per prompt has the log-probabilities of all items."""
+        return is_one_token(self.catalogue)
+
+    @property
     def _is_padded(self) -> bool:
         """True if candidates are scored in separate padded rows."""
         return self.settings.scorer == "padded"
@@ -449,6 +471,8 @@ class LLMRec(GeneralRecommender):
         scores: list[Callable[[nn.Module], Tensor]] = [
             partial(padded_logps, prompts=batch.prompts, candidates=part, catalogue=self.catalogue)
             if self._is_padded
+            else OneTokenExamples.of(batch.prompts, part, self.catalogue).logps
+            if self.scores_in_one_token
             else PackedExamples.of(batch.prompts, part, items, trie).logps
             for part in parts
         ]
@@ -575,7 +599,8 @@ class LLMRec(GeneralRecommender):
             positive_logps = torch.where(is_positive, policy_logps, 0.0).sum(1)
             n_tokens = item_tokens + batch.prompts.lengths - 1
             losses = -(positive_logps + prompt_logps) / n_tokens
-            return StepOutput(losses, policy_logps.detach(), None)
+            taught = _teacher_losses(batch, policy_logps)
+            return StepOutput(losses, policy_logps.detach(), None, taught)
         score = self._scorer(batch)
         reference_logps = self._reference_logps(batch, score) if self._uses_reference else None
         policy_logps = score(self.lm)
@@ -590,7 +615,8 @@ class LLMRec(GeneralRecommender):
             kl=kl,
             **{name: getattr(self.settings, name) for name in LOSSES[self.loss_name].options},
         )
-        return StepOutput(losses, policy_logps.detach(), reference_logps)
+        taught = _teacher_losses(batch, policy_logps)
+        return StepOutput(losses, policy_logps.detach(), reference_logps, taught)
 
     def calculate_loss(self, interaction: SetwiseBatch) -> Tensor:
         """Mean loss over the batch's examples (RecBole's hook), a scalar in nats."""
@@ -716,6 +742,14 @@ class LLMRec(GeneralRecommender):
         scores = self.score(prompts, every_item)
         scores[:, 0] = -np.inf
         return scores.flatten()
+
+
+def _teacher_losses(batch: SetwiseBatch, policy_logps: Tensor) -> Tensor | None:
+    """Cross-entropy −Σ P log π of each example, [B], nats; None without a teacher."""
+    if batch.teacher_probs is None:
+        return None
+    probs = batch.teacher_probs
+    return -torch.where(probs > 0, probs * policy_logps, 0.0).sum(1)
 
 
 def _targets_of_the_next(batch: SetwiseBatch, counted: Tensor) -> Tensor | None:

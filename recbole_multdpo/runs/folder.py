@@ -411,6 +411,7 @@ class _Result(TypedDict, total=False):
     grounding_by: Literal["base", "tuned"]
     grounding_gamma: float
     assistant: dict[str, Any]
+    sft_teacher: str
     refit_epochs: dict[str, int]
 
 

@@ -23,6 +23,7 @@ METRICS = (
     "grad_norm",
     "learning_rate",
     "reward_accuracy",
+    "teacher_loss",
 )
 STEP_COLUMNS = ("stage", "step", "epoch", "seconds", *METRICS)
 VALIDATION_COLUMNS = ("stage", "step", "metric", "value")

@@ -30,7 +30,8 @@ STORED_LOGITS = 2**24
 MIN_CHUNK_ROWS = 256
 
 
-def _as_float(logits: Tensor) -> Tensor:
+def as_float(logits: Tensor) -> Tensor:
+    """Logits in float32, or float64 if they are in float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -62,7 +63,7 @@ class _LinearHeadLogps(torch.autograd.Function):
         chosen = hidden.new_empty(len(tokens), dtype=high)
         kept = []
         for number, first in enumerate(range(0, len(hidden), chunk)):
-            logits = _as_float(hidden[first : first + chunk] @ weight.T)
+            logits = as_float(hidden[first : first + chunk] @ weight.T)
             start, stop = bounds[number], bounds[number + 1]
             chosen[start:stop] = logits[row_of[start:stop] - first, tokens[start:stop]]
             highest = logits.amax(-1, keepdim=True)
@@ -90,7 +91,7 @@ class _LinearHeadLogps(torch.autograd.Function):
             if kept:
                 logits_grad = kept[number] * factor
             else:
-                logits_grad = _as_float(rows @ weight.T)
+                logits_grad = as_float(rows @ weight.T)
                 logits_grad.sub_(normaliser[first:stop_row, None]).exp_().mul_(factor)
             start, stop = ctx.bounds[number], ctx.bounds[number + 1]
             logits_grad.index_put_(
@@ -118,7 +119,7 @@ def _bounds(row_of: Tensor, n_rows: int, chunk: int, counts: np.ndarray | None) 
 
 def _module_logps(hidden: Tensor, head: Head, row_of: Tensor, tokens: Tensor) -> Tensor:
     """`_LinearHeadLogps` by plain autograd, for any head."""
-    logits = _as_float(head(hidden))
+    logits = as_float(head(hidden))
     return logits[row_of, tokens] - logits.logsumexp(-1)[row_of]
 
 

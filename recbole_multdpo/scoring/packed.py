@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
@@ -27,7 +26,7 @@ from recbole_multdpo.scoring.catalogue import (
 from recbole_multdpo.scoring.head import head_logps
 from recbole_multdpo.scoring.last_layer import hidden_at
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.scoring.parts import Parts, parts_of
+from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.scoring.trie import ItemTrie
 from recbole_multdpo.scoring.windows import LayerKinds, aligned_copy
 
@@ -238,10 +237,8 @@ class PackedExamples:
 
     def token_logps(self, lm: nn.Module) -> Tensor:
         """Log-probabilities of the predictions under `lm`, [R], nats."""
-        model = causal_lm(lm)
-        parts = parts_of(model)
-        hidden = self._hidden(model, parts)
-        logps = head_logps(hidden, parts.head, self.row_of, self.tokens)
+        head = parts_of(causal_lm(lm)).head
+        logps = head_logps(self.hidden(lm), head, self.row_of, self.tokens)
         if self.picked is None:
             return logps
         return log_softmax_within(logps, self.row_of, len(self.read))[self.picked]
@@ -256,8 +253,10 @@ class PackedExamples:
         total = logps.new_zeros(n_slots + len(self.candidates)).index_add(0, self.slots, logps)
         return total[:n_slots].view(self.candidates.shape), total[n_slots:]
 
-    def _hidden(self, model: PreTrainedModel, parts: Parts) -> Tensor:
-        """Last hidden states [N, H] at `read`."""
+    def hidden(self, lm: nn.Module) -> Tensor:
+        """Last hidden states [N, H] at `read` under `lm`."""
+        model = causal_lm(lm)
+        parts = parts_of(model)
         inputs, kinds = self.inputs, LayerKinds.of(model.config)
         positions = inputs.position_ids
         is_sdpa = model.config._attn_implementation == "sdpa"

@@ -96,6 +96,14 @@ EPOCHS = (_HAS_EPOCHS,)
 PREFERENCE = (_HAS_PREFERENCES, _HAS_EPOCHS)
 TRAINED_LOSS = (_LOSS_TRAINS,)
 SUPERVISED = (_LOSS_TRAINS, _HAS_SFT_EPOCHS)
+TAUGHT = (
+    *SUPERVISED,
+    When(
+        lambda given: given.sft_teacher is not None,
+        *_always("without a teacher", sft_teacher="EASE"),
+        words="a teacher",
+    ),
+)
 TRAINING = (
     When(
         lambda given: _trains_supervised(given) or _trains_preferences(given),

@@ -39,7 +39,7 @@ from recbole_multdpo.settings.information import (
 )
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.layers import (
-    check_assistant,
+    check_helper,
     check_model,
     is_sequential,
     merged,
@@ -67,6 +67,7 @@ class Config(RecBoleConfig):
     Attributes:
         settings: a language model's own settings, typed; None for every other model.
         assistant: configuration of a language model's assistant, else None.
+        teacher: configuration of its teacher, else None.
         argv: the command line it was made from.
         warnings: sentences for the log, on settings that work but are seldom wanted.
         deepspeed: DeepSpeed's complete configuration; None without DeepSpeed.
@@ -85,6 +86,7 @@ class Config(RecBoleConfig):
         self.settings: LLMRecSettings | None = None
         self.deepspeed: dict[str, Any] | None = None
         self.assistant: Config | None = None
+        self.teacher: Config | None = None
         self.dtype_choice: str | None = None
         sources = read_sources(self.argv, config_dict, run_folder)
         model, dataset = sources.model, sources.dataset
@@ -93,8 +95,10 @@ class Config(RecBoleConfig):
         self._auto_dtype = sources.saved_dtype or auto_dtype
         super().__init__(model=model, dataset=dataset)
         self._resolved = self._resolve()
-        if self.settings is not None and self.settings.assistant is not None:
-            self.assistant = _assistant_config(self.settings, self._resolved)
+        if self.settings is not None:
+            own, run = self.settings, self._resolved
+            self.assistant = _helper(run, "assistant", own.assistant, own.assistant_settings)
+            self.teacher = _helper(run, "sft_teacher", own.teacher, own.sft_teacher_settings)
 
     @property
     def set_by_user(self) -> set[str]:
@@ -401,36 +405,41 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
     return as_tested_before(saved, is_sequential(saved))
 
 
-def _assistant_config(settings: LLMRecSettings, run: Mapping[str, Any]) -> Config:
-    """Make the assistant's configuration: data, split and evaluation are the run's.
+def _helper(
+    run: Mapping[str, Any], role: str, name: str | None, own: Mapping[str, Any]
+) -> Config | None:
+    """Make the configuration of an assistant or a teacher: data and evaluation are the run's.
 
     Args:
-        settings: the language model's settings.
         run: all settings of the run.
+        role: the setting that names it, a key of `layers.HELPERS`.
+        name: of the model; None for none.
+        own: the model's settings.
 
     Raises:
-        ConfigError: the model cannot assist, or its settings are wrong.
+        ConfigError: the model cannot help, or its settings are wrong.
     """
-    name = str(settings.assistant)
-    check_assistant(name)
+    if name is None:
+        return None
+    check_helper(role, name)
     common = shared.ADDED_KEYS | shared.UNLISTED_KEYS | set(general_arguments)
     common |= {*evaluation_arguments, *dataset_arguments}
     common -= {"model", "dataset", *(key for key, acting in declared().items() if not acting.saved)}
-    foreign = sorted(common & settings.assistant_settings.keys())
+    foreign = sorted(common & own.keys())
     if foreign:
         raise ConfigError(
-            f"assistant_settings: {', '.join(foreign)} must be those of the run. Set them for it."
+            f"{role}_settings: {', '.join(foreign)} must be those of the run. Set them for it."
         )
     given = {key: run[key] for key in sorted(common & run.keys())}
     try:
         config = Config(
             [f"--model={name}", f"--dataset={run['dataset']}"],
-            {**given, **settings.assistant_settings},
+            {**given, **own},
         )
         if config["context"] == "conversation":
             check_conversation_model(config)
     except ConfigError as error:
-        raise ConfigError(f"assistant {name}: {error}") from error
+        raise ConfigError(f"{role} {name}: {error}") from error
     return config
 
 

@@ -16,7 +16,8 @@ from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.known_data import check_data_set
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.layers import (
-    check_assistant,
+    HELPERS,
+    check_helper,
     merged,
     own_setting_problems,
     raise_if_any,
@@ -49,8 +50,9 @@ def check_early(argv: Sequence[str]) -> None:
     else:
         problems += own_setting_problems(sources.model, settings, sources.origins)
     raise_if_any(problems)
-    if settings.get("assistant") is not None:
-        check_assistant(settings["assistant"])
+    for role in HELPERS:
+        if settings.get(role) is not None:
+            check_helper(role, settings[role])
     known = {**shared_settings(), **settings}
     raise_if_any(shared.metric_problems(known, metric_names("RANKING"), metric_names("VALUE")))
 

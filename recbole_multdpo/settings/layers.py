@@ -43,6 +43,8 @@ AUTO = "auto"  # value of resume: find the run
 RECBOLE_DATA_PATH = "dataset"  # RecBole's default of data_path
 RECBOLE_DATA_SET = "ml-100k"  # comes with RecBole
 SAVED_DTYPE = "float32"  # of runs without the setting
+# settings that name a model of RecBole which helps a language model, and what it does
+HELPERS = {"assistant": "assist", "sft_teacher": "teach"}
 
 _LANGUAGE_MODEL_KEYS = frozenset(
     key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
@@ -121,7 +123,7 @@ def read_sources(
         *user_layers,
     ]
     if model in LANGUAGE_MODELS:
-        layers = _with_assistant_settings(layers)
+        layers = _with_helper_settings(layers)
     sources.model, sources.dataset = model, dataset
     sources.layers = _with_valid_keys(layers, model, sources.warnings)
     return sources
@@ -221,27 +223,29 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
     owner, dot, _ = key.partition(".")
     if dot:
         return (
-            f"is a setting of an assistant {owner}, and there is none. Add --assistant={owner}, or "
-            "leave it out."
+            f"is a setting of an assistant {owner}, and there is none. Add --assistant={owner} (or "
+            f"--sft_teacher={owner}), or leave it out."
         )
     hint = nearest_setting(key, valid)
     return f"there is no such setting{hint or ' and none with a similar name'}"
 
 
-def _with_assistant_settings(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers with keys like `EASE.reg_weight` moved into the strongest `assistant_settings`."""
-    prefix = f"{value_of(layers, 'assistant')}."
-    gathered: dict[str, Any] = {}
+def _with_helper_settings(layers: Sequence[Layer]) -> list[Layer]:
+    """Layers with keys like `EASE.reg_weight` moved into the strongest settings of that helper."""
+    prefixes = {f"{role}_settings": f"{value_of(layers, role)}." for role in HELPERS}
+    gathered: dict[str, dict[str, Any]] = {own: {} for own in prefixes}
     kept = []
     for layer in layers:
-        dotted = {key for key in layer.settings if key.startswith(prefix)}
-        whole = layer.settings.get("assistant_settings", {})
-        if isinstance(whole, Mapping):  # the type check refuses anything else
-            gathered |= whole
-        gathered |= {key[len(prefix) :]: layer.settings[key] for key in dotted}
-        rest = {key: layer.settings[key] for key in layer.settings if key not in dotted}
-        if dotted:
-            rest["assistant_settings"] = dict(gathered)
+        moved = {key for key in layer.settings if key.startswith(tuple(prefixes.values()))}
+        rest = {key: layer.settings[key] for key in layer.settings if key not in moved}
+        for own, prefix in prefixes.items():
+            whole = layer.settings.get(own, {})
+            if isinstance(whole, Mapping):  # the type check refuses anything else
+                gathered[own] |= whole
+            dotted = {key for key in moved if key.startswith(prefix)}
+            gathered[own] |= {key[len(prefix) :]: layer.settings[key] for key in dotted}
+            if dotted:
+                rest[own] = dict(gathered[own])
         kept.append(replace(layer, settings=rest))
     return kept
 
@@ -378,18 +382,22 @@ def check_model(name: str) -> None:
     raise_if_any(missing_packages(name, None))
 
 
-def check_assistant(name: str) -> None:
-    """Refuse a model that cannot assist a language model.
+def check_helper(role: str, name: str) -> None:
+    """Refuse a model that cannot help a language model.
+
+    Args:
+        role: the setting that names it, a key of `HELPERS`.
+        name: the model.
 
     Raises:
         ConfigError: there is no such model of RecBole, or it is no general one.
     """
     if name not in recbole_models():
         hint = nearest(name, recbole_models()) or "; use one of RecBole's, such as EASE"
-        raise ConfigError(f"assistant: there is no model {name!r} that can assist{hint}")
+        raise ConfigError(f"{role}: there is no model {name!r} that can {HELPERS[role]}{hint}")
     if model_type(name) not in ("GENERAL", "TRADITIONAL"):
         raise ConfigError(
-            f"assistant={name} is no general model: it needs more than who chose which item. Use "
+            f"{role}={name} is no general model: it needs more than who chose which item. Use "
             "EASE, ItemKNN, BPR, LightGCN or another of RecBole's general models."
         )
 

@@ -36,6 +36,7 @@ from recbole_multdpo.settings.conditions import (
     SHOWN_IN_RANKING,
     STATIC,
     SUPERVISED,
+    TAUGHT,
     TINY,
     TRAINED_LOSS,
     TRAINING,
@@ -52,6 +53,7 @@ from recbole_multdpo.settings.value_types import (
     Gamma,
     Numbers,
     Positive,
+    Proportion,
     Share,
     Text,
     Texts,
@@ -196,6 +198,12 @@ class LLMRecSettings(BaseModel):
     sft_targets: Annotated[Literal["all", "held_out"], Acts("sft", SUPERVISED)]
     sft_loss_average: Annotated[Literal["context", "positive"], Acts("sft", SUPERVISED)]
     sft_on_prompt: Annotated[bool, Acts("sft", SUPERVISED)]
+    sft_teacher: Annotated[Text | None, Acts("sft", SUPERVISED, data_folder=False, on_card=True)]
+    sft_teacher_weight: Annotated[Proportion, Acts("sft", TAUGHT, on_card=True)]
+    sft_teacher_sharpness: Annotated[Positive, Acts("sft", TAUGHT)]
+    sft_teacher_popularity: Annotated[float, Field(ge=-2, le=2), Acts("sft", TAUGHT)]
+    sft_teacher_items: Annotated[Count, Acts("sft", TAUGHT)]
+    sft_teacher_settings: Annotated[dict[str, Any], Acts("sft", TAUGHT, data_folder=False)]
     sft_cache: Annotated[bool, Acts("sft", changes="speed")]
     sft_cache_dir: Annotated[Text | None, Acts("sft", changes="machine", data_folder=False)]
 
@@ -294,6 +302,12 @@ class LLMRecSettings(BaseModel):
     def ranks_by_validation(self) -> bool:
         """True if the ranking needs the validation part for a choice."""
         return self.assistant is not None
+
+    @property
+    def teacher(self) -> str | None:
+        """The model whose scores supervised fine-tuning distils; None where it has none."""
+        trains = self.loss != ZERO_SHOT and self.sft_epochs > 0
+        return self.sft_teacher if trains else None
 
     @property
     def max_sft_steps(self) -> int:

@@ -54,6 +54,7 @@ _OTHERS: dict[str, str] = {
         "show_progress": "progress disable_tqdm progress_bar quiet",
         "log_wandb": "wandb report_to",
         "assistant": "assist",
+        "sft_teacher": "teacher distill distillation",
     }.items()
     for name in names.split()
 }

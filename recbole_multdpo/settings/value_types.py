@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Proportion = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 # 2^-gamma, the smallest factor of a distance, must be representable in float32
 Gamma = Annotated[float, Field(ge=0, le=100)]

@@ -19,6 +19,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class StepModule(nn.Module):
         if only_kl:
             return (model.batch_kl(batch),)
         output = model.step(batch, kl)
-        return output.losses, output.policy_logps, output.reference_logps
+        return tuple(getattr(output, field.name) for field in fields(StepOutput))
 
 
 class TorchEngine:
@@ -108,7 +109,8 @@ class TorchEngine:
 
         Args:
             part: some of this process's examples of the batch.
-            weights: float [B], of the examples' losses in the loss of the whole batch.
+            weights: float, of the examples' `StepOutput.terms` in the loss of the whole batch, and
+                of their shape.
             kl: `batch_kl` of the batch.
             is_last: whether the batch has no further part: the processes then exchange gradients.
         """
@@ -116,9 +118,9 @@ class TorchEngine:
         with nullcontext() if is_last or not ddp else self.module.no_sync():  # type: ignore[operator]
             output = StepOutput(*self.module(part, kl, False))
             n_averaged = processes.world_size() if ddp else 1
-            (output.losses * weights).sum().mul(n_averaged).backward()
+            (output.terms * weights).sum().mul(n_averaged).backward()
         self.masters.move_gradients()
-        return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
+        return output.detached()
 
     def discard_gradient(self) -> None:
         """Reset the gradient to zero."""
@@ -223,8 +225,8 @@ class DeepSpeedEngine:
         """See `TorchEngine.add_gradient`."""
         self.engine.set_gradient_accumulation_boundary(is_last)
         output = StepOutput(*self.engine(part, kl, False))
-        self.engine.backward((output.losses * weights).sum() * processes.world_size())
-        return StepOutput(output.losses.detach(), output.policy_logps, output.reference_logps)
+        self.engine.backward((output.terms * weights).sum() * processes.world_size())
+        return output.detached()
 
     def discard_gradient(self) -> None:
         """Nothing to do: DeepSpeed forgets the gradient at the end of a step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLogger
@@ -16,6 +16,7 @@ from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.data.prompt_file import PROMPT_FILE, StoredPrompt, read_prompt, write_prompt
 from recbole_multdpo.data.sampler import AllNegatives, NegativeSampler, SetwiseSampler
+from recbole_multdpo.data.soft_targets import SoftTargets, Teacher
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.model.llmrec import LLMRec
@@ -60,6 +61,7 @@ class StageRunner:
         valid_users: who is ranked between epochs, such as `200 of 942 users`.
         best_epochs: stage name to the epoch after which its chosen weights were saved, from 1; 0
             for the weights that the stage started from.
+        make_teacher: trains the teacher of the supervised stage on some rows; None for no teacher.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class StageRunner:
         signals: SignalHandler,
         point: ResumePoint | None,
         fingerprints: dict[str, str],
+        make_teacher: Callable[[LLMRecDataset], Teacher] | None = None,
     ) -> None:
+        self.make_teacher = make_teacher
         self.config, self.folder, self.clock = config, folder, clock
         self.signals, self.point, self.fingerprints = signals, point, fingerprints
         self._prompt: StoredPrompt | None = None
@@ -267,7 +271,12 @@ class StageRunner:
                 if not processes.is_main_process():
                     load()
                 return
-        loader = train_loader(self.config, model, train, "sft", settings.sft_batch_size)
+        teacher = None
+        if self.make_teacher is not None:
+            with self.clock.stage("teacher"):
+                teacher = self.make_teacher(train)
+        batch_size = settings.sft_batch_size
+        loader = train_loader(self.config, model, train, "sft", batch_size, teacher)
         fit_stage(trainer, loader, valid, self.point, self._title(stage))
         self._log_best(trainer, valid)
         if settings.sft_cache:
@@ -373,7 +382,12 @@ def _log_model(model: LLMRec) -> None:
 
 
 def train_loader(
-    config: Config, model: LLMRec, train: LLMRecDataset, loss_name: str, batch_size: int
+    config: Config,
+    model: LLMRec,
+    train: LLMRecDataset,
+    loss_name: str,
+    batch_size: int,
+    teacher: Teacher | None = None,
 ) -> SetwiseDataLoader:
     """Make the set-wise loader of the training part for a loss.
 
@@ -383,6 +397,7 @@ def train_loader(
         train: rows to train on.
         loss_name: `sft` or another key of `LOSSES`.
         batch_size: examples per optimizer step.
+        teacher: its scores are a part of the target; None for no teacher.
     """
     settings, loss = model.settings, LOSSES[loss_name]
     takes_all = loss.negatives == "many" and settings.num_negatives == "all"
@@ -417,6 +432,7 @@ def train_loader(
         low_rated=low_rated,
         low_above_unrated=settings.low_ratings == "above_unrated",
         conversations=model.conversations,
+        soft_targets=None if teacher is None else _soft_targets(model, teacher),
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)
 
@@ -434,6 +450,31 @@ def _warn_of_long_titles(model: LLMRec) -> None:
             f"about {64 * n_tokens // len(lengths):,}. Titles of one token cost nothing: see "
             "tiny_title_tokens and normalize_over=catalogue."
         )
+
+
+def _soft_targets(model: LLMRec, teacher: Teacher) -> SoftTargets:
+    """The teacher's targets as the settings describe them; over the whole catalogue if it is free.
+
+    Where every title is one token the policy's log-probabilities of all items are there anyway.
+    """
+    settings, texts = model.settings, model.catalogue.trie.leaf_of_item
+    n_items = None if model.scores_in_one_token else settings.sft_teacher_items
+    scope = (
+        "the whole catalogue" if n_items is None else f"its {n_items} best and the observed ones"
+    )
+    of_whom = "the user" if teacher.by_user else "the items that the prompt shows"
+    getLogger().info(
+        f"teacher {teacher.name} scores {of_whom}; its target is over {scope}, with "
+        f"{settings.sft_teacher_weight:.0%} of the loss"
+    )
+    return SoftTargets(
+        teacher,
+        settings.sft_teacher_sharpness,
+        teacher.popularity.clip(1).astype(np.float32) ** settings.sft_teacher_popularity,
+        np.unique(texts.cpu().numpy(), return_inverse=True)[1],
+        model.histories,
+        n_items,
+    )
 
 
 def _negative_sampler(

@@ -168,10 +168,10 @@ class TrainingStep:
             try:
                 kl = self.engine.batch_kl(batch)
                 self.n_examples = int(processes.all_reduce_sum((batch.user_ids != FILLER).sum()))
-                parts = self._parts(batch, self.example_weights(batch))
+                parts = self._parts(batch, self.term_weights(batch))
                 for i, (part, weights) in enumerate(parts, 1):
                     output = self.engine.add_gradient(part, weights, kl, is_last=i == len(parts))
-                    finite = torch.isfinite(output.losses)
+                    finite = torch.isfinite(output.terms).view(len(part), -1).all(1)
                     if not finite.all():
                         raise self._not_finite("the loss", part.user_ids[~finite], number)
                     self._add_metrics(output, part, sums, log_rows)
@@ -192,6 +192,20 @@ class TrainingStep:
         for name, value in chain.from_iterable(s.items() for s in processes.all_gather(sums)):
             metrics[name] += value
         return metrics
+
+    def term_weights(self, batch: SetwiseBatch) -> Tensor:
+        """Weights of `StepOutput.terms` in the batch's loss, of their shape.
+
+        With a teacher of weight w it is (1 - w) times the loss without one, plus w times the mean
+        cross-entropy over the examples: the teacher's term does not depend on how many positives
+        an example has.
+        """
+        weights = self.example_weights(batch)
+        if batch.teacher_probs is None:
+            return weights
+        share = self.settings.sft_teacher_weight
+        of_teacher = (batch.user_ids != FILLER) / self.n_examples
+        return torch.stack([(1 - share) * weights, share * of_teacher], 1)
 
     def example_weights(self, batch: SetwiseBatch) -> Tensor:
         """Weight of every example's loss in the batch's, [B]; independent of the parts.
@@ -256,6 +270,8 @@ class TrainingStep:
             part, output = part.select(counted), output.select(counted)
         lengths = self.items.lengths[part.candidates] if self._rewards_per_token else None
         metrics = step_metrics(output, part.levels, self.settings.beta, lengths)
+        if output.teacher_losses is not None:
+            metrics["teacher_loss"] = float(output.teacher_losses.mean())
         if self.bounds_log is not None:
             metrics |= self._bounds(output, part, log_rows)
         for name, value in metrics.items():

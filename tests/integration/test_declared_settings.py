@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recbole_multdpo.classical.assistant import _key
+from recbole_multdpo.classical.assistant import cache_key
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.plan import make_plan
 from recbole_multdpo.errors import ConfigError
@@ -32,6 +32,7 @@ RUNS = {
     "zero_shot": ["--loss=zero_shot"],
     "no epochs": ["--loss=sft", "--sft_epochs=0"],
     "sft": ["--loss=sft"],
+    "teacher": ["--loss=sft", "--sft_teacher=EASE"],
     "one negative": ["--loss=dpo"],
     "static": ["--loss=mult_dpo"],
     "dynamic": ["--loss=mult_dpo", "--negatives=dynamic"],
@@ -54,6 +55,8 @@ WHICH = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n i
 READ_ELSEWHERE = {
     "assistant": "by Config, which makes the assistant's own configuration",
     "assistant_settings": "by Config, for the assistant's own configuration",
+    "sft_teacher_settings": "by Config, for the teacher's own configuration",
+    "sft_teacher_items": "where a title has several tokens",
     "auto_batch": "after a step that ran out of memory",
     "deepspeed": "by Config",
     "score_batch_tokens": "by commands on finished runs, where the run scores no candidates",
@@ -197,7 +200,7 @@ def test_an_assistants_scores_are_kept_by_what_acts(data: Path, tmp_path: Path) 
             [*arguments(data, tmp_path / "run", "--loss=sft", "--assistant=EASE"), *options.split()]
         )
         assert config.assistant is not None
-        keys.append(_key(config.assistant, *load_parts(config)))
+        keys.append(cache_key(config.assistant, *load_parts(config)))
     assert keys[0] == keys[1] != keys[2]
 
 

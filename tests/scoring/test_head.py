@@ -93,7 +93,7 @@ def test_few_logits_are_not_computed_twice(monkeypatch, stored_logits, n_product
     """A product for the logits, one for each gradient, and one more if they were not kept."""
     hidden, head = make()
     counted = []
-    monkeypatch.setattr(head_module, "_as_float", lambda logits: counted.append(1) or logits)
+    monkeypatch.setattr(head_module, "as_float", lambda logits: counted.append(1) or logits)
     logps = head_logps(hidden, head, ROW_OF, TOKENS, stored_logits=stored_logits)
     gradients(logps, hidden, head.weight)
     assert len(counted) == n_products - 2

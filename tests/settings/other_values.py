@@ -19,6 +19,8 @@ OTHERS: dict[str, Any] = {
     "level_thresholds": [5, 4],
     "rating_levels": [5, 4],
     "assistant_settings": {"reg_weight": 9},
+    "sft_teacher_settings": {"reg_weight": 9},
+    "sft_teacher_weight": 0.25,
     "assistant_weight": [0.5],
     "learner": "sgd",
     "clip_grad_norm": {"max_norm": 0.5},
@@ -41,7 +43,15 @@ NO_OTHER = {
     *("reference", "sft_cache_dir"),
     *("run_dir", "config_files", "save_dataset", "save_dataloaders", "valid_metric", "metrics"),
     *("dataset_save_path", "dataloaders_save_path", "test_information", "reproducibility"),
-    *("mentioned_items", "assistant", "grounding_weight", "use_gpu", "gpu_id", "checkpoint_dir"),
+    *(
+        "mentioned_items",
+        "assistant",
+        "sft_teacher",
+        "grounding_weight",
+        "use_gpu",
+        "gpu_id",
+        "checkpoint_dir",
+    ),
 }
 
 
