@@ -187,6 +187,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),
         "test_information": config["test_information"],
+        "seen_items": config["seen_items"],
         **_trial(describe_tested_users(trainer.evaluator, parts[2], classical.test_data)),
         **_conversation_counts(config, dataset),
     }
@@ -271,6 +272,7 @@ def _run_llmrec(
         "item_texts": vars(dataset.text_report),
         "test_information": config["test_information"],
         **({} if settings.teacher is None else {"sft_teacher": settings.teacher}),
+        "seen_items": config["seen_items"],
         **_trial({**training_limits(model), **tested_users}),
         "best_epochs": runner.best_epochs,
         **refitted,

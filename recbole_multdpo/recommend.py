@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     who.add_argument("--users_file", type=Path, metavar="FILE", help="one user id per line")
     add_input_arguments(who)
     command.add_argument("--k", type=int, default=10, help="length of the lists (default 10)")
+    command.add_argument(
+        "--seen_items",
+        choices=("rated", "positives"),
+        default="rated",
+        help="what users of the data set have seen: all that they have rated (default), or what "
+        "they liked in training and validation",
+    )
     command.add_argument("--json", action="store_true", help="one JSON object per line")
     return run_command(_recommend, command.parse_args(argv))
 
@@ -56,7 +63,9 @@ def _recommend(options: argparse.Namespace) -> None:
     from recbole_multdpo.trained.recommender import Recommender  # after what needs no model
     from recbole_multdpo.trained.run import set_threads
 
-    recommender = Recommender.load(options.run_folder, **run_options(options))
+    recommender = Recommender.load(
+        options.run_folder, seen_items=options.seen_items, **run_options(options)
+    )
     set_threads(recommender.run.config)
     heading = f"{recommender.run.name} on {recommender.run.config['dataset']}; score: "
     for number, answer in enumerate(_answers(recommender, options, users, messages)):

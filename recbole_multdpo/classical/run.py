@@ -23,8 +23,7 @@ from recbole_multdpo.classical.conversations import conversation_model
 from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, record_calls
 from recbole_multdpo.data.candidates import with_keyed_candidates
 from recbole_multdpo.data.counted_dataset import train_and_valid
-from recbole_multdpo.data.dataset import ContextDataset
-from recbole_multdpo.data.loader import exclude_items, tested_part
+from recbole_multdpo.data.loader import exclude_items, never_ranked, tested_part
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime.console import log_detail
@@ -151,10 +150,8 @@ def prepare_classical(config: Config, dataset: Dataset, parts: list[Dataset]) ->
         valid_data, test_data = sequence_loaders(config, of_users)
     valid_data = with_keyed_candidates(valid_data, "valid")
     test_data = with_keyed_candidates(_of_tested_users(test_data), "test")
-    if config["context"] == "conversation":
-        assert isinstance(dataset, ContextDataset)
-        exclude_items(valid_data, dataset.excluded)
-        exclude_items(test_data, dataset.excluded)
+    exclude_items(valid_data, never_ranked(config, dataset, "valid"))
+    exclude_items(test_data, never_ranked(config, dataset, "test"))
     init_seed(config["seed"], config["reproducibility"])
     with record_calls(train_data._dataset) as calls:
         model = build_model(config, train_data._dataset).to(config["device"])

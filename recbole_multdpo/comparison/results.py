@@ -19,7 +19,7 @@ from recbole_multdpo.runs.per_user import (
     RECALL_TAIL,
     read_per_user,
 )
-from recbole_multdpo.settings.information import KEY, KNOWN
+from recbole_multdpo.settings.information import KEY, KNOWN, LEFT_OUT, SEEN
 
 HISTORY_GROUPS = 4
 # RecBole's metrics beyond accuracy, which every run of a comparison measures
@@ -35,7 +35,8 @@ class Results:
         users: one row per run and user; columns `system`, `seed`, `user`, `n_train`, `n_test`, and
             the metrics that are means over users.
         runs: one row per run; columns `system`, `seed`, `seconds` (wall time), `test_set` (hash of
-            the test items), `test_information` (the parts of the data known at test), `trial`
+            the test items), `test_information` (the parts of the data known at test), `seen_items`
+            (the items left out of rankings), `trial`
             (limits of a trial's training in words; empty for whole training), `tested` (how many of
             the users were tested, in words; empty for all), and `margin` (half-width of the 95 %
             interval of the deciding metric over these users; NaN likewise).
@@ -85,6 +86,7 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())
         test = {"test_set": result["test_set"], KEY: result.get(KEY)}
+        test[SEEN] = result.get(SEEN, "positives")  # as before the setting
         limits = result.get("trial") or {}
         trial = {"trial": _training_in_words(limits), **_tested(limits)}
         runs.append({**ids, "seconds": seconds, **test, **trial})
@@ -95,21 +97,27 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
 
 
 def information_note(runs: pd.DataFrame) -> list[str]:
-    """A sentence about `test_information`; empty if no run of the comparison has it.
+    """Sentences about `test_information` and `seen_items`, as far as runs of the comparison say it.
 
     A resumed comparison may hold runs of an earlier version, which did not store it.
     """
-    values = runs[KEY].fillna("not said") if KEY in runs else pd.Series(dtype=str)
+    return [
+        *_note_on(runs, KEY, KNOWN, "did not know the same at test"),
+        *_note_on(runs, SEEN, LEFT_OUT, "did not rank the same items"),
+    ]
+
+
+def _note_on(runs: pd.DataFrame, key: str, notes: Mapping[str, str], difference: str) -> list[str]:
+    values = runs[key].fillna("not said") if key in runs else pd.Series(dtype=str)
     distinct = list(dict.fromkeys(values))
     if len(distinct) < 2:
-        return [KNOWN[value] for value in distinct if value in KNOWN]
+        return [notes[value] for value in distinct if value in notes]
     known = [
         f"{value} for {', '.join(dict.fromkeys(runs['system'][values == value]))}"
         for value in distinct
     ]
     return [
-        f"The systems did not know the same at test ({KEY}: {'; '.join(known)}): their figures are "
-        "not comparable."
+        f"The systems {difference} ({key}: {'; '.join(known)}): their figures are not comparable."
     ]
 
 

@@ -25,10 +25,12 @@ from recbole.data import dataset as recbole_datasets
 from recbole.data.dataset import Dataset
 from recbole.data.dataset import dataset as recbole_dataset
 from recbole.data.interaction import cat_interactions
-from recbole.utils import FeatureSource, ModelType
+from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_multdpo.data.atomic_file import AtomicFile, open_atomic_file, read_table
+from recbole_multdpo.data.low_ratings import LowRatings, reads_low_ratings
 from recbole_multdpo.data.times import TimeColumn, times_needed_by
+from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime.console import log_detail
 
@@ -106,13 +108,51 @@ class RowCounts:
 
 
 class CountedDataset(Dataset):
-    """RecBole's `Dataset` with our file reader and counts of dropped interactions.
+    """RecBole's `Dataset` with our file reader, counts of dropped interactions, and low ratings.
 
     Attributes:
         row_counts: interactions read, lost and kept.
+        low_ratings: rows whose rating `val_interval` drops as too low; None if it limits no rating.
+        known_parts: of a part of the split, the parts of which it has rows: 0 training,
+            1 validation, 2 test.
     """
 
     row_counts: RowCounts
+    low_ratings: LowRatings | None = None
+    known_parts: tuple[int, ...] = ()
+
+    def _from_scratch(self) -> None:
+        self._low_rows: pd.DataFrame | None = None
+        super()._from_scratch()
+        if self._low_rows is not None:
+            self.low_ratings = LowRatings.of(self, self._low_rows)
+            self._low_rows = None
+
+    def build(self) -> list[Dataset]:
+        """RecBole's parts of the split."""
+        parts: list[Dataset] = super().build()
+        for number, part in enumerate(parts):
+            part.known_parts = (number,)
+        if self.low_ratings is not None and self.config["eval_args"]["order"] == "TO":
+            self.low_ratings.cut(self, parts)
+        return parts
+
+    @property
+    def low_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Users and items of all ratings below `val_interval`; None if nothing depends on them."""
+        if self.low_ratings is None or not reads_low_ratings(self.config):
+            return None
+        return self.low_ratings.users, self.low_ratings.items
+
+    def low_rated_items(self, parts: Sequence[int] | None = None) -> UserItems:
+        """Items that each user rated below `val_interval`, oldest first; their levels mean nothing.
+
+        Args:
+            parts: parts of the split to take them from; None for those of this part.
+        """
+        if self.low_ratings is None:
+            return UserItems.from_lists([[]] * self.user_num)
+        return self.low_ratings.known(self, self.known_parts if parts is None else parts)
 
     def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
         """RecBole's method, with `read_table` in place of `pandas.read_csv`."""
@@ -198,8 +238,15 @@ class CountedDataset(Dataset):
         for name in self.config["val_interval"] or ():
             if name in self.inter_feat:
                 self._drop(self.inter_feat[name].isna(), "empty value")
+        rating = self.config["RATING_FIELD"]
+        limited = rating in (self.config["val_interval"] or ()) and rating in self.inter_feat
+        limited = limited and self.field2type[rating] == FeatureType.FLOAT
+        fields = (self.uid_field, self.iid_field, rating, self.time_field)
+        before = self.inter_feat[[f for f in fields if f in self.inter_feat]] if limited else None
         with self._counting("val_interval"):
             super()._filter_by_field_value()
+        if before is not None:
+            self._low_rows = before[before[rating] < self.inter_feat[rating].min()]
 
     def _filter_inter_by_user_or_item(self) -> None:
         if self.config["filter_inter_by_user_or_item"] is True:
@@ -292,7 +339,9 @@ def counted(dataset_class: type[Dataset]) -> type[CountedDataset]:
 
 def train_and_valid(parts: list[Dataset]) -> Dataset:
     """Training and validation part concatenated into one training part."""
-    return parts[0].copy(cat_interactions([part.inter_feat for part in parts[:2]]))
+    both = parts[0].copy(cat_interactions([part.inter_feat for part in parts[:2]]))
+    both.known_parts = (0, 1)
+    return both
 
 
 def fitted_part(information: str, parts: list[Dataset]) -> Dataset:

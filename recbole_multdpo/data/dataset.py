@@ -1,4 +1,4 @@
-"""RecBole's data set with conversations, item texts, low ratings and preference levels."""
+"""RecBole's data set with conversations, item texts and preference levels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from logging import getLogger
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from recbole.data.dataset import Dataset
-from recbole.data.interaction import Interaction
-from recbole.utils import FeatureType
 
 from recbole_multdpo.data.conversations import Conversations, read_conversations
 from recbole_multdpo.data.counted_dataset import CountedDataset
 from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
-from recbole_multdpo.data.random_keys import random_uniforms
+from recbole_multdpo.data.low_ratings import times_of_rows
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.runtime.console import log_detail
-
-LOW_STREAM = 7  # separates the choice of low ratings from the training draws
 
 
 class ContextDataset(CountedDataset):
@@ -105,81 +100,6 @@ class LLMRecDataset(ContextDataset):
         )
         log = getLogger().warning if self.text_report.n_missing else log_detail
         log(str(self.text_report))
-        if self.config["low_ratings"] != "ignore":
-            self._map_low_ratings()
-
-    def _filter_by_field_value(self) -> None:
-        """RecBole's filter by `val_interval`, keeping a copy of the rows below the interval."""
-        if self.config["low_ratings"] == "ignore":
-            super()._filter_by_field_value()
-            return
-        rating_field, before = self.config["RATING_FIELD"], self.inter_feat.copy()
-        super()._filter_by_field_value()
-        self._low = before[before[rating_field] < self.inter_feat[rating_field].min()]
-
-    def _map_low_ratings(self) -> None:
-        """Map low-rated pairs of known users and items to inner ids, leaving out liked pairs."""
-        fields = (self.uid_field, self.iid_field)
-        users, items = (self._low[f].map(self.field2token_id[f]) for f in fields)
-        known = (users.notna() & items.notna()).to_numpy()
-        low = self._low[known]
-        users, items = (ids[known].to_numpy(dtype=np.int64) for ids in (users, items))
-        # the user also rated the item higher
-        liked = np.isin(
-            self._pair_keys(users, items), self._pair_keys(*(self.inter_feat[f] for f in fields))
-        )
-        times = np.full(len(low), -np.inf)
-        if self._has_times(low):
-            times = low[self.time_field].to_numpy(dtype=np.float64)
-        self._low_users, self._low_items = users[~liked], items[~liked]
-        self._low_times = times[~liked]
-        self._n_interactions = len(self.inter_feat)
-
-    @property
-    def low_pairs(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Users and items of all ratings below `val_interval`; None if they are ignored."""
-        if self.config["low_ratings"] == "ignore":
-            return None
-        return self._low_users, self._low_items
-
-    def low_rated_items(self) -> UserItems:
-        """Items that each user rated below `val_interval`, limited to what this part may know.
-
-        With `eval_args.order: TO`, items rated until the user's last interaction of the part; in
-        random order, the part's share of them, drawn by (seed, user, item): the others would reveal
-        which items cannot be test items. The levels in it are meaningless.
-        """
-        users, items, times = self._low_users, self._low_items, self._low_times
-        if self.config["eval_args"]["order"] == "TO":
-            own_times, last = self._times_of_rows(), np.full(self.user_num, -np.inf)
-            if own_times is None:
-                raise DataError(
-                    f"low_ratings with eval_args order TO needs {self.time_field!r}: remove it "
-                    "from unused_col"
-                )
-            np.maximum.at(last, self.inter_feat[self.uid_field].numpy(), own_times)
-            may_know = times <= last[users]
-        else:
-            share = len(self.inter_feat) / self._n_interactions
-            may_know = random_uniforms(self.config["seed"], LOW_STREAM, users, items) < share
-        levels = np.ones(int(may_know.sum()), dtype=np.int64)
-        return UserItems.build(
-            users[may_know], items[may_know], levels, times[may_know], self.user_num
-        )
-
-    def _has_times(self, rows: pd.DataFrame | Interaction) -> bool:
-        is_number = self.field2type.get(self.time_field) == FeatureType.FLOAT
-        return self.time_field in rows and is_number
-
-    def _times_of_rows(self) -> np.ndarray | None:
-        """Times of this part's interactions, float64 [n]; None if they have no times."""
-        if not self._has_times(self.inter_feat):
-            return None
-        times = self.inter_feat[self.time_field].numpy()
-        return times if times.ndim == 1 else times[:, 0]  # RecBole may add a discretised column
-
-    def _pair_keys(self, users, items) -> np.ndarray:  # type: ignore[no-untyped-def]
-        return np.asarray(users, dtype=np.int64) * self.item_num + np.asarray(items, dtype=np.int64)
 
     def user_items(self, level_thresholds: Sequence[float]) -> UserItems:
         """This part's interactions grouped by user, oldest first, with preference levels.
@@ -193,7 +113,7 @@ class LLMRecDataset(ContextDataset):
         """
         users = self.inter_feat[self.uid_field].numpy()
         items = self.inter_feat[self.iid_field].numpy()
-        times = self._times_of_rows()
+        times = times_of_rows(self)
         levels = np.ones(len(users), dtype=np.int64)
         if level_thresholds:
             rating_field = self.config["RATING_FIELD"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from logging import getLogger
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from recbole_multdpo.data.candidates import (
     token_keys,
 )
 from recbole_multdpo.data.conversations import Conversations
+from recbole_multdpo.data.counted_dataset import CountedDataset
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.random_keys import random_keys
 from recbole_multdpo.data.sampler import SetwiseSampler
@@ -279,6 +280,27 @@ def exclude_items(loader: AbstractDataLoader, excluded: UserItems | None) -> Non
             loader._sampler.used_ids[user].update(excluded.history(user).tolist())
 
 
+def never_ranked(
+    config: Config, dataset: CountedDataset, phase: Literal["valid", "test"]
+) -> UserItems | None:
+    """Items that are no candidates of their users, besides the training items; None for none.
+
+    With `seen_items: rated`, items rated below `val_interval`: the training part of these ratings,
+    and at test the validation part too if `test_information` lets systems know it.
+
+    Args:
+        config: the run's configuration.
+        dataset: the whole data set; after its split if low ratings are left out.
+        phase: the ranking.
+    """
+    excluded = dataset.excluded if isinstance(dataset, ContextDataset) else None
+    if config["seen_items"] != "rated":
+        return excluded
+    knows_validation = phase == "test" and config["test_information"] != "train"
+    low = dataset.low_rated_items((0, 1) if knows_validation else (0,))
+    return low if excluded is None else excluded.union(low)
+
+
 def evaluation_loaders(
     config: Config, dataset: ContextDataset, parts: Sequence[ContextDataset]
 ) -> tuple[AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
@@ -290,13 +312,13 @@ def evaluation_loaders(
     _, valid_sampler, test_sampler = create_samplers(config, dataset, parts)
     modes = config["eval_args"]["mode"]
 
-    def loader(phase: str, part: Dataset, sampler: Any) -> AbstractDataLoader:
+    def loader(phase: Literal["valid", "test"], part: Dataset, sampler: Any) -> AbstractDataLoader:
         kind: type[_UserBatches] = RankingDataLoader
         if modes[phase] != "full":
             per_positive = is_drawn_per_positive(modes[phase])
             kind = SampledRankingLoader if per_positive else TotalRankingLoader
         made = kind(config, part, sampler)
-        exclude_items(made, dataset.excluded)
+        exclude_items(made, never_ranked(config, dataset, phase))
         return made
 
     few, reported = validated_part(config, parts[1]), tested_part(config, parts[1])

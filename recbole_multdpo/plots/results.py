@@ -11,7 +11,7 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run, data_sets
 from recbole_multdpo.plots.style import line_style, new_figure, set_title
 from recbole_multdpo.runtime.shown_text import mathtext
-from recbole_multdpo.settings.information import KEY
+from recbole_multdpo.settings.information import KEY, SEEN
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.messages import nearest
 
@@ -32,19 +32,20 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: `run`, `system`, `seed`, `test_set`, `known`, and its test metrics.
+    """One row per run: `run`, `system`, `seed`, `test_set`, `known`, `seen`, and its metrics.
 
-    `known` is the run's `test_information`.
+    `known` is the run's `test_information`, `seen` its `seen_items`.
 
     Raises:
         DataError: a run has no result, two runs of one system have the same seed, or runs of one
-            seed differ in their test items, or runs differ in `test_information`.
+            seed differ in their test items, or runs differ in `test_information` or `seen_items`.
     """
     rows = []
     for run in runs:
         result = run.result()
         ids = {"run": run, "system": run.name, "seed": result["seed"]}
         tested = {"test_set": result.get("test_set"), "known": result.get(KEY)}
+        tested["seen"] = result.get(SEEN, "positives")
         rows.append({**ids, **tested, **result["test_result"]})
     table = pd.DataFrame(rows)
     twice = table[table.duplicated(["system", "seed"])]
@@ -59,11 +60,15 @@ def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
             "runs of one seed were tested on different items (test_set in their result.json): "
             "draw runs of one data set, split and evaluation."
         )
-    if table["known"].nunique() > 1:
-        raise DataError(
-            f"the runs did not know the same at test ({KEY} in their result.json): "
-            f"{', '.join(sorted(set(table['known'].dropna())))}. Draw runs of one value."
-        )
+    for column, key, difference in (
+        ("known", KEY, "know the same at test"),
+        ("seen", SEEN, "rank the same items"),
+    ):
+        if table[column].nunique() > 1:
+            raise DataError(
+                f"the runs did not {difference} ({key} in their result.json): "
+                f"{', '.join(sorted(set(table[column].dropna())))}. Draw runs of one value."
+            )
     return table
 
 
@@ -75,7 +80,7 @@ def _column(tests: pd.DataFrame, metric: str) -> str:
     """
     name = metric.lower()
     if name not in tests:
-        own = ("run", "system", "seed", "test_set", "known")
+        own = ("run", "system", "seed", "test_set", "known", "seen")
         known = ", ".join(str(column) for column in tests if column not in own)
         raise DataError(f"--metric={metric} was not measured. There are: {known}.")
     return name

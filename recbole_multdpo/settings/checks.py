@@ -11,6 +11,7 @@ from recbole_multdpo.settings.effects import idle_problems
 from recbole_multdpo.settings.hardware import BFLOAT16, fast_dtype
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, BIGRecSettings, LLMRecSettings
+from recbole_multdpo.settings.recbole import low_rating_problems
 
 
 def check_combinations(
@@ -145,43 +146,15 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             f"--loss={one_level}."
         )
     if settings.low_ratings != "ignore":
-        problems += _low_rating_problems(settings, shared, loaded)
+        name = f"low_ratings={settings.low_ratings}"
+        problems += low_rating_problems(name, shared)
+        if settings.loss_needs.negatives != "many":
+            problems.append(
+                f"{name} adds negatives, and loss={settings.loss} takes no more than one. Choose a "
+                "loss with many, such as mult2_dpo or pl2_dpo."
+            )
     if any(lower >= upper for upper, lower in zip(levels, levels[1:], strict=False)):
         problems.append(f"{name}={list(levels)} must fall from level to level, for example [5, 4].")
-    return problems
-
-
-def _low_rating_problems(
-    settings: LLMRecSettings, shared: Mapping[str, Any], loaded: Any
-) -> list[str]:
-    """Requirements of low ratings as negatives: ratings, the low ones dropped by val_interval."""
-    rating, name = shared["RATING_FIELD"], f"low_ratings={settings.low_ratings}"
-    problems = []
-    if settings.loss_needs.negatives != "many":
-        problems.append(
-            f"{name} adds negatives, and loss={settings.loss} takes no more than one. Choose a "
-            "loss with many, such as mult2_dpo or pl2_dpo."
-        )
-    if not _is_loaded(rating, loaded):
-        problems.append(f"{name} needs ratings: add {rating} to load_col's inter list.")
-    if set(shared.get("val_interval") or {}) != {rating}:
-        problems.append(
-            f"{name} makes negatives of the ratings that val_interval drops, so that val_interval "
-            f"must limit {rating} and nothing else, for example to [4,inf)."
-        )
-    in_time, time_field = shared["eval_args"].get("order") == "TO", shared["TIME_FIELD"]
-    if in_time and (
-        shared.get("normalize_all") or time_field in (shared.get("normalize_field") or ())
-    ):
-        problems.append(
-            f"{name} with eval_args order TO compares times as they were read. Leave {time_field} "
-            "out of what is normalized: --normalize_all=False and normalize_field without it."
-        )
-    if in_time and not _is_loaded(time_field, loaded):
-        problems.append(
-            f"{name} with eval_args order TO needs times: add {shared['TIME_FIELD']} to "
-            "load_col's inter list."
-        )
     return problems
 
 

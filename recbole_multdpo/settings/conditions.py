@@ -283,6 +283,16 @@ HISTORIES = (
     ),
 )
 CONVERSATIONS = (_equals("context", "conversation", use=True),)
+LOW_RATINGS = (
+    When(
+        lambda given: given.RATING_FIELD in (given.val_interval or {}),
+        lambda given: (
+            f"where val_interval does not limit {given.RATING_FIELD}, so that no rating is low"
+        ),
+        lambda given: {"val_interval": {given.RATING_FIELD: "[4,inf)"}},
+        words="val_interval of ratings",
+    ),
+)
 SHOWN_IN_RANKING = (
     When(
         lambda given: (

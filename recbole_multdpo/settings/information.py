@@ -1,4 +1,4 @@
-"""Data that every system may use at test: the setting `test_information`.
+"""Data that every system may use at test, `test_information`, and what it need not rank.
 
 Published leave-one-out tables give the validation item to every system at test; a model without it
 looks worse than it is. One setting decides for all kinds of systems:
@@ -32,6 +32,15 @@ KNOWN = {
     "(test_information=refit).",
     "rolling": "At test every row knows all rows of the user before it, of the test part too "
     "(test_information=rolling).",
+}
+
+SEEN = "seen_items"
+# notes likewise on items that rank for nobody who has seen them
+LEFT_OUT = {
+    "positives": "Items that a user rated below val_interval rank like unrated ones "
+    "(seen_items=positives).",
+    "rated": "Items that a user is known to have rated below val_interval are never ranked "
+    "(seen_items=rated).",
 }
 
 # General models that compute a user's scores from the user's items (`classical.user_rows` checks
@@ -124,7 +133,7 @@ def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_tested_before(settings: Mapping[str, Any], is_sequential: bool) -> dict[str, Any]:
     """Saved settings of a run; those that it was made before are added, as they were then."""
-    before = {KEY: "rolling" if is_sequential else "train"}
+    before = {KEY: "rolling" if is_sequential else "train", SEEN: "positives"}
     if settings.get("model") in LANGUAGE_MODELS:
         before["history_format"] = "list"
     return {**before, **with_known_names(settings)}

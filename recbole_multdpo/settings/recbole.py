@@ -24,6 +24,7 @@ from recbole_multdpo.settings.conditions import (
     IN_EPOCHS,
     KNOWLEDGE,
     LOGGED_TO_WANDB,
+    LOW_RATINGS,
     NO_MODEL,
     OPTIMISED,
     PREFERENCE,
@@ -137,6 +138,10 @@ class AddedSettings(TypedDict, total=False):
     context: Annotated[Literal["history", "conversation"], _ROWS]
     mentioned_items: Annotated[
         Literal["exclude", "keep"], Acts("data", CONVERSATIONS, protocol=True)
+    ]
+    seen_items: Annotated[
+        Literal["positives", "rated"],
+        Acts(("data", "validation", "test"), LOW_RATINGS, protocol=True),
     ]
     linked_users: Annotated[Literal["refuse", "keep"], Acts("data", changes="log")]
     test_information: Annotated[
@@ -459,6 +464,8 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
         if method in args["split"] and sum(args["split"][method]) == 0:
             problems.append(f"eval_args: the shares of split {method} are all 0.")
     problems += [*_time_problems(settings), *_part_problems(settings.get("benchmark_filename"))]
+    if settings.get("seen_items") == "rated" and settings.get("val_interval"):
+        problems += _seen_problems(settings)
     if (
         settings.get("context") == "conversation"
         and not settings.get("benchmark_filename")
@@ -506,6 +513,52 @@ def _time_problems(settings: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"numerical_features: {time_field} would be sorted by after it was rounded for its "
             "embedding. Embed a copy of the column under another name."
+        )
+    return problems
+
+
+def _seen_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Requirements of items that never rank because their user rated them low."""
+    problems = low_rating_problems("seen_items=rated", settings)
+    if "labeled" in settings["eval_args"]["mode"].values():
+        problems.append(
+            "seen_items=rated leaves items out of rankings, and eval_args mode labeled ranks none. "
+            "Leave it out, or use mode full."
+        )
+    if settings.get("test_information") == "rolling":
+        problems.append(
+            "seen_items=rated: RecBole's rolling test ranks items again that a user knows. Use "
+            "--test_information=train, train_valid or refit, or leave it out."
+        )
+    return problems
+
+
+def low_rating_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """Requirements of the ratings that `val_interval` drops: ratings, and times in order of time.
+
+    Args:
+        name: the setting that needs them, with its value.
+        settings: final settings of the right types.
+    """
+    rating, time = settings["RATING_FIELD"], settings["TIME_FIELD"]
+    loaded, problems = (settings.get("load_col") or {}).get("inter", "*"), []
+    if loaded != "*" and rating not in loaded:
+        problems.append(f"{name} needs ratings: add {rating} to load_col's inter list.")
+    if set(settings.get("val_interval") or {}) != {rating}:
+        problems.append(
+            f"{name} is about the ratings that val_interval drops, so that val_interval must limit "
+            f"{rating} and nothing else, for example to [4,inf)."
+        )
+    if settings["eval_args"].get("order") != "TO":
+        return problems
+    if settings.get("normalize_all") or time in (settings.get("normalize_field") or ()):
+        problems.append(
+            f"{name} with eval_args order TO compares times as they were read. Leave {time} out of "
+            "what is normalized: --normalize_all=False and normalize_field without it."
+        )
+    if loaded != "*" and time not in loaded:
+        problems.append(
+            f"{name} with eval_args order TO needs times: add {time} to load_col's inter list."
         )
     return problems
 

@@ -44,7 +44,7 @@ from recbole_multdpo.runs.unchanged import changed_data, check_folder
 from recbole_multdpo.runtime.console import shows_bars
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.effects import acts
-from recbole_multdpo.settings.information import KEY
+from recbole_multdpo.settings.information import KEY, SEEN
 from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
@@ -87,7 +87,10 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
             "run": str(folder),
             "changes": changes,
             "own_test": own_test,
-            **{key: config[key] for key in ("eval_args", "metrics", "topk", KEY, "test_users")},
+            **{
+                key: config[key]
+                for key in ("eval_args", "metrics", "topk", KEY, SEEN, "test_users")
+            },
             "test_result": found,
             "run_test_result": result["test_result"],
             **test_description(tested_part(config, part)),

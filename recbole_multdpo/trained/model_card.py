@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
 from recbole_multdpo.settings.effects import declared, in_run
-from recbole_multdpo.settings.information import KEY, KNOWN
+from recbole_multdpo.settings.information import KEY, KNOWN, LEFT_OUT, SEEN
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT
 
@@ -132,7 +132,11 @@ def model_card(
         ),
         n_users=result["num_users_evaluated"],
         test_set=code(result["test_set"]),
-        known=KNOWN.get(result.get(KEY, ""), ""),
+        known=" ".join(
+            note
+            for note in (KNOWN.get(result.get(KEY, ""), ""), LEFT_OUT.get(result.get(SEEN, ""), ""))
+            if note
+        ),
         metrics=_metric_rows(result),
         loading=_LOAD_ADAPTER if adapter else _LOAD_MERGED,
         prompt=(

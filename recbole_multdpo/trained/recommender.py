@@ -7,7 +7,10 @@
         print(answer.user, [item.title for item in answer.recommendations])
 
 For a user of the data set this is the ranking of the run's test: training and validation items are
-excluded, and the prompt shows the same history.
+excluded, and the prompt shows the same history. Items that the user has rated below `val_interval`
+are excluded too, whenever that was and whatever the run's `seen_items` says: nobody wants to be
+recommended what they have watched and disliked. `Recommender.load(folder, seen_items="positives")`
+ranks as a test with that value.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,8 +118,15 @@ class Recommender:
         titles: the catalogue's titles, for typed text.
     """
 
-    def __init__(self, run: TrainedRun) -> None:
+    def __init__(
+        self, run: TrainedRun, seen_items: Literal["positives", "rated"] = "rated"
+    ) -> None:
         """Prepare a loaded run; `load` loads one from its folder.
+
+        Args:
+            run: the run.
+            seen_items: items that users of the data set are not recommended, besides those of
+                training and validation: with `rated`, all that they have rated low.
 
         Raises:
             ConfigError: the model is sequential, context-aware or a decision tree.
@@ -134,11 +144,20 @@ class Recommender:
         self._is_lm = run.config.settings is not None
         shown = (0,) if run.config["test_information"] == "train" else (0, 1)
         self._shown, self._known, self._test = (run.items_of(*n) for n in (shown, (0, 1), (2,)))
+        low = run.dataset.low_ratings
+        if seen_items == "rated" and low is not None:
+            self._known = self._known.union(low.all(run.dataset.user_num))
 
     @classmethod
-    def load(cls, folder: str | Path, **options: Any) -> Recommender:
-        """Load a run folder; arguments and errors are those of `load_run`."""
-        return cls(load_run(folder, **options))
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        seen_items: Literal["positives", "rated"] = "rated",
+        **options: Any,
+    ) -> Recommender:
+        """Load a run folder; further arguments, and errors, are those of `load_run`."""
+        return cls(load_run(folder, **options), seen_items)
 
     @property
     def score_name(self) -> str:
@@ -154,7 +173,7 @@ class Recommender:
     ) -> Iterator[Answer]:
         """Recommendations for users of the data set, in the given order.
 
-        The ranking is that of the run's test; `in_test` marks its hits.
+        The ranking is that of the run's test, but for `seen_items`; `in_test` marks its hits.
 
         Args:
             users: ids as in the data files.
@@ -245,7 +264,7 @@ class Recommender:
         return Query(None, mentioned, said, mentioned[:0] if keep else mentioned, None)
 
     def _seen(self, user: int) -> np.ndarray:
-        """Items excluded for a user, as in the run's test."""
+        """Items excluded for a user."""
         seen = self._known.history(user)
         excluded = self.run.dataset.excluded if self.run.on_conversations else None
         if excluded is not None:

@@ -235,3 +235,27 @@ def test_every_evaluation_has_a_file_of_its_own(
         assert str(file) in printed and "ndcg@3" in printed
     assert main([str(folder), f"--output={folder / 'result.json'}"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["BPR", "LLMRec"])
+def test_low_ratings_are_left_out_as_in_a_run(model: str, data_path: Path, tmp_path: Path) -> None:
+    """A run tested again with `seen_items=rated` has the figures of a run with it."""
+    results = {}
+    for seen in ("positives", "rated"):
+        settings = [
+            "--val_interval={'rating': '[5,inf)'}",
+            f"--seen_items={seen}",
+            "--topk=[5, 20]",
+        ]
+        if model == "LLMRec":
+            arguments = toy_arguments(data_path, tmp_path / seen, "--loss=sft", *settings)
+        else:
+            settings.append("--epochs=1")
+            arguments = classical_arguments(model, data_path, tmp_path / seen, *settings)
+        results[seen] = run(arguments)
+        assert results[seen]["seen_items"] == seen
+        assert evaluated(tmp_path / seen)["own_test"]
+    found = evaluated(tmp_path / "positives", "--seen_items=rated")
+    assert found["seen_items"] == "rated" and not found["own_test"]
+    assert found["test_result"] != results["positives"]["test_result"]
+    assert found["test_result"] == results["rated"]["test_result"]

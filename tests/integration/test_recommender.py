@@ -223,3 +223,38 @@ def test_a_sequential_model_is_refused(runs: Path, tmp_path: Path) -> None:
     run([*arguments, *small, "--eval_args={'order': 'TO'}", "--train_neg_sample_args=None"])
     with pytest.raises(ConfigError, match="sequential models are not supported"):
         Recommender.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("model", ["LLMRec", "EASE"])
+def test_what_a_user_rated_low_is_not_recommended(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, folder = write_toy(tmp_path / "data"), tmp_path / "run"
+    fives = ["--val_interval={'rating': '[5,inf)'}", "--topk=[2, 5]"]
+    if model == "LLMRec":
+        run(toy_arguments(data, folder, "--loss=sft", *fives))
+    else:
+        run(classical_arguments(model, data, folder, *fives))
+    rows = [row.split("\t") for row in (data / "toy" / "toy.inter").read_text().split("\n")]
+    low = {
+        f"u{user}": {row[1] for row in rows if row[0] == f"u{user}" and row[2] == "4"}
+        for user in range(N_USERS)
+    }
+
+    def shown(**options: str) -> dict[str, set[str]]:
+        loaded = Recommender.load(folder, **options)
+        return {
+            str(answer.user): {item.id for item in answer.recommendations}
+            for answer in loaded.for_users(list(low), k=15)
+        }
+
+    found, as_tested = shown(), shown(seen_items="positives")
+    assert all(not found[user] & low[user] for user in low)
+    assert any(as_tested[user] & low[user] for user in low)
+    user = next(user for user in low if as_tested[user] & low[user])
+    lists = []
+    for extra in ([], ["--seen_items=positives"]):
+        assert main([str(folder), f"--users={user}", "--k=15", "--json", *extra]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        lists.append({item["id"] for item in answer["recommendations"]})
+    assert lists == [found[user], as_tested[user]]
