@@ -8,7 +8,9 @@ need them, RecBole always through `recbole_multdpo.compat.apply`.
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
     if sys.path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
@@ -16,14 +18,24 @@ if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
 
 from recbole_multdpo.compat import apply, import_hook  # noqa: E402
 
+if TYPE_CHECKING:
+    from recbole_multdpo.trained.recommender import Recommender
+    from recbole_multdpo.trained.result import ComparisonResult, RunResult
+    from recbole_multdpo.trained.start import run
+
+__all__ = ["ComparisonResult", "Recommender", "RunResult", "run"]
 __version__ = "0.2.0"
+_MODULES = {
+    "ComparisonResult": "recbole_multdpo.trained.result",
+    "Recommender": "recbole_multdpo.trained.recommender",
+    "RunResult": "recbole_multdpo.trained.result",
+    "run": "recbole_multdpo.trained.start",
+}
 import_hook.watch(apply)
 
 
 def __getattr__(name: str) -> object:
-    """`Recommender`, imported when it is first asked for."""
-    if name == "Recommender":
-        from recbole_multdpo.trained.recommender import Recommender
-
-        return Recommender
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """`run`, its results and `Recommender`, imported when one is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"recbole-multdpo {__version__}")
         return 0
     try:
-        return _start(arguments)
+        from recbole_multdpo.trained.start import start
+
+        return start(arguments)[1]
     except MultDPOError as error:
         _report(error)
         return 2
@@ -94,32 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         show(str(error) or "interrupted before the run began", sys.stderr)
         return getattr(error, "exit_status", 130)  # of an Interrupted
-
-
-def _start(arguments: list[str]) -> int:
-    """Run one model or a comparison; names are checked before torch is imported, in seconds."""
-    from recbole_multdpo.comparison.command import is_comparison, read_request
-
-    compares = is_comparison(arguments)
-    if not compares:
-        from recbole_multdpo.settings.early import check_early
-
-        check_early(arguments)
-        from recbole_multdpo.quick_start import run
-
-        run(arguments)
-        return 0
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise MultDPOError(
-            "a comparison starts its runs itself, one after the other, not under torchrun or "
-            "deepspeed. Start each of its runs with them."
-        )
-    from recbole_multdpo.comparison.early import check_names
-
-    check_names(read_request(arguments))
-    from recbole_multdpo.comparison.runs import run_comparison
-
-    return run_comparison(arguments)
 
 
 def _report(error: MultDPOError) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLogger
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,11 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         MultDPOError: any problem with settings, files or training; the message names the remedy.
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
+    return run_in_folder(argv)[1]
+
+
+def run_in_folder(argv: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Like `run`; returns the run's folder too."""
     config = load_config(argv)
     quieten_libraries(show_progress=shows_bars(config["show_progress"]))
     if config.settings is None and processes.launched_world_size() > 1:
@@ -93,7 +99,8 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
             check_deepspeed(config.deepspeed, config["device"])
         if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
-        return _run(config)
+        result = _run(config)
+        return Path(config["checkpoint_dir"]).parent, result
 
 
 def _settled(config: Config) -> Config:

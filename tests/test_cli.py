@@ -24,10 +24,11 @@ def run(monkeypatch):
         calls.append(argv)
         if record.error is not None:
             raise record.error
+        return Path("saved/run"), {}
 
     record.error, record.calls = None, calls
     module = types.ModuleType("recbole_multdpo.quick_start")
-    module.run = record
+    module.run_in_folder = record
     monkeypatch.setitem(sys.modules, "recbole_multdpo.quick_start", module)
     return record
 

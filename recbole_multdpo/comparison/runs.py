@@ -90,6 +90,11 @@ def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> 
         ConfigError: the settings of a member are wrong; nothing was run.
         KeyboardInterrupt: a member was interrupted; the comparison can be resumed.
     """
+    return compare(argv, run_member)[1]
+
+
+def compare(argv: Sequence[str], run_member: RunMember | None = None) -> tuple[Path, int]:
+    """Like `run_comparison`; returns the comparison's folder too."""
     request = read_request(argv)
     is_new = not any(argument.startswith("--resume=") for argument in argv)
     plan = make_plan(request, resumed=not is_new)
@@ -103,7 +108,7 @@ def run_comparison(argv: Sequence[str], run_member: RunMember | None = None) -> 
             write_atomically(plan.folder / REQUEST_FILE, request_text(request))
             if plan.dtype_choice is not None:
                 show(plan.dtype_choice, flush=True)
-        return _run_plan(plan, request, run_member)
+        return plan.folder, _run_plan(plan, request, run_member)
     finally:
         lock.release()
 

@@ -204,7 +204,7 @@ class RunFolder:
         root = logging.getLogger()
         level = getattr(logging, str(self._config["state"]).upper())
         # the log has all there is to say, whatever the console shows
-        in_file = min(level, DETAIL) if level <= logging.INFO else level
+        in_file = min(level, DETAIL)
         console = logging.StreamHandler()
         colour = _ColouredFormatter("%(log_color)s" + _FORMAT, "%d %b %H:%M:%S")
         is_terminal = hasattr(sys.stderr, "isatty") and sys.stderr.isatty()

@@ -169,12 +169,13 @@ def test_the_log_has_no_colours_and_all_messages(capsys):
     assert "training: epoch 1" in capsys.readouterr().err
 
 
-def test_the_level_of_the_log():
+def test_the_level_is_the_consoles_and_the_file_has_everything(capsys):
     with create_run_folder(load("--run_dir=mine", "--state=WARNING")) as folder:
         logging.getLogger().info("hidden")
         logging.getLogger().warning("shown")
-    assert "shown" in folder.log_file.read_text()
-    assert "hidden" not in folder.log_file.read_text()
+    console = capsys.readouterr().err
+    assert "shown" in console and "hidden" not in console
+    assert "shown" in folder.log_file.read_text() and "hidden" in folder.log_file.read_text()
 
 
 def test_colours_on_a_terminal(monkeypatch, capsys):

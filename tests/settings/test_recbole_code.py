@@ -1,4 +1,4 @@
-"""What is read from RecBole's source code is what importing it says."""
+"""RecBole as its source code describes it, against RecBole as it is when imported."""
 
 import pytest
 from recbole.evaluator import metric_types
