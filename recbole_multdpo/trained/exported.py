@@ -10,8 +10,9 @@ speed: one sequence per title, no cache. `recbole_multdpo` computes the same val
     model = AutoModelForCausalLM.from_pretrained(FOLDER).eval()
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     catalogue = Catalogue.read(FOLDER)
-    prompt = catalogue.history_prompt(tokenizer, ["Toy Story", "Fargo"])
-    for title, logp in catalogue.beam_search(model, prompt, k=10):
+    liked = ["Toy Story", "Fargo"]
+    prompt = catalogue.history_prompt(tokenizer, liked)
+    for title, logp in catalogue.beam_search(model, prompt, k=10, exclude=liked):
         print(f"{logp:8.3f}  {title}")
 
 The probability of a title is that of its tokens, the end token included, after the prompt's token
@@ -24,7 +25,8 @@ probability.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,7 @@ class Catalogue:
         self.items: list[dict[str, Any]] = content["items"]
         self.over_catalogue = content["normalize_over"] == "catalogue"
         self.frame: dict[str, Any] = content["prompt"]
-        followers: dict[tuple[int, ...], set[int]] = {}
-        for item in self.items:
-            tokens = item["tokens"]
-            for place, token in enumerate(tokens):
-                followers.setdefault(tuple(tokens[:place]), set()).add(token)
-        self.next_tokens = {begun: sorted(found) for begun, found in followers.items()}
+        self.next_tokens = _followers(item["tokens"] for item in self.items)
 
     @classmethod
     def read(cls, folder: str | Path) -> Catalogue:
@@ -131,6 +128,8 @@ class Catalogue:
     def allowed_tokens(self, prompt: list[int], end: int) -> Callable[[int, Any], list[int]]:
         """A `prefix_allowed_tokens_fn` for `generate` that decodes only titles of the catalogue.
 
+        Titles of the prompt are among them; `beam_search` can leave them out.
+
         Args:
             prompt: the prompt's token ids, the same for every sequence of the batch.
             end: the tokenizer's end token, allowed after a complete title.
@@ -141,15 +140,42 @@ class Catalogue:
 
         return allowed
 
+    def mentioned(self, messages: Sequence[dict[str, str]]) -> list[str]:
+        """Titles that occur in chat messages as whole words, as the catalogue writes them.
+
+        A title inside a longer one that occurs ("Alien" in "Alien Nation") is not returned.
+        """
+        left = "\n".join(" ".join(message["content"].split()) for message in messages)
+        found = []
+        for title in sorted({item["title"] for item in self.items}, key=len, reverse=True):
+            pattern = rf"(?<!\w){re.escape(title)}(?!\w)"
+            if title in left and re.search(pattern, left):
+                found.append(title)
+                left = re.sub(pattern, "\n", left)
+        return found
+
     @torch.no_grad()
     def beam_search(
-        self, model: Any, prompt: list[int], k: int, beams: int | None = None
+        self,
+        model: Any,
+        prompt: list[int],
+        k: int,
+        beams: int | None = None,
+        exclude: Collection[str] = (),
     ) -> list[tuple[str, float]]:
         """The k titles with the highest log-probabilities found by beam search, best first.
 
         Exact if none of the k best titles drops out of the beam; more `beams` (default k) make that
-        less likely. Titles of the prompt are not excluded.
+        less likely. `exclude` leaves out titles, such as those of the prompt: the result is the k
+        best of the others (fewer if fewer are left), and their log-probabilities are the same as
+        without it.
+
+        Raises:
+            ValueError: an excluded title is not in the catalogue.
         """
+        if missing := set(exclude) - {item["title"] for item in self.items}:
+            raise ValueError(f"no such titles in the catalogue: {', '.join(sorted(missing))}")
+        others = [item for item in self.items if item["title"] not in exclude]
         end = self.items[0]["tokens"][-1]
         ids = torch.tensor([prompt], device=model.device)
         found = model.generate(
@@ -158,8 +184,7 @@ class Catalogue:
             num_beams=max(beams or k, k),
             num_return_sequences=k,
             max_new_tokens=max(len(item["tokens"]) for item in self.items),
-            prefix_allowed_tokens_fn=self.allowed_tokens(prompt, end),
-            renormalize_logits=self.over_catalogue,
+            logits_processor=[self._decoded(len(prompt), end, others)],
             length_penalty=0.0,  # a sum of log-probabilities, not their mean
             do_sample=False,
             eos_token_id=end,
@@ -168,7 +193,7 @@ class Catalogue:
             output_scores=True,
         )
         titles: dict[tuple[int, ...], str] = {}
-        for item in self.items:
+        for item in others:
             titles.setdefault(tuple(item["tokens"]), item["title"])
         answers = []
         for sequence, score in zip(found.sequences, found.sequences_scores, strict=True):
@@ -177,6 +202,39 @@ class Catalogue:
             if complete in titles and score > -torch.inf:
                 answers.append((titles[complete], float(score)))
         return answers
+
+    def _decoded(
+        self, n_prompt: int, end: int, others: Sequence[dict[str, Any]]
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """A logits processor: the log-probabilities of `token_logps`, for `others` alone.
+
+        Excluded titles keep their share of the probability, so that leaving them out changes no
+        other title's.
+        """
+        kept = _followers(item["tokens"] for item in others)
+
+        def process(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            logps = torch.full_like(scores, -torch.inf)
+            for row, begun in enumerate(ids[:, n_prompt:].tolist()):
+                allowed = self.next_tokens.get(tuple(begun), [end])
+                values = scores[row, allowed].float()
+                if self.over_catalogue:
+                    values = values.log_softmax(0)
+                logps[row, allowed] = values.to(logps.dtype)
+                gone = set(allowed).difference(kept.get(tuple(begun), [end]))
+                logps[row, sorted(gone)] = -torch.inf
+            return logps
+
+        return process
+
+
+def _followers(titles: Iterable[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Every prefix of token lists to the tokens that continue it in some list."""
+    followers: dict[tuple[int, ...], set[int]] = {}
+    for tokens in titles:
+        for place, token in enumerate(tokens):
+            followers.setdefault(tuple(tokens[:place]), set()).add(token)
+    return {begun: sorted(found) for begun, found in followers.items()}
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ folder's own evaluation. {known}
 {loading}
 catalogue = Catalogue.read(FOLDER)
 {prompt}
-for title, logp in catalogue.beam_search(model, prompt, k=10):
+for title, logp in catalogue.beam_search(model, prompt, k=10{exclude}):
     print(f"{{logp:8.3f}}  {{title}}")
 ```
 
@@ -99,6 +100,12 @@ model = PeftModel.from_pretrained(base, f"{FOLDER}/adapter").eval()
 tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/base")"""
 
 
+_PROMPT_OF_TITLES = """liked = {}
+prompt = catalogue.history_prompt(tokenizer, liked)"""
+_PROMPT_OF_TALK = """messages = [{"role": "user", "content": "What do you recommend?"}]
+prompt = catalogue.conversation_prompt(tokenizer, messages)"""
+
+
 def model_card(
     settings: Mapping[str, Any],
     result: Mapping[str, Any],
@@ -116,6 +123,7 @@ def model_card(
     """
     loss = str(result.get("loss"))
     on_conversations = settings["context"] == "conversation"
+    named = json.dumps(list(map(terminal, titles)), ensure_ascii=False)
     return CARD.format(
         title=markdown(f"LLMRec {loss} on {result['dataset']}"),
         tag=yaml_scalar(loss),
@@ -139,16 +147,20 @@ def model_card(
         ),
         metrics=_metric_rows(result),
         loading=_LOAD_ADAPTER if adapter else _LOAD_MERGED,
-        prompt=(
-            "prompt = catalogue.conversation_prompt(\n"
-            '    tokenizer, [{"role": "user", "content": "What do you recommend?"}]\n)'
-            if on_conversations
-            else f"prompt = catalogue.history_prompt(tokenizer, {list(map(terminal, titles))!r})"
-        ),
+        prompt=_PROMPT_OF_TALK if on_conversations else _PROMPT_OF_TITLES.format(named),
+        exclude=_exclude(settings, on_conversations),
         settings="\n".join(
             f"{name}: {terminal(settings[name])}" for name in _training_settings(settings)
         ),
     )
+
+
+def _exclude(settings: Mapping[str, Any], on_conversations: bool) -> str:
+    """The argument that leaves out what the run's own ranking leaves out."""
+    if not on_conversations:
+        return ", exclude=liked"
+    keeps = settings.get("mentioned_items") == "keep"
+    return "" if keeps else ", exclude=catalogue.mentioned(messages)"
 
 
 def _training_settings(settings: Mapping[str, Any]) -> list[str]:

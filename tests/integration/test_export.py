@@ -90,6 +90,15 @@ def test_wide_beam_search_is_the_exact_ranking(runs: Path, tmp_path: Path, name:
     exact = [(item.title, item.score) for item in answer.recommendations]
     assert dict(decoded) == pytest.approx(dict(exact), abs=2e-4)
     assert decoded == sorted(decoded, key=lambda pair: -pair[1])
+    # excluded before the search: the k best of the others, with unchanged log-probabilities
+    k = N_ITEMS - 3
+    for wanted in (k, 2):
+        others = catalogue.beam_search(model, prompt, k=wanted, beams=k, exclude=LIKED)
+        assert [title for title, _ in others] == [title for title, _ in exact[:wanted]]
+        assert dict(others) == pytest.approx(dict(exact[:wanted]), abs=2e-4)
+    assert {title for title, _ in catalogue.beam_search(model, prompt, k=k)} & set(LIKED)
+    with pytest.raises(ValueError, match="Nowhere"):
+        catalogue.beam_search(model, prompt, k=1, exclude=["Nowhere"])
 
 
 @pytest.mark.parametrize("name", ["lora", "refit"])
@@ -117,6 +126,11 @@ def test_conversations(tmp_path: Path) -> None:
     numbers = {item["id"]: number for number, item in enumerate(catalogue.items)}
     found = {name: catalogue.logp(model, prompt, numbers[name]) for name in own}
     assert found == pytest.approx(own, abs=2e-4)
+    named = catalogue.mentioned(talk)  # type: ignore[arg-type]
+    assert named == ["Red Night 0"]
+    ranked = catalogue.beam_search(model, prompt, k=N_ITEMS - 1, exclude=named)
+    best = [(item.title, item.score) for item in answer.recommendations]
+    assert dict(ranked) == pytest.approx(dict(best), abs=2e-4)
     with pytest.raises(ValueError, match="use conversation_prompt"):
         catalogue.history_prompt(tokenizer, LIKED)
 
@@ -149,10 +163,13 @@ def test_readme_runs_as_written(
             exec(compile(code, "README.md", "exec"), {})
         sys.modules.pop("rank_catalogue")
         sys.path.remove(".")
-        assert len(printed.getvalue().splitlines()) == 10
+        lines = printed.getvalue().splitlines()
+        shown = set(json.loads("[" + code.split("liked = [")[1].split("]")[0] + "]"))
+        assert len(lines) == 10 and len(shown) == 2
+        assert not shown & {line[8:].strip() for line in lines}  # what was named is left out
         result = json.loads((runs / name / "result.json").read_text())
         assert f"| ndcg@5 | {result['valid_result']['ndcg@5']} |" in card
-        assert "['" + Catalogue.read(out).items[0]["title"] in code
+        assert Catalogue.read(out).items[0]["title"] in shown
         assert str(tmp_path) not in card + (out / "config.yaml").read_text()
 
 
