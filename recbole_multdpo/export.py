@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--adapter", action="store_true", help="runs with LoRA: model and adapter apart"
     )
+    command.add_argument("--license", help="for the model card, as the hub names it, such as mit")
+    command.add_argument("--language", default="en", help="of the titles, for the card; default en")
     with SignalHandler():  # SIGTERM, too, leaves no partial folder
         return run_command(_export, command.parse_args(argv))
 
@@ -53,6 +55,8 @@ def _export(options: argparse.Namespace) -> None:
         options.run_folder,
         options.output,
         adapter=options.adapter,
+        license_id=options.license,
+        language=options.language,
         **run_options(options),
     )
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
@@ -64,6 +68,8 @@ def export(
     output: str | Path,
     *,
     adapter: bool = False,
+    license_id: str | None = None,
+    language: str = "en",
     **options: Any,
 ) -> None:
     """Write a run as a folder that needs transformers only; the folder is complete or absent.
@@ -72,6 +78,7 @@ def export(
         run_folder: folder of a finished run of LLMRec.
         output: a folder that does not exist, or is empty.
         adapter: write base model and LoRA adapter separately instead of merged.
+        license_id, language: for the model card, as the hub names them.
         options: as for `trained.run.load_run`.
 
     Raises:
@@ -104,7 +111,14 @@ def export(
             shutil.copyfile(exported.__file__, temporary / HELPER)
             settings = public_settings(run)
             (temporary / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
-            card = model_card(settings, result, run.titles[1:3], adapter=adapter)
+            card = model_card(
+                settings,
+                result,
+                run.titles[1:3],
+                adapter=adapter,
+                license_id=license_id,
+                language=language,
+            )
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         if not isinstance(error, OSError) and not is_write_failure(error):

@@ -1,7 +1,7 @@
 """Escape text from data and settings for the place where it is shown.
 
 Titles, ids and names come from untrusted files. A terminal executes escape sequences, a spreadsheet
-evaluates cells that begin with an equals sign, and Markdown, LaTeX, YAML, HTML and matplotlib have
+evaluates cells that begin with an equals sign, and Markdown, LaTeX, HTML and matplotlib have
 special characters. There is one function per place; each leaves ordinary text as it is.
 """
 
@@ -27,8 +27,6 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     **{letter: f"\\{letter}" for letter in "_%&#$"},
 }
-_PLAIN_YAML = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_YAML_WORDS = frozenset("true false yes no on off null none y n".split())
 
 
 def terminal(text: object, *, lines: bool = False) -> str:
@@ -105,14 +103,6 @@ def mathtext(text: object) -> str:
     """Escape for a matplotlib label: no formulas, and no leading underscore, which hides it."""
     shown = terminal(text).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
-
-
-def yaml_scalar(text: object) -> str:
-    """Quote for a one-line YAML value, such as in the header of a model card."""
-    shown = terminal(text)
-    if _PLAIN_YAML.fullmatch(shown) and shown.lower() not in _YAML_WORDS:
-        return shown
-    return json.dumps(shown, ensure_ascii=False)
 
 
 def csv_cell(value: Any) -> Any:

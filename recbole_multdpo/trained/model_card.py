@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.runtime.shown_text import code, markdown, terminal, yaml_scalar
+from recbole_multdpo.model.backbone import SMOLLM2
+from recbole_multdpo.runtime.shown_text import code, markdown, terminal
 from recbole_multdpo.settings.effects import declared, in_run
 from recbole_multdpo.settings.information import KEY, KNOWN, LEFT_OUT, SEEN
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import WITHOUT_PREFERENCES, ZERO_SHOT
+from recbole_multdpo.settings.protocol import protocol_in_words
 
 # used keys of result.json, besides those that every command needs
 CARD_FIGURES = ("valid_result", "num_items", "num_users_evaluated", "test_set", "versions")
 
 CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [recommendation, recbole-multdpo, {tag}]
----
+{metadata}---
 
 # {title}
 
 A language model that recommends items of {dataset} by the probability of their titles, trained by
 `recbole_multdpo` {version}.
 
-- **Data**: {dataset}, {n_items:,} items; positives: {positives}; split {split}.
+- **Data**: {dataset}, {n_items:,} items.
 - **Trained by**: {training}.
 - **Shown in a prompt**: {context}.
 - **Probability of a title**: `normalize_over: {normalize_over}`. {normalisation}
 
 ## Results
 
-On the full catalogue, {n_users:,} users, test part `{test_set}`; figures of the run, not of this
-folder's own evaluation. {known}
+{protocol}; {n_users:,} users, test part `{test_set}`; figures of the run, not of this folder's own
+evaluation. {known}
 
 | metric | validation | test |
 |---|---|---|
@@ -54,11 +55,31 @@ exact log-probability of one item; `catalogue.json` holds every item's token ids
 Prompts are joined token ids: a prompt that is tokenised as one text may differ. The generation
 settings are plain greedy ones; `top_k`, `top_p` or a temperature would change the ranking.
 
+## Share
+
+`hf upload YOUR_NAME/MODEL .` in this folder publishes it on the Hugging Face hub; the lines at the
+top of this file are what the hub shows. First state the licence there.
+
 ## Limits
 
 It knows the titles of its catalogue only and the tastes of the people in its data. The licences of
-the data set and of the backbone hold for it too; they are not stated here, because the run does
-not know them.
+the data set and of the backbone hold for it too; the run does not know them.
+
+## Citation
+
+The method is [Mult-DPO](https://arxiv.org/abs/2606.10078)
+([code of the paper](https://github.com/yaochenzhu/Mult_DPO)):
+
+```bibtex
+@misc{{zhu2026multdpo,
+  title = {{Mult-DPO: Multinomial Direct Preference Optimization for Recommender Systems}},
+  author = {{Zhu, Yaochen and Steck, Harald and McInerney, James and Sinha, Aditya and He, Yinhan
+            and Kallus, Nathan and Li, Jundong}},
+  year = {{2026}},
+  eprint = {{2606.10078}},
+  archivePrefix = {{arXiv}}
+}}
+```
 
 ## Training settings
 
@@ -112,6 +133,8 @@ def model_card(
     titles: Sequence[str],
     *,
     adapter: bool,
+    license_id: str | None = None,
+    language: str = "en",
 ) -> str:
     """The card's text.
 
@@ -120,18 +143,19 @@ def model_card(
         result: its `result.json`.
         titles: some titles of the catalogue, for the example.
         adapter: True if base model and adapter are separate folders.
+        license_id: the hub's name of a licence, such as `mit`; None for one that is not known.
+        language: code of the titles' language, such as `en`.
     """
     loss = str(result.get("loss"))
     on_conversations = settings["context"] == "conversation"
     named = json.dumps(list(map(terminal, titles)), ensure_ascii=False)
     return CARD.format(
         title=markdown(f"LLMRec {loss} on {result['dataset']}"),
-        tag=yaml_scalar(loss),
+        metadata=_metadata(settings, result, adapter, license_id, language),
         dataset=markdown(result["dataset"]),
         version=markdown(result["versions"].get("recbole_multdpo")),
         n_items=result["num_items"],
-        positives=_positives(settings),
-        split=markdown(settings["eval_args"]["split"]),
+        protocol=markdown(_sentence(protocol_in_words(settings))),
         training=_training(loss),
         context="a conversation" if on_conversations else "titles that a user liked",
         normalize_over=settings["normalize_over"],
@@ -181,9 +205,70 @@ def _training(loss: str) -> str:
     return f"supervised fine-tuning, then `{code(loss)}` on set-wise preferences"
 
 
-def _positives(settings: Mapping[str, Any]) -> str:
-    interval = settings.get("val_interval")
-    return f"values in {markdown(interval)}" if interval else "all interactions"
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _metadata(
+    settings: Mapping[str, Any],
+    result: Mapping[str, Any],
+    adapter: bool,
+    license_id: str | None,
+    language: str,
+) -> str:
+    """The hub's metadata as lines of YAML: licence, origin, and results with their protocol."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    loss, dataset = str(result.get("loss")), terminal(result["dataset"])
+    arguments = {
+        "protocol": terminal(protocol_in_words(settings)),
+        KEY: terminal(result.get(KEY, "train")),
+        "test_set": terminal(result["test_set"]),
+    }
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Recommendation",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            dataset_args=arguments,
+            metric_type=terminal(name),
+            metric_name=terminal(name),
+            metric_value=value,
+        )
+        for name, value in result["test_result"].items()
+        if value is not None and _is_reported(name, settings)
+    ]
+    base = _hub_id(str(settings.get("backbone")))
+    data = ModelCardData(
+        language=terminal(language),
+        license="other" if license_id is None else terminal(license_id),
+        license_name="that-of-data-set-and-backbone" if license_id is None else None,
+        library_name="peft" if adapter else "transformers",
+        tags=["recommendation", "recbole", "recbole-multdpo", "dpo", terminal(loss)],
+        base_model=base,
+        base_model_relation=None if base is None else "adapter" if adapter else "finetune",
+        datasets=[dataset],
+        pipeline_tag="text-generation",
+        model_name=f"LLMRec {terminal(loss)}",
+        eval_results=results,
+    )
+    return f"{data.to_yaml()}\n"
+
+
+def _is_reported(name: str, settings: Mapping[str, Any]) -> bool:
+    """True for metrics at the cut-off of `valid_metric`, which are few; all if it has none."""
+    cutoff = str(settings.get("valid_metric", "")).partition("@")[2]
+    return not cutoff or name.endswith(f"@{cutoff}")
+
+
+def _hub_id(backbone: str) -> str | None:
+    """The backbone's name on the hub; None for `tiny` and for a local folder."""
+    if backbone == SMOLLM2:
+        return "HuggingFaceTB/SmolLM2-135M-Instruct"
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", backbone) and not Path(backbone).exists()
+    return backbone if is_id else None
 
 
 def _metric_rows(result: Mapping[str, Any]) -> str:

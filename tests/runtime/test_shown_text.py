@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +22,6 @@ from recbole_multdpo.runtime.shown_text import (
     show,
     show_json,
     terminal,
-    yaml_scalar,
 )
 
 
@@ -134,15 +132,3 @@ def test_matplotlib_draws_no_formula(tmp_path: Path) -> None:
         figure.savefig(tmp_path / "x.png")
     assert mathtext("_hidden") == " _hidden"
     assert mathtext("plain name") == "plain name"
-
-
-@given(st.text(max_size=12))
-def test_a_value_of_yaml_stays_one_text(text: str) -> None:
-    loaded = yaml.safe_load(f"tags: [first, {yaml_scalar(text)}]\nlast: 1\n")
-    assert loaded == {"tags": ["first", terminal(text)], "last": 1}
-
-
-def test_plain_words_need_no_quotes() -> None:
-    assert yaml_scalar("mult_dpo") == "mult_dpo"
-    assert yaml_scalar("yes") == '"yes"'
-    assert yaml_scalar("x]\nlicense: mit") == r'"x]\\nlicense: mit"'
