@@ -13,6 +13,7 @@ from recbole_multdpo.comparison.results import (
     by_popularity,
     differing_tests,
     information_note,
+    teacher_note,
     trial_note,
     users_note,
 )
@@ -120,6 +121,7 @@ def find(
     mean, std = results.mean(), results.std()
     notes = [
         *information_note(results.runs),
+        *teacher_note(results.runs),
         *trial_note(results.runs),
         *users_note(results.runs, metric),
         *differing_tests(results.runs),

@@ -87,6 +87,7 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         seconds = sum(result["seconds"].values())
         test = {"test_set": result["test_set"], KEY: result.get(KEY)}
         test[SEEN] = result.get(SEEN, "positives")  # as before the setting
+        test["teacher"] = result.get("sft_teacher", "")
         limits = result.get("trial") or {}
         trial = {"trial": _training_in_words(limits), **_tested(limits)}
         runs.append({**ids, "seconds": seconds, **test, **trial})
@@ -118,6 +119,18 @@ def _note_on(runs: pd.DataFrame, key: str, notes: Mapping[str, str], difference:
     ]
     return [
         f"The systems {difference} ({key}: {'; '.join(known)}): their figures are not comparable."
+    ]
+
+
+def teacher_note(runs: pd.DataFrame) -> list[str]:
+    """Sentences that name the systems which were distilled from another model."""
+    if "teacher" not in runs:
+        return []
+    taught = runs[runs["teacher"] != ""]
+    return [
+        f"{', '.join(dict.fromkeys(of_one['system']))}: the first stage also learns from the "
+        f"scores of {teacher} (sft_teacher)."
+        for teacher, of_one in taught.groupby("teacher", sort=False)
     ]
 
 

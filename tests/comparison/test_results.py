@@ -11,6 +11,7 @@ from recbole_multdpo.comparison.results import (
     history_groups,
     information_note,
     shared_seeds,
+    teacher_note,
     trial_note,
     user_means,
     users_note,
@@ -72,6 +73,15 @@ def test_note_on_test_information(known: list[str | None], expected: str) -> Non
     (note,) = information_note(runs)
     assert re.search(expected, note)
     assert information_note(runs.drop(columns="test_information")) == []
+
+
+def test_note_on_teachers() -> None:
+    runs = pd.DataFrame({"system": ["A", "B", "C", "A"], "seed": [1, 1, 1, 2]})
+    assert teacher_note(runs) == [] == teacher_note(runs.assign(teacher=""))
+    assert teacher_note(runs.assign(teacher=["EASE", "", "BPR", "EASE"])) == [
+        "A: the first stage also learns from the scores of EASE (sft_teacher).",
+        "C: the first stage also learns from the scores of BPR (sft_teacher).",
+    ]
 
 
 def test_note_on_a_trial() -> None:
