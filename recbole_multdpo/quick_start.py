@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,14 +22,15 @@ from recbole_multdpo.classical.assistant import make_assistant
 from recbole_multdpo.classical.run import explain_errors, prepare_classical
 from recbole_multdpo.classical.teacher import make_teacher
 from recbole_multdpo.classical.weights import save_weights
-from recbole_multdpo.data.counted_dataset import train_and_valid
+from recbole_multdpo.comparison.against_start import against_start, headline
+from recbole_multdpo.data.counted_dataset import fitted_part, train_and_valid
 from recbole_multdpo.data.loader import evaluation_loaders, tested_part
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.fingerprints import BACKBONE, data_fingerprints
-from recbole_multdpo.runs.folder import RunFolder, create_run_folder, read_result
+from recbole_multdpo.runs.folder import RESULT_FILE, RunFolder, create_run_folder, read_result
 from recbole_multdpo.runs.load import (
     count_known_answers,
     known_at_test,
@@ -64,6 +66,7 @@ from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.distributed import check_deepspeed
 from recbole_multdpo.training.sft_cache import cache_folder
 from recbole_multdpo.training.stages import StageRunner, training_limits
+from recbole_multdpo.training.start_test import StartTest
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
@@ -147,17 +150,39 @@ def _run(config: Config) -> dict[str, Any]:
         result["seconds"] = {name: round(value, 2) for name, value in clock.seconds.items()}
         written = folder.write_result(result)
         if processes.is_main_process():
-            report = f"{_table(written)}\nresult: {folder.result_file}"
+            report = "\n".join(
+                [*headline(written), "", _table(written), "", *_next_commands(config, folder.path)]
+            )
             log_detail(report)
             show(report, flush=True)  # a result belongs on stdout, however quiet the log is
         return written
 
 
+def _next_commands(config: Config, folder: Path) -> list[str]:
+    """Commands to go on with after a run."""
+    lines = [
+        f"result: {folder / RESULT_FILE}; next:",
+        f"  python -m recbole_multdpo.recommend {shlex.quote(str(folder))} --users=ID",
+        f"  python -m recbole_multdpo.demo {shlex.quote(str(folder))}",
+    ]
+    if config.settings is not None and config["model"] == "LLMRec":
+        own = ("--model=", "--run_dir=", "--resume=", "--show_progress=", "--state=")
+        kept = [text for text in config.argv if not text.startswith(own)]
+        lines.append(f"  {shlex.join(['recbole-multdpo', '--model=LLMRec,EASE', *kept])}")
+    return lines
+
+
 def _table(result: Mapping[str, Any]) -> str:
     """Validation and test metrics side by side, as text."""
     valid, test = result["valid_result"], result["test_result"]
-    rows = [f"{name:<20}{valid.get(name, float('nan')):>10.4f}{test[name]:>10.4f}" for name in test]
-    return "\n".join([f"{'metric':<20}{'valid':>10}{'test':>10}", *rows])
+    columns = {"valid": valid, "test": test}
+    if "sft_test_result" in result:
+        columns["SFT test"] = result["sft_test_result"]
+    lines = [f"{'metric':<20}" + "".join(f"{name:>10}" for name in columns)]
+    for name in test:
+        values = (column.get(name, float("nan")) for column in columns.values())
+        lines.append(f"{name:<20}" + "".join(f"{value:>10.4f}" for value in values))
+    return "\n".join(lines)
 
 
 def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict[str, Any]:
@@ -229,7 +254,23 @@ def _run_llmrec(
             own = folder.checkpoints_dir / "assistant"
             assistant = make_assistant(config.assistant, dataset, parts, cache_dir, own)
     stages = runner.stages()
-    trainer = runner.train(ranker, parts[0], quick_valid, stages)
+    refits = config["test_information"] == "refit" and len(parts[1]) > 0
+
+    def ranker_of_start(trainer: SetwiseTrainer) -> Ranker:
+        of_start = replace(trainer.ranker, assistant=assistant)
+        if refits:  # no validation part is left; the choice is that of the aligned model
+            of_start = replace(of_start, **choices)
+        elif assistant is not None and valid:
+            of_start = _chosen_weight(trainer, of_start, valid)[0]
+        return of_start.for_test(known_at_test(config, parts))
+
+    fitted = fitted_part(config["test_information"], parts)
+    start = StartTest(
+        config, folder.path, parts[0], fitted, test, ranker_of_start, runner.fingerprints
+    )
+    choices: dict[str, Any] = {}
+    test_start = None if refits else start.make
+    trainer = runner.train(ranker, parts[0], quick_valid, stages, test_start)
     _merge_adapter(ranker)
 
     init_seed(config["seed"], config["reproducibility"])  # the same whether resumed or not
@@ -240,7 +281,7 @@ def _run_llmrec(
     with clock.stage("valid"):
         ranker, valid_result, fusion = _validate(trainer, ranker, valid)
     refitted = {}
-    if config["test_information"] == "refit" and len(parts[1]):
+    if refits:
         stages = [runner.refit(stage, model) for stage in stages]
         choices = ranker.choices
         refitted = {"refit_epochs": {stage.kind: stage.epochs for stage in stages}}
@@ -248,7 +289,7 @@ def _run_llmrec(
         everything = train_and_valid(parts)
         model = runner.make_model(parts[0], everything)
         ranker = replace(make_ranker(model, model.histories), assistant=assistant, **choices)
-        trainer = runner.train(ranker, everything, None, stages)
+        trainer = runner.train(ranker, everything, None, stages, start.make)
         _merge_adapter(ranker)
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=everything))
     ranker = ranker.for_test(known_at_test(config, parts))
@@ -259,6 +300,9 @@ def _run_llmrec(
         processes.broadcast_from_main(
             lambda: write_per_user(per_user, trainer.evaluator, test, parts[0])
         )
+    against = processes.broadcast_from_main(
+        lambda: _against_start(config, folder, start, test_result)
+    )
     tested_users = describe_tested_users(trainer.evaluator, parts[2], test)
     model.merge_adapter()  # of a ranker that has read the base
     check_finite(
@@ -282,11 +326,26 @@ def _run_llmrec(
         "seen_items": config["seen_items"],
         **_trial({**training_limits(model), **tested_users}),
         "best_epochs": runner.best_epochs,
+        **against,
         **refitted,
         **fusion,
         **_conversation_counts(config, dataset),
         **chosen,
     }
+
+
+def _against_start(
+    config: Config,
+    folder: RunFolder,
+    start: StartTest,
+    result: Mapping[str, float],
+) -> dict[str, Any]:
+    """Entries of `result.json` about the model that preference training started from."""
+    if start.result is None:
+        return {"against_sft": {"left_out": start.left_out}} if start.left_out else {}
+    metric = config["valid_metric"].lower()
+    against = against_start(folder.path, metric, start.result, result)
+    return {"sft_test_result": start.result, "against_sft": against}
 
 
 def _share_of_users(loader: AbstractDataLoader, part: Dataset) -> str:
@@ -321,20 +380,26 @@ def _validate(
     known = trainer.best_metrics(ranker, valid)
     if known:
         return ranker, known, {}
-    config = trainer.config
-    ranker, found, described = validate(
-        ranker,
-        lambda tried, weights: trainer.evaluate_weights(
-            tried, weights, valid, config["show_progress"]
-        ),
-        trainer.valid_metric,
-        trainer.valid_metric_bigger,
-    )
+    ranker, found, described = _chosen_weight(trainer, ranker, valid)
     if "curve" in described:
         curve = pd.DataFrame(described["curve"]).to_csv(index=False)
         file = trainer.run_folder / CURVE_FILE
         processes.broadcast_from_main(lambda: write_atomically(file, curve))
     return ranker, found, {"assistant": described} if described else {}
+
+
+def _chosen_weight(
+    trainer: SetwiseTrainer, ranker: Ranker, valid: AbstractDataLoader
+) -> tuple[Ranker, dict[str, float], dict[str, Any]]:
+    """`validate` with the users of a loader; returns what it returns."""
+    return validate(
+        ranker,
+        lambda tried, weights: trainer.evaluate_weights(
+            tried, weights, valid, trainer.config["show_progress"]
+        ),
+        trainer.valid_metric,
+        trainer.valid_metric_bigger,
+    )
 
 
 def _validation_score(trainer: SetwiseTrainer, valid: AbstractDataLoader, ranker: Ranker) -> float:

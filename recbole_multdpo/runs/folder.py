@@ -33,6 +33,7 @@ from recbole_multdpo import __version__
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runs.logs import LOGS, rewind_logs
 from recbole_multdpo.runs.per_user import FILE_NAME as PER_USER_FILE
+from recbole_multdpo.runs.per_user import START_FILE
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import DETAIL
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write_atomically
@@ -334,7 +335,7 @@ def _refuse_links(folder: Path) -> None:
     Raises:
         ConfigError: a file that a run appends to or replaces is a link.
     """
-    written = (LOCK_FILE, LOG_FILE, PER_USER_FILE, *LOGS)
+    written = (LOCK_FILE, LOG_FILE, PER_USER_FILE, START_FILE, *LOGS)
     found = [name for name in written if (folder / name).is_symlink()]
     if found:
         raise ConfigError(

@@ -23,6 +23,7 @@ from recbole_multdpo.runtime.reading import is_file, readable
 from recbole_multdpo.runtime.shown_text import csv_cell, csv_text
 
 FILE_NAME = "per_user.csv"
+START_FILE = "per_user_sft.csv"  # the same of the model that preference training starts from
 ID_COLUMNS = ("user", "n_train", "n_test")
 RECALL_HEAD, RECALL_TAIL = "recall_head", "recall_tail"
 NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval of a mean

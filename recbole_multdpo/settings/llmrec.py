@@ -232,6 +232,7 @@ class LLMRecSettings(BaseModel):
     ]
     warmup_ratio: Annotated[Share, Acts(BOTH_STAGES, TRAINING + WARMED_UP)]
     eval_on_start: Annotated[bool, Acts("preference", PREFERENCE + BETWEEN_EPOCHS)]
+    test_sft: Annotated[Literal["auto"] | bool, Acts("test", PREFERENCE, "log")]
     deepspeed: Annotated[
         Text | dict[str, Any] | None, Acts(BOTH_STAGES, TRAINING, "speed", data_folder=False)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import Any, TypeVar
@@ -57,6 +58,31 @@ def collect_rankings(
         for of_weight, rankings in zip(collectors, found, strict=True):
             of_weight.eval_batch_collect(rankings, users, *batch[2:])
     return collectors
+
+
+@torch.no_grad()
+def ranking_seconds(
+    ranker: Ranker, loader: AbstractDataLoader, collector: TopKCollector, n_users: int
+) -> float:
+    """Seconds that ranking the users of a loader is likely to take, by ranking a few of them.
+
+    The users are those in the middle of the loader, where the prompts are of middle length.
+
+    Args:
+        ranker: in its model, which is in eval mode.
+        loader: as for `collect_rankings`; its users are sorted by the length of their prompts.
+        collector: with the data of the training part; not changed.
+        n_users: number of users to be ranked now, at most.
+    """
+    n_all = loader.sample_size
+    first = max(n_all // 2 - n_users // 2, 0)
+    some = range(first, min(first + n_users, n_all))
+    pass_ = _Pass(ranker, [ranker.weight], collector, loader._dataset.item_num)
+    rank = pass_.full if isinstance(loader, FullSortEvalDataLoader) else pass_.sampled
+    batch = loader.collate_fn(some)
+    start = time.perf_counter()
+    rank(*batch)
+    return (time.perf_counter() - start) / len(some) * n_all / processes.world_size()
 
 
 class _Pass:

@@ -46,10 +46,10 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         refit_epochs: number of epochs of a refit stage (`test_information=refit`), else None.
     """
     everything = {**config.to_dict(), **model.settings.model_dump(mode="json")}
-    acting = _acting(everything, config.settings, "model", "sft")
-    del acting["max_steps"]  # acts through the number of the stage's own steps
+    own = acting(everything, config.settings, "model", "sft")
+    del own["max_steps"]  # acts through the number of the stage's own steps
     described: dict[str, Any] = {
-        "settings": {**acting, "sft_max_steps": model.settings.max_sft_steps},
+        "settings": {**own, "sft_max_steps": model.settings.max_sft_steps},
         "backbone": model.backbone.fingerprint,
         "prompt": [model.prompts.frame_ids(), model.prompts.frame.item_prefix],
         "texts": model.item_texts,
@@ -64,25 +64,25 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
         described["scoring"] = "by layer and own head"
     # validation chooses the checkpoint of the stage only if the stage validates
     if model.settings.sft_eval_step:
-        described["valid"] = _acting(everything, config.settings, "validation")
+        described["valid"] = acting(everything, config.settings, "validation")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for array in (model.histories.start, model.histories.items):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _acting(
+def acting(
     settings: Mapping[str, Any], typed: LLMRecSettings | None, *parts: Part
 ) -> dict[str, Any]:
     """The settings that act in some parts of the run, and change results."""
     run = in_run(settings, typed)
     return {
         key: settings[key]
-        for key, acting in sorted(declared(run.model).items())
+        for key, effects in sorted(declared(run.model).items())
         if key in settings
-        and acting.acts_in(*parts)
-        and not acting.may_change
-        and not acting.failing(run)
+        and effects.acts_in(*parts)
+        and not effects.may_change
+        and not effects.failing(run)
     }
 
 
@@ -134,7 +134,7 @@ def _stage_of_before(
     fingerprints = read_result(run_folder / RESULT_FILE).get("fingerprints")
     settings = config.to_dict()
     parts: tuple[Part, ...] = ("validation",) if settings["sft_eval_step"] else ()
-    wanted = plain(_acting(settings, config.settings, "model", "sft", *parts))
+    wanted = plain(acting(settings, config.settings, "model", "sft", *parts))
     for folder in sorted(cache_dir.glob("sft-*")):
         try:
             state = check_checkpoint(folder)

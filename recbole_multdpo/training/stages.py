@@ -59,8 +59,8 @@ class StageRunner:
         point: where a resumed run continues, else None.
         fingerprints: of the data; `make_model` adds backbone and prompt.
         valid_users: who is ranked between epochs, such as `200 of 942 users`.
-        best_epochs: stage name to the epoch after which its chosen weights were saved, from 1; 0
-            for the weights that the stage started from.
+        best_epochs: of every stage that this run has trained, by name: the `epoch` after which the
+            chosen weights were saved, from 1, 0 for those that it began with; `of` so many epochs.
         make_teacher: trains the teacher of the supervised stage on some rows; None for no teacher.
     """
 
@@ -79,7 +79,7 @@ class StageRunner:
         self.signals, self.point, self.fingerprints = signals, point, fingerprints
         self._prompt: StoredPrompt | None = None
         self.valid_users = ""
-        self.best_epochs: dict[str, int] = {}
+        self.best_epochs: dict[str, dict[str, int]] = {}
 
     @property
     def settings(self) -> LLMRecSettings:
@@ -166,6 +166,7 @@ class StageRunner:
         train: LLMRecDataset,
         valid: AbstractDataLoader | None,
         stages: Sequence[Stage],
+        test_start: Callable[[SetwiseTrainer], None] | None = None,
     ) -> SetwiseTrainer:
         """Train a model through its stages; returns the trainer of the last one.
 
@@ -175,6 +176,8 @@ class StageRunner:
             valid: loader for choosing the best epoch; None for a refit, whose number of epochs is
                 given and which trains on validation rows too.
             stages: as `stages` returns them.
+            test_start: called before preference training with the trainer of the first stage, whose
+                weights the model then has.
         """
         with self.clock.stage("backbone"):
             model = ranker.model.to(self.config["device"])
@@ -187,6 +190,9 @@ class StageRunner:
             if not stage.epochs:  # a refit of weights that were best before the stage
                 getLogger().info(f"{self._title(stage)}: left out, no epoch was better than none")
                 continue
+            if test_start is not None:
+                with self.clock.stage("test_sft"):
+                    test_start(trainer)
             with self.clock.stage(stage.name):
                 cache_dir = None
                 if self.settings.reference_cache:
@@ -213,7 +219,7 @@ class StageRunner:
         epoch, stage = trainer.best_epoch, trainer.stage
         if epoch is None:
             return
-        self.best_epochs[stage.name] = epoch
+        self.best_epochs[stage.name] = {"epoch": epoch, "of": trainer.epochs}
         if not valid or not stage.eval_step:
             return
         chosen = f"epoch {epoch} of {trainer.epochs}"

@@ -47,7 +47,7 @@ from recbole_multdpo.runtime.random_state import random_state, restore_random_st
 from recbole_multdpo.training.bounds_log import BoundsLog
 from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.distributed import Engine, make_engine
-from recbole_multdpo.training.evaluation import collect_rankings
+from recbole_multdpo.training.evaluation import collect_rankings, ranking_seconds
 from recbole_multdpo.training.master_weights import saved_in_float32
 from recbole_multdpo.training.memory import fit_into_memory, memory_state, restore_memory
 from recbole_multdpo.training.negative_draw import draw_negatives
@@ -676,6 +676,13 @@ class SetwiseTrainer(Trainer):
         for result in results:
             self.wandblogger.log_eval_metrics(result, head="eval")
         return results
+
+    def ranking_seconds(self, eval_data: AbstractDataLoader) -> float:
+        """Seconds that this process would take for its share of a ranking, by a few users."""
+        self.model.eval()
+        with self._unsharded_model(), self._merged_for(self.ranker):
+            n_users = self.settings.rank_batch_users
+            return ranking_seconds(self.ranker.prepared(), eval_data, self.eval_collector, n_users)
 
     def best_metrics(self, ranker: Ranker, valid_data: AbstractDataLoader) -> dict[str, float]:
         """Metrics that `fit` has found for the stage's best weights; {} if it has not.
