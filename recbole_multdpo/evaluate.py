@@ -20,9 +20,9 @@ from typing import Any
 from recbole_multdpo.errors import ConfigError, MultDPOError
 from recbole_multdpo.runtime.durable_files import write_atomically
 from recbole_multdpo.runtime.shown_text import show
-from recbole_multdpo.settings.text import parse_command_line
 from recbole_multdpo.trained.commands import (
     EVALUATION_SETTINGS,
+    evaluation_changes,
     run_command,
     run_options,
     run_parser,
@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    given = {key: getattr(options, key) for key in EVALUATION_SETTINGS}
-    arguments = [f"--{key}={text}" for key, text in given.items() if text is not None]
-    changes = parse_command_line([*arguments, *options.others])
+    changes = evaluation_changes(options)
     folder = options.run_folder
     if options.output is not None and options.output.exists():
         raise ConfigError(f"--output={options.output} exists already. Name a new file.")

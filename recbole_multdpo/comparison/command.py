@@ -22,6 +22,7 @@ from recbole_multdpo.comparison.request import (
 )
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.asked_for import ASKED_FOR, check_asked
+from recbole_multdpo.settings.layers import experiment_file
 from recbole_multdpo.settings.text import parse_command_line, parse_literal, read_settings_file
 
 LLMREC = "LLMRec"
@@ -64,7 +65,7 @@ def read_request(argv: Sequence[str]) -> Request:
         return _resumed(Path(values["resume"]), values)
     texts = dict(argument[2:].partition("=")[::2] for argument in argv)
     if "experiment" in values:
-        written = read_settings_file(Path(str(values["experiment"])))
+        written = read_settings_file(experiment_file(str(values["experiment"])))
         check_asked(written, values["experiment"], values)
         values = {**written, **values}
         texts = {**{key: value_text(value) for key, value in written.items()}, **texts}

@@ -59,7 +59,7 @@ def run_in_subprocess(
     # the working directory may hold foreign files: nothing is imported from there
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     environment = {**os.environ, **own}
-    command = [sys.executable, "-m", "recbole_multdpo.cli", *argv]
+    command = [sys.executable, "-m", "recbole_multdpo", *argv]
     output = subprocess.DEVNULL if quiet else None  # run.log has the same text
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as child:
         try:

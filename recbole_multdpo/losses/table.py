@@ -55,6 +55,15 @@ class Loss:
         return tuple(name for name in _keyword_only(self.function) if name not in DATA_PARAMETERS)
 
     @property
+    def summary(self) -> str:
+        """First sentence of the function's docstring; empty without one."""
+        named = isinstance(self.function, str)
+        text = (
+            ast.get_docstring(_definition(str(self.function))) if named else self.function.__doc__
+        )
+        return (text or "").strip().partition("\n")[0]
+
+    @property
     def has_reward_per_token(self) -> bool:
         """True if the loss compares β times log-probabilities per token, as SimPO does."""
         return self.needs_lengths and not self.needs_reference
@@ -71,14 +80,20 @@ def imported(path: str) -> Callable[..., Tensor]:
 @cache
 def _keyword_only(function: Callable[..., Tensor] | str) -> tuple[str, ...]:
     """Keyword-only parameters of a function; the source of one given by name is read instead."""
-    if not isinstance(function, str):
-        parameters = inspect.signature(function).parameters.values()
-        return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+    if isinstance(function, str):
+        return tuple(argument.arg for argument in _definition(function).args.kwonlyargs)
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+
+@cache
+def _definition(function: str) -> ast.FunctionDef:
+    """A function of this package as it is written, without importing it."""
     module, _, name = function.partition(".")
     source = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return tuple(argument.arg for argument in node.args.kwonlyargs)
+            return node
     raise LookupError(f"there is no function {function} in {__package__}")
 
 

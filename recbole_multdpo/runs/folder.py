@@ -469,10 +469,10 @@ def command(argv: list[str]) -> str:
     if processes.world_size() > 1:
         per_node = os.environ.get("LOCAL_WORLD_SIZE") or str(processes.world_size())
         launcher = ["torchrun", "--nproc_per_node", per_node]
-        return shlex.join([*launcher, "run_recbole_multdpo.py", *argv])
+        return shlex.join([*launcher, "-m", "recbole_multdpo", *argv])
     if argv == sys.argv[1:]:
         return shlex.join(sys.orig_argv)
-    return shlex.join(["python", "run_recbole_multdpo.py", *argv])
+    return shlex.join(["python", "-m", "recbole_multdpo", *argv])
 
 
 def peak_memory_mb() -> dict[str, float]:

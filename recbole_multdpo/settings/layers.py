@@ -284,13 +284,37 @@ def _file_layer(path: Path, is_default: bool = False) -> Layer:
 
 def properties_folder() -> Path:
     """Folder of our property files: inside the package if installed, next to it in a clone."""
+    return _shipped("properties", "overall.yaml")
+
+
+def experiment_file(name: str) -> Path:
+    """The experiment's file: a path, or the name of one that comes with the package: `losses`."""
+    path = Path(name)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    shipped = experiments_folder()
+    known = sorted(file.stem for file in shipped.glob("*.yaml"))
+    if name not in known:
+        hint = nearest(name, known) or "."
+        raise ConfigError(
+            f"experiment: there is no file {name}, and no experiment of that name{hint} "
+            f"There are {', '.join(known)} ({shipped})."
+        )
+    return shipped / f"{name}.yaml"
+
+
+def experiments_folder() -> Path:
+    """Folder of the experiments that come with the package."""
+    return _shipped("experiments", "losses.yaml")
+
+
+def _shipped(name: str, file: str) -> Path:
     package = Path(__file__).resolve().parents[1]
-    for folder in (package / "properties", package.parent / "properties"):
-        if (folder / "overall.yaml").is_file():
+    for folder in (package / name, package.parent / name):
+        if (folder / file).is_file():
             return folder
-    raise ConfigError(
-        f"the property files are missing ({package / 'properties'}). Install the package again."
-    )
+    kind = "property files" if name == "properties" else name
+    raise ConfigError(f"the {kind} are missing ({package / name}). Install the package again.")
 
 
 def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:

@@ -13,7 +13,7 @@ from recbole_multdpo.data.conversation_text import ROLES, Message, decode
 from recbole_multdpo.errors import MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.effects import declared
-from recbole_multdpo.settings.text import parse_literal
+from recbole_multdpo.settings.text import parse_command_line, parse_literal
 
 # the settings that an evaluation may change: of the test, and of speed
 EVALUATION_SETTINGS = tuple(key for key, acting in declared().items() if acting.acts_in("test"))
@@ -49,6 +49,13 @@ def add_run_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             f"--{name}", nargs="?", const=True, type=_boolean, metavar="True", help=text
         )
+
+
+def evaluation_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that an evaluation changes, from its options and the `others`, unknown ones."""
+    given = {key: getattr(options, key) for key in EVALUATION_SETTINGS}
+    arguments = [f"--{key}={text}" for key, text in given.items() if text is not None]
+    return parse_command_line([*arguments, *options.others])
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -88,7 +88,7 @@ The method is [Mult-DPO](https://arxiv.org/abs/2606.10078)
 ```
 
 All settings are in `config.yaml`; where the data set is at hand,
-`python run_recbole_multdpo.py --config_files=config.yaml` trains such a model again.
+`python -m recbole_multdpo --config_files=config.yaml` trains such a model again.
 """
 
 _OVER_CATALOGUE = (

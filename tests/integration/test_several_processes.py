@@ -575,7 +575,7 @@ def test_the_launchers(data_path: Path, tmp_path: Path, launcher: list[str]) -> 
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["processes"] == 2
-    assert result["command"].startswith("torchrun --nproc_per_node 2 run_recbole_multdpo.py --mod")
+    assert result["command"].startswith("torchrun --nproc_per_node 2 -m recbole_multdpo --mod")
     assert {p.name for p in tmp_path.iterdir()} == {"run", "cache"}
     assert done.stderr.count("result in ") == 1
     assert done.stderr.count("backbone tiny") == 1

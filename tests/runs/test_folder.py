@@ -273,7 +273,7 @@ def test_the_command(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "run.py", *argv])
     assert shlex.split(run_folder.command(argv)) == ["python3", "-X", "dev", "run.py", *argv]
     other = ["--model=EASE"]
-    assert run_folder.command(other) == "python run_recbole_multdpo.py --model=EASE"
+    assert run_folder.command(other) == "python -m recbole_multdpo --model=EASE"
 
 
 def test_gpus_are_listed_when_there_are_any(monkeypatch):

@@ -81,7 +81,7 @@ def summary(report: dict[str, Any], folder: DatasetFolder) -> str:
     notes = "".join(f"{note}.\n" for note in folder.notes)
     return (
         f"{folder.output}: rows {rows}; counts and checks in {REPORT_FILE}\n{notes}{rejected}\n"
-        f"python run_recbole_multdpo.py --model=LLMRec --dataset={folder.name} "
+        f"python -m recbole_multdpo --model=LLMRec --dataset={folder.name} "
         f"--data_path={folder.output.parent}"
     )
 
