@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recbole_multdpo.data.conversation_text import Message
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime.reading import readable
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
@@ -58,7 +57,7 @@ def _recommend(options: argparse.Namespace) -> None:
     users = read_users(options.users_file) if options.users_file else None
     if options.users is not None:
         users = [name.strip() for name in options.users.split(",") if name.strip()]
-    messages = parse_turns(options.conversation) if options.conversation else None
+    options.messages = parse_turns(options.conversation) if options.conversation else None
 
     from recbole_multdpo.trained.recommender import Recommender  # after what needs no model
     from recbole_multdpo.trained.run import set_threads
@@ -68,7 +67,7 @@ def _recommend(options: argparse.Namespace) -> None:
     )
     set_threads(recommender.run.config)
     heading = f"{recommender.run.name} on {recommender.run.config['dataset']}; score: "
-    for number, answer in enumerate(_answers(recommender, options, users, messages)):
+    for number, answer in enumerate(_answers(recommender, options, users)):
         if options.json:
             show_json(answer.as_dict(), flush=True)
             continue
@@ -78,16 +77,13 @@ def _recommend(options: argparse.Namespace) -> None:
 
 
 def _answers(
-    recommender: Recommender,
-    options: argparse.Namespace,
-    users: list[str] | None,
-    messages: list[Message] | None,
+    recommender: Recommender, options: argparse.Namespace, users: list[str] | None
 ) -> Iterator[Answer]:
     if users is not None:
         progress = options.users_file is not None
         yield from recommender.for_users(users, options.k, show_progress=progress)
-    elif messages is not None:
-        yield recommender.for_conversation(messages, options.k)
+    elif options.messages is not None:
+        yield recommender.for_conversation(options.messages, options.k)
     else:
         yield recommender.for_titles(options.liked, options.k)
 
