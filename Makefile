@@ -1,13 +1,13 @@
 # The few commands that people need. PYTHON=... picks another interpreter.
 PYTHON ?= python
 
-.PHONY: help install lint format types docs api quick test slow bench audit wheel check
+.PHONY: help install lint format types docs site quick test slow bench audit wheel check
 
 help:            ## this list
 	@sed -nE 's/^([a-z]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install:         ## package and test tools into the current environment
-	$(PYTHON) -m pip install -e '.[test]'
+	$(PYTHON) -m pip install -e '.[test,docs]'
 
 lint:            ## style, without changing anything
 	$(PYTHON) -m ruff check .
@@ -23,8 +23,8 @@ types:           ## mypy over package and benchmarks
 docs:            ## documents that are made from code, e.g. after a change of properties/
 	$(PYTHON) -m docs.generate
 
-api:             ## API documentation into build/api/index.html
-	$(PYTHON) -m pdoc --docformat google --output-directory build/api recbole_multdpo
+site:            ## the documentation as a site, with the API, into build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 quick:           ## a minute: losses, data, settings and trie; no runs, no sweep of backbones
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadscope -m "not slow and not integration" \

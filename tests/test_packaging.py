@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import recbole_multdpo
+from docs.generate.addresses import absolute_links
 
 ROOT = Path(recbole_multdpo.__file__).parents[1]
 PROPERTY_FILES = sorted(
@@ -66,6 +67,7 @@ def test_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
         "recbole_multdpo",
         f"recbole_multdpo-{recbole_multdpo.__version__}.dist-info",
     }
+    assert (unpacked / "recbole_multdpo" / "py.typed").is_file()
     modules = {path.relative_to(ROOT) for path in (ROOT / "recbole_multdpo").rglob("*.py")}
     assert {path.relative_to(unpacked) for path in unpacked.rglob("*.py")} == modules
 
@@ -79,6 +81,7 @@ def test_source_archive_holds_what_a_developer_needs(built: Path) -> None:
     assert {"docs/README.md", "docs/settings.md", "docs/quickstart.ipynb"} <= names
     assert {"docs/generate/settings.py", "docs/images/data_flow.svg"} <= names
     assert any(name.startswith("experiments/") for name in names)
+    assert {"hatch_build.py", "docs/generate/addresses.py", "mkdocs.yml"} <= names
     assert set(PROPERTY_FILES) <= names
 
 
@@ -90,8 +93,22 @@ def test_metadata_bounds_what_recbole_depends_on(unpacked: Path) -> None:
     requirements = metadata.get_all("Requires-Dist")
     for name, bound in {"torch": "<2.14", "pandas": "<3", "transformers": "<6"}.items():
         assert any(re.match(rf"{name}.*{re.escape(bound)}", entry) for entry in requirements)
+    assert metadata["Project-URL"].startswith("Paper, ")
     # pip must not meet RecBole's ray<=2.6.3 on a Python for which it has no release.
     assert "recbole==1.2.1; python_version < '3.12'" in requirements
+
+
+@pytest.mark.integration
+def test_the_description_has_no_link_that_leads_nowhere(unpacked: Path) -> None:
+    metadata = Parser().parsestr(next(unpacked.glob("*.dist-info/METADATA")).read_text())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = str(metadata.get_payload())
+    assert text.startswith("# recbole_multdpo") and "](docs/" not in text and "](../" not in text
+    renderer = pytest.importorskip("readme_renderer.markdown", reason="the docs extra has it")
+    with_address = absolute_links((ROOT / "README.md").read_text(), "https://github.com/a/b")
+    for page in map(renderer.render, (text, with_address)):  # as PyPI renders it
+        assert page and "<table>" in page
+    assert 'href="https://github.com/a/b/blob/main/docs/' in page
 
 
 @pytest.mark.integration

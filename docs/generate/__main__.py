@@ -1,4 +1,4 @@
-"""Write the documents that are generated from code: `python -m docs.generate`.
+"""Write the documents that are made from code, settings and tables: `python -m docs.generate`.
 
 `python -m docs.generate --check` writes nothing and fails if one of them is out of date.
 """
@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.generate.data_flow import data_flow_svg
+from docs.generate.results import results_svg
 from docs.generate.settings import settings_markdown
 
 DOCS = Path(__file__).resolve().parents[1]
 DOCUMENTS: dict[Path, Callable[[], str]] = {
     DOCS / "settings.md": settings_markdown,
     DOCS / "images" / "data_flow.svg": data_flow_svg,
+    DOCS / "images" / "results.svg": results_svg,
 }
 
 

@@ -23,7 +23,8 @@ def toy_settings(folder: Path) -> str:
     common = ("--data_path=", "--load_col=", "--topk=", "--valid_metric=", "--device=")
     dataset = ["--dataset=toy", *(a for a in shared if a.startswith(common))]
     taken = ("--model=", "--dataset=", "--run_dir=", *common)
-    return f"small = {[a for a in shared if not a.startswith(taken)]}\ndataset = {dataset}"
+    small = [a for a in shared if not a.startswith(taken)]
+    return f"small = {small}\ndataset = {dataset}\nliked = ['Red Night 0', 'Blue River 0']"
 
 
 def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +39,11 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = {kind for output in outputs for kind in output.get("data", {})}
     assert {"image/png", "text/html"} <= shown
-    assert (tmp_path / "runs" / "mult_dpo" / "result.json").is_file()
+    for run in ("mult_dpo", "ease"):
+        assert (tmp_path / "runs" / run / "result.json").is_file()
+        assert "test" in (tmp_path / "runs" / run / "run.log").read_text()
+    tables = [o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    assert any("reference_rank" in table for table in tables)  # the explanation
 
 
 def test_committed_notebook_has_no_error_and_no_path_of_a_machine() -> None:

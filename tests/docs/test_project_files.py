@@ -1,11 +1,8 @@
-"""Files around the package: citation, issue templates, hooks, Makefile, API documentation."""
+"""Files around the package: citation, issue templates, workflows, hooks, Makefile."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import yaml
 import recbole_multdpo
 from tests.docs.markdown import ROOT
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
@@ -28,6 +26,11 @@ def test_citation_agrees_with_the_package() -> None:
     assert citation["version"] == recbole_multdpo.__version__
     assert citation["title"] == "recbole_multdpo" and citation["authors"] and citation["message"]
     assert citation["license"] == "MIT"
+    (paper,) = citation["references"]
+    names = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    for name in ("README.md", "docs/citing.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert names in text and paper["url"] in text, name
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
     assert f"## {recbole_multdpo.__version__}" in (ROOT / "CHANGELOG.md").read_text(
         encoding="utf-8"
@@ -48,6 +51,31 @@ def test_issue_templates_are_forms_that_github_takes(path: Path) -> None:
         assert field["attributes"].get("label") or field["attributes"].get("value")
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_what_is_there(path: Path) -> None:
+    """Jobs have steps; extras, Makefile targets and scripts that they name exist."""
+    workflow = read_yaml(path)
+    assert workflow["name"] == path.stem and (workflow[True] or workflow["on"])  # YAML 1.1's `on`
+    commands = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert any(commands)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in commands:
+        for extras in re.findall(r"\.\[([\w,]+)\]", command):
+            assert all(f"\n{extra} = [" in project for extra in extras.split(",")), command
+        for target in re.findall(r"\bmake (\w+)", command):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), command
+        for script in re.findall(r"(?:bash|python) ([\w./]+(?:\.py|/run))", command):
+            assert (ROOT / script).is_file(), command
+
+
+def test_the_matrix_is_what_the_package_declares() -> None:
+    jobs = read_yaml(ROOT / ".github" / "workflows" / "tests.yml")["jobs"]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = re.findall(r"Programming Language :: Python :: (3\.\d+)", project)
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == declared
+
+
 def test_hooks_run_tools_of_the_test_extra() -> None:
     hooks = read_yaml(ROOT / ".pre-commit-config.yaml")["repos"][0]["hooks"]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -63,21 +91,3 @@ def test_makefile_lists_every_target() -> None:
     described = set(re.findall(r"^([a-z]+):.*##", text, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)
     assert phony and targets == described == set(phony[1].split())
-
-
-@pytest.mark.integration
-def test_api_documentation_builds_without_warnings(tmp_path: Path) -> None:
-    pytest.importorskip("pdoc", reason="API documentation needs pdoc, of the test extra")
-    command = ["-m", "pdoc", "--docformat", "google", "--output-directory", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, *command, "recbole_multdpo"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "warn" not in done.stderr.lower() and "error" not in done.stderr.lower(), done.stderr
-    page = (tmp_path / "recbole_multdpo" / "losses.html").read_text(encoding="utf-8")
-    assert "preference_loss" in page and "Raises" in page
