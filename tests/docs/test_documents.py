@@ -80,12 +80,20 @@ def check_extras(argument: str) -> None:
         assert re.search(rf"^{re.escape(extra.strip())} = \[", declared, re.MULTILINE), argument
 
 
+def films(path: Path, parent: Path) -> list[str]:
+    """The argument that leads to the tutorial's data set, with the settings that the page gives."""
+    (parent / "films").mkdir(exist_ok=True)
+    (parent / "films" / "films.yaml").write_text(blocks(path, "yaml")[0], encoding="utf-8")
+    return [f"--data_path={parent}"]
+
+
 @each_document
-def test_commands_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)  # experiments/ and properties are named relative to it
     for words in commands(path):
         if PROGRAM in words:
-            check_program(words[words.index(PROGRAM) + 1 :])
+            own = films(path, tmp_path) if "--dataset=films" in words else []
+            check_program(words[words.index(PROGRAM) + 1 :] + own)
         elif words[:2] == ["python", "-m"] and words[2].startswith(OURS):
             check_module(words[2], words[3:])
         elif words[0] == "make":
