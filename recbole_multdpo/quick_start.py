@@ -270,7 +270,10 @@ def _run_llmrec(
     )
     choices: dict[str, Any] = {}
     test_start = None if refits else start.make
-    trainer = runner.train(ranker, parts[0], quick_valid, stages, test_start)
+    # the validation is that of the best epoch where both rank the same users
+    again = bool(valid) and (assistant is not None or valid is not quick_valid)
+    tested = [valid, test] if again else [test]
+    trainer = runner.train(ranker, parts[0], quick_valid, stages, test_start, tested)
     _merge_adapter(ranker)
 
     init_seed(config["seed"], config["reproducibility"])  # the same whether resumed or not
@@ -326,6 +329,7 @@ def _run_llmrec(
         "seen_items": config["seen_items"],
         **_trial({**training_limits(model), **tested_users}),
         "best_epochs": runner.best_epochs,
+        **({} if runner.price is None else {"expected_seconds": runner.price.seconds}),
         **against,
         **refitted,
         **fusion,

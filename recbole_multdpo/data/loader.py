@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from logging import getLogger
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +30,7 @@ from recbole_multdpo.data.sampler import SetwiseSampler
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import log_detail
 
 SHUFFLE_STREAM = 4  # separates the order of examples from the sampler's draws
 TRIAL_STREAM = 11  # separates the choice of users from all of these
@@ -89,7 +89,7 @@ class SetwiseDataLoader(AbstractDataLoader):
             )
         if config["train_users"]:
             n_all, self.users = len(self.users), self._few_users(config)
-            getLogger().info(f"trial: {len(self.users):,} of {n_all:,} users")
+            log_detail(f"trial: {len(self.users):,} of {n_all:,} users")
         self.sample_size = len(self.users)
         self.examples_per_batch = batch_size
         self.epoch = 0

@@ -96,6 +96,11 @@ def sft_folder(cache_dir: Path, key: str) -> Path:
     return cache_dir / f"sft-{key}"
 
 
+def sft_is_cached(config: Config, model: LLMRec, run_folder: Path) -> bool:
+    """True if the supervised stage of a run is in the cache."""
+    return sft_folder(cache_folder(model.settings, run_folder), sft_key(config, model)).exists()
+
+
 def sft_checkpoint(
     run_folder: Path, config: Config, model: LLMRec, refit_epochs: int | None = None
 ) -> Path:

@@ -31,10 +31,12 @@ from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
+from recbole_multdpo.training.price import Price, Pricing, Work, log_price
 from recbole_multdpo.training.sft_cache import (
     cache_folder,
     load_cached_sft,
     sft_checkpoint,
+    sft_is_cached,
     sft_key,
     store_sft,
 )
@@ -59,6 +61,7 @@ class StageRunner:
         point: where a resumed run continues, else None.
         fingerprints: of the data; `make_model` adds backbone and prompt.
         valid_users: who is ranked between epochs, such as `200 of 942 users`.
+        price: expected time; None in a resumed run, and before `train`.
         best_epochs: of every stage that this run has trained, by name: the `epoch` after which the
             chosen weights were saved, from 1, 0 for those that it began with; `of` so many epochs.
         make_teacher: trains the teacher of the supervised stage on some rows; None for no teacher.
@@ -79,6 +82,7 @@ class StageRunner:
         self.signals, self.point, self.fingerprints = signals, point, fingerprints
         self._prompt: StoredPrompt | None = None
         self.valid_users = ""
+        self.price: Price | None = None
         self.best_epochs: dict[str, dict[str, int]] = {}
 
     @property
@@ -167,6 +171,7 @@ class StageRunner:
         valid: AbstractDataLoader | None,
         stages: Sequence[Stage],
         test_start: Callable[[SetwiseTrainer], None] | None = None,
+        tested: Sequence[AbstractDataLoader] = (),
     ) -> SetwiseTrainer:
         """Train a model through its stages; returns the trainer of the last one.
 
@@ -178,6 +183,8 @@ class StageRunner:
             stages: as `stages` returns them.
             test_start: called before preference training with the trainer of the first stage, whose
                 weights the model then has.
+            tested: loaders that are ranked after training, validation and test, to say before it
+                how long the run will take; () to say nothing.
         """
         with self.clock.stage("backbone"):
             model = ranker.model.to(self.config["device"])
@@ -185,6 +192,9 @@ class StageRunner:
         sft, *later = stages
         with self.clock.stage(sft.name):
             trainer = self._trainer(ranker, sft)
+            if tested and self.point is None:
+                with self.clock.stage("price"):
+                    self._expect(trainer, train, valid, stages, tested)
             self._train_sft(trainer, train, valid)
         for stage in later:
             if not stage.epochs:  # a refit of weights that were best before the stage
@@ -199,11 +209,60 @@ class StageRunner:
                     cache_dir = cache_folder(self.settings, self.folder.path)
                 model.start_preference_stage(self.settings.loss, cache_dir)
                 trainer = self._trainer(ranker, stage)
-                batch_size = self.config["train_batch_size"]
-                loader = train_loader(self.config, model, train, self.settings.loss, batch_size)
+                loader = self._preference_loader(model, train)
                 fit_stage(trainer, loader, valid, self.point, self._title(stage))
                 self._log_best(trainer, valid)
         return trainer
+
+    def _preference_loader(self, model: LLMRec, train: LLMRecDataset) -> SetwiseDataLoader:
+        batch_size = self.config["train_batch_size"]
+        return train_loader(self.config, model, train, self.settings.loss, batch_size)
+
+    def _expect(
+        self,
+        trainer: SetwiseTrainer,
+        train: LLMRecDataset,
+        valid: AbstractDataLoader | None,
+        stages: Sequence[Stage],
+        tested: Sequence[AbstractDataLoader],
+    ) -> None:
+        """Say what the run will cost, all its stages and rankings together."""
+        model, config, settings = trainer.model, self.config, self.settings
+        works = []
+        for stage in stages:
+            is_sft = stage.kind == "sft"
+            if not stage.epochs:
+                continue
+            if is_sft:
+                loader = train_loader(config, model, train, "sft", settings.sft_batch_size)
+            else:
+                loader = self._preference_loader(model, train)
+            n_steps = stage.max_steps or stage.epochs * len(loader)
+            cached = (
+                is_sft and settings.sft_cache and sft_is_cached(config, model, self.folder.path)
+            )
+            n_epochs = -(-n_steps // len(loader))
+            n_validations = n_epochs // stage.eval_step if stage.eval_step and valid else 0
+            if not is_sft:
+                n_validations += bool(n_validations and settings.eval_on_start)
+                if config["test_sft"] is not False:
+                    works.append(Work("test_sft", n_validations=1, ranked=tested[-1]))
+            works.append(
+                Work(stage.name, 0 if cached else n_steps, loader, n_validations, ranked=valid)
+            )
+        refits = config["test_information"] == "refit"
+        works += [
+            replace(w, name=REFIT + w.name, n_validations=0) for w in works if w.n_steps and refits
+        ]
+        names = ("valid", "test")[-len(tested) :]
+        works += [
+            Work(name, n_validations=1, ranked=ranked)
+            for name, ranked in zip(names, tested, strict=True)
+        ]
+        self.price = Pricing(config, model, trainer.ranking_seconds).price(works)
+        if self.price is not None:
+            log_price(self.price)
+            trainer.time_left = partial(self.price.left, trainer.stage.name)
 
     def _title(self, stage: Stage) -> str:
         """The stage's number among all of the run, and its name."""
@@ -238,6 +297,8 @@ class StageRunner:
             self.fingerprints,
         )
         trainer.valid_users = self.valid_users
+        if self.price is not None:
+            trainer.time_left = partial(self.price.left, stage.name)
         return trainer
 
     def refit(self, stage: Stage, model: LLMRec) -> Stage:

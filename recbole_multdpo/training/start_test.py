@@ -26,6 +26,7 @@ from recbole_multdpo.runs.per_user import START_FILE, PerUserEvaluator, write_pe
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import duration, log_detail
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.acts import Part
 from recbole_multdpo.settings.config import Config
@@ -80,8 +81,7 @@ class StartTest:
             return
         trainer.eval_collector.data_collect(SimpleNamespace(dataset=self.fitted))
         if asked == "auto":
-            own = trainer.ranking_seconds(self.test)
-            seconds = max(processes.all_gather(own))
+            seconds = max(processes.all_gather(_seconds(trainer, self.test)))
             if seconds > AUTO_SECONDS:
                 self.left_out = (
                     f"SFT was not tested, which would take about {duration(seconds)}: "
@@ -140,3 +140,15 @@ class StartTest:
             (temporary / _METRICS).write_text(json.dumps(self.result), encoding="utf-8")
             if own.is_file():
                 shutil.copyfile(own, temporary / START_FILE)
+
+
+def _seconds(trainer: SetwiseTrainer, test: AbstractDataLoader) -> float:
+    """Seconds of a ranking; 0 if memory runs out, of which the ranking itself tells more."""
+    try:
+        return trainer.ranking_seconds(test)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        error.__traceback__ = None
+    release_memory()
+    return 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -154,7 +154,9 @@ class SetwiseTrainer(Trainer):
         self.position = Position()
         self.best_epoch: int | None = None  # of the weights that `load_best` has loaded
         self.valid_users = ""  # such as "200 of 942 users"
-        self._epoch_start = time.perf_counter()
+        self.time_left: Callable[[float, float], float] | None = None  # see `Price.left`
+        self._stage_start = self._epoch_start = time.perf_counter()
+        self._n_steps = 0
 
     # ---- optimisation ----
 
@@ -224,6 +226,7 @@ class SetwiseTrainer(Trainer):
             Interrupted: a signal ended the run; the step is saved.
         """
         n_steps = self.stage.max_steps or self.epochs * len(train_data)
+        self._n_steps, self._stage_start = n_steps, time.perf_counter()
         self.schedule = get_scheduler(
             self.settings.lr_scheduler_type,
             self.optimizer,
@@ -350,8 +353,12 @@ class SetwiseTrainer(Trainer):
         means = {name: total / position.n_contexts for name, total in position.sums.items()}
         epoch = f"{self.stage.name} epoch {position.epoch + 1}/{self.epochs}"
         shown = ", ".join(f"{name} {means[name]:.4g}" for name in SHOWN if name in means)
-        taken = duration(time.perf_counter() - self._epoch_start)
-        self.logger.info(f"{epoch}: {shown}; {taken}")
+        now = time.perf_counter()
+        left = ""
+        if self.time_left is not None:
+            share = self.global_step / max(self._n_steps, 1)
+            left = f", about {duration(self.time_left(share, now - self._stage_start))} left"
+        self.logger.info(f"{epoch}: {shown}; {duration(now - self._epoch_start)}{left}")
         log_detail(
             f"{epoch}: "
             + ", ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)

@@ -58,7 +58,7 @@ def at_step(
 
 def at_validation(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
     """Do something while the first validation ranks, once."""
-    topk, done = ExactRanker.topk, []
+    topk, validate, done = ExactRanker.topk, SetwiseTrainer._valid_epoch, [True]
 
     def ranking(ranker: ExactRanker, *args):  # type: ignore[no-untyped-def]
         if not done:
@@ -66,6 +66,12 @@ def at_validation(monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -
             what()
         return topk(ranker, *args)
 
+    def validating(trainer: SetwiseTrainer, *args):  # type: ignore[no-untyped-def]
+        done.clear()
+        monkeypatch.setattr(SetwiseTrainer, "_valid_epoch", validate)
+        return validate(trainer, *args)
+
+    monkeypatch.setattr(SetwiseTrainer, "_valid_epoch", validating)
     monkeypatch.setattr(ExactRanker, "topk", ranking)
 
 

@@ -1,0 +1,264 @@
+"""Expected time and memory of a run, said before it starts and corrected while it goes.
+
+One part of a training batch and a few users' rankings are timed, on real data of the run; the rest
+is arithmetic. Weights, random state and results stay as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from logging import getLogger
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+
+from recbole_multdpo.data.batch import SetwiseBatch
+from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
+from recbole_multdpo.data.loader import SetwiseDataLoader
+from recbole_multdpo.model.llmrec import LLMRec
+from recbole_multdpo.model.memory import GIB, count_step
+from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import duration, log_detail
+from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
+from recbole_multdpo.runtime.random_state import random_state, restore_random_state
+from recbole_multdpo.scoring.head import logits_bytes
+from recbole_multdpo.scoring.lm import causal_lm
+from recbole_multdpo.scoring.packed import packed_lengths
+from recbole_multdpo.settings.config import Config
+from recbole_multdpo.training.memory import state_to_come
+
+SAMPLE = 64  # training examples whose tokens are counted
+PROBE_TOKENS = 4096  # of the timed part of a batch, at most
+BACKWARD = 2.0  # time of a backward pass over that of the forward pass
+# Nodes of the title tree that best-first search opens for a user of a trained model, a few hundred
+# of thousands; each is a token. Where a title is one token, ranking is timed instead.
+NODES = 300
+LONG = 1800.0  # seconds of a run worth a word on how to shorten it
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a part of a run has to do.
+
+    Attributes:
+        name: as in `seconds` of `result.json`.
+        n_steps: optimizer steps.
+        loader: their examples; None without steps.
+        n_validations: rankings of `ranked` during the steps.
+        ranked: a loader of users; None for none.
+    """
+
+    name: str
+    n_steps: int = 0
+    loader: SetwiseDataLoader | None = None
+    n_validations: int = 0
+    ranked: AbstractDataLoader | None = None
+
+
+@dataclass
+class Price:
+    """Expected seconds of a run's parts, in their order.
+
+    Attributes:
+        seconds: by name; the prediction stays, `left` corrects it by what was measured.
+        memory: expected peak, bytes; of the device.
+    """
+
+    seconds: dict[str, float]
+    memory: float
+    _ratio: float = field(default=1.0, init=False)
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole."""
+        return sum(self.seconds.values())
+
+    def left(self, name: str, share: float, taken: float) -> float:
+        """Seconds that are left of the run, at the speed of what was done.
+
+        Args:
+            name: the present part.
+            share: of it that is done, above 0.
+            taken: seconds that this share took.
+        """
+        expected = self.seconds.get(name, 0.0)
+        if expected > 0:
+            self._ratio = taken / share / expected
+        names = list(self.seconds)
+        later = names[names.index(name) + 1 :] if name in names else []
+        return taken / share * (1 - share) + self._ratio * sum(self.seconds[n] for n in later)
+
+
+class Pricing:
+    """Measures a model before it is trained, for `price`."""
+
+    def __init__(self, config: Config, model: LLMRec, rank: Callable[[AbstractDataLoader], float]):
+        """Take what is measured.
+
+        Args:
+            config: the run's configuration.
+            model: on its device, before its first stage.
+            rank: seconds of ranking the users of a loader, by a few of them.
+        """
+        self.config, self.model, self._rank = config, model, rank
+        self._forward: float | None = None  # seconds per token
+        self._step: float | None = None  # seconds per token, forward and backward pass
+        self._per_user: float | None = None  # seconds of a ranking
+        self._tokens: dict[int, float] = {}  # of an example, by the loader's id
+
+    def price(self, works: Sequence[Work]) -> Price | None:
+        """The expected time and memory; None if memory runs out, which training may not.
+
+        In a run of several processes all of them call it together.
+        """
+        before = random_state(self.model.device)
+        found: Price | None = None
+        try:
+            seconds = {work.name: self._seconds(work) for work in works}
+            found = Price(seconds, self._memory(works))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None
+        finally:
+            restore_random_state(before, self.model.device)
+            self.model.lm.zero_grad(set_to_none=True)
+        if found is None:
+            release_memory()
+        slowest: list[Price | None] = processes.all_gather(found)
+        whole = [price for price in slowest if price is not None]
+        if len(whole) < len(slowest):
+            return None
+        return max(whole, key=lambda price: price.total)
+
+    def _seconds(self, work: Work) -> float:
+        seconds = 0.0
+        if work.n_steps and work.loader is not None:
+            seconds += work.n_steps * self._step_seconds(work.loader)
+        if work.n_validations and work.ranked is not None:
+            seconds += work.n_validations * self._ranking_seconds(work.ranked)
+        return seconds
+
+    def _step_seconds(self, loader: SetwiseDataLoader) -> float:
+        """Seconds of one optimizer step."""
+        per_token = self._measure(loader)
+        # the reference's forward pass, where there is one
+        reference = self.model.settings.uses_reference and loader.setwise_sampler.n_negatives
+        factor = 1 + (1 / (1 + BACKWARD) if reference else 0)
+        share = -(-loader.examples_per_batch // processes.world_size())
+        share = min(share, len(loader.users))
+        return per_token * factor * share * self._tokens[id(loader)]
+
+    def _measure(self, loader: SetwiseDataLoader) -> float:
+        """Seconds per token of a step's forward and backward pass; counts the loader's tokens."""
+        if isinstance(loader.setwise_sampler.negative_sampler, DynamicNegatives):
+            # the policy has drawn none yet
+            self._tokens[id(loader)] = self.model.longest_row(
+                loader.setwise_sampler.most_candidates
+            )
+            return self._step or 0.0
+        batch = self._sample(loader)
+        lengths = packed_lengths(
+            batch.prompts.lengths, batch.candidates, self.model.catalogue.items
+        ).cpu()
+        self._tokens[id(loader)] = float(lengths.float().mean())
+        if self._step is not None:
+            return self._step
+        fits = int((lengths.cumsum(0) <= PROBE_TOKENS).sum())
+        rows = torch.arange(max(min(fits, loader.examples_per_batch), 1))
+        part, n_tokens = batch.select(rows.to(self.model.device)), int(lengths[rows].sum())
+        self.model.train()
+        with_gradient = self.config.deepspeed is None  # else the gradients would be whole
+        self._run(batch.select(rows[:1].to(self.model.device)), with_gradient)  # warms up
+        start = time.perf_counter()
+        self._run(part, with_gradient)
+        seconds = time.perf_counter() - start
+        self._step = seconds / n_tokens * (1 if with_gradient else 1 + BACKWARD)
+        self._forward = self._step / (1 + BACKWARD)
+        return self._step
+
+    def _sample(self, loader: SetwiseDataLoader) -> SetwiseBatch:
+        """Examples of users spread over all, on the model's device."""
+        loader.set_epoch(0)
+        n_users = len(loader.users)
+        index = np.linspace(0, n_users - 1, min(SAMPLE, n_users)).astype(int)
+        users = loader.users[np.unique(index)]
+        batch: SetwiseBatch = loader.setwise_sampler.sample(users, 0)
+        return batch.to(self.model.device)
+
+    def _run(self, batch: SetwiseBatch, with_gradient: bool) -> None:
+        """Compute a batch as the first stage does, and drop the gradient."""
+        with nullcontext() if with_gradient else torch.no_grad():
+            losses = self.model.step(batch).losses.sum()
+        if with_gradient:
+            losses.backward()
+            self.model.lm.zero_grad(set_to_none=True)
+        float(losses.detach())  # waits for the device
+
+    def _ranking_seconds(self, ranked: AbstractDataLoader) -> float:
+        """Seconds of ranking all users of a loader with a trained model."""
+        trie, settings = self.model.catalogue.trie, self.model.settings
+        if settings.search is None:  # freely generated texts end where the model likes
+            return 0.0
+        n_users = ranked.sample_size
+        if trie.num_internal <= 1 or self._forward is None:
+            if self._per_user is None:
+                self._per_user = self._rank(ranked) / n_users
+            return self._per_user * n_users
+        users = torch.as_tensor(ranked.uid_list)
+        some = users[torch.linspace(0, len(users) - 1, min(SAMPLE, len(users))).long()]
+        prompts = self.model.user_prompts(some, self.model.histories).lengths.float().mean()
+        every_token = int(self.model.catalogue.items.lengths.sum())
+        nodes = every_token if settings.search == "exhaustive" else min(NODES, every_token)
+        seconds = self._forward * (float(prompts) + nodes) * len(users)
+        return seconds / processes.world_size()
+
+    def _memory(self, works: Sequence[Work]) -> float:
+        """Expected peak bytes of the device: what is used now and what training adds."""
+        model, device = self.model, self.model.device
+        if device.type == "cuda":
+            used = float(torch.cuda.memory_allocated(device))
+        else:
+            used = float(psutil.Process().memory_info().rss)
+        lm = causal_lm(model.lm)
+        weights = sum(p.numel() * p.element_size() for p in lm.parameters())
+        copies = model.settings.uses_reference and not model.uses_lora
+        reference = weights if copies and model.settings.has_preference_stage else 0
+        logits = logits_bytes(
+            lm.config.get_text_config().vocab_size, lm.dtype, device.type == "cuda"
+        )
+        loaders = [work.loader for work in works if work.n_steps and work.loader is not None]
+        activations = 0.0
+        if loaders:
+            memory = count_step(model, False)
+            for loader in loaders:
+                width = int(self._tokens[id(loader)])
+                n_examples = -(-loader.examples_per_batch // processes.world_size())
+                activations = max(
+                    activations,
+                    n_examples * width * memory.per_token(width, checkpointing=False),
+                )
+        return used + state_to_come(model, self.config.deepspeed) + reference + logits + activations
+
+
+def log_price(price: Price) -> None:
+    """Log the expected time and memory, and how to make a long run shorter."""
+    parts = ", ".join(
+        f"{name} {duration(seconds)}" for name, seconds in price.seconds.items() if seconds >= 0.5
+    )
+    getLogger().info(
+        f"expected: about {duration(price.total)} in all"
+        + (f" ({parts})" if parts else "")
+        + f", {price.memory / GIB:.1f} GiB at the peak"
+    )
+    log_detail(f"expected seconds: {price.seconds}")
+    if price.total > LONG:
+        getLogger().info(
+            "to make it shorter: --train_users=N and --max_steps=N train on less, --valid_users=N "
+            "and --test_users=N rank fewer users; results then say so"
+        )
