@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
+    add_disliked_argument,
     add_input_arguments,
+    check_disliked,
     parse_turns,
     run_command,
     run_options,
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     who = command.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", metavar="ID", help="a user of the data set")
     add_input_arguments(who)
+    add_disliked_argument(command)
     command.add_argument("--k", type=int, default=10, help="length of both rankings (default 10)")
     command.add_argument(
         "--also", nargs="+", default=[], metavar="TITLE", help="further items to explain"
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    check_disliked(options)
     messages = parse_turns(options.conversation) if options.conversation else None
 
     from recbole_multdpo.trained.explanation import Explainer  # after what needs no model
@@ -61,7 +65,7 @@ def _explain(options: argparse.Namespace) -> None:
     elif messages is not None:
         found = explainer.for_conversation(messages, options.k, options.also)
     else:
-        found = explainer.for_titles(options.liked, options.k, options.also)
+        found = explainer.for_titles(options.liked, options.k, options.also, options.disliked)
     if options.json:
         show_json(found.as_dict())
     else:

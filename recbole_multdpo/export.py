@@ -30,6 +30,7 @@ from recbole_multdpo.trained.commands import run_command, run_options, run_parse
 from recbole_multdpo.trained.model_card import CARD_FIGURES, model_card
 
 if TYPE_CHECKING:
+    from recbole_multdpo.data.prompt import PromptBuilder
     from recbole_multdpo.trained.run import TrainedRun
 
 HELPER = "rank_catalogue.py"
@@ -155,6 +156,13 @@ def public_settings(run: TrainedRun) -> dict[str, Any]:
     return settings
 
 
+def _disliked(prompts: PromptBuilder) -> dict[str, Any]:
+    """Mark and limit of low-rated titles in a prompt; none where prompts show none."""
+    if not prompts.frame.disliked:
+        return {}
+    return {"mark": prompts.frame.disliked, "max_disliked": prompts.max_disliked}
+
+
 def catalogue_content(run: TrainedRun) -> dict[str, Any]:
     """The content of `catalogue.json`; see `exported.Catalogue`."""
     from recbole_multdpo.data.item_tokens import encode_items
@@ -176,6 +184,7 @@ def catalogue_content(run: TrainedRun) -> dict[str, Any]:
             "max_history": limit,
             "max_prompt_tokens": settings.max_prompt_tokens,
             **model.prompts.frame_ids(),
+            **_disliked(model.prompts),
         },
         "items": [
             {

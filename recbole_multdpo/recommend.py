@@ -19,7 +19,9 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.runtime.reading import readable
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
+    add_disliked_argument,
     add_input_arguments,
+    check_disliked,
     parse_turns,
     run_command,
     run_options,
@@ -27,7 +29,7 @@ from recbole_multdpo.trained.commands import (
 )
 
 if TYPE_CHECKING:
-    from recbole_multdpo.trained.recommender import Answer, Recommender
+    from recbole_multdpo.trained.recommender import Answer, Item, Recommender
 
 HISTORY_SHOWN = 12
 
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     who.add_argument("--users", "--user", metavar="ID,ID", help="users of the data set")
     who.add_argument("--users_file", type=Path, metavar="FILE", help="one user id per line")
     add_input_arguments(who)
+    add_disliked_argument(command)
     command.add_argument("--k", type=int, default=10, help="length of the lists (default 10)")
     command.add_argument(
         "--seen_items",
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _recommend(options: argparse.Namespace) -> None:
+    check_disliked(options)
     users = read_users(options.users_file) if options.users_file else None
     if options.users is not None:
         users = [name.strip() for name in options.users.split(",") if name.strip()]
@@ -85,7 +89,7 @@ def _answers(
     elif options.messages is not None:
         yield recommender.for_conversation(options.messages, options.k)
     else:
-        yield recommender.for_titles(options.liked, options.k)
+        yield recommender.for_titles(options.liked, options.k, options.disliked)
 
 
 def read_users(file: Path) -> list[str]:
@@ -102,16 +106,22 @@ def read_users(file: Path) -> list[str]:
     return users
 
 
+def _some(items: Sequence[Item]) -> str:
+    """The first titles of a list, and the number of the others."""
+    titles = [terminal(item.title) for item in items]
+    more = f" and {len(titles) - HISTORY_SHOWN} more" if len(titles) > HISTORY_SHOWN else ""
+    return ("; ".join(titles[:HISTORY_SHOWN]) or "nothing") + more
+
+
 def as_text(answer: Answer) -> str:
     """An answer as lines for a terminal."""
-    titles = [terminal(item.title) for item in answer.history]
-    more = f" and {len(titles) - HISTORY_SHOWN} more" if len(titles) > HISTORY_SHOWN else ""
-    shown = "; ".join(titles[:HISTORY_SHOWN]) or "nothing"
     user = terminal(answer.user)
     who = "liked" if answer.user is None else f"user {user} liked"
     if answer.conversation is not None:
         who = "mentioned" if answer.user is None else f"conversation {user} mentioned"
-    lines = [f"{who}: {shown}{more}"]
+    lines = [f"{who}: {_some(answer.history)}"]
+    if answer.disliked:
+        lines.append(f"disliked: {_some(answer.disliked)}")
     said = answer.conversation or ()
     lines += [terminal(f"  {turn['role']}: {turn['content']}") for turn in said]
     width = max((len(terminal(item.title)) for item in answer.recommendations), default=0)

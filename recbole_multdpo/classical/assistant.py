@@ -27,6 +27,7 @@ from torch import Tensor
 
 from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
+from recbole_multdpo.data.low_ratings import reads_low_ratings
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import shows_bars
@@ -267,6 +268,9 @@ def cache_key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset])
     conversations = dataset.conversations.digest() if dataset.conversations is not None else None
     described = {"settings": settings, "n_items": dataset.item_num, "said": conversations}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    if reads_low_ratings(config) and dataset.low_ratings is not None:
+        for ids in (dataset.low_ratings.users, dataset.low_ratings.items):
+            digest.update(ids.tobytes())
     train, *held_out = (part.inter_feat for part in parts)
     # loaders sort the rows that they rank, which may be a copy of the part's
     by_user = [rows[rows[dataset.uid_field].argsort(stable=True)] for rows in held_out]

@@ -20,6 +20,7 @@ from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_multdpo.classical.conversations import conversation_model
+from recbole_multdpo.classical.low_ease import WEIGHT, LowRatingEASE
 from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, record_calls
 from recbole_multdpo.data.candidates import with_keyed_candidates
 from recbole_multdpo.data.counted_dataset import train_and_valid
@@ -173,7 +174,12 @@ def _of_tested_users(loader: AbstractDataLoader) -> AbstractDataLoader:
 
 
 def build_model(config: Config, train: Dataset) -> AbstractRecommender:
-    """Construct a model of RecBole, untrained; for conversations by `conversation_model`."""
+    """Construct a model of RecBole, untrained.
+
+    For conversations it is `conversation_model`'s, with `low_rating_weight` a `LowRatingEASE`.
+    """
     on_conversations = config["context"] == "conversation"
     make_model = conversation_model if on_conversations else config.model_class
+    if config["model"] == "EASE" and config[WEIGHT]:
+        make_model = LowRatingEASE
     return make_model(config, train)

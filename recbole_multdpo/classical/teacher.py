@@ -28,6 +28,7 @@ from recbole_multdpo.classical.assistant import (
     write_scores,
 )
 from recbole_multdpo.classical.conversations import history_rows, item_matrix
+from recbole_multdpo.classical.low_ease import WEIGHT, LowRatingEASE
 from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, DataError
@@ -46,8 +47,9 @@ class TableTeacher:
 
     Attributes:
         name: the model.
-        table: float32 [n_items, n_items], a row of scores per shown item, dense or sparse; or
-            [n_users, n_items], a row per user.
+        table: float32 [n_items, n_items], a row of scores per shown item, dense or sparse, or
+            [2 * n_items, n_items] with a row per disliked item too; or [n_users, n_items], a row
+            per user.
         by_user: True for a row per user.
         popularity: int64 [n_items], training rows of each item.
     """
@@ -57,11 +59,20 @@ class TableTeacher:
     by_user: bool
     popularity: np.ndarray
 
-    def scores(self, users: np.ndarray, shown: Sequence[np.ndarray]) -> np.ndarray:
+    def scores(
+        self,
+        users: np.ndarray,
+        shown: Sequence[np.ndarray],
+        disliked: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Scores of all items for B prompts: float32 [B, n_items]; see `Teacher.scores`."""
         if self.by_user:
             return np.array(self.table[users])
-        found = history_rows(shown, self.table.shape[1]) @ self.table
+        n_rows, n_items = self.table.shape
+        if disliked is not None and n_rows > n_items:
+            pairs = zip(shown, disliked, strict=True)
+            shown = [np.concatenate([items, n_items + low]) for items, low in pairs]
+        found = history_rows(shown, n_rows) @ self.table
         return np.asarray(found.todense() if issparse(found) else found)
 
 
@@ -95,7 +106,7 @@ def make_teacher(
     processes.broadcast_from_main(fit)  # the other processes read its file
     items = train.inter_feat[train.iid_field].numpy()
     popularity = np.bincount(items, minlength=train.item_num)
-    table, by_user = _read(own, train)
+    table, by_user = _read(config, own, train)
     return TableTeacher(config["model"], table, by_user, popularity)
 
 
@@ -110,6 +121,8 @@ def _write(config: Config, dataset: ContextDataset, train: ContextDataset, folde
         users = torch.arange(train.user_num)
         write_scores(folder / _BY_USER, run.model, users, train, config)
         return
+    if isinstance(run.model, LowRatingEASE):
+        matrix = np.concatenate([matrix, run.model.low_similarity])
     values = matrix.data if issparse(matrix) else matrix
     if not np.isfinite(values).all():
         raise DataError(
@@ -121,13 +134,14 @@ def _write(config: Config, dataset: ContextDataset, train: ContextDataset, folde
         np.save(folder / _DENSE, np.asarray(matrix, dtype=np.float32))
 
 
-def _read(folder: Path, train: Dataset) -> tuple[np.ndarray | csr_matrix, bool]:
+def _read(config: Config, folder: Path, train: Dataset) -> tuple[np.ndarray | csr_matrix, bool]:
     """The table that `_write` wrote, and whether it is by user.
 
     Raises:
         CheckpointError: it is damaged, or has another shape or type.
     """
-    of_items = (train.item_num, train.item_num)
+    n_kinds = 2 if config[WEIGHT] else 1  # likes, and low ratings
+    of_items = (n_kinds * train.item_num, train.item_num)
     if (folder / _BY_USER).exists():
         return read_scores(folder / _BY_USER, (train.user_num, train.item_num), _REMEDY), True
     if (folder / _DENSE).exists():

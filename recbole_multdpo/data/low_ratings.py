@@ -147,7 +147,14 @@ class LowRatings:
 
 def reads_low_ratings(config: Mapping[str, Any]) -> bool:
     """True if a run with these settings depends on low ratings."""
-    return config["seen_items"] == "rated" or config["low_ratings"] not in (None, "ignore")
+    helpers = [config[key] or {} for key in ("assistant_settings", "sft_teacher_settings")]
+    return (
+        config["seen_items"] == "rated"
+        or config["low_ratings"] not in (None, "ignore")
+        or bool(config["disliked_in_prompt"])
+        or bool(config["low_rating_weight"])  # of EASE
+        or any(settings.get("low_rating_weight") for settings in helpers)
+    )
 
 
 def has_times(dataset: Dataset, rows: pd.DataFrame | Interaction) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class PromptTemplate:
         plain_tail: after the pieces, without a chat template.
         chat_tail: after the pieces, inside a chat template.
         speakers: before every turn of a conversation, by role; empty for a history.
+        disliked: before every title that the user rated low, after the history.
     """
 
     head: str
@@ -46,6 +47,7 @@ class PromptTemplate:
     plain_tail: str
     chat_tail: str
     speakers: Mapping[str, str] = field(default_factory=dict)
+    disliked: str = "\nDisliked:"
 
 
 def _history_template(noun: str) -> PromptTemplate:
@@ -84,17 +86,33 @@ CONVERSATION_TEMPLATES = {name: _conversation_template(noun) for name, noun in N
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """The fixed text of a prompt: around the pieces, before each one, and before an item's text."""
+    """The fixed text of a prompt: around the pieces, before each one, and before an item's text.
+
+    `disliked` is the text before a title that the user rated low; empty if prompts show none.
+    """
 
     head: str
     separator: str
     tail: str
     item_prefix: str
     speakers: Mapping[str, str] = field(default_factory=dict)
+    disliked: str = ""
 
     def texts(self) -> list[str]:
         """All fixed texts, for fitting a tokenizer."""
-        return [self.head, *(self.speakers.values() or [self.separator]), self.tail]
+        disliked = [self.disliked] if self.disliked else []
+        return [self.head, *(self.speakers.values() or [self.separator]), *disliked, self.tail]
+
+    def marked(self, title: str) -> str:
+        """A title that the user rated low, as one text: white space, the mark and the title."""
+        return f"{self.disliked} {title}"
+
+    def content(self) -> dict[str, Any]:
+        """Plain data; without `disliked` where prompts show none, as in runs before it existed."""
+        content = asdict(self)
+        if not self.disliked:
+            del content["disliked"]
+        return content
 
 
 def prompt_frame(
@@ -104,6 +122,7 @@ def prompt_frame(
     context: str = "history",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     titles_alone: bool = False,
+    shows_disliked: bool = False,
 ) -> PromptFrame:
     """Make the frame of a template name and a tokenizer.
 
@@ -114,6 +133,7 @@ def prompt_frame(
         context: content of the prompt, 'history' or 'conversation'.
         chat_template_kwargs: variables of the chat template, see `chat_texts`.
         titles_alone: show a history as `TITLES_TEMPLATES` do; no effect on conversations.
+        shows_disliked: True if prompts show titles that the user rated low.
 
     Raises:
         ConfigError: unknown template; `use_chat_template` is True for a tokenizer without a chat
@@ -126,6 +146,7 @@ def prompt_frame(
     if context == "conversation":
         templates = CONVERSATION_TEMPLATES
     template = templates[template_name]
+    disliked = template.disliked if shows_disliked else ""
     has_chat = tokenizer is not None and bool(tokenizer.chat_template)
     if use_chat_template is True and not has_chat:
         raise ConfigError(
@@ -135,11 +156,11 @@ def prompt_frame(
     if use_chat_template is False or not has_chat:
         # a title begins with a space after the tail, as it does in the history
         return PromptFrame(
-            template.head, template.separator, template.plain_tail, " ", template.speakers
+            template.head, template.separator, template.plain_tail, " ", template.speakers, disliked
         )
     assert tokenizer is not None
     head, tail = chat_texts(tokenizer, template.head, template.chat_tail, chat_template_kwargs)
-    return PromptFrame(head, template.separator, tail, "", template.speakers)
+    return PromptFrame(head, template.separator, tail, "", template.speakers, disliked)
 
 
 class PromptBuilder:
@@ -154,6 +175,7 @@ class PromptBuilder:
         max_history: int | None,
         max_prompt_tokens: int,
         roles: Sequence[str] | None = None,
+        max_disliked: int = 0,
     ) -> None:
         """Tokenise the frame and every piece.
 
@@ -166,6 +188,8 @@ class PromptBuilder:
                 it. A turn that is too long on its own is truncated at its end, so that the latest
                 turn is always shown.
             roles: for turns, the role of each text, a key of `frame.speakers`; None for titles.
+            max_disliked: titles that the user rated low, at most; `frame.disliked` is before each,
+                unless the tokenizer has one token for both.
 
         Raises:
             ConfigError: the frame alone exceeds `max_prompt_tokens`, or leaves no room for a turn.
@@ -211,15 +235,31 @@ class PromptBuilder:
             for opening, ids in zip(openings, encoded, strict=True)
         ]
         self._piece_lengths = np.array([len(piece) for piece in self._pieces])
+        self.max_disliked = max_disliked
+        self._before_disliked = _encode_behind(tokenizer, frame.disliked)
+        self._disliked = self._pieces[:1]
+        if max_disliked:
+            marked = encode_plain(tokenizer, [frame.marked(text) for text in texts[1:]])
+            self._disliked += [
+                np.array(whole if len(whole) == 1 else [*self._before_disliked, *ids], np.int32)
+                for whole, ids in zip(marked, encoded, strict=True)
+            ]
+        self._disliked_lengths = np.array([len(piece) for piece in self._disliked])
 
     def longest(self, max_history: int | None) -> int:
         """Length in tokens of the longest possible prompt with at most `max_history` pieces."""
-        pieces = np.sort(self._piece_lengths)[::-1][:max_history]
-        return len(self._head) + len(self._tail) + min(int(pieces.sum()), self._budget)
+        pieces = np.sort(self._piece_lengths)[::-1][:max_history].sum()
+        pieces += np.sort(self._disliked_lengths)[::-1][: self.max_disliked].sum()
+        return len(self._head) + len(self._tail) + min(int(pieces), self._budget)
 
     def frame_ids(self) -> dict[str, Any]:
-        """Token ids of the fixed texts `head`, `tail`, `before_title`, and `before_turn`."""
+        """Token ids of the fixed texts `head`, `tail`, `before_title`, and `before_turn`.
+
+        Where prompts show them, of `before_disliked` too.
+        """
+        disliked = {"before_disliked": self._before_disliked.tolist()}
         return {
+            **(disliked if self.frame.disliked else {}),
             "head": self._head.tolist(),
             "tail": self._tail.tolist(),
             "before_title": self._separator.tolist(),
@@ -237,27 +277,40 @@ class PromptBuilder:
         n_fitting = int(np.searchsorted(from_the_end, self._budget, side="right"))
         return latest[len(latest) - n_fitting :]
 
-    def build(self, histories: Sequence[np.ndarray], max_history: int | None = None) -> Prompts:
+    def kept_disliked(self, disliked: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """The latest items of `disliked`, rated low, that fit into a prompt with a history `kept`.
+
+        So they are the first to be left out of a prompt that is too long.
+        """
+        latest = disliked[max(len(disliked) - self.max_disliked, 0) :]
+        room = self._budget - int(self._piece_lengths[kept].sum())
+        from_the_end = self._disliked_lengths[latest[::-1]].cumsum()
+        return latest[len(latest) - int(np.searchsorted(from_the_end, room, side="right")) :]
+
+    def build(
+        self,
+        histories: Sequence[np.ndarray],
+        max_history: int | None = None,
+        disliked: Sequence[np.ndarray] | None = None,
+    ) -> Prompts:
         """Build the prompts of a batch.
 
         Args:
             histories: the pieces of each prompt (item ids, or indices of turns), oldest first; may
                 be empty.
             max_history: pieces kept at most; None: the builder's own limit.
+            disliked: item ids that the users rated low; None for none.
 
         Returns:
             The prompts on the CPU, padded with 0.
         """
-        prompts = [
-            np.concatenate(
-                [
-                    self._head,
-                    *(self._pieces[item] for item in self.kept(history, max_history)),
-                    self._tail,
-                ]
-            )
-            for history in histories
-        ]
+        prompts = []
+        for row, history in enumerate(histories):
+            kept = self.kept(history, max_history)
+            low = kept[:0] if disliked is None else self.kept_disliked(disliked[row], kept)
+            pieces = [self._pieces[item] for item in kept]
+            pieces += [self._disliked[item] for item in low]
+            prompts.append(np.concatenate([self._head, *pieces, self._tail]))
         lengths = np.array([len(prompt) for prompt in prompts])
         ids = np.zeros((len(prompts), lengths.max()), dtype=np.int64)
         ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(prompts)

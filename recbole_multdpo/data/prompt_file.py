@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from recbole_multdpo.data.prompt import PromptFrame
 from recbole_multdpo.errors import CheckpointError
@@ -31,6 +31,7 @@ class _Text(TypedDict):
     tail: str
     item_prefix: str
     speakers: dict[str, str]
+    disliked: NotRequired[str]
 
 
 class _Content(TypedDict):
@@ -61,7 +62,7 @@ class StoredPrompt:
     @property
     def fingerprint(self) -> str:
         """Hash of texts and tokens, 16 hexadecimal digits."""
-        return _digest({"text": asdict(self.frame), "tokens": self.token_ids})
+        return _digest({"text": self.frame.content(), "tokens": self.token_ids})
 
     def check_tokens(self, token_ids: Mapping[str, Any]) -> None:
         """Refuse a tokenizer that encodes the frame differently.
@@ -88,7 +89,7 @@ def write_prompt(folder: Path, prompt: StoredPrompt) -> None:
     """
     content = {
         "format": FORMAT,
-        "text": asdict(prompt.frame),
+        "text": prompt.frame.content(),
         "tokens": prompt.token_ids,
         "checksum": prompt.fingerprint,
     }

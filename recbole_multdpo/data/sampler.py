@@ -24,7 +24,7 @@ from recbole_multdpo.losses.sets import (
 )
 
 # streams separate these draws from the history/target split and from each other
-REJECTION_STREAM, SORTING_STREAM, LOW_STREAM = 2, 3, 8
+REJECTION_STREAM, SORTING_STREAM, LOW_STREAM, DISLIKED_STREAM = 2, 3, 8, 14
 REJECTION_ROUNDS = 8
 ROWS_AT_ONCE = 8192  # users per block: few calls, and arrays within the last-level cache
 FILTER_BITS = 2**12  # slots of a user's filter of known items, a power of two
@@ -322,6 +322,7 @@ class SetwiseSampler:
         low_rated: UserItems | None = None,
         low_above_unrated: bool = False,
         conversations: Conversations | None = None,
+        disliked: UserItems | None = None,
         soft_targets: SoftTargets | None = None,
     ) -> None:
         """Set up the draw.
@@ -346,6 +347,7 @@ class SetwiseSampler:
                 below.
             conversations: conversations to show instead of histories; all items of a user are then
                 targets, as with the mode 'all' of `split_history`.
+            disliked: low-rated items that prompts show beside histories; None for none.
             soft_targets: a teacher's targets, whose items are candidates too; None for no teacher.
         """
         self.train_items = train_items
@@ -362,6 +364,7 @@ class SetwiseSampler:
         levels = (NEGATIVE_LEVEL, LOWER_NEGATIVE_LEVEL)
         self.low_level, self.unrated_level = levels if low_above_unrated else levels[::-1]
         self.conversations = conversations
+        self.disliked = disliked
         self.soft_targets = soft_targets
 
     @property
@@ -381,8 +384,8 @@ class SetwiseSampler:
         return positives + self.n_negatives + n_low + n_taught
 
     def split(self, users: np.ndarray, epoch: int) -> HistorySplit:
-        """Histories and targets of users int64 [B] in an epoch."""
-        return split_history(
+        """Histories, targets and low-rated items to show, of users int64 [B] in an epoch."""
+        split = split_history(
             self.train_items,
             users,
             seed=self.seed,
@@ -392,11 +395,26 @@ class SetwiseSampler:
             max_targets=self.max_targets,
             max_history=self.prompts.max_history or 0,
         )
+        if self.disliked is None:
+            return split
+        return replace(split, disliked=[self._disliked(user, epoch) for user in users.tolist()])
+
+    def _disliked(self, user: int, epoch: int) -> np.ndarray:
+        """Low-rated items that a user's prompt may show in an epoch, in random order.
+
+        As many of them are left out as of the liked ones: a prompt that always showed the same
+        items would name the user, whose targets could be learnt by heart.
+        """
+        assert self.disliked is not None
+        items = self.disliked.history(user)
+        keys = random_keys(self.seed, epoch, DISLIKED_STREAM, user, items)
+        n_hidden = int(len(items) * self.target_share + 0.5)
+        return items[np.argsort(keys, kind="stable")[n_hidden:]]
 
     def build_prompts(self, users: np.ndarray, split: HistorySplit) -> Prompts:
         """Prompts of users int64 [B], with the split's histories or the users' conversations."""
         if self.conversations is None:
-            return self.prompts.build(split.histories)
+            return self.prompts.build(split.histories, disliked=split.disliked)
         return self.prompts.build([self.conversations.of(user) for user in users.tolist()])
 
     def shown_items(self, users: np.ndarray, split: HistorySplit) -> list[np.ndarray]:
@@ -450,9 +468,13 @@ class SetwiseSampler:
         if self.soft_targets is None:
             return batch
         shown = self.shown_items(users, split)
+        disliked = None
         if self.conversations is None:
             shown = [self.prompts.kept(items) for items in shown]
-        return with_soft_targets(batch, self.soft_targets, shown)
+        if split.disliked is not None:
+            pairs = zip(split.disliked, shown, strict=True)
+            disliked = [self.prompts.kept_disliked(low, kept) for low, kept in pairs]
+        return with_soft_targets(batch, self.soft_targets, shown, disliked)
 
     def _low_rated(self, user: int, epoch: int) -> np.ndarray:
         """Low-rated items of a user's example, at most `max_targets`, drawn for each epoch."""
@@ -464,7 +486,10 @@ class SetwiseSampler:
 
 
 def with_soft_targets(
-    batch: SetwiseBatch, targets: SoftTargets, shown: list[np.ndarray]
+    batch: SetwiseBatch,
+    targets: SoftTargets,
+    shown: list[np.ndarray],
+    disliked: list[np.ndarray] | None = None,
 ) -> SetwiseBatch:
     """Copy of a batch with a teacher's probabilities, of its candidates and of further ones.
 
@@ -476,8 +501,9 @@ def with_soft_targets(
         batch: examples without a teacher.
         targets: the teacher's.
         shown: item ids that each prompt shows, in its order.
+        disliked: low-rated item ids that each prompt shows; None for none.
     """
-    probs = torch.from_numpy(targets.probabilities(batch.user_ids.numpy(), shown))
+    probs = torch.from_numpy(targets.probabilities(batch.user_ids.numpy(), shown, disliked))
     candidates, levels = batch.candidates, batch.levels
     if targets.n_items is None:
         every_item = torch.arange(probs.shape[1]).expand(len(batch), -1)

@@ -26,12 +26,18 @@ class Teacher(Protocol):
     def popularity(self) -> np.ndarray:
         """Training rows of each item, int64 [n_items]."""
 
-    def scores(self, users: np.ndarray, shown: Sequence[np.ndarray]) -> np.ndarray:
+    def scores(
+        self,
+        users: np.ndarray,
+        shown: Sequence[np.ndarray],
+        disliked: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Scores of all items for B prompts, in any unit: float32 [B, n_items].
 
         Args:
             users: int64 [B].
             shown: item ids of each prompt, in its order, the latest last.
+            disliked: low-rated item ids of each prompt, which not every model reads; None for none.
         """
 
 
@@ -62,16 +68,26 @@ class SoftTargets:
     known: UserItems
     n_items: int | None
 
-    def probabilities(self, users: np.ndarray, shown: Sequence[np.ndarray]) -> np.ndarray:
+    def probabilities(
+        self,
+        users: np.ndarray,
+        shown: Sequence[np.ndarray],
+        disliked: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Probabilities of all items for B prompts: float32 [B, catalogue]; see `Teacher.scores`.
 
-        A row sums to 1. It is 0 where the teacher tells nothing, as its scores are all equal.
+        Items that the prompt shows as disliked have none. A row sums to 1. It is 0 where the
+        teacher tells nothing, as its scores are all equal.
         """
-        scores = self.teacher.scores(users, shown) * self.factors
-        hidden = [
-            np.concatenate([items, self.known.history(user)]) if self.teacher.by_user else items
-            for user, items in zip(users.tolist(), shown, strict=True)
-        ]
+        scores = self.teacher.scores(users, shown, disliked) * self.factors
+        hidden = list(shown)
+        if disliked is not None:
+            hidden = [np.concatenate(pair) for pair in zip(hidden, disliked, strict=True)]
+        if self.teacher.by_user:
+            hidden = [
+                np.concatenate([items, self.known.history(user)])
+                for user, items in zip(users.tolist(), hidden, strict=True)
+            ]
         rows = np.repeat(np.arange(len(users)), [len(items) for items in hidden])
         # item 0 has the number of no text
         is_hidden = np.zeros((len(users), int(self.texts.max()) + 1), dtype=bool)

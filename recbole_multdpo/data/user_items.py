@@ -132,11 +132,13 @@ class HistorySplit:
             order. Empty for a user with one item.
         targets: held-out item ids of each example, at least one.
         target_levels: preference levels of the targets.
+        disliked: low-rated item ids that each prompt may show; None for none.
     """
 
     histories: list[np.ndarray]
     targets: list[np.ndarray]
     target_levels: list[np.ndarray]
+    disliked: list[np.ndarray] | None = None
 
 
 def n_targets(counts: np.ndarray, target_share: float, max_targets: int) -> np.ndarray:

@@ -144,6 +144,7 @@ class LLMRec(GeneralRecommender):
         self.loss_name = "sft"
         self.histories = dataset.user_items(settings.levels)
         self.conversations = dataset.conversations
+        self.disliked = self._low_rated(dataset)
         frame = None if prompt is None else prompt.frame
         plain_frame = prompt_frame(
             settings.prompt_template,
@@ -151,6 +152,7 @@ class LLMRec(GeneralRecommender):
             False,
             config["context"],
             titles_alone=settings.shows_titles_alone,
+            shows_disliked=settings.disliked_in_prompt > 0,
         )
         fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
@@ -166,7 +168,7 @@ class LLMRec(GeneralRecommender):
                 "texts": [f" {text}" for text in dataset.item_texts[1:]]
                 + fitted_frame.texts() * 20
                 + self._training_turns(),
-                "whole_texts": dataset.item_texts[1:] if settings.tiny_title_tokens else (),
+                "whole_texts": self._whole_texts(dataset.item_texts[1:], fitted_frame),
                 "separator": fitted_frame.separator if self.conversations is None else "",
                 "hidden_size": settings.tiny_hidden_size,
                 "num_layers": settings.tiny_num_layers,
@@ -195,6 +197,7 @@ class LLMRec(GeneralRecommender):
                     config["context"],
                     settings.chat_template_kwargs,
                     settings.shows_titles_alone,
+                    settings.disliked_in_prompt > 0,
                 )
             )
         self.item_texts = dataset.item_texts
@@ -229,6 +232,21 @@ class LLMRec(GeneralRecommender):
         The tokenizer of `tiny` stays as fitted to the training part.
         """
         self.histories = train.user_items(self.settings.levels)
+        self.disliked = self._low_rated(train)
+
+    def _low_rated(self, train: LLMRecDataset) -> UserItems | None:
+        """Low-rated items that prompts may show; None if they show none."""
+        return train.low_rated_items() if self.settings.disliked_in_prompt else None
+
+    def _whole_texts(self, titles: Sequence[str], frame: PromptFrame) -> list[str]:
+        """Texts that become one token of `tiny`: titles, and where prompts show them, marked ones.
+
+        A marked title has an embedding of its own, so that one layer can tell it from a liked one.
+        """
+        if not self.settings.tiny_title_tokens:
+            return []
+        marked = [frame.marked(title) for title in titles] if frame.disliked else []
+        return [*titles, *marked]
 
     def _training_turns(self) -> list[str]:
         """Texts of training conversations, to fit the tokenizer of `tiny`."""
@@ -339,6 +357,7 @@ class LLMRec(GeneralRecommender):
                 frame,
                 max_history=self.settings.max_history,
                 max_prompt_tokens=self.settings.max_prompt_tokens,
+                max_disliked=self.settings.disliked_in_prompt,
             )
         return self._turn_prompts(self.conversations.turns, frame)
 
@@ -638,7 +657,27 @@ class LLMRec(GeneralRecommender):
         if self.conversations is not None:
             said = [self.conversations.of(user) for user in user_ids.tolist()]
             return self._placed(self.prompts.build(said))
-        return self.history_prompts(self.shown_histories(user_ids.cpu().numpy(), histories))
+        users = user_ids.cpu().numpy()
+        shown = self.shown_histories(users, histories)
+        return self.history_prompts(shown, self.shown_disliked(users, shown))
+
+    def shown_disliked(
+        self, users: np.ndarray, shown: Sequence[np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """Low-rated item ids for the users' prompts beside the shown histories, per user [B].
+
+        None if the prompts of the run show none.
+        """
+        if self.disliked is None:
+            return None
+        low = ranking_histories(
+            self.disliked,
+            users,
+            seed=self.seed,
+            mode=self.settings.history_split,
+            max_history=self.settings.disliked_in_prompt,
+        )
+        return [self.prompts.kept_disliked(*pair) for pair in zip(low, shown, strict=True)]
 
     def shown_histories(self, users: np.ndarray, histories: UserItems) -> list[np.ndarray]:
         """Item ids for the users' prompts, as far as `max_prompt_tokens` allows, per user [B]."""
@@ -651,9 +690,12 @@ class LLMRec(GeneralRecommender):
         )
         return [self.prompts.kept(items, self.settings.ranking_history) for items in shown]
 
-    def history_prompts(self, histories: Sequence[np.ndarray]) -> Prompts:
-        """Prompts that show these item ids, the latest last; as `user_prompts`."""
-        return self._placed(self.prompts.build(histories, self.settings.ranking_history))
+    def history_prompts(
+        self, histories: Sequence[np.ndarray], disliked: Sequence[np.ndarray] | None = None
+    ) -> Prompts:
+        """Prompts that show these item ids, the latest last, and low-rated ones; see `build`."""
+        built = self.prompts.build(histories, self.settings.ranking_history, disliked)
+        return self._placed(built)
 
     def conversation_prompts(self, conversations: Sequence[Sequence[tuple[str, str]]]) -> Prompts:
         """Prompts of conversations of (role, text) turns; as `user_prompts`."""

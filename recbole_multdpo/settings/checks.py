@@ -145,6 +145,14 @@ def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[
             "--level_thresholds, for example [5, 4], or --low_ratings=below_unrated; or use "
             f"--loss={one_level}."
         )
+    if settings.disliked_in_prompt and shared.get("val_interval"):
+        name = f"disliked_in_prompt={settings.disliked_in_prompt}"
+        problems += low_rating_problems(name, shared)
+        if settings.history_split == "temporal":
+            problems.append(
+                f"{name}: with history_split=temporal a training prompt would show what the user "
+                "disliked after its targets. Use --history_split=random."
+            )
     if settings.low_ratings != "ignore":
         name = f"low_ratings={settings.low_ratings}"
         problems += low_rating_problems(name, shared)

@@ -27,6 +27,7 @@ from recbole_multdpo.settings.conditions import (
     IN_FLOAT32,
     LEVELS,
     LORA,
+    LOW_RATINGS,
     MANY_NEGATIVES,
     NOT_BY_GROUNDING,
     POOLED,
@@ -130,6 +131,9 @@ class LLMRecSettings(BaseModel):
         Count, Acts(("sft", "preference", "ranking"), HISTORIES + SHOWN_IN_RANKING)
     ]
     rank_history: Annotated[Count | None, Acts(("validation", "ranking"), HISTORIES)]
+    disliked_in_prompt: Annotated[
+        CountOrZero, Acts(("sft", "preference", "ranking"), HISTORIES + LOW_RATINGS)
+    ]
     max_prompt_tokens: Annotated[Count, Acts(("sft", "preference", "ranking"))]
     target_share: Annotated[float, Field(gt=0, lt=1), Acts(BOTH_STAGES, TRAINING + HISTORIES)]
     max_targets: Annotated[Count, Acts(BOTH_STAGES, TRAINING, on_card=True)]

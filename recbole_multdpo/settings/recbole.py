@@ -316,6 +316,7 @@ UNLISTED_KEYS = frozenset(UnlistedSettings.__annotations__)
 UNLISTED_MODEL_KEYS: dict[str, frozenset[str]] = {
     "AutoInt": frozenset({"has_residual"}),
     "DiffRec": frozenset({"norm"}),
+    "EASE": frozenset({"low_rating_weight"}),  # ours, see `classical.low_ease`
     "FEARec": frozenset({"contrast", "sim", "tau", "use_filter"}),
     "HRM": frozenset({"reg_weight"}),
     "KD_DAGFM": frozenset({"cin", "feature_num"}),

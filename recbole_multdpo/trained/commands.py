@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_multdpo.data.conversation_text import ROLES, Message, decode
-from recbole_multdpo.errors import MultDPOError, system_error
+from recbole_multdpo.errors import ConfigError, MultDPOError, system_error
 from recbole_multdpo.runtime.shown_text import show
 from recbole_multdpo.settings.effects import declared
 from recbole_multdpo.settings.text import parse_command_line, parse_literal
@@ -83,6 +83,27 @@ def add_input_arguments(group: argparse._MutuallyExclusiveGroup) -> None:
         help='"user: ..." or "assistant: ..."; without a speaker, the user. Or one JSON list of '
         "chat messages",
     )
+
+
+def add_disliked_argument(command: argparse.ArgumentParser) -> None:
+    """Add `--disliked`, beside `--liked`."""
+    command.add_argument(
+        "--disliked",
+        nargs="+",
+        default=(),
+        metavar="TITLE",
+        help="with --liked: titles that are not liked, for a model trained with disliked_in_prompt",
+    )
+
+
+def check_disliked(options: argparse.Namespace) -> None:
+    """Refuse `--disliked` without `--liked`.
+
+    Raises:
+        ConfigError: of a user of the data set it is known.
+    """
+    if options.disliked and not options.liked:
+        raise ConfigError("--disliked goes with --liked. Add liked titles, or leave it out.")
 
 
 def run_command(action: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:

@@ -146,10 +146,14 @@ class Explainer:
         return self._explain(self.recommender.user_queries([user])[0], k, also)
 
     def for_titles(
-        self, liked: Sequence[str], k: int = 10, also: Sequence[str] = ()
+        self,
+        liked: Sequence[str],
+        k: int = 10,
+        also: Sequence[str] = (),
+        disliked: Sequence[str] = (),
     ) -> Explanation:
         """Explain the ranking for liked titles; see `Recommender.for_titles`."""
-        return self._explain(self.recommender.titles_query(liked), k, also)
+        return self._explain(self.recommender.titles_query(liked, disliked), k, also)
 
     def for_conversation(
         self, messages: Sequence[Message], k: int = 10, also: Sequence[str] = ()

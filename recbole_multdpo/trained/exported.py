@@ -62,17 +62,34 @@ class Catalogue:
 
     # ---- prompts ----
 
-    def history_prompt(self, tokenizer: Any, liked: Sequence[str]) -> list[int]:
-        """Token ids of the prompt that shows liked titles, the latest last.
+    def history_prompt(
+        self, tokenizer: Any, liked: Sequence[str], disliked: Sequence[str] = ()
+    ) -> list[int]:
+        """Token ids of the prompt that shows liked titles, and disliked ones, the latest last.
 
         Every piece is tokenised separately and the ids are joined, as in training. A long history
-        keeps its latest titles.
+        keeps its latest titles; disliked ones need the room that it leaves.
         """
         if self.frame["context"] != "history":
             raise ValueError("this model was trained on conversations: use conversation_prompt")
         before = self.frame["before_title"]
         pieces = [before + _encode(tokenizer, f" {title}") for title in liked]
-        return self._joined(pieces[-self.frame["max_history"] :])
+        pieces = self._fitting(pieces[-self.frame["max_history"] :], self._room)
+        room = self._room - sum(map(len, pieces))
+        return self._joined(pieces + self._fitting(self._marked(tokenizer, disliked), room))
+
+    def _marked(self, tokenizer: Any, disliked: Sequence[str]) -> list[list[int]]:
+        """Token ids of disliked titles with their marks: one token, or those of both."""
+        if not disliked:
+            return []
+        if "mark" not in self.frame:
+            raise ValueError("this model was not trained on disliked titles (disliked_in_prompt)")
+        pieces = []
+        for title in disliked[-self.frame["max_disliked"] :]:
+            whole = _encode(tokenizer, f"{self.frame['mark']} {title}")
+            apart = self.frame["before_disliked"] + _encode(tokenizer, f" {title}")
+            pieces.append(whole if len(whole) == 1 else apart)
+        return pieces
 
     def conversation_prompt(self, tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of the prompt that quotes chat messages, each with `role` and `content`."""
@@ -83,7 +100,7 @@ class Catalogue:
             before = self.frame["before_turn"][message["role"]]
             said = _encode(tokenizer, f" {' '.join(message['content'].split())}")
             pieces.append(before + said[: self._room - len(before)])
-        return self._joined(pieces)
+        return self._joined(self._fitting(pieces, self._room))
 
     @property
     def _room(self) -> int:
@@ -91,15 +108,19 @@ class Catalogue:
         fixed = len(self.frame["head"]) + len(self.frame["tail"])
         return int(self.frame["max_prompt_tokens"]) - fixed
 
-    def _joined(self, pieces: list[list[int]]) -> list[int]:
+    @staticmethod
+    def _fitting(pieces: list[list[int]], room: int) -> list[list[int]]:
+        """The latest pieces that fit into `room` tokens."""
         kept: list[list[int]] = []
-        room = self._room
         for piece in reversed(pieces):
             room -= len(piece)
             if room < 0:
                 break
             kept.insert(0, piece)
-        middle = [token for piece in kept for token in piece]
+        return kept
+
+    def _joined(self, pieces: list[list[int]]) -> list[int]:
+        middle = [token for piece in pieces for token in piece]
         return self.frame["head"] + middle + self.frame["tail"]
 
     # ---- probabilities ----

@@ -16,7 +16,7 @@ ranks as a test with that value.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +27,10 @@ from recbole.utils import ModelType
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_multdpo.classical.conversations import row_scores, user_matrix
+from recbole_multdpo.classical.conversations import history_rows, row_scores
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.conversation_text import ROLES, Message
 from recbole_multdpo.data.item_text import clean_text
-from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
 from recbole_multdpo.runs.unchanged import check_split
 from recbole_multdpo.scoring.topk import TopK, stable_topk
@@ -80,6 +79,8 @@ class Query:
         said: the turns of a conversation; None for histories.
         excluded: items that are not recommended.
         test: the user's items in the test part; None for typed input.
+        disliked: low-rated items that the prompt shows, or that EASE reads; none where neither
+            does.
     """
 
     user: int | None
@@ -87,6 +88,7 @@ class Query:
     said: list[Message] | None
     excluded: np.ndarray
     test: np.ndarray | None
+    disliked: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,14 @@ class Answer:
         history: the items shown in the prompt, or the user's items known to the model.
         conversation: the turns shown in the prompt; None for histories.
         recommendations: best first.
+        disliked: low-rated items that the prompt shows, or that were typed.
     """
 
     user: str | None
     history: list[Item]
     conversation: list[Message] | None
     recommendations: list[Recommendation]
+    disliked: list[Item] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -187,15 +191,22 @@ class Recommender:
         self.check_k(k)
         return self._answers(self.user_queries(users), k, show_progress)
 
-    def for_titles(self, liked: Sequence[str], k: int = 10) -> Answer:
+    def for_titles(self, liked: Sequence[str], k: int = 10, disliked: Sequence[str] = ()) -> Answer:
         """Recommendations for liked titles, the latest last.
+
+        Args:
+            liked: titles as in the catalogue.
+            k: length of the list.
+            disliked: titles that are not recommended and speak against others, to a model that was
+                trained with `disliked_in_prompt` or `low_rating_weight`.
 
         Raises:
             DataError: a title is not in the catalogue; the message names the nearest ones.
-            ConfigError: the model knows users by id only, or was trained on conversations.
+            ConfigError: the model knows users by id only, was trained on conversations, or was not
+                told of disliked items.
         """
         self.check_k(k)
-        return next(self._answers([self.titles_query(liked)], k, False))
+        return next(self._answers([self.titles_query(liked, disliked)], k, False))
 
     def for_conversation(self, messages: Sequence[Message], k: int = 10) -> Answer:
         """Recommendations that continue a conversation.
@@ -226,14 +237,23 @@ class Recommender:
             shown = self.run.ranker.shown_histories(found)
         else:
             shown = [self._shown.history(user) for user in found]
+        low = self.run.model.shown_disliked(found, shown) if self._is_lm else None
         return [
-            Query(user, items, self._said(user), self._seen(user), self._test.history(user))
-            for user, items in zip(found.tolist(), shown, strict=True)
+            Query(
+                user,
+                items,
+                self._said(user),
+                self._seen(user),
+                self._test.history(user),
+                items[:0] if low is None else low[row],
+            )
+            for row, (user, items) in enumerate(zip(found.tolist(), shown, strict=True))
         ]
 
-    def titles_query(self, liked: Sequence[str]) -> Query:
+    def titles_query(self, liked: Sequence[str], disliked: Sequence[str] = ()) -> Query:
         """Input for liked titles; see `for_titles`."""
         items = np.array(self.titles.find_all(liked), dtype=np.int64)
+        low = np.array(self.titles.find_all(disliked) if disliked else [], dtype=np.int64)
         shown = items
         if self._is_lm:
             if self.run.on_conversations:
@@ -242,7 +262,23 @@ class Recommender:
                     "of titles."
                 )
             shown = self.run.model.prompts.kept(items, self.run.model.settings.ranking_history)
-        return Query(None, shown, None, items, None)
+        if len(low) and not self._reads_disliked:
+            raise ConfigError(
+                f"the run in {self.run.folder} was not told what users dislike. Leave the disliked "
+                "titles out, or train with --disliked_in_prompt=32 (EASE: --low_rating_weight=0.6)."
+            )
+        excluded = np.union1d(items, low)
+        if self._is_lm:
+            low = self.run.model.prompts.kept_disliked(low, shown)
+        return Query(None, shown, None, excluded, None, low)
+
+    @property
+    def _reads_disliked(self) -> bool:
+        """True if low ratings are an input of the model."""
+        model = self.run.model
+        return (
+            model.disliked if self._is_lm else getattr(model, "low_similarity", None)
+        ) is not None
 
     def conversation_query(self, messages: Sequence[Message]) -> Query:
         """Input for a conversation; see `for_conversation`."""
@@ -284,7 +320,8 @@ class Recommender:
         """A language model's prompts."""
         model = self.run.model
         if not self.run.on_conversations:
-            return model.history_prompts([query.shown for query in queries])
+            low = None if model.disliked is None else [query.disliked for query in queries]
+            return model.history_prompts([query.shown for query in queries], low)
         said = [query.said or () for query in queries]
         return model.conversation_prompts([[(m["role"], m["content"]) for m in s] for s in said])
 
@@ -298,7 +335,9 @@ class Recommender:
             return self.run.ranker.rank(self.prompts(queries), excluded, k)
         users = [query.user for query in queries]
         if users[0] is None and self.run.result["model"] not in USER_FREE:
-            scores = self._scores_of_rows([query.shown for query in queries])
+            scores = self._scores_of_rows(
+                [query.shown for query in queries], [query.disliked for query in queries]
+            )
         else:
             scores = self._scores_of_users([user or 0 for user in users])
         scores = scores.to(excluded.device).float().masked_fill(excluded, -torch.inf)
@@ -321,8 +360,8 @@ class Recommender:
             scores = torch.cat([model.predict(pairs[at : at + len(items)]) for at in starts])
         return scores.view(len(users), -1)
 
-    def _scores_of_rows(self, histories: list[np.ndarray]) -> Tensor:
-        """Scores of a model of RecBole for new users with these training items, [B, n_items]."""
+    def _scores_of_rows(self, histories: list[np.ndarray], disliked: list[np.ndarray]) -> Tensor:
+        """Scores of a model of RecBole for new users with these items, [B, n_items]."""
         name, model = self.run.result["model"], self.run.model
         if name not in ROW_MODELS or name == "ItemKNN" and model.method != "item":
             raise ConfigError(
@@ -330,8 +369,11 @@ class Recommender:
                 f"Give users, or use a run of LLMRec or of {', '.join((*ROW_MODELS, *USER_FREE))} "
                 "(ItemKNN with knn_method=item)."
             )
-        rows = UserItems.from_lists([items.tolist() for items in histories])
-        return torch.from_numpy(row_scores(model, user_matrix(rows, self.run.dataset.item_num)))
+        n_items = self.run.dataset.item_num
+        scores = row_scores(model, history_rows(histories, n_items))
+        if self._reads_disliked:
+            scores = scores + history_rows(disliked, n_items) @ model.low_similarity
+        return torch.from_numpy(scores)
 
     # ---- answers ----
 
@@ -376,7 +418,9 @@ class Recommender:
             if item  # fewer items than k may be left
         ]
         history = [self.item(item) for item in query.shown.tolist()]
-        return Answer(self.user_name(query.user), history, query.said, recommendations)
+        disliked = [self.item(item) for item in query.disliked.tolist()]
+        user = self.user_name(query.user)
+        return Answer(user, history, query.said, recommendations, disliked)
 
 
 def _cleaned(messages: Sequence[Message]) -> list[Message]:

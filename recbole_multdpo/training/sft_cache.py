@@ -66,7 +66,8 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
     if model.settings.sft_eval_step:
         described["valid"] = acting(everything, config.settings, "validation")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for array in (model.histories.start, model.histories.items):
+    shown = [model.histories, *([] if model.disliked is None else [model.disliked])]
+    for array in (each for items in shown for each in (items.start, items.items)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 

@@ -499,6 +499,7 @@ def train_loader(
         low_rated=low_rated,
         low_above_unrated=settings.low_ratings == "above_unrated",
         conversations=model.conversations,
+        disliked=model.disliked,
         soft_targets=None if teacher is None else _soft_targets(model, teacher),
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)

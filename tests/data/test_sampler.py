@@ -509,7 +509,7 @@ class NoPrompts:
 
     max_history = 2
 
-    def build(self, histories):
+    def build(self, histories, disliked=None):
         return torch.zeros(len(histories), 1, dtype=torch.long), torch.ones(len(histories))
 
 
