@@ -292,7 +292,7 @@ def compare_lengths(timer: Timer, options: argparse.Namespace) -> list[Row]:
         torch.randint(1, 1665, (16, 24), generator=generator),
         ItemCatalogue.build(ItemTokens.from_lists([[], *([token] for token in range(1664))])),
     ).to(options.device)
-    part_tokens = (PART_COST_CPU if options.device == "cpu" else PART_COST) / 128**2
+    part_tokens = (PART_COST_CPU / 2 if options.device == "cpu" else PART_COST) / 128**2
     groups = length_buckets(n_prompt, max_rows=16, max_tokens=0, part_tokens=part_tokens)
 
     def gradient(groups: list[Tensor], can_skip: bool) -> Tensor:

@@ -27,11 +27,13 @@ from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.training.bounds_log import BoundsLog, BoundsRows
 from recbole_multdpo.training.distributed import Engine, TorchEngine
 
-# Tokens that take as long as the calls of one more part, times the squared hidden size, to which a
-# token's products are proportional. CPU: 128 tokens of the default `tiny` (measured; 64 to 256 are
-# as good). Others: from the launches and operations of Qwen2.5 of 0.5B to 7B on an H100 (modelled,
-# not measured): 2,700 tokens of 0.5B, 170 of 7B.
-PART_COST_CPU, PART_COST = 2**21, 2**31
+# Tokens that take as long as one more part, times what a token's products are proportional to. CPU:
+# the squared hidden size and the layers; a part costs a pass over the embeddings' gradient, which
+# no layer shares: 256 tokens of one layer of 256 (measured; 128 to 512 are as good), 512 of two of
+# 128. Others: the squared hidden size alone, as launches grow with the layers too; from launches
+# and operations of Qwen2.5 of 0.5B to 7B on an H100 (modelled, not measured): 2,700 tokens of 0.5B,
+# 170 of 7B.
+PART_COST_CPU, PART_COST = 2**24, 2**31
 HIDDEN_SIZE = 1024  # assumed if a configuration has none
 
 
@@ -250,10 +252,12 @@ class TrainingStep:
         )
 
     def _part_tokens(self, device: torch.device) -> float:
-        """Tokens that take as long as the calls of one more part."""
+        """Tokens that take as long as one more part."""
         config = causal_lm(self.engine.model.lm).config.get_text_config()
         hidden_size = getattr(config, "hidden_size", HIDDEN_SIZE)
-        return (PART_COST_CPU if device.type == "cpu" else PART_COST) / hidden_size**2
+        if device.type == "cpu":
+            return PART_COST_CPU / (hidden_size**2 * getattr(config, "num_hidden_layers", 1))
+        return PART_COST / hidden_size**2
 
     def _add_metrics(
         self,

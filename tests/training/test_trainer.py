@@ -121,12 +121,15 @@ def test_parts_of_similar_length_add_up_to_the_whole_batch(  # type: ignore[no-u
     assert not torch.allclose(wrong, gradients[0], rtol=1e-2, atol=1e-3)
 
 
-def test_a_part_costs_less_where_tokens_cost_more(toy) -> None:  # type: ignore[no-untyped-def]
-    """128 tokens for a width of 128 on a CPU, less for wider models; many on a GPU (modelled)."""
+def test_a_part_costs_less_where_tokens_cost_more(toy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """256 tokens for a layer of 256 on a CPU, less for larger models; many on a GPU (modelled)."""
     config, _, model, folder = toy
     stage, ranker = Stage("sft", 1, 1e-30, 0), make_ranker(model, model.histories)
     found = SetwiseTrainer(config, model, stage, folder / "run", ranker).step
-    assert found._part_tokens(torch.device("cpu")) == 128 * (128 / 32) ** 2
+    cpu = torch.device("cpu")
+    assert found._part_tokens(cpu) == 256 * (256 / 32) ** 2
+    monkeypatch.setattr(model.lm.config, "num_hidden_layers", 2)
+    assert found._part_tokens(cpu) == 128 * (256 / 32) ** 2
     assert found._part_tokens(torch.device("cuda")) == 1024 * 128 * (128 / 32) ** 2
 
 
