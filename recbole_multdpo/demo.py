@@ -7,7 +7,7 @@ fine-tuning, after Mult-DPO, and by EASE:
     python -m recbole_multdpo.demo saved/LLMRec-ml-100k-sft saved/LLMRec-ml-100k-mult_dpo saved/EASE
 
 The page is served to this machine only and loads nothing from elsewhere. Needs Gradio
-(`pip install 'recbole-multdpo[demo]'`).
+(the extra `demo`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.errors import MultDPOError, install_extra
 from recbole_multdpo.runtime.shown_text import html, show
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
@@ -233,7 +233,7 @@ def _import_gradio() -> Any:
         import gradio
     except ImportError as error:
         raise MultDPOError(
-            f"the page needs Gradio ({error}). Install it by: pip install 'recbole-multdpo[demo]'"
+            f"the page needs Gradio ({error}). Install it by: {install_extra('demo')}"
         ) from error
     return gradio
 

@@ -1,5 +1,8 @@
 """User errors; their messages name the setting or file and the remedy."""
 
+import shlex
+from importlib import metadata
+
 
 class MultDPOError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -32,3 +35,16 @@ class ProcessError(MultDPOError, RuntimeError):
 
 class TrainingError(MultDPOError, RuntimeError):
     """Training cannot continue, for example because the loss is not finite."""
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra's packages, by their names: with or without a clone."""
+    try:
+        wanted = metadata.requires("recbole-multdpo") or []
+    except metadata.PackageNotFoundError:
+        wanted = []
+    marker = f"extra == '{extra}'"
+    names = [text.split(";")[0].strip() for text in wanted if marker in text.replace('"', "'")]
+    if not names:  # a clone that is not installed, or was before there was this extra
+        return f"pip install '.[{extra}]'"
+    return shlex.join(["pip", "install", *names])

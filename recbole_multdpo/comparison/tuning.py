@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from recbole_multdpo.comparison.plan import Plan, acting
 from recbole_multdpo.comparison.request import System, is_range, value_text
-from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.errors import ConfigError, DataError, install_extra
 from recbole_multdpo.runs.csv_log import read_rows
 from recbole_multdpo.runs.folder import RESULT_FILE, read_result
 from recbole_multdpo.runs.step_log import VALIDATION_COLUMNS, VALIDATIONS_FILE
@@ -226,7 +226,7 @@ class _Suggestions:
         except ImportError as error:
             raise ConfigError(
                 "trials: Optuna chooses the settings and is not installed. Run "
-                "pip install 'recbole-multdpo[tune]', or leave trials out to try all values."
+                f"{install_extra('tune')}, or leave trials out to try all values."
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = {

@@ -539,7 +539,7 @@ def _foreign_models() -> Patch:
                 f"model={name} is a model of recbole_multdpo, with settings, data and training of "
                 f"its own, and RecBole's run_recbole and Config cannot run it. Use the command "
                 f"recbole-multdpo --model={name} --dataset=ml-100k, or in Python "
-                f"recbole_multdpo.quick_start.run(['--model={name}', '--dataset=ml-100k'])."
+                f'recbole_multdpo.run(model="{name}", dataset="ml-100k").'
             )
         try:
             return original(self, model, dataset)

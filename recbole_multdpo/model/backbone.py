@@ -401,6 +401,11 @@ def _check_config(name: str, folder: Path) -> None:
         # transformers would download the base model that the adapter names
         raise ConfigError(f"backbone={name!r} is a PEFT adapter folder. {_MERGE_ADAPTER}")
     if not (folder / "config.json").is_file():
+        if (folder / "model" / "config.json").is_file():
+            raise ConfigError(
+                f"backbone={name!r} is the folder of a run or an export, whose model is in the "
+                f"folder model. Use --backbone={folder / 'model'}."
+            )
         raise ConfigError(
             f"backbone={name!r}: the folder {folder} has no config.json. Give a folder written by "
             f"save_pretrained, or use --backbone={TINY}."

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recbole_multdpo.errors import MultDPOError, system_error
+from recbole_multdpo.errors import MultDPOError, install_extra, system_error
 from recbole_multdpo.plots import bounds, results, training, tuning
 from recbole_multdpo.plots.runs import Run, data_sets, find_runs
 from recbole_multdpo.plots.style import save
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         stem = parsed.output or parsed.folders[0] / parsed.figure
         files = save(figure, stem, parsed.formats.split(","))
     except (MultDPOError, ModuleNotFoundError) as error:
-        hint = " Install it by: pip install 'recbole-multdpo[plots]'"
+        hint = f" Install it by: {install_extra('plots')}"
         show(f"error: {error}{'' if isinstance(error, MultDPOError) else hint}", sys.stderr)
         return 2
     except OSError as error:

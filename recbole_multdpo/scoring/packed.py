@@ -235,6 +235,12 @@ class PackedExamples:
         columns, places = _by_example(read, n_examples, width)
         return cls(inputs, candidates, read, columns, places, slots[order], row_of, tokens, picked)
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of every candidate, terminator included, long [B, C]; 0 at padding."""
+        slots, shape = self.inputs.score_slots, self.candidates.shape
+        return slots.bincount(minlength=self.candidates.numel()).view(shape)
+
     def token_logps(self, lm: nn.Module) -> Tensor:
         """Log-probabilities of the predictions under `lm`, [R], nats."""
         head = parts_of(causal_lm(lm)).head

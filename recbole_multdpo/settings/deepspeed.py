@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, install_extra
 from recbole_multdpo.runtime.reading import read_json
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.text import read_settings_file
 
 AUTO = "auto"
-INSTALL = "pip install 'recbole-multdpo[deepspeed]'"
 # sections that our own settings replace, with these settings
 _REPLACED = {"amp": "dtype", "wandb": "log_wandb", "comet": "log_wandb"}
 # DeepSpeed's schedules by transformers' names for them
@@ -65,7 +64,9 @@ def deepspeed_settings(
     if problems:
         raise ConfigError(f"{origin}: " + " ".join(problems))
     if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(f"deepspeed={setting}: DeepSpeed is not installed. Run: {INSTALL}")
+        raise ConfigError(
+            f"deepspeed={setting}: DeepSpeed is not installed. Run: {install_extra('deepspeed')}"
+        )
     kept = {key: given[key] for key in given.keys() - {"optimizer", "scheduler", "fp16"}}
     made = {**_without_auto(kept), **own}
     zero = made["zero_optimization"] = dict(made["zero_optimization"])

@@ -133,7 +133,7 @@ def _settings() -> str:
 
 
 def explain_setting(name: str) -> str:
-    """What a setting means, its default, values and effect.
+    """A setting's default, values, meaning and effect.
 
     Raises:
         ConfigError: there is no such setting; with the nearest names.
