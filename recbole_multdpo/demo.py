@@ -13,6 +13,7 @@ The page is served to this machine only and loads nothing from elsewhere. Needs 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_multdpo.errors import MultDPOError, install_extra
+from recbole_multdpo.errors import DataError, MultDPOError, install_extra
 from recbole_multdpo.runtime.shown_text import html, show
 from recbole_multdpo.trained.commands import (
     add_run_arguments,
@@ -35,21 +36,52 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 TITLE = "Recommendations side by side"
+INTRODUCTION = (
+    "Each column is one finished run: its model, data set and score on the test part, then what "
+    "it would recommend, best first. What it knows already is left out."
+)
 HISTORY_SHOWN = 8
+MOST_CHOICES = 20_000  # titles in the list of suggestions; others can be typed
+N_EXAMPLES, EXAMPLE_TITLES = 3, 3
+# text has a contrast of 4.5 at least in both modes; Gradio's dark mode is a class
 STYLE = """
-.runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(15em, 1fr)); gap: 1em; }
-.run { border: 1px solid #d4d4d8; border-radius: .5em; padding: .8em 1em; background: #fff; }
-.run, .run * { color: #18181b; }
+.runs { --text: #18181b; --faint: #52525b; --behind: #ffffff; --frame: #d4d4d8;
+  --mark: #2563eb; --hit: #15803d; --trouble: #b91c1c; }
+.dark .runs { --text: #f4f4f5; --faint: #d4d4d8; --behind: #18181b; --frame: #52525b;
+  --mark: #60a5fa; --hit: #4ade80; --trouble: #fca5a5; }
+.runs { display: grid; gap: 1em;
+  grid-template-columns: repeat(auto-fit, minmax(min(15em, 100%), 1fr)); }
+.run { border: 1px solid var(--frame); border-radius: .5em; padding: .8em 1em;
+  background: var(--behind); overflow-wrap: anywhere; }
+.run, .run * { color: var(--text); }
 .run h3 { margin: 0; font-size: 1.05em; }
-.run .about { font-size: .85em; color: #52525b; margin: .2em 0 .8em; }
+.run .about { font-size: .85em; color: var(--faint); margin: .2em 0 .8em; }
 .run ol { padding-left: 1.8em; margin: 0; list-style: decimal; }
 .run li { padding: .15em 0; }
-.run .score { float: right; color: #52525b; font-variant-numeric: tabular-nums; }
-.run .alone { border-left: .25em solid #2563eb; padding-left: .4em; }
-.run .hit::after { content: " \\2713"; color: #15803d; font-weight: bold; }
-.run .problem { color: #b91c1c; white-space: pre-wrap; }
+.run .score { float: right; padding-left: .5em; color: var(--faint);
+  font-variant-numeric: tabular-nums; }
+.run .alone { border-left: .25em solid var(--mark); padding-left: .4em; }
+.run .hit::after { content: " \\2713"; color: var(--hit); font-weight: bold; }
+.run .problem { color: var(--trouble); white-space: pre-wrap; }
 .legend { font-size: .85em; margin-top: .8em; }
+[role=tab][aria-selected=true] { color: var(--primary-700) !important; }
+.dark [role=tab][aria-selected=true] { color: var(--primary-300) !important; }
 """
+# what Gradio's default theme shows too faintly
+_THEME = {
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+    "block_label_text_color": "*neutral_700",
+    "block_title_text_color": "*neutral_700",
+    "input_placeholder_color": "*neutral_600",
+    "input_placeholder_color_dark": "*neutral_400",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_dark": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+    "button_primary_background_fill_hover_dark": "*primary_700",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +144,9 @@ def launch(
             inbrowser=open_browser,
             css=STYLE,
             # the fonts of the system: Gradio's own themes name web fonts
-            theme=gr.themes.Default(font="sans-serif", font_mono="monospace"),
+            theme=gr.themes.Default(
+                primary_hue="blue", font="sans-serif", font_mono="monospace"
+            ).set(**_THEME),
         )
     except OSError as error:
         raise MultDPOError(
@@ -125,99 +159,191 @@ def make_page(recommenders: Sequence[Recommender]) -> Any:
     """The page, not yet served, with a tab for every kind of input that one of the runs takes."""
     gr = _import_gradio()
     kinds = {recommender.run.on_conversations for recommender in recommenders}
-    turns = "One message per line, begun by “user:” or “assistant:”"
-    tabs = [
-        *([("Liked titles", "titles", "Titles, one per line", 4, _for_titles)] * (False in kinds)),
-        *([("Conversation", "talk", turns, 4, _for_talk)] * (True in kinds)),
-        ("User of the data set", "user", "User id, as in the .inter file", 1, _for_user),
-    ]
+    titles = recommenders[0].popular_titles() if recommenders else []
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(f"# {TITLE}")
+        gr.Markdown(f"# {TITLE}\n\n{INTRODUCTION}")
         k = gr.Slider(1, 20, value=10, step=1, label="Recommendations", render=False)
         answers = gr.HTML(render=False)
-        for heading, name, label, lines, query in tabs:
-            with gr.Tab(heading):
-                text = gr.Textbox(label=label, lines=lines, elem_id=name)
-                button = gr.Button("Recommend", variant="primary", elem_id=f"ask_{name}")
-                button.click(partial(_answers, recommenders, query), [text, k], answers)
+
+        def ask(name: str, query: Callable[..., Any], given: Any, examples: list[Any]) -> None:
+            """A button below a field, and examples that fill it."""
+            button = gr.Button("Recommend", variant="primary", elem_id=f"ask_{name}")
+            button.click(partial(_answers, recommenders, query), [given, k], answers)
+            if examples:
+                gr.Examples([[example] for example in examples], [given], label="Examples")
+
+        if False in kinds:
+            with gr.Tab("Liked titles"):
+                choice = gr.Dropdown(
+                    titles[:MOST_CHOICES],
+                    value=[],
+                    multiselect=True,
+                    allow_custom_value=True,
+                    max_choices=None,
+                    label="Titles that somebody liked, the latest last",
+                    info="Type to search the catalogue; choose by a click, or arrows and Enter.",
+                    elem_id="titles",
+                )
+                size = EXAMPLE_TITLES
+                starts = range(0, min(N_EXAMPLES * size, len(titles) - size), size)
+                examples = [titles[start : start + size] for start in starts]
+                ask("titles", _for_titles, choice, examples)
+        if True in kinds:
+            with gr.Tab("Conversation"):
+                text = gr.Textbox(
+                    label="One message per line, begun by “user:” or “assistant:”",
+                    placeholder=f"user: {_opening(titles)}",
+                    lines=4,
+                    elem_id="talk",
+                )
+                ask("talk", _for_talk, text, [f"user: {_opening(titles)}"])
+        with gr.Tab("User of the data set"):
+            users = recommenders[0].some_users(N_EXAMPLES) if recommenders else []
+            text = gr.Textbox(
+                label="User id, as in the .inter file",
+                placeholder=f"such as {users[0]}" if users else "",
+                elem_id="user",
+            )
+            ask("user", _for_user, text, users)
         k.render()
         answers.render()
     return page
 
 
+def _opening(titles: Sequence[str]) -> str:
+    """The first message of an example conversation."""
+    return f"I liked {titles[0] if titles else 'it'}. What else is there?"
+
+
+# a query takes the runs' recommender and returns its answer, and sentences about what is unknown
+Query = Callable[["Recommender"], tuple["Answer", list[str]]]
+
+
 def _answers(
-    recommenders: Sequence[Recommender],
-    query: Callable[[str, int], Callable[[Recommender], Answer]],
-    text: str,
-    k: int,
+    recommenders: Sequence[Recommender], query: Callable[[Any, int], Query], given: Any, k: int
 ) -> str:
-    return side_by_side(recommenders, query(text, k))
+    return side_by_side(recommenders, query(given, k))
 
 
-def _for_titles(text: str, k: int) -> Callable[[Recommender], Answer]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lambda recommender: recommender.for_titles(lines, k)
+def _for_titles(given: Sequence[str] | None, k: int) -> Query:
+    typed = [title.strip() for title in given or [] if title.strip()]
+
+    def ask(recommender: Recommender) -> tuple[Answer, list[str]]:
+        known, unknown = [], []
+        for title in typed:
+            try:
+                recommender.titles.find(title)
+                known.append(title)
+            except DataError as error:
+                unknown.append(str(error))
+        if unknown and not known:
+            raise DataError("\n".join(unknown))
+        return recommender.for_titles(known, k), unknown
+
+    return ask
 
 
-def _for_talk(text: str, k: int) -> Callable[[Recommender], Answer]:
+def _for_talk(text: str, k: int) -> Query:
     messages = parse_turns([line for line in text.splitlines() if line.strip()])
-    return lambda recommender: recommender.for_conversation(messages, k)
+    return lambda recommender: (recommender.for_conversation(messages, k), [])
 
 
-def _for_user(text: str, k: int) -> Callable[[Recommender], Answer]:
-    return lambda recommender: next(recommender.for_users([text.strip()], k))
+def _for_user(text: str, k: int) -> Query:
+    return lambda recommender: (next(recommender.for_users([text.strip()], k)), [])
 
 
-def side_by_side(recommenders: Sequence[Recommender], ask: Callable[[Recommender], Answer]) -> str:
+def side_by_side(recommenders: Sequence[Recommender], ask: Query) -> str:
     """A column per run with its answer or error, as HTML."""
-    answers: list[Answer | str] = []
+    answers: list[tuple[Answer, list[str]] | str] = []
     for recommender in recommenders:
         try:
             answers.append(ask(recommender))
         except MultDPOError as error:
             answers.append(str(error))
-    lists = [[i.id for i in a.recommendations] for a in answers if not isinstance(a, str)]
+    found = [answer[0] for answer in answers if not isinstance(answer, str)]
+    place = _places(found)
+    lists = [[item.title for item in answer.recommendations] for answer in found]
     columns = [
-        _column(recommender, answer, lists)
+        _column(recommender, answer, lists, place)
         for recommender, answer in zip(recommenders, answers, strict=True)
     ]
-    legend = "" if not lists else _legend(answers, len(lists))
+    legend = _legend(recommenders, found) if found else ""
     return f"<div class='runs'>{''.join(columns)}</div>{legend}"
 
 
-def _column(recommender: Recommender, answer: Answer | str, lists: list[list[str]]) -> str:
+def _places(answers: Sequence[Answer]) -> dict[str, int]:
+    """Ids of what the answers know, in the order of the first that shows them, to their places.
+
+    A prompt is in order of time, which other models may not have read.
+    """
+    known = (item.id for answer in answers for item in answer.history)
+    return {name: at for at, name in enumerate(dict.fromkeys(known))}
+
+
+def _column(
+    recommender: Recommender,
+    answer: tuple[Answer, list[str]] | str,
+    lists: list[list[str]],
+    place: dict[str, int],
+) -> str:
     run = recommender.run
     metric = run.config["valid_metric"].lower()
     value = run.result["test_result"].get(metric)
     about = f"{run.config['dataset']}" + ("" if value is None else f", test {metric} {value:.3f}")
+    assistant = run.result.get("assistant", {}).get("model")
+    if assistant is not None:  # it is not loaded, and knows no typed titles
+        about += f" with {assistant}; here without it"
     if isinstance(answer, str):
         body = f"<p class='problem'>{html(answer)}</p>"
     else:
-        rows = []
-        for item in answer.recommendations:
-            alone = len(lists) > 1 and sum(item.id in ids for ids in lists) == 1
-            classes = [*(["alone"] if alone else []), *(["hit"] if item.in_test else [])]
-            rows.append(
-                f"<li><span class='score'>{item.score:.2f}</span>"
-                f"<span class='{' '.join(classes)}'>{html(item.title)}</span></li>"
-            )
-        body = f"<p class='about'>{_known(answer)}</p><ol>{''.join(rows)}</ol>"
+        body = "".join(f"<p class='problem'>{html(unknown)}</p>" for unknown in answer[1])
+        body += _list(recommender, answer[0], lists, place)
     heading = f"<h3>{html(run.name)}</h3><p class='about'>{html(about)}</p>"
     return f"<section class='run'>{heading}{body}</section>"
 
 
-def _known(answer: Answer) -> str:
-    titles = [html(item.title) for item in answer.history[:HISTORY_SHOWN]]
-    more = len(answer.history) - len(titles)
+def _list(
+    recommender: Recommender, answer: Answer, lists: list[list[str]], place: dict[str, int]
+) -> str:
+    """What the run knows, and its recommendations; items of one title share a line."""
+    from recbole_multdpo.trained.recommender import one_per_text
+
+    rows = []
+    for item, n_items in one_per_text(answer.recommendations):
+        alone = len(lists) > 1 and sum(item.title in titles for titles in lists) == 1
+        classes = [*(["alone"] if alone else []), *(["hit"] if item.in_test else [])]
+        score = ""
+        if recommender.is_probability:
+            score = f"<span class='score'>{_percent(item.score)}</span>"
+        several = f" ({n_items} items)" if n_items > 1 else ""
+        rows.append(
+            f"<li value='{item.rank}'>{score}"
+            f"<span class='{' '.join(classes)}'>{html(item.title)}{several}</span></li>"
+        )
+    return f"<p class='about'>{_known(answer, place)}</p><ol>{''.join(rows)}</ol>"
+
+
+def _percent(logp: float) -> str:
+    """A log-probability (nats) as per cent, with two digits."""
+    value = 100 * math.exp(logp)
+    return f"{value:.2g} %" if value >= 0.01 else "&lt; 0.01 %"
+
+
+def _known(answer: Answer, place: dict[str, int]) -> str:
+    known = sorted(answer.history, key=lambda item: place[item.id])
+    titles = [html(item.title) for item in known[:HISTORY_SHOWN]]
+    more = len(known) - len(titles)
     what = "mentioned" if answer.conversation is not None else "knows"
     return f"{what}: {'; '.join(titles) or 'nothing'}{f' and {more} more' if more else ''}"
 
 
-def _legend(answers: Sequence[Answer | str], n_lists: int) -> str:
-    parts = ["Scores are log-probabilities (nats) of language models, own units of other models."]
-    if n_lists > 1:
+def _legend(recommenders: Sequence[Recommender], answers: Sequence[Answer]) -> str:
+    parts = []
+    if any(recommender.is_probability for recommender in recommenders):
+        parts.append("Per cent: the probability that the language model gives to the title.")
+    if len(answers) > 1:
         parts.append("A blue bar: in this list only.")
-    if any(not isinstance(answer, str) and answer.user is not None for answer in answers):
+    if any(answer.user is not None for answer in answers):
         parts.append("✓: liked in the test part.")
     return f"<p class='legend'>{' '.join(parts)}</p>"
 

@@ -114,7 +114,9 @@ def _some(items: Sequence[Item]) -> str:
 
 
 def as_text(answer: Answer) -> str:
-    """An answer as lines for a terminal."""
+    """An answer as lines for a terminal; items of one title share a line."""
+    from recbole_multdpo.trained.recommender import one_per_text
+
     user = terminal(answer.user)
     who = "liked" if answer.user is None else f"user {user} liked"
     if answer.conversation is not None:
@@ -124,10 +126,12 @@ def as_text(answer: Answer) -> str:
         lines.append(f"disliked: {_some(answer.disliked)}")
     said = answer.conversation or ()
     lines += [terminal(f"  {turn['role']}: {turn['content']}") for turn in said]
-    width = max((len(terminal(item.title)) for item in answer.recommendations), default=0)
-    for item in answer.recommendations:
-        mark = "  * in the test part" if item.in_test else ""
-        lines.append(f"{item.rank:>4}  {terminal(item.title):<{width}}  {item.score:>9.3f}{mark}")
+    rows = one_per_text(answer.recommendations)
+    width = max((len(terminal(item.title)) for item, _ in rows), default=0)
+    for item, n_items in rows:
+        marks = "  * in the test part" if item.in_test else ""
+        marks += f"  ({n_items} items of this title)" if n_items > 1 else ""
+        lines.append(f"{item.rank:>4}  {terminal(item.title):<{width}}  {item.score:>9.3f}{marks}")
     return "\n".join(lines)
 
 

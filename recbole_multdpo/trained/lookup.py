@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from recbole_multdpo.errors import DataError
 
@@ -48,10 +48,10 @@ class TitleIndex:
                 self._by_key[title_key(title)].append(item)
 
     def find(self, typed: str) -> int:
-        """The inner id of the item with this title.
+        """The inner id of the item with this title; of several with the same text, the first.
 
         Raises:
-            DataError: no item or several items match; the message names them or the nearest ones.
+            DataError: no item or several texts match; the message names them or the nearest ones.
         """
         typed = " ".join(typed.split())
         if typed.startswith("id:"):
@@ -64,9 +64,9 @@ class TitleIndex:
         )
         if not found:
             raise DataError(f"no title like {typed!r} in the catalogue{self._hint(plain)}")
-        if len(found) > 1:
+        if len({self.titles[item] for item in found}) > 1:
             choices = ", ".join(f"id:{self.item_names[i]} ({self.titles[i]})" for i in found)
-            raise DataError(f"{typed!r} is the title of several items; choose one: {choices}")
+            raise DataError(f"{typed!r} may be one of several titles; choose one: {choices}")
         return found[0]
 
     def find_all(self, typed: Sequence[str]) -> list[int]:
@@ -86,6 +86,11 @@ class TitleIndex:
         if not found:
             raise DataError("no title is given; type at least one")
         return list(dict.fromkeys(found))
+
+    def same_text(self, items: Iterable[int]) -> list[int]:
+        """All items with the text of one of these."""
+        texts = dict.fromkeys(self.titles[item] for item in items)
+        return [item for text in texts for item in self._exact[text]]
 
     def mentioned_in(self, text: str) -> list[int]:
         """Items whose titles occur in a text as whole words, case-sensitive, in their order there.

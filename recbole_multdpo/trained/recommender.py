@@ -16,7 +16,7 @@ ranks as a test with that value.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,21 @@ class Recommendation:
     title: str
     score: float
     in_test: bool | None
+
+
+def one_per_text(ranked: Sequence[Recommendation]) -> list[tuple[Recommendation, int]]:
+    """The recommendations with the number of items of their text; a text is at its best place.
+
+    Data sets have several ids for one title. A list of ids is what is tested; people read titles.
+    """
+    first: dict[str, Recommendation] = {}
+    counts: dict[str, int] = {}
+    for item in ranked:
+        before = first.setdefault(item.title, item)
+        if item.in_test and not before.in_test:
+            first[item.title] = replace(before, in_test=True)
+        counts[item.title] = counts.get(item.title, 0) + 1
+    return [(item, counts[title]) for title, item in first.items()]
 
 
 @dataclass(frozen=True)
@@ -172,6 +187,23 @@ class Recommender:
             return "log-probability among the catalogue's titles, nats"
         return "log-probability of the title's text, nats"
 
+    @property
+    def is_probability(self) -> bool:
+        """True if scores are log-probabilities that sum to 1 over the catalogue."""
+        return self.run.result["model"] == LLMREC and self.run.model.catalogue.normalised
+
+    def popular_titles(self) -> list[str]:
+        """The catalogue's texts, those with most training rows first."""
+        items = self.run.items_of(0).items
+        counts = np.bincount(items, minlength=len(self.run.titles))[1:]
+        order = np.argsort(-counts, kind="stable") + 1
+        return list(dict.fromkeys(self.run.titles[item] for item in order.tolist()))
+
+    def some_users(self, n: int) -> list[str]:
+        """Ids of the first n users of the test part, as examples."""
+        users = np.flatnonzero(self._test.counts)[:n]
+        return [str(self.user_name(int(user))) for user in users]
+
     def for_users(
         self, users: Sequence[str | int], k: int = 10, *, show_progress: bool = False
     ) -> Iterator[Answer]:
@@ -267,7 +299,8 @@ class Recommender:
                 f"the run in {self.run.folder} was not told what users dislike. Leave the disliked "
                 "titles out, or train with --disliked_in_prompt=32 (EASE: --low_rating_weight=0.6)."
             )
-        excluded = np.union1d(items, low)
+        both = np.union1d(items, low).tolist()
+        excluded = np.array(self.titles.same_text(both), dtype=np.int64)
         if self._is_lm:
             low = self.run.model.prompts.kept_disliked(low, shown)
         return Query(None, shown, None, excluded, None, low)
@@ -297,7 +330,8 @@ class Recommender:
                 "catalogue writes it."
             )
         keep = self.run.on_conversations and self.run.config["mentioned_items"] == "keep"
-        return Query(None, mentioned, said, mentioned[:0] if keep else mentioned, None)
+        named = [] if keep else self.titles.same_text(mentioned.tolist())
+        return Query(None, mentioned, said, np.array(named, dtype=np.int64), None)
 
     def _seen(self, user: int) -> np.ndarray:
         """Items excluded for a user."""

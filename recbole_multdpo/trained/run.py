@@ -72,14 +72,21 @@ class TrainedRun:
         return self.config["context"] == "conversation"
 
     def items_of(self, *numbers: int) -> UserItems:
-        """Every user's items in some parts of the split (0 training, 1 validation, 2 test)."""
+        """Every user's items in some parts of the split (0 training, 1 validation, 2 test).
+
+        They are in order of time, where the data set has times, as in prompts.
+        """
         feats = [self.parts[number].inter_feat for number in numbers]
+        field = self.dataset.time_field
+        times = None
+        if field is not None and all(field in feat for feat in feats):
+            times = np.concatenate([feat[field].numpy() for feat in feats])
         users, items = (
             np.concatenate([feat[field].numpy() for feat in feats])
             for field in (self.dataset.uid_field, self.dataset.iid_field)
         )
         levels = np.ones(len(users), dtype=np.int64)
-        return UserItems.build(users, items, levels, None, self.dataset.user_num)
+        return UserItems.build(users, items, levels, times, self.dataset.user_num)
 
     def item_name(self, item: int) -> str:
         """An item's id in the data files."""

@@ -79,12 +79,29 @@ def ask(page: Any, field: str, text: str) -> None:
     page.locator(f"#ask_{field}").click()
 
 
+def ask_titles(page: Any, *titles: str) -> None:
+    field = page.locator("#titles input").first
+    for title in titles:
+        field.fill(title)
+        field.press("Enter")
+    field.blur()  # closes the list of suggestions
+    page.locator("#ask_titles").click()
+
+
 def test_titles_of_three_runs(
     address: str, browser_page: BrowserPage, asked_hosts: list[str]
 ) -> None:
     page = browser_page.page
     page.goto(address)
-    ask(page, "titles", "red night 0\n\nBlue River 0\n")
+    page.wait_for_selector("#ask_titles")
+    assert "Each column is one finished run" in page.locator("body").inner_text()
+    field = page.locator("#titles input").first
+    field.fill("Night")  # completed from the catalogue
+    offered = page.locator("[role=option]")
+    offered.first.wait_for()
+    assert all("Night" in text for text in offered.all_inner_texts()) and offered.count() >= 4
+    field.fill("")
+    ask_titles(page, "red night 0", "Blue River 0")
     page.wait_for_selector(".run li")
     assert page.locator(".run h3").all_inner_texts() == ["LLMRec sft", "LLMRec mult_dpo", "EASE"]
     assert page.locator(".run li").count() == 30
@@ -98,12 +115,76 @@ def test_titles_of_three_runs(
 def test_mistyped_title_is_answered_in_the_page(address: str, browser_page: BrowserPage) -> None:
     page = browser_page.page
     page.goto(address)
-    ask(page, "titles", "Red Nigth 0")
+    ask_titles(page, "Red Nigth 0")
     page.wait_for_selector(".problem")
     assert "did you mean 'Red Night 0'" in page.locator(".problem").first.inner_text()
-    ask(page, "titles", "<img src=x onerror=alert(1)>")
+    assert page.locator(".run li").count() == 0
+    ask_titles(page, "<img src=x onerror=alert(1)>", "Blue River 0")  # after what was asked before
     page.wait_for_selector(".problem:has-text('onerror')")
     assert page.locator(".run img").count() == 0
+    assert page.locator(".run li").count() == 30  # by the title that is known
+
+
+# ratio of the contrast of visible texts that is too low, by WCAG 2 (large text has 3)
+TOO_FAINT = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = parse(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
+    if (!text || ["STYLE", "SCRIPT", "NOSCRIPT"].includes(element.tagName)) continue;
+    if (!element.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
+    const style = getComputedStyle(element);
+    const [one, two] = [light(parse(style.color)), light(behind(element))].sort((a, b) => b - a);
+    const large = parseFloat(style.fontSize) >= 24;
+    const ratio = (one + 0.05) / (two + 0.05);
+    if (ratio < (large ? 3 : 4.5)) faint.push(`${text.slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return faint;
+}"""
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_texts_can_be_read_in_both_modes_on_a_phone(
+    address: str, browser_page: BrowserPage, mode: str
+) -> None:
+    page = browser_page.page
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.goto(f"{address}?__theme={mode}")
+    page.wait_for_selector("#ask_titles")
+    assert page.locator(".dark").count() == (mode == "dark")
+    ask_titles(page, "Nowhere", "Blue River 0")
+    page.wait_for_selector(".run li")
+    assert page.locator(".run .score").count() == 20
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)  # colours fade
+    assert page.evaluate(TOO_FAINT) == []
+    scroll_width, client_width = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert scroll_width <= client_width
+    page.evaluate("document.querySelector('.run h3').style.color = '#808080'")
+    page.evaluate("document.querySelector('.run').style.background = '#707070'")
+    assert any("LLMRec sft" in text for text in page.evaluate(TOO_FAINT))  # a control
+
+
+def test_examples_fill_the_field(address: str, browser_page: BrowserPage) -> None:
+    page = browser_page.page
+    page.goto(address)
+    page.locator(".gallery-item").first.click()
+    page.wait_for_selector("#titles .token")
+    page.locator("#ask_titles").click()
+    page.wait_for_selector(".run li")
+    assert page.locator("#titles .token").count() == 3 and page.locator(".problem").count() == 0
 
 
 def test_user_of_the_data_set_and_a_narrow_screen(address: str, browser_page: BrowserPage) -> None:

@@ -19,6 +19,8 @@ TITLES = [
     "Schindler's List",
     "Chasing Amy",
     "Chasing Amy",
+    "Up, The",
+    "Up",
 ]
 
 
@@ -54,7 +56,7 @@ def test_articles_alone_are_words() -> None:
         ("Star Warts", "did you mean 'Star Wars'?"),
         ("nation", "did you mean 'Alien Nation'"),
         ("Hamlet", "did you mean 'Hamlet (1948)' or 'Hamlet (1996)'?"),
-        ("Chasing Amy", "several items; choose one: id:m9 (Chasing Amy), id:m10 (Chasing Amy)"),
+        ("the up", "several titles; choose one: id:m11 (Up, The), id:m12 (Up)"),
         ("id:m99", "no item has the id 'm99' (near: m9"),
         ("qqqq", "no title like 'qqqq' in the catalogue"),
         ("", "no title like '' in the catalogue"),
@@ -64,6 +66,11 @@ def test_unknown_title_names_the_nearest(index: TitleIndex, typed: str, message:
     with pytest.raises(DataError) as error:
         index.find(typed)
     assert message in str(error.value)
+
+
+def test_items_of_one_text_are_one_title(index: TitleIndex) -> None:
+    assert index.find("chasing amy") == 9 and index.find("id:m10") == 10
+    assert index.same_text([10, 2]) == [9, 10, 2]
 
 
 def test_several_titles_all_problems_at_once(index: TitleIndex) -> None:
