@@ -19,11 +19,11 @@ if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
 from recbole_multdpo.compat import apply, import_hook  # noqa: E402
 
 if TYPE_CHECKING:
-    from recbole_multdpo.trained.recommender import Recommender
-    from recbole_multdpo.trained.result import ComparisonResult, RunResult
-    from recbole_multdpo.trained.start import run
+    from recbole_multdpo.trained.recommender import Recommender as Recommender
+    from recbole_multdpo.trained.result import ComparisonResult as ComparisonResult
+    from recbole_multdpo.trained.result import RunResult as RunResult
+    from recbole_multdpo.trained.start import run as run
 
-__all__ = ["ComparisonResult", "Recommender", "RunResult", "run"]
 __version__ = "0.2.0"
 _MODULES = {
     "ComparisonResult": "recbole_multdpo.trained.result",

@@ -62,6 +62,16 @@ def test_wheel_holds_every_property_file_unchanged(unpacked: Path) -> None:
 
 
 @pytest.mark.integration
+def test_wheel_holds_the_experiments(unpacked: Path, tmp_path: Path) -> None:
+    names = {path.name for path in (ROOT / "experiments").glob("*.yaml")}
+    shipped = {path.name for path in (unpacked / "recbole_multdpo" / "experiments").glob("*.yaml")}
+    assert names == shipped and "losses.yaml" in names
+    done = run_python("-m", "recbole_multdpo", "--help", cwd=tmp_path, path=unpacked)
+    assert done.returncode == 0 and "usage: python -m recbole_multdpo --model" in done.stdout
+    assert str(unpacked / "recbole_multdpo" / "properties") in done.stdout
+
+
+@pytest.mark.integration
 def test_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir()} == {
         "recbole_multdpo",
@@ -113,9 +123,8 @@ def test_the_description_has_no_link_that_leads_nowhere(unpacked: Path) -> None:
 
 @pytest.mark.integration
 def test_installed_wheel_runs_in_an_empty_folder(unpacked: Path, tmp_path: Path) -> None:
-    command = "import sys; from recbole_multdpo.cli import main; sys.exit(main())"
-    arguments = ["--model=EASE", "--dataset=ml-100k", "--run_dir=run"]
-    done = run_python("-c", command, *arguments, cwd=tmp_path, path=unpacked)
+    command = "import recbole_multdpo as r; r.run(model='EASE', dataset='ml-100k', run_dir='run')"
+    done = run_python("-c", command, cwd=tmp_path, path=unpacked)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["test_result"]["ndcg@10"] > 0
