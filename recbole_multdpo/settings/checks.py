@@ -100,7 +100,7 @@ def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
             f"dynamic_weights=ratio weighs by the log-ratio, and loss={settings.loss} has no "
             "reference. Add --dynamic_weights=policy."
         )
-    n_negatives = settings.num_negatives if loss.negatives == "many" else 1
+    n_negatives = settings.set_of_negatives if loss.negatives == "many" else 1
     assert n_negatives != "all"  # nothing is drawn then
     if settings.negative_pool != "catalogue" and settings.negative_pool_size < n_negatives:
         problems.append(

@@ -195,7 +195,8 @@ WITH_REFERENCE = (
 )
 DRAWN = (
     When(
-        lambda given: not given.takes_all_negatives,
+        # `auto` draws where one of the settings with this condition asks for it
+        lambda given: given.num_negatives != "all" or given.loss_needs.negatives != "many",
         lambda given: "with num_negatives=all, which draws none",
         lambda given: {"num_negatives": 64},
         words="a number of num_negatives",

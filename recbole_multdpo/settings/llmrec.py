@@ -69,6 +69,7 @@ LIST_METRICS = frozenset(
 
 
 WITHOUT_PREFERENCES = (ZERO_SHOT, "sft")  # values of loss that train no preferences
+FEW_NEGATIVES = 64  # of `num_negatives: auto` where they are not all
 BOTH_STAGES: tuple[Part, Part] = ("sft", "preference")
 
 
@@ -153,7 +154,8 @@ class LLMRecSettings(BaseModel):
         Literal["context", "positive"], Acts("preference", PREFERENCE, instead="sft_loss_average")
     ]
     num_negatives: Annotated[
-        Literal["all"] | Count, Acts("preference", PREFERENCE + MANY_NEGATIVES, on_card=True)
+        Literal["auto", "all"] | Count,
+        Acts("preference", PREFERENCE + MANY_NEGATIVES, on_card=True),
     ]
     negatives: Annotated[
         Literal["static", "dynamic"], Acts("preference", PREFERENCE + DRAWN, on_card=True)
@@ -277,9 +279,21 @@ class LLMRecSettings(BaseModel):
         return self.loss not in WITHOUT_PREFERENCES
 
     @property
+    def set_of_negatives(self) -> int | Literal["all"]:
+        """Negatives of an example of a loss of sets; resolves `auto`."""
+        if self.num_negatives != "auto":
+            return self.num_negatives
+        titles_are_tokens = self.backbone == "tiny" and self.tiny_title_tokens
+        is_free = titles_are_tokens and self.normalize_over == "catalogue"
+        is_uniform = self.negatives == "static" and self.negative_distribution == "uniform"
+        # of unrated items above low-rated ones all would count, thousands against a few
+        is_one_level = self.low_ratings == "ignore"
+        return "all" if is_free and is_uniform and is_one_level else FEW_NEGATIVES
+
+    @property
     def takes_all_negatives(self) -> bool:
         """True if the loss is trained against the whole catalogue, of which nothing is drawn."""
-        return self.num_negatives == "all" and self.loss_needs.negatives == "many"
+        return self.set_of_negatives == "all" and self.loss_needs.negatives == "many"
 
     @property
     def draws_by_policy(self) -> bool:

@@ -467,9 +467,10 @@ def train_loader(
         teacher: its scores are a part of the target; None for no teacher.
     """
     settings, loss = model.settings, LOSSES[loss_name]
-    takes_all = loss.negatives == "many" and settings.num_negatives == "all"
-    many = train.item_num - 1 if settings.num_negatives == "all" else settings.num_negatives
-    n_negatives = {"none": 0, "one": 1, "many": many}[loss.negatives]
+    many = settings.set_of_negatives
+    takes_all = loss.negatives == "many" and many == "all"
+    n_all = train.item_num - 1
+    n_negatives = {"none": 0, "one": 1, "many": n_all if many == "all" else many}[loss.negatives]
     low_rated, known = None, model.histories
     if train.excluded is not None:
         known = known.union(train.excluded)

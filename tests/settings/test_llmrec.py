@@ -317,6 +317,21 @@ def test_settings_of_a_stage_that_a_loss_does_not_have(key: str, loss: str, expe
     assert problems(loss=loss) == []  # a settings file may have it
 
 
+def test_all_items_are_negatives_by_default_where_they_are_free():
+    assert make(num_negatives="auto").set_of_negatives == "all"
+    for changes in (
+        {"backbone": "org/lm"},
+        {"tiny_title_tokens": False},
+        {"normalize_over": "vocabulary"},
+        {"negatives": "dynamic"},
+        {"negative_distribution": "popularity"},
+        {"low_ratings": "below_unrated"},
+    ):
+        assert make(num_negatives="auto", **changes).set_of_negatives == 64
+        assert make(num_negatives="all", **changes).set_of_negatives == "all"
+        assert make(num_negatives=5, **changes).set_of_negatives == 5
+
+
 def test_every_dtype_that_is_allowed_can_be_loaded():
     allowed = LLMRecSettings.model_fields["dtype"].annotation
     assert list(get_args(allowed)) == ["auto", *DTYPES]
