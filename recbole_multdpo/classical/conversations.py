@@ -9,7 +9,6 @@ graph node per user have none for a new one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,14 +49,6 @@ def user_matrix(items: UserItems, n_items: int) -> csr_matrix:
     """Matrix with 1 where a user has an item, float32 [n_users, n_items]."""
     ones = np.ones(len(items.items), dtype=np.float32)
     return csr_matrix((ones, items.items, items.start), shape=(len(items.counts), n_items))
-
-
-def history_rows(histories: Sequence[np.ndarray], n_items: int) -> csr_matrix:
-    """Matrix with 1 where a history has an item, float32 [n, n_items]."""
-    start = np.cumsum([0, *map(len, histories)])
-    items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    ones = np.ones(len(items), dtype=np.float32)
-    return csr_matrix((ones, items, start), shape=(len(histories), n_items))
 
 
 def item_matrix(model: Any) -> Any:

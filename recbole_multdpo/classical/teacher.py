@@ -27,7 +27,8 @@ from recbole_multdpo.classical.assistant import (
     read_scores,
     write_scores,
 )
-from recbole_multdpo.classical.conversations import history_rows, item_matrix
+from recbole_multdpo.classical.conversations import item_matrix
+from recbole_multdpo.classical.general_recommender.sequentialrules import recency_rows
 from recbole_multdpo.classical.low_ease import WEIGHT, LowRatingEASE
 from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
@@ -52,12 +53,14 @@ class TableTeacher:
             per user.
         by_user: True for a row per user.
         popularity: int64 [n_items], training rows of each item.
+        recency: weight of a shown item relative to the next one; 1 for models without order.
     """
 
     name: str
     table: np.ndarray | csr_matrix
     by_user: bool
     popularity: np.ndarray
+    recency: float = 1.0
 
     def scores(
         self,
@@ -72,7 +75,7 @@ class TableTeacher:
         if disliked is not None and n_rows > n_items:
             pairs = zip(shown, disliked, strict=True)
             shown = [np.concatenate([items, n_items + low]) for items, low in pairs]
-        found = history_rows(shown, n_rows) @ self.table
+        found = recency_rows(shown, n_rows, self.recency) @ self.table
         return np.asarray(found.todense() if issparse(found) else found)
 
 
@@ -107,7 +110,8 @@ def make_teacher(
     items = train.inter_feat[train.iid_field].numpy()
     popularity = np.bincount(items, minlength=train.item_num)
     table, by_user = _read(config, own, train)
-    return TableTeacher(config["model"], table, by_user, popularity)
+    recency = config["recency"] or 1.0  # a setting of models that know order
+    return TableTeacher(config["model"], table, by_user, popularity, recency)
 
 
 def _write(config: Config, dataset: ContextDataset, train: ContextDataset, folder: Path) -> None:

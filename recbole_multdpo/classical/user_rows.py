@@ -88,7 +88,9 @@ def extend_user_rows(
     grown, same = _some_users(train, longer)
     users = np.concatenate([grown, same])
     before = _scores(model, users, config)
-    if hasattr(model, "pred_mat"):
+    if hasattr(model, "history_matrix"):  # ours, which knows the order
+        model.interaction_matrix = model.history_matrix(longer)
+    elif hasattr(model, "pred_mat"):
         _rebuild_neighbours(model, config, longer)
     else:
         _replace_rows(model, calls, longer)

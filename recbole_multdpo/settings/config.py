@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter
@@ -56,7 +56,7 @@ from recbole_multdpo.settings.optional_packages import (
     missing_for_logging,
     missing_packages,
 )
-from recbole_multdpo.settings.recbole_code import metric_names
+from recbole_multdpo.settings.recbole_code import is_own, metric_names
 from recbole_multdpo.settings.text import SettingsLoader, read_settings_file
 from recbole_multdpo.settings.unused import unused_problems
 
@@ -448,6 +448,9 @@ def _model_class(name: str) -> type:
         llmrec: type = import_module("recbole_multdpo.model.llmrec").LLMRec  # takes seconds
         return llmrec
     check_model(name)
+    if is_own(name):
+        own = import_module(f"recbole_multdpo.classical.general_recommender.{name.lower()}")
+        return cast(type, getattr(own, name))
     return get_model(name)
 
 

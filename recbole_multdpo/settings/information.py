@@ -47,7 +47,7 @@ LEFT_OUT = {
 # it); all others have weights per user.
 READS_ROWS = frozenset(
     "ADMMSLIM AsymKNN CDAE DiffRec EASE FISM ItemKNN LDiffRec MacridVAE MultiDAE MultiVAE NAIS"
-    " RaCT RecVAE SLIMElastic SimpleX".split()
+    " RaCT RecVAE SLIMElastic SequentialRules SimpleX".split()
 )
 # models without input
 NO_INPUT = frozenset({"Pop", "Random"})

@@ -31,7 +31,7 @@ from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC, mo
 from recbole_multdpo.settings.messages import listed, nearest
 from recbole_multdpo.settings.optional_packages import missing_packages
 from recbole_multdpo.settings.other_names import nearest_setting
-from recbole_multdpo.settings.recbole_code import model_type, recbole_folder, recbole_models
+from recbole_multdpo.settings.recbole_code import is_own, model_type, recbole_folder, recbole_models
 from recbole_multdpo.settings.text import (
     parse_command_line,
     parse_literal,
@@ -442,7 +442,9 @@ def is_sequential(settings: Mapping[str, Any]) -> bool:
 
 @cache
 def model_settings(model: str) -> dict[str, Any]:
-    """RecBole's defaults of one model's own settings; {} without a property file."""
+    """Defaults of one model's own settings; {} without a property file."""
+    if is_own(model):
+        return read_settings_file(properties_folder() / f"model/{model}.yaml")
     return _recbole_settings(f"model/{model}.yaml")
 
 

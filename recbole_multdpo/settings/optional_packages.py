@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from recbole_multdpo.settings.recbole_code import parsed, recbole_folder
+from recbole_multdpo.settings.recbole_code import model_file, parsed
 
 # distribution names by module, where they differ
 _DISTRIBUTIONS = {
@@ -46,7 +46,7 @@ def packages_of(model: str) -> frozenset[str]:
     They include the module-level imports of its neighbours, as RecBole imports all models of a kind
     at once.
     """
-    (file,) = recbole_folder().glob(f"model/*_recommender/{model.lower()}.py")
+    file = model_file(model)
     found = set(_modules(ast.walk(parsed(file))))
     for neighbour in file.parent.glob("*.py"):
         found |= {*_modules(iter(parsed(neighbour).body))}

@@ -1,4 +1,4 @@
-"""RecBole's models and metrics, read from its source code.
+"""RecBole's models and metrics, and our own classical models, read from source code.
 
 Importing RecBole imports torch, and all its models take seconds more. A mistyped name is answered
 from the code, before.
@@ -23,6 +23,7 @@ _TYPES = {
     "knowledge_aware_recommender": "KNOWLEDGE",
     "exlib_recommender": "DECISIONTREE",
 }
+_OWN = Path(__file__).parents[1] / "classical" / "general_recommender"
 _TYPE = re.compile(r"^    type = ModelType\.(\w+)", re.MULTILINE)
 _OF_BASE_METRICS = {"TopkMetric": "RANKING", "LossMetric": "VALUE"}
 
@@ -44,7 +45,7 @@ def recbole_folder() -> Path:
 def _model_files() -> dict[str, Path]:
     """The file of every model."""
     files: dict[str, Path] = {}
-    for file in recbole_folder().glob("model/*_recommender/*.py"):
+    for file in [*recbole_folder().glob("model/*_recommender/*.py"), *_OWN.glob("*.py")]:
         source = file.read_text(encoding="utf-8")
         classes = re.findall(r"^class (\w+)\(", source, re.MULTILINE)
         files |= {name: file for name in classes if name.lower() == file.stem}
@@ -53,8 +54,18 @@ def _model_files() -> dict[str, Path]:
 
 @cache
 def recbole_models() -> frozenset[str]:
-    """Names of RecBole's models."""
+    """Names of RecBole's models, and of ours that are written like these."""
     return frozenset(_model_files())
+
+
+def model_file(model: str) -> Path:
+    """Source file of one of these models."""
+    return _model_files()[model]
+
+
+def is_own(model: str) -> bool:
+    """True of a classical model of this package."""
+    return model_file(model).parent == _OWN
 
 
 @cache

@@ -27,7 +27,8 @@ from recbole.utils import ModelType
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_multdpo.classical.conversations import history_rows, row_scores
+from recbole_multdpo.classical.conversations import row_scores
+from recbole_multdpo.classical.general_recommender.sequentialrules import recency_rows
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.conversation_text import ROLES, Message
 from recbole_multdpo.data.item_text import clean_text
@@ -397,16 +398,18 @@ class Recommender:
     def _scores_of_rows(self, histories: list[np.ndarray], disliked: list[np.ndarray]) -> Tensor:
         """Scores of a model of RecBole for new users with these items, [B, n_items]."""
         name, model = self.run.result["model"], self.run.model
-        if name not in ROW_MODELS or name == "ItemKNN" and model.method != "item":
+        readers = (*ROW_MODELS, "SequentialRules")
+        if name not in readers or name == "ItemKNN" and model.method != "item":
             raise ConfigError(
                 f"{name} knows users by their id in the data set and has none for a new user. "
-                f"Give users, or use a run of LLMRec or of {', '.join((*ROW_MODELS, *USER_FREE))} "
+                f"Give users, or use a run of LLMRec or of {', '.join((*readers, *USER_FREE))} "
                 "(ItemKNN with knn_method=item)."
             )
         n_items = self.run.dataset.item_num
-        scores = row_scores(model, history_rows(histories, n_items))
+        recency = getattr(model, "recency", 1.0)
+        scores = row_scores(model, recency_rows(histories, n_items, recency))
         if self._reads_disliked:
-            scores = scores + history_rows(disliked, n_items) @ model.low_similarity
+            scores = scores + recency_rows(disliked, n_items) @ model.low_similarity
         return torch.from_numpy(scores)
 
     # ---- answers ----

@@ -19,7 +19,7 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.recommend import main as recommend
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.settings.optional_packages import missing_packages
-from recbole_multdpo.settings.recbole_code import recbole_models
+from recbole_multdpo.settings.recbole_code import model_file, recbole_models
 from recbole_multdpo.trained.recommender import Recommender
 from tests.integration.toy import acting
 
@@ -91,8 +91,7 @@ def arguments(data_path: Path, folder: Path, model: str, *extra: str) -> list[st
 
 
 def kind_of(model: str) -> str:
-    (file,) = RECBOLE.glob(f"model/*_recommender/{model.lower()}.py")
-    return file.parent.name.removesuffix("_recommender")
+    return model_file(model).parent.name.removesuffix("_recommender")
 
 
 # RecBole reads these columns of ml-100k by itself; of other data sets only the identifiers
@@ -108,7 +107,8 @@ SMALL = {  # defaults that ask for more than 30 items, or are slow
 }
 # their items' embeddings come from a file that no data set here has
 WITHOUT_DATA = {"KSR", "GRU4RecKG"}
-FAST = {"EASE", "CKE", "DeepFM", "DIEN", "NeuMF", "Pop", "SASRecF"}  # some of each kind
+# some of each kind, and ours
+FAST = {"EASE", "CKE", "DeepFM", "DIEN", "NeuMF", "Pop", "SASRecF", "SequentialRules"}
 RANKED_BY_USER = ("general", "knowledge_aware")
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, get_model
+from recbole.utils import EvaluatorType
 
+from recbole_multdpo.settings.config import _model_class
 from recbole_multdpo.settings.optional_packages import missing_packages
 from recbole_multdpo.settings.recbole_code import metric_names, model_type, recbole_models
 
@@ -13,7 +14,7 @@ INSTALLED = sorted(model for model in recbole_models() if not missing_packages(m
 def test_types_of_all_models() -> None:
     assert len(INSTALLED) > 80
     assert {name: model_type(name) for name in INSTALLED} == {
-        name: get_model(name).type.name for name in INSTALLED
+        name: _model_class(name).type.name for name in INSTALLED
     }
     assert {"TRADITIONAL", "GENERAL", "SEQUENTIAL"} <= set(map(model_type, INSTALLED))
     with pytest.raises(KeyError):
