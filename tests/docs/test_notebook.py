@@ -19,11 +19,12 @@ NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
 def toy_settings(folder: Path) -> str:
     """Code in place of the notebook's cell of settings: the toy data set and a toy model."""
-    shared = toy_arguments(write_toy(folder / "data"), folder / "run")
-    common = ("--data_path=", "--load_col=", "--topk=", "--valid_metric=", "--device=")
-    dataset = ["--dataset=toy", *(a for a in shared if a.startswith(common))]
-    taken = ("--model=", "--dataset=", "--run_dir=", *common)
-    small = [a for a in shared if not a.startswith(taken)]
+    arguments = toy_arguments(write_toy(folder / "data"), folder / "run")
+    shared = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    common = ("data_path", "load_col", "topk", "valid_metric", "device")
+    taken = ("model", "dataset", "run_dir", *common)
+    small = {name: text for name, text in shared.items() if name not in taken}
+    dataset = {name: text for name, text in shared.items() if name in common} | {"dataset": "toy"}
     return f"small = {small}\ndataset = {dataset}\nliked = ['Red Night 0', 'Blue River 0']"
 
 
