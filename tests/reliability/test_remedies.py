@@ -103,7 +103,7 @@ SETTINGS: list[tuple[list[str], str, list[str]]] = [
         "or use history_split=random",
         [*LLMREC, "--unused_col={'inter': ['timestamp']}", "--history_split=random"],
     ),
-    ([*LLMREC, "--valid_metric=NDCG@7"], "or add to metrics or topk", [*LLMREC, "--topk=[7,10]"]),
+    ([*LLMREC, "--valid_metric=NDCG@7"], "or add 7 to topk", [*LLMREC, "--topk=[7,10]"]),
     ([*LLMREC, "--topk"], "write --topk=", [*LLMREC, "--topk=10"]),
     ([*LLMREC, "--beta=1", "--beta=2"], "Keep one of them", [*LLMREC, "--beta=2"]),
     ([*LLMREC, "--los=sft"], "did you mean loss", [*LLMREC, "--loss=sft"]),
