@@ -248,6 +248,12 @@ class LLMRec(GeneralRecommender):
         marked = [frame.marked(title) for title in titles] if frame.disliked else []
         return [*titles, *marked]
 
+    @property
+    def n_examples(self) -> int:
+        """Examples of an epoch: users or conversations with training items, or `train_users`."""
+        n_users = int((self.histories.counts > 0).sum())
+        return min(self.settings.train_users or n_users, n_users)
+
     def _training_turns(self) -> list[str]:
         """Texts of training conversations, to fit the tokenizer of `tiny`."""
         if self.conversations is None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from recbole_multdpo.settings.acts import Given
+from recbole_multdpo.settings.by_size import AUTO
 from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.effects import idle_problems
 from recbole_multdpo.settings.hardware import BFLOAT16, fast_dtype
@@ -30,6 +31,7 @@ def check_combinations(
     """
     problems = [
         *_model_problems(settings),
+        *_epoch_problems(settings, shared, explicit),
         *_loss_problems(settings, shared),
         *_dynamic_problems(settings),
         *_data_problems(settings, shared),
@@ -52,6 +54,20 @@ def _model_problems(settings: LLMRecSettings) -> list[str]:
     if settings.lora_target_modules == ():
         problems.append("lora_target_modules is empty. Use all-linear or a list of module names.")
     return problems
+
+
+def _epoch_problems(
+    settings: LLMRecSettings, shared: Mapping[str, Any], explicit: Iterable[str]
+) -> list[str]:
+    """Epochs by the number of users asked for with a backbone that they were not chosen for."""
+    values = {"sft_epochs": settings.sft_epochs, "epochs": shared.get("epochs")}
+    # a finished run of tiny is read with its own folder as the backbone
+    return [
+        f"{key}={AUTO} is as many epochs as tiny takes from random weights. Set a number for "
+        f"backbone={settings.backbone}, such as --{key}=1."
+        for key in sorted(values.keys() & {*explicit})
+        if values[key] == AUTO and settings.backbone != "tiny"
+    ]
 
 
 def _loss_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:

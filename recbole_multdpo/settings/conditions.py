@@ -50,11 +50,11 @@ def _with_loss(given: Given, loss: str) -> dict[str, str]:
 
 
 def _trains_supervised(given: Given) -> bool:
-    return given.loss != ZERO_SHOT and given.sft_epochs > 0
+    return given.loss != ZERO_SHOT and given.sft_epochs != 0
 
 
 def _trains_preferences(given: Given) -> bool:
-    return given.has_preference_stage and given.epochs > 0
+    return given.has_preference_stage and given.epochs != 0
 
 
 def _why_untrained(given: Given) -> str:
@@ -78,7 +78,7 @@ _HAS_PREFERENCES = When(
     verb="Use",
 )
 _HAS_EPOCHS = When(
-    lambda given: given.epochs > 0, *_always("with epochs=0", epochs=1), words="epochs > 0"
+    lambda given: given.epochs != 0, *_always("with epochs=0", epochs=1), words="epochs > 0"
 )
 _LOSS_TRAINS = When(
     lambda given: given.loss != ZERO_SHOT,
@@ -87,7 +87,7 @@ _LOSS_TRAINS = When(
     verb="Use",
 )
 _HAS_SFT_EPOCHS = When(
-    lambda given: given.sft_epochs > 0,
+    lambda given: given.sft_epochs != 0,
     *_always("with sft_epochs=0, which skips the stage", sft_epochs=1),
     words="sft_epochs > 0",
 )

@@ -24,6 +24,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings import recbole as shared
+from recbole_multdpo.settings.by_size import AUTO as AUTO_EPOCHS
 from recbole_multdpo.settings.checks import check_combinations, warnings_for
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.deepspeed import deepspeed_settings, process_problems
@@ -319,6 +320,8 @@ class Config(RecBoleConfig):
             problems += _metric_problems(self.model, final)
         else:
             problems += idle_problems(in_run(final), explicit, self.model)
+            if final["epochs"] == AUTO_EPOCHS:
+                problems.append(f"epochs={AUTO_EPOCHS} is of LLMRec alone. Set a number.")
         problems += information_problems(self.model, final, self.settings is not None)
         problems += missing_for_logging(final)
         if self.model not in LANGUAGE_MODELS:

@@ -196,7 +196,7 @@ class LLMRecSettings(BaseModel):
     pl_nodes: Annotated[int, Field(ge=8)]
 
     # supervised fine-tuning
-    sft_epochs: Annotated[CountOrZero, Acts("sft", TRAINED_LOSS, on_card=True)]
+    sft_epochs: Annotated[Literal["auto"] | CountOrZero, Acts("sft", TRAINED_LOSS, on_card=True)]
     sft_learning_rate: Annotated[Positive, Acts("sft", SUPERVISED, on_card=True)]
     sft_batch_size: Annotated[Count, Acts("sft", SUPERVISED)]
     sft_max_steps: Annotated[CountOrZero | None, Acts("sft", SUPERVISED)]
@@ -325,7 +325,7 @@ class LLMRecSettings(BaseModel):
     @property
     def teacher(self) -> str | None:
         """The model whose scores supervised fine-tuning distils; None where it has none."""
-        trains = self.loss != ZERO_SHOT and self.sft_epochs > 0
+        trains = self.loss != ZERO_SHOT and self.sft_epochs != 0
         return self.sft_teacher if trains else None
 
     @property

@@ -200,7 +200,7 @@ class RecBoleSettings(AddedSettings, UnlistedSettings, total=False):
     wandb_project: Annotated[str, Acts("run", LOGGED_TO_WANDB, changes="log", data_folder=False)]
     # training: of a language model the preference stage, or both
     epochs: Annotated[
-        CountOrZero,
+        Literal["auto"] | CountOrZero,
         Acts("preference", PREFERENCE_LOSS + IN_EPOCHS, instead="sft_epochs", on_card=True),
     ]
     train_batch_size: Annotated[

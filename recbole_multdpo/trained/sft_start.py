@@ -37,7 +37,7 @@ def load_sft_start(
     check_backbone(folder, result, model.settings.backbone, model.backbone.fingerprint)
     model.fit_to(fitted_part(config[KEY], parts))
     assert config.settings is not None
-    if config.settings.sft_epochs > 0:
+    if config.settings.sft_epochs != 0:
         refit_epochs = result.get("refit_epochs", {}).get("sft")
         checkpoint = sft_checkpoint(folder, config, model, refit_epochs)
         tensors, state, _ = load_checkpoint(checkpoint)

@@ -32,6 +32,7 @@ from recbole_multdpo.runs.step_log import (
 from recbole_multdpo.runtime.durable_files import atomic_folder, restore_interrupted
 from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings.acts import Part
+from recbole_multdpo.settings.by_size import epochs_for
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.effects import declared, in_run
 from recbole_multdpo.settings.llmrec import LLMRecSettings
@@ -47,6 +48,8 @@ def sft_key(config: Config, model: LLMRec, refit_epochs: int | None = None) -> s
     """
     everything = {**config.to_dict(), **model.settings.model_dump(mode="json")}
     own = acting(everything, config.settings, "model", "sft")
+    if "sft_epochs" in own:
+        own["sft_epochs"] = epochs_for(own["sft_epochs"], "sft", model.n_examples)
     del own["max_steps"]  # acts through the number of the stage's own steps
     described: dict[str, Any] = {
         "settings": {**own, "sft_max_steps": model.settings.max_sft_steps},

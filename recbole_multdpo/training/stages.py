@@ -29,6 +29,7 @@ from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import log_detail
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.stage_clock import StageClock
+from recbole_multdpo.settings.by_size import AUTO, epochs_for
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.llmrec import ZERO_SHOT, LLMRecSettings
 from recbole_multdpo.training.price import Price, Pricing, Work, log_price
@@ -61,6 +62,7 @@ class StageRunner:
         point: where a resumed run continues, else None.
         fingerprints: of the data; `make_model` adds backbone and prompt.
         valid_users: who is ranked between epochs, such as `200 of 942 users`.
+        n_examples: examples of an epoch, after `make_model`.
         price: expected time; None in a resumed run, and before `train`.
         best_epochs: of every stage that this run has trained, by name: the `epoch` after which the
             chosen weights were saved, from 1, 0 for those that it began with; `of` so many epochs.
@@ -82,6 +84,7 @@ class StageRunner:
         self.signals, self.point, self.fingerprints = signals, point, fingerprints
         self._prompt: StoredPrompt | None = None
         self.valid_users = ""
+        self.n_examples = 0
         self.price: Price | None = None
         self.best_epochs: dict[str, dict[str, int]] = {}
 
@@ -113,15 +116,19 @@ class StageRunner:
             self._prompt = model.prompt  # the template may render another one later
             if train is not None:
                 model.fit_to(train)
+            self.n_examples = model.n_examples
         return model
 
     def stages(self) -> list[Stage]:
-        """List the stages: supervised fine-tuning, and preference training if the loss has it."""
+        """List the stages: supervised fine-tuning, and preference training if the loss has it.
+
+        Their length is known once there is a model, see `n_examples`.
+        """
         config, settings = self.config, self.settings
         sft_epochs = 0 if settings.loss == ZERO_SHOT else settings.sft_epochs
         sft = Stage(
             "sft",
-            sft_epochs,
+            epochs_for(sft_epochs, "sft", self.n_examples),
             settings.sft_learning_rate,
             settings.sft_eval_step,
             settings.max_sft_steps,
@@ -130,7 +137,7 @@ class StageRunner:
             return [sft]
         preference = Stage(
             "preference",
-            config["epochs"],
+            epochs_for(config["epochs"], "preference", self.n_examples),
             config["learning_rate"],
             config["eval_step"],
             settings.max_steps,
@@ -389,10 +396,14 @@ def fit_stage(
 def _log_length(title: str, trainer: SetwiseTrainer, train_data: SetwiseDataLoader) -> None:
     """Log how long a stage is."""
     n_steps, max_steps = len(train_data), trainer.stage.max_steps
+    asked = trainer.settings.sft_epochs
+    if trainer.stage.kind == "preference":
+        asked = trainer.config["epochs"]
+    by_size = ", which follow from their number" if asked == AUTO else ""
     length = f"{trainer.epochs} epochs x {n_steps:,} steps"
     if max_steps:
         length = f"{max_steps:,} steps of {trainer.stage.epochs * n_steps:,} (max_steps)"
-    getLogger().info(f"{title}, {length} of {train_data.examples_per_batch} examples")
+    getLogger().info(f"{title}, {length} of {train_data.examples_per_batch} examples{by_size}")
 
 
 def _log_batches(stage: Stage, n_examples: int, device_type: str) -> None:
@@ -423,10 +434,9 @@ def training_limits(model: LLMRec) -> dict[str, int]:
     settings = model.settings
     if not (settings.train_users or settings.max_steps or settings.max_sft_steps):
         return {}
-    n_users = int((model.histories.counts > 0).sum())
     return {
-        "users": min(settings.train_users or n_users, n_users),
-        "of_users": n_users,
+        "users": model.n_examples,
+        "of_users": int((model.histories.counts > 0).sum()),
         "sft_steps": settings.max_sft_steps,
         "preference_steps": settings.max_steps,
     }

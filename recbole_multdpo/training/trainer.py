@@ -127,8 +127,9 @@ class SetwiseTrainer(Trainer):
         """
         self.stage, self.settings = stage, model.settings
         self.ranker = ranker
+        asked, config["epochs"] = config["epochs"], stage.epochs  # RecBole compares numbers
         super().__init__(config, model)
-        self.epochs = stage.epochs
+        config["epochs"] = asked
         self.eval_step = min(stage.eval_step, stage.epochs)
         self.eval_collector = TopKCollector(config)
         self.run_folder = run_folder

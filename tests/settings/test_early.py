@@ -25,7 +25,10 @@ MISTAKES = [
     ([*BASE, "--betta=1"], "did you mean beta?"),
     ([*BASE, "--loss=mult_dop"], "did you mean mult_dpo"),
     ([*BASE, "--beta=big"], "beta (command line): must be a number, got 'big'"),
-    ([*BASE, "--epochs=-1"], "epochs (command line): must be greater than or equal to 0"),
+    (
+        [*BASE, "--epochs=-1"],
+        "epochs (command line): must be 'auto' or must be greater than or equal to 0",
+    ),
     ([*BASE, "--assistant=EASY"], "did you mean EASE?"),
     (["--model=LMRec", "--dataset=ml-100k"], "did you mean LLMRec"),
     (["--model=EASE", "--dataset=ml-100k", "--reg_weight=high"], "reg_weight (command line)"),
