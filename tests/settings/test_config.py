@@ -324,9 +324,9 @@ def test_keys_that_recboles_code_reads_and_its_files_do_not_list():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--epochs=-1", "epochs (command line): must be 'auto' or must be greater than or equal to 0, got -1"),
+        ("--epochs=-1", "must be 'auto' or must be greater than or equal to 0, got -1"),
         ("--epochs=1.5", "epochs (command line): must be 'auto' or must be an integer, got 1.5"),
-        ("--epochs=many", "epochs (command line): must be 'auto' or must be an integer, got 'many'"),
+        ("--epochs=many", "must be 'auto' or must be an integer, got 'many'"),
         ("--seed=~", "seed (command line): must be an integer"),
         ("--learning_rate=0", "must be greater than 0, got 0"),
         ("--topk=[]", "must be an integer or must have at least 1 item"),
