@@ -399,7 +399,7 @@ def _log_length(title: str, trainer: SetwiseTrainer, train_data: SetwiseDataLoad
     asked = trainer.settings.sft_epochs
     if trainer.stage.kind == "preference":
         asked = trainer.config["epochs"]
-    by_size = ", which follow from their number" if asked == AUTO else ""
+    by_size = ", which follow from their number" if asked == AUTO and not max_steps else ""
     length = f"{trainer.epochs} epochs x {n_steps:,} steps"
     if max_steps:
         length = f"{max_steps:,} steps of {trainer.stage.epochs * n_steps:,} (max_steps)"

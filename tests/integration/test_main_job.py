@@ -19,6 +19,8 @@ from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
+from recbole_multdpo.settings import by_size
+from recbole_multdpo.trained.run import load_run
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import (
     N_ITEMS,
@@ -192,6 +194,25 @@ def test_sft_stage_is_shared_and_never_with_other_settings(
         *("sft", "preference"),
         *("sft", "preference"),
     ]
+
+
+def test_epochs_by_the_number_of_users_are_those_epochs(
+    data_path: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of the toy's users has twice its epochs; the first stage is that of `finished`."""
+    monkeypatch.setattr(by_size, "TUNED_EXAMPLES", N_USERS // 4)
+    monkeypatch.setattr(by_size, "TUNED_EPOCHS", {"sft": 2, "preference": 4})
+    folder = tmp_path / "run"
+    cache = f"--sft_cache_dir={finished.parent / 'cache'}"
+    result = run(toy_arguments(data_path, folder, "--sft_epochs=auto", "--epochs=auto", cache))
+    numbers = json.loads((finished / "result.json").read_text())
+    assert result["best_epochs"]["preference"]["of"] == 2
+    assert result["test_result"] == numbers["test_result"]
+    assert_same_weights(folder, finished)
+    assert not (folder / "checkpoints" / "sft").exists()  # from the cache, under the same key
+    assert load_run(folder).config["epochs"] == "auto"
+    again = run([f"--resume={folder}"])
+    assert again["test_result"] == result["test_result"]
 
 
 def test_zero_shot_is_the_untrained_backbone(data_path: Path, tmp_path: Path) -> None:
