@@ -144,6 +144,8 @@ class LLMRec(GeneralRecommender):
         self.loss_name = "sft"
         self.histories = dataset.user_items(settings.levels)
         self.conversations = dataset.conversations
+        shows_disliked = dataset.low_ratings is not None and self.conversations is None
+        self.max_disliked = settings.disliked_in_prompt if shows_disliked else 0
         self.disliked = self._low_rated(dataset)
         frame = None if prompt is None else prompt.frame
         plain_frame = prompt_frame(
@@ -152,7 +154,7 @@ class LLMRec(GeneralRecommender):
             False,
             config["context"],
             titles_alone=settings.shows_titles_alone,
-            shows_disliked=settings.disliked_in_prompt > 0,
+            shows_disliked=self.max_disliked > 0,
         )
         fitted_frame = plain_frame if frame is None else frame
         self.backbone = load_backbone(
@@ -197,7 +199,7 @@ class LLMRec(GeneralRecommender):
                     config["context"],
                     settings.chat_template_kwargs,
                     settings.shows_titles_alone,
-                    settings.disliked_in_prompt > 0,
+                    self.max_disliked > 0,
                 )
             )
         self.item_texts = dataset.item_texts
@@ -236,7 +238,7 @@ class LLMRec(GeneralRecommender):
 
     def _low_rated(self, train: LLMRecDataset) -> UserItems | None:
         """Low-rated items that prompts may show; None if they show none."""
-        return train.low_rated_items() if self.settings.disliked_in_prompt else None
+        return train.low_rated_items() if self.max_disliked else None
 
     def _whole_texts(self, titles: Sequence[str], frame: PromptFrame) -> list[str]:
         """Texts that become one token of `tiny`: titles, and where prompts show them, marked ones.
@@ -363,7 +365,7 @@ class LLMRec(GeneralRecommender):
                 frame,
                 max_history=self.settings.max_history,
                 max_prompt_tokens=self.settings.max_prompt_tokens,
-                max_disliked=self.settings.disliked_in_prompt,
+                max_disliked=self.max_disliked,
             )
         return self._turn_prompts(self.conversations.turns, frame)
 
@@ -681,7 +683,7 @@ class LLMRec(GeneralRecommender):
             users,
             seed=self.seed,
             mode=self.settings.history_split,
-            max_history=self.settings.disliked_in_prompt,
+            max_history=self.max_disliked,
         )
         return [self.prompts.kept_disliked(*pair) for pair in zip(low, shown, strict=True)]
 

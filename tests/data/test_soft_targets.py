@@ -32,7 +32,12 @@ class Fixed:
     name: str = "fixed"
     popularity: np.ndarray | None = None
 
-    def scores(self, users: np.ndarray, shown: Sequence[np.ndarray]) -> np.ndarray:
+    def scores(
+        self,
+        users: np.ndarray,
+        shown: Sequence[np.ndarray],
+        disliked: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
         if self.by_user:
             return self.table[users]
         return np.stack([self.table[items].sum(0) for items in shown]).astype(np.float32)
