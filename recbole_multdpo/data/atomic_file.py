@@ -22,6 +22,7 @@ import pandas as pd
 
 from recbole_multdpo.data.times import EXACT_DIGITS, TimeColumn, check_time_column, times_needed_by
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.settings.messages import nearest
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 # texts that pandas, and so RecBole, reads as missing values
@@ -260,6 +261,7 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
                 folder / file, config["field_separator"], config["encoding"] or "utf-8"
             )
             check_header(atomic, fields)
+            _check_named_columns(atomic, getattr(config, "external_config_dict", config))
             if file in inter:
                 check_time_column(
                     f"{atomic.path}, line 1",
@@ -267,6 +269,24 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
                     dict(zip(atomic.columns, atomic.types, strict=True)),
                     times_needed_by(config),
                 )
+
+
+def _check_named_columns(file: AtomicFile, given: Mapping[str, Any]) -> None:
+    """Refuse a column of `load_col` that the file does not have; RecBole would leave it out.
+
+    Args:
+        file: its first line has been read.
+        given: the settings of the user and of the data set, without those of RecBole, which name
+            columns that only some data sets have.
+    """
+    columns = given.get("load_col")
+    named = (columns or {}).get(file.path.suffix[1:], [])
+    unknown = [] if named == "*" else [name for name in named if name not in file.columns]
+    if unknown:
+        raise DataError(
+            f"load_col: {file.path} has no column {unknown[0]!r}"
+            f"{nearest(unknown[0], file.columns) or '.'} It has {', '.join(file.columns)}."
+        )
 
 
 def _with_mark(encoding: str) -> str:

@@ -28,6 +28,7 @@ from recbole_multdpo.settings.information import (
     with_known_names,
 )
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS, LLMREC, models_with
+from recbole_multdpo.settings.lists import with_lists
 from recbole_multdpo.settings.messages import listed, nearest
 from recbole_multdpo.settings.optional_packages import missing_packages
 from recbole_multdpo.settings.other_names import nearest_setting
@@ -373,10 +374,13 @@ def required(layers: Sequence[Layer], key: str) -> str:
 
 
 def merged(layers: Iterable[Layer]) -> dict[str, Any]:
-    """Merge layers, later ones stronger; `eval_args` is merged part by part."""
+    """Merge layers, later ones stronger; `eval_args` is merged part by part.
+
+    A single value is a list where the setting takes one.
+    """
     found: dict[str, Any] = {}
     for layer in layers:
-        settings = deepcopy(dict(layer.settings))
+        settings = with_lists(deepcopy(dict(layer.settings)))
         if "eval_args" in settings:
             settings["eval_args"] = shared.merged_eval_args(
                 found.get("eval_args", {}), settings["eval_args"]

@@ -1,6 +1,7 @@
 """The reader of atomic files: rows as written, or an error with line and remedy."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_multdpo.data.atomic_file import (
+    check_atomic_files,
     check_header,
     open_atomic_file,
     read_columns,
     read_table,
 )
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.settings.config import load_config
+from tests.integration.toy import classical_arguments, write_toy
 
 HEADER = "item_id:token\ttitle:token_seq\tprice:float"
 
@@ -182,3 +186,17 @@ def test_numbers_keep_every_digit(table):
     found = table("item_id:token\ttime:float\n1\t1600000001.5\n2\t1600000002\n")
     assert found["time"].tolist() == [1600000001.5, 1600000002.0]
     assert len(set(found["time"].astype(np.float32))) == 1
+
+
+def test_a_mistyped_column_of_load_col_is_refused(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    columns = "{'inter': ['user_id', 'item_id', 'rateing'], 'item': ['item_id']}"
+    config = load_config(classical_arguments("Pop", data, tmp_path, f"--load_col={columns}"))
+    with pytest.raises(
+        DataError, match=r"toy.inter has no column 'rateing'; did you mean rating.*"
+    ):
+        check_atomic_files(config)
+    right = columns.replace("rateing", "rating")
+    check_atomic_files(
+        load_config(classical_arguments("Pop", data, tmp_path, f"--load_col={right}"))
+    )
