@@ -47,7 +47,7 @@ from benchmarks.training_memory import SHAPES, Shape
 from benchmarks.training_step import Examples, loss_of
 from recbole_multdpo.data.batch import Prompts
 from recbole_multdpo.data.item_tokens import ItemTokens
-from recbole_multdpo.model.backbone import add_lora, merge_lora, reference_context, smollm2_folder
+from recbole_multdpo.model.backbone import add_lora, merge_lora, reference_context
 from recbole_multdpo.model.liger import use_liger_kernels
 from recbole_multdpo.model.tiny import fit_tokenizer
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
@@ -58,6 +58,7 @@ from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import PackedExamples, packed_logps
 from recbole_multdpo.scoring.padded import padded_logps
 from recbole_multdpo.scoring.trie_scores import trie_scores
+from recbole_multdpo.settings.backbone_folder import smollm2_folder
 from recbole_multdpo.training.master_weights import MasterWeights
 
 ROOT = Path(__file__).parents[1]

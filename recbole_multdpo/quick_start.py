@@ -25,7 +25,7 @@ from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.comparison.against_start import against_start, headline
 from recbole_multdpo.data.counted_dataset import fitted_part, train_and_valid
 from recbole_multdpo.data.loader import evaluation_loaders, tested_part
-from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
 from recbole_multdpo.ranking.ranker import Ranker
@@ -44,6 +44,7 @@ from recbole_multdpo.runs.per_user import (
     describe_tested_users,
     write_per_user,
 )
+from recbole_multdpo.runs.preflight import check_inputs
 from recbole_multdpo.runs.resume import (
     ResumePoint,
     check_unchanged,
@@ -68,6 +69,9 @@ from recbole_multdpo.training.sft_cache import cache_folder
 from recbole_multdpo.training.stages import StageRunner, training_limits
 from recbole_multdpo.training.start_test import StartTest
 from recbole_multdpo.training.trainer import SetwiseTrainer
+
+# stages of the clock in which something is trained
+TRAINED = {"sft", "preference", "train"}
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:
@@ -100,6 +104,8 @@ def run_in_folder(argv: Sequence[str]) -> tuple[Path, dict[str, Any]]:
         apply_tf32(config.settings)
         if config.deepspeed is not None:
             check_deepspeed(config.deepspeed, config["device"])
+        if not (config["resume"] and (Path(config["resume"]) / RESULT_FILE).is_file()):
+            check_inputs(config)
         if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
         result = _run(config)
@@ -137,6 +143,10 @@ def _run(config: Config) -> dict[str, Any]:
                 result = _run_classical(config, folder, clock)
             else:
                 result = _run_llmrec(config, config.settings, folder, clock, signals)
+        except (ConfigError, DataError):
+            # nothing was trained: a refused start leaves nothing that --resume could continue
+            folder.refused = not config["resume"] and not clock.seconds.keys() & TRAINED
+            raise
         except Interrupted as interruption:
             interruption.args = (f"{interruption}; continue with --resume={folder.path}",)
             raise

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from recbole_multdpo.model.backbone import CACHE_VARIABLE
+from recbole_multdpo.settings.backbone_folder import CACHE_VARIABLE
 from tests.integration.toy import write_toy
 
 # on a machine shared with other work an example may take any time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Plan:
         folder: the comparison's folder.
         auto_dtype: what `dtype: auto` is in all runs; None if no system has it.
         dtype_choice: the reason, in one sentence.
+        configs: the configuration of each system, without its seed.
     """
 
     members: tuple[Member, ...]
@@ -53,6 +54,7 @@ class Plan:
     folder: Path
     auto_dtype: str | None = None
     dtype_choice: str | None = None
+    configs: Mapping[System, Config] = field(default_factory=dict)
 
     @property
     def systems(self) -> tuple[System, ...]:
@@ -134,6 +136,7 @@ def make_plan(request: Request, *, resumed: bool = False) -> Plan:
         folder=folder,
         auto_dtype=auto_dtype,
         dtype_choice=dtype_choice,
+        configs=configs,
     )
 
 

@@ -6,15 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Lock
+from typing import IO
 
 import psutil  # type: ignore[import-untyped]
 
+from recbole_multdpo.comparison.against_start import start_is_kept
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.origin import read_origin
 from recbole_multdpo.comparison.plan import Plan, acting, make_plan
@@ -23,7 +28,9 @@ from recbole_multdpo.comparison.request import REQUEST_FILE, Member, Request, Sy
 from recbole_multdpo.comparison.results import read_results
 from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tuning
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.runs.folder import RESULT_FILE, command, lock_folder
+from recbole_multdpo.runs.folder import RESULT_FILE, command, lock_folder, read_result
+from recbole_multdpo.runs.preflight import check_inputs
+from recbole_multdpo.runtime.console import duration
 from recbole_multdpo.runtime.durable_files import (
     atomic_folder,
     restore_interrupted,
@@ -42,13 +49,13 @@ RunMember = Callable[[list[str]], int]
 
 
 def run_in_subprocess(
-    argv: list[str], quiet: bool = False, stop: Callable[[], bool] | None = None
+    argv: list[str], output: IO[bytes] | None = None, stop: Callable[[], bool] | None = None
 ) -> int:
     """Run the command line in a new process, whose crash or lack of memory stays its own.
 
     Args:
         argv: the arguments.
-        quiet: discard what it prints.
+        output: gets what it prints, which its run.log has too; None for the console.
         stop: called every `POLL_SECONDS`; the process is terminated when it returns True.
 
     Returns:
@@ -60,7 +67,6 @@ def run_in_subprocess(
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     environment = {**os.environ, **own}
     command = [sys.executable, "-m", "recbole_multdpo", *argv]
-    output = subprocess.DEVNULL if quiet else None  # run.log has the same text
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as child:
         try:
             while stop is not None and child.poll() is None:
@@ -98,6 +104,8 @@ def compare(argv: Sequence[str], run_member: RunMember | None = None) -> tuple[P
     request = read_request(argv)
     is_new = not any(argument.startswith("--resume=") for argument in argv)
     plan = make_plan(request, resumed=not is_new)
+    for config in plan.configs.values():
+        check_inputs(config)
     if is_new:
         _make_folder(plan.folder)
     lock = lock_folder(plan.folder)
@@ -115,7 +123,7 @@ def compare(argv: Sequence[str], run_member: RunMember | None = None) -> tuple[P
 
 def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int:
     """Tune, run and report; returns the exit status."""
-    runner = Runner(run_member, request.jobs)
+    runner = Runner(run_member, request.jobs, plan.metric)
     try:
         with SignalHandler():
             tuned = _tune(plan, request, runner)
@@ -131,9 +139,11 @@ def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int
 class Runner:
     """Makes runs in their folders, `jobs` at a time; finished ones are skipped."""
 
-    def __init__(self, run_member: RunMember | None, jobs: int):
-        self._run_member = run_member
+    def __init__(self, run_member: RunMember | None, jobs: int, metric: str = ""):
+        self._run_member, self._metric = run_member, metric
         self.jobs = jobs
+        self._told: set[str] = set()  # reasons of failures
+        self._telling = Lock()
 
     def run_all(
         self,
@@ -190,19 +200,32 @@ class Runner:
         else:  # nothing to resume: not started yet, or one of RecBole's models
             shutil.rmtree(folder, ignore_errors=True)
             argv = [*(f"--{key}={text}" for key, text in settings.items()), f"--run_dir={folder}"]
+        said, start = "", time.monotonic()
         if self._run_member is not None:
             status = self._run_member(argv)
         else:
             stop_this = None if stop is None else partial(stop, folder)
-            status = run_in_subprocess(argv, self.jobs > 1, stop_this)
+            with TemporaryFile() as printed:
+                status = run_in_subprocess(argv, printed, stop_this)
+                printed.seek(0)
+                said = printed.read().decode("utf-8", errors="replace")
         if is_stopped(folder):
             return "stopped early"
         if status in INTERRUPTED:
             raise KeyboardInterrupt
         if status == 0:
+            show(
+                f"{name}: {_outcome(folder, self._metric)}{duration(time.monotonic() - start)}",
+                flush=True,
+            )
             return None
-        reason = _last_error(folder / "run.log") or f"exit status {status}; see the messages above"
-        show(f"{folder} failed: {reason}\nThe others continue.", sys.stderr, flush=True)
+        reason = _last_error(folder / "run.log") or _last_line(said) or f"exit status {status}"
+        with self._telling:
+            if reason not in self._told:  # a common cause is told once
+                show(f"{name} failed: {reason}", sys.stderr, flush=True)
+            else:
+                show(f"{name} failed for the same reason", sys.stderr, flush=True)
+            self._told.add(reason)
         return reason
 
 
@@ -268,6 +291,25 @@ def _last_error(log: Path) -> str | None:
     return errors[-1] if errors else None
 
 
+def _last_line(text: str) -> str | None:
+    """The error that ends what a process printed, or its last line; None if there is none."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    last = errors or lines
+    return last[-1] if last else None
+
+
+def _outcome(folder: Path, metric: str) -> str:
+    """The deciding metric of a finished run on validation, for one line; "" if it has none."""
+    try:
+        result = read_result(folder / RESULT_FILE)
+    except MultDPOError:
+        return ""
+    score = (result.get("valid_result") or {}).get(metric)
+    kept = ", SFT kept" if start_is_kept(result) else ""
+    return "" if score is None else f"valid {metric} {score:.4f}{kept}; "
+
+
 def _report(
     finished: Sequence[Member],
     failures: Mapping[Member, str],
@@ -275,8 +317,9 @@ def _report(
     plan: Plan,
     request: Request,
 ) -> None:
-    for member, reason in failures.items():
-        show(f"failed: {member.folder_name}: {reason}", sys.stderr)
+    for reason in dict.fromkeys(failures.values()):
+        names = [member.folder_name for member in failures if failures[member] == reason]
+        show(f"failed: {', '.join(names)}: {reason}", sys.stderr)
     if not finished:
         raise MultDPOError(f"no run of the comparison in {plan.folder} succeeded.")
     results = read_results(finished, plan.folder)

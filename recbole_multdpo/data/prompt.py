@@ -115,6 +115,17 @@ class PromptFrame:
         return content
 
 
+def check_template(name: str) -> None:
+    """Refuse a template that does not exist.
+
+    Raises:
+        ConfigError: it names those that do.
+    """
+    if name not in TEMPLATES:
+        allowed = ", ".join(sorted(TEMPLATES))
+        raise ConfigError(f"prompt_template={name!r} is unknown; allowed: {allowed}")
+
+
 def prompt_frame(
     template_name: str,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -139,9 +150,7 @@ def prompt_frame(
         ConfigError: unknown template; `use_chat_template` is True for a tokenizer without a chat
             template; or the chat template cannot be used (`chat_texts`).
     """
-    if template_name not in TEMPLATES:
-        allowed = ", ".join(sorted(TEMPLATES))
-        raise ConfigError(f"prompt_template={template_name!r} is unknown; allowed: {allowed}")
+    check_template(template_name)
     templates = TITLES_TEMPLATES if titles_alone else TEMPLATES
     if context == "conversation":
         templates = CONVERSATION_TEMPLATES

@@ -18,13 +18,14 @@ from recbole_multdpo.errors import DataError
 from recbole_multdpo.settings.known_data import hosted_data_sets, how_to_get, missing_folder
 
 
-@contextmanager
-def explaining_missing_files(config: Config) -> Iterator[None]:
-    """Context manager around loading a data set: missing files raise a `DataError` with a remedy.
+def check_files(config: Config) -> list[str]:
+    """Refuse a data set that is not there and that RecBole cannot download.
+
+    Returns:
+        The files of interactions that are missing, and can be downloaded.
 
     Raises:
-        DataError: the folder lacks interaction files; or it does not exist, and RecBole has no
-            address for it or the download fails. Files left by a failed download are removed.
+        DataError: it says how to get them.
     """
     name, folder = config["dataset"], Path(config["data_path"])
     parts = config["benchmark_filename"]
@@ -34,10 +35,23 @@ def explaining_missing_files(config: Config) -> Iterator[None]:
         raise DataError(f"{folder} has no {' and no '.join(missing)}. {how_to_get(name, folder)}")
     if missing and name not in hosted_data_sets():
         raise DataError(missing_folder(name, folder))
+    return missing
+
+
+@contextmanager
+def explaining_missing_files(config: Config) -> Iterator[None]:
+    """Context manager around loading a data set: missing files raise a `DataError` with a remedy.
+
+    Raises:
+        DataError: the folder lacks interaction files; or it does not exist, and RecBole has no
+            address for it or the download fails. Files left by a failed download are removed.
+    """
+    name, folder = config["dataset"], Path(config["data_path"])
+    missing = check_files(config)
     try:
         yield
     except (OSError, RuntimeError, EOFError, BadZipFile, SystemExit) as error:
-        if not missing or (folder / files[0]).is_file():
+        if not missing or (folder / missing[0]).is_file():
             raise  # the data set exists or was downloaded: the error has another cause
         shutil.rmtree(folder, ignore_errors=True)  # an empty folder would block the next attempt
         raise DataError(

@@ -49,11 +49,10 @@ from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.scoring.lm import causal_lm
+from recbole_multdpo.settings.backbone_folder import SMOLLM2, TINY, local_folder
+from recbole_multdpo.settings.backbone_folder import smollm2_folder as smollm2_folder
 
 CPU = torch.device("cpu")
-TINY = "tiny"
-SMOLLM2 = "smollm2"
-CACHE_VARIABLE = "RECBOLE_MULTDPO_CACHE"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALL_LINEAR = "all-linear"
 
@@ -140,17 +139,6 @@ def load_backbone(
     if gradient_checkpointing:
         _enable_gradient_checkpointing(name, lm)
     return Backbone(lm.eval(), tokenizer, name, fingerprint)
-
-
-def cache_root() -> Path:
-    """The user's cache folder, shared by all runs."""
-    default = Path.home() / ".cache" / "recbole_multdpo"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
-
-
-def smollm2_folder() -> Path:
-    """Default folder of `python -m recbole_multdpo.backbones smollm2`."""
-    return cache_root() / SMOLLM2
 
 
 # ---------------------------------------------------------------------- LoRA and the reference
@@ -319,7 +307,7 @@ def _load_pretrained(
     liger: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a local folder or a hub id; returns the model, its tokenizer and the fingerprint."""
-    folder = _local_folder(name)
+    folder = local_folder(name)
     if folder is not None:
         _check_config(name, folder)
     source = name if folder is None else str(folder)
@@ -367,32 +355,6 @@ _MERGE_ADAPTER = (
     "Merge the adapter into its base model first (merge_and_unload, then save_pretrained) and give "
     "that folder."
 )
-
-
-def _local_folder(name: str) -> Path | None:
-    """Folder that `name` stands for, or None for a hub id.
-
-    Raises:
-        ConfigError: `name` is neither, or the folder of `smollm2` does not exist.
-    """
-    if name == SMOLLM2:
-        folder = smollm2_folder()
-        if not folder.is_dir():
-            raise ConfigError(
-                f"backbone='{SMOLLM2}' has not been unpacked yet (no folder {folder}). Run "
-                f"`python -m recbole_multdpo.backbones {SMOLLM2}` once, or use --backbone={TINY}."
-            )
-        return folder
-    path = Path(name).expanduser()
-    if name.strip() and path.is_dir():
-        return path
-    is_hub_id = name.strip() and not path.exists() and not name.startswith((".", "/", "~"))
-    if is_hub_id and name.count("/") <= 1 and "\\" not in name:
-        return None
-    raise ConfigError(
-        f"backbone={name!r} is not a folder. Give a Hugging Face folder (config.json, "
-        f"model.safetensors, tokenizer.json), a hub id like 'owner/model', '{SMOLLM2}' or '{TINY}'."
-    )
 
 
 def _check_config(name: str, folder: Path) -> None:

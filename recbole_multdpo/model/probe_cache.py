@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.model.backbone import cache_root
 from recbole_multdpo.runtime.durable_files import write_atomically
+from recbole_multdpo.settings.backbone_folder import cache_root
 
 _LIBRARIES = ("torch", "transformers", "peft")
 MIN_SECONDS = 1.0  # faster probes get no file

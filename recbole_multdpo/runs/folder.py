@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,12 +65,14 @@ class RunFolder:
         tensorboard_dir: TensorBoard's event files.
         checkpoints_dir: the checkpoints; also `config["checkpoint_dir"]`.
         result_file: the result, written at the end.
+        refused: set it if the run did not begin, for `close` to remove the folder.
     """
 
     def __init__(self, path: Path, config: Config, lock: FileLock | None = None):
         """Open an existing folder and start writing log and events; see `create_run_folder`."""
         self.path = path
         self._lock = lock
+        self.refused = False
         self.config_file = path / CONFIG_FILE
         self.log_file = path / LOG_FILE
         self.tensorboard_dir = path / "tensorboard"
@@ -138,6 +141,8 @@ class RunFolder:
         self._handlers = []
         if self._lock is not None:
             self._lock.release()
+        if self.refused and processes.is_main_process():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Truncate the logs to their sizes at a checkpoint; {} removes them.

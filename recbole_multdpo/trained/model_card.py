@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.model.backbone import SMOLLM2
 from recbole_multdpo.runtime.shown_text import code, markdown, terminal
+from recbole_multdpo.settings.backbone_folder import SMOLLM2
 from recbole_multdpo.settings.effects import declared, in_run
 from recbole_multdpo.settings.information import KEY, KNOWN, LEFT_OUT, SEEN
 from recbole_multdpo.settings.language_models import LLMREC

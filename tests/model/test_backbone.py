@@ -26,9 +26,9 @@ from recbole_multdpo.model.backbone import (
     merge_lora,
     reference_context,
     save_backbone,
-    smollm2_folder,
 )
 from recbole_multdpo.scoring.lm import causal_lm
+from recbole_multdpo.settings.backbone_folder import smollm2_folder
 from tests.several_processes import run_processes
 from tests.virtual_cuda import VirtualCuda
 

@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model import backbone_check, probe, probe_cache
-from recbole_multdpo.model.backbone import CACHE_VARIABLE, add_lora
+from recbole_multdpo.model.backbone import add_lora
 from recbole_multdpo.model.backbone_check import BackboneUse, check_backbone, scoring_methods
 from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults
 from recbole_multdpo.model.reduced import reduced_copy
@@ -19,6 +19,7 @@ from recbole_multdpo.scoring import packed as packed_module
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.parts import Parts, parts_of
 from recbole_multdpo.scoring.windows import LayerKinds
+from recbole_multdpo.settings.backbone_folder import CACHE_VARIABLE
 from tests.scoring.architectures import ARCHITECTURES, EOS, VOCABULARY, Architecture
 
 CPU = torch.device("cpu")

@@ -1,0 +1,44 @@
+"""Checks of a run's inputs that need no data: they come before anything is loaded or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole_multdpo.data.atomic_file import check_atomic_files, open_atomic_file
+from recbole_multdpo.data.prompt import check_template
+from recbole_multdpo.data.sources import check_files
+from recbole_multdpo.errors import DataError
+from recbole_multdpo.settings.backbone_folder import TINY, local_folder
+from recbole_multdpo.settings.config import Config
+
+
+def check_inputs(config: Config) -> None:
+    """Refuse what is certain to fail: missing files or columns, an unknown prompt, no backbone.
+
+    Raises:
+        ConfigError: of a setting that names something that does not exist.
+        DataError: the data set is missing and RecBole has no address for it, or a file's first line
+            is malformed or lacks a column.
+    """
+    settings = config.settings
+    check_files(config)
+    check_atomic_files(config)
+    if settings is None:
+        return
+    check_template(settings.prompt_template)
+    if settings.backbone != TINY:
+        local_folder(settings.backbone)
+    file = Path(config["data_path"]) / f"{config['dataset']}.item"
+    if not file.is_file() or not settings.item_text_fields:
+        return
+    year = [settings.item_year_field] if settings.item_year_field else []
+    wanted = [*settings.item_text_fields, *year]
+    columns = open_atomic_file(
+        file, config["field_separator"], config["encoding"] or "utf-8"
+    ).columns
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise DataError(
+            f"{file} has no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(columns)}. Set --item_text_fields and --item_year_field."
+        )
