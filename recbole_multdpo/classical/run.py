@@ -11,6 +11,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import torch
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -28,6 +29,7 @@ from recbole_multdpo.data.loader import exclude_items, never_ranked, tested_part
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime.console import log_detail
+from recbole_multdpo.runtime.free_memory import free_bytes
 from recbole_multdpo.settings.information import KEY
 
 # settings that name columns of the data
@@ -180,6 +182,24 @@ def build_model(config: Config, train: Dataset) -> AbstractRecommender:
     """
     on_conversations = config["context"] == "conversation"
     make_model = conversation_model if on_conversations else config.model_class
-    if config["model"] == "EASE" and config[WEIGHT]:
-        make_model = LowRatingEASE
+    if config["model"] == "EASE":
+        _check_memory_of_ease(train.item_num * (2 if config[WEIGHT] else 1))
+        if config[WEIGHT]:
+            make_model = LowRatingEASE
     return make_model(config, train)
+
+
+def _check_memory_of_ease(n_columns: int) -> None:
+    """Refuse EASE where its matrices would not fit, before the system ends the process.
+
+    Raises:
+        ConfigError: four matrices of float32 [n_columns, n_columns], the Gram matrix, its inverse,
+            the workspace of the inversion and the result, take more than the free memory.
+    """
+    needed, free = 16 * n_columns**2, free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ConfigError(
+            f"EASE of {n_columns:,} columns needs {needed / 2**30:,.1f} GiB of memory, and "
+            f"{free / 2**30:,.1f} GiB are free. Use ItemKNN in its place, which keeps neighbours "
+            "only; LLMRec without a teacher is --sft_teacher=~."
+        )

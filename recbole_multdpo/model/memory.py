@@ -1,4 +1,4 @@
-"""Memory of a training step: what it needs by token, what is free, and the settings that fit.
+"""Memory of a training step: what it needs by token, and the settings that fit.
 
 A step's memory is the weights, the state of their training (`state_bytes`), the head's logits
 (`scoring.head.logits_bytes`), and the activations that the backward pass needs. The latter are
@@ -9,20 +9,18 @@ well, for tables of models that are not at hand.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.free_memory import free_bytes
 from recbole_multdpo.runtime.random_state import random_state, restore_random_state
 from recbole_multdpo.scoring.head import logits_bytes
 from recbole_multdpo.scoring.lm import causal_lm
@@ -42,7 +40,6 @@ ENOUGH_TOKENS = 2048
 # block keeps, as counted in tests/model/test_memory.py.
 GRADIENTS_OF_BLOCK = 0.6
 _ROWS = (64, 128)  # tokens of the counted rows
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Trainable(Protocol):
@@ -356,41 +353,3 @@ def remedies(settings: LLMRecSettings, deepspeed: Mapping[str, Any] | None) -> s
     if (deepspeed or {}).get("zero_optimization", {}).get("stage") != 3:
         ways.append("--deepspeed=zero3 over several GPUs")
     return f"Use {', or '.join([*ways, 'a smaller backbone'])}."
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still allocate on a device.
-
-    On a CPU it is what the machine has available, within the limit of the container, divided by
-    the processes that a launcher has started on the machine.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + cached)
-    available = min([psutil.virtual_memory().available, *_left_by_cgroup(_CGROUP)])
-    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or processes.world_size())
-    return int(available) // n_processes
-
-
-def _left_by_cgroup(folder: Path) -> list[int]:
-    """Bytes below a container's limit of memory (cgroup version 2 or 1); none without a limit."""
-    names = [("memory.max", "memory.current", "memory.stat", "inactive_file")]
-    names.append(
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        )
-    )
-    left = []
-    for limit, usage, statistics, reclaimable in names:
-        try:
-            most, used = ((folder / name).read_text().strip() for name in (limit, usage))
-            stat = dict(line.split() for line in (folder / statistics).read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        if most.isdecimal():  # "max" without a limit
-            left.append(max(int(most) - int(used) + int(stat.get(reclaimable, 0)), 0))
-    return left

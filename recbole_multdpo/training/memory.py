@@ -14,7 +14,6 @@ from recbole_multdpo.model.memory import (
     USABLE,
     StepMemory,
     count_step,
-    free_bytes,
     is_offloaded,
     plan,
     remedies,
@@ -22,6 +21,7 @@ from recbole_multdpo.model.memory import (
 )
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import log_detail
+from recbole_multdpo.runtime.free_memory import free_bytes
 from recbole_multdpo.scoring.head import logits_bytes
 from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.settings.config import Config

@@ -9,6 +9,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_multdpo.classical import run as classical_run
 from recbole_multdpo.classical.run import build_model
 from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.errors import ConfigError
@@ -117,3 +118,16 @@ def test_it_assists_and_teaches(data_path: Path, tmp_path: Path) -> None:
 def test_refusals(data_path: Path, extra: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made(data_path, *extra)
+
+
+@pytest.mark.parametrize(("weight", "n_columns"), [(0, 1), (0.5, 2)])
+def test_ease_is_refused_where_its_matrices_do_not_fit(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, n_columns: int
+) -> None:
+    *_, parts, _ = made(data_path, FIVES)
+    needed = 16 * (n_columns * parts[0].item_num) ** 2
+    monkeypatch.setattr(classical_run, "free_bytes", lambda device: needed)
+    made(data_path, FIVES, f"--low_rating_weight={weight}")
+    monkeypatch.setattr(classical_run, "free_bytes", lambda device: needed - 1)
+    with pytest.raises(ConfigError, match="columns needs.*Use ItemKNN.*--sft_teacher=~"):
+        made(data_path, FIVES, f"--low_rating_weight={weight}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +21,9 @@ from recbole_multdpo.model.memory import (
     Activations,
     MemoryPlan,
     StepMemory,
-    _left_by_cgroup,
     check_room,
     count_activations,
     count_step,
-    free_bytes,
     kept_bytes,
     plan,
 )
@@ -199,22 +196,6 @@ def test_choice(room: float, asked: bool | None, expected: MemoryPlan | None) ->
 def test_a_model_without_checkpointing_gets_smaller_parts() -> None:
     without = StepMemory(Activations(1e4, 0), None, 10, 0)
     assert plan(without, 1.06e4 * 100, width=9, batch_tokens=999) == MemoryPlan(96, False)
-
-
-def test_the_limit_of_a_container(tmp_path: Path) -> None:
-    assert _left_by_cgroup(tmp_path) == []
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 200\n")
-    assert _left_by_cgroup(tmp_path) == []
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert _left_by_cgroup(tmp_path) == [500]
-
-
-def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = free_bytes(torch.device("cpu"))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_bytes(torch.device("cpu")) == pytest.approx(alone / 4, rel=0.3)
 
 
 QWEN_7B = {

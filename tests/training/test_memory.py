@@ -19,7 +19,13 @@ from recbole_multdpo.training.step import TrainingStep
 from tests.integration.toy import toy_arguments, toy_model, write_toy
 from tests.training.test_trainer import away_from_the_reference, first_batch, step_gradient
 
-SETTINGS = ["--loss=mult_dpo", "--epochs=1", "--tiny_num_layers=3", "--sft_cache=False"]
+SETTINGS = [
+    "--loss=mult_dpo",
+    "--epochs=1",
+    "--tiny_num_layers=3",
+    "--sft_cache=False",
+    "--history_format=list",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +39,20 @@ def toy(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-de
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each forward pass that scores candidates, padding included."""
-    pack, found = packed.pack, []
+    """Tokens of each forward pass of the preference stage, padding included."""
+    pack, fit, found = packed.pack, trainer.fit_into_memory, []
 
     def counted(*arguments):  # type: ignore[no-untyped-def]
         inputs = pack(*arguments)
         found.append(inputs.input_ids.numel())
         return inputs
 
+    def of_preferences(*arguments):  # type: ignore[no-untyped-def]
+        found.clear()
+        fit(*arguments)
+
     monkeypatch.setattr(packed, "pack", counted)
+    monkeypatch.setattr(trainer, "fit_into_memory", of_preferences)
     return found
 
 
