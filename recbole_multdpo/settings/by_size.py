@@ -8,7 +8,7 @@ from typing import Literal
 AUTO: Literal["auto"] = "auto"
 # the first stage and the second, chosen for `tiny` on ml-100k
 TUNED_EXAMPLES = 943
-TUNED_EPOCHS = {"sft": 20, "preference": 4}
+TUNED_EPOCHS = {"sft": 40, "preference": 1}
 
 
 def epochs_for(setting: int | Literal["auto"], stage: str, n_examples: int) -> int:
