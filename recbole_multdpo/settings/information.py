@@ -133,7 +133,10 @@ def with_known_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_tested_before(settings: Mapping[str, Any], is_sequential: bool) -> dict[str, Any]:
     """Saved settings of a run; those that it was made before are added, as they were then."""
-    before = {KEY: "rolling" if is_sequential else "train", SEEN: "positives"}
+    before: dict[str, str | None] = {
+        KEY: "rolling" if is_sequential else "train",
+        SEEN: "positives",
+    }
     if settings.get("model") in LANGUAGE_MODELS:
         before |= {"history_format": "list", "sft_teacher": None}
     return {**before, **with_known_names(settings)}
