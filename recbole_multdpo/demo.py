@@ -305,7 +305,7 @@ def _column(
 def _list(
     recommender: Recommender, answer: Answer, lists: list[list[str]], place: dict[str, int]
 ) -> str:
-    """What the run knows, and its recommendations; items of one title share a line."""
+    """The input that the run knows, and its recommendations; items of one title share a line."""
     from recbole_multdpo.trained.recommender import one_per_text
 
     rows = []

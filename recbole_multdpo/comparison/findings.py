@@ -55,7 +55,7 @@ class Findings:
 
     @property
     def legend(self) -> str:
-        """What the figures are, and what `*` means."""
+        """The meaning of the figures, and of `*`."""
         parts = []
         if self.n_seeds > 1:
             parts.append(f"Mean ± standard deviation over {self.n_seeds} seeds.")

@@ -66,13 +66,10 @@ def run(
     """
     if config_files is not None and config_file_list is not None:
         raise ConfigError("config_file_list is RecBole's name of config_files. Give one of them.")
-    given = {
-        "model": model,
-        "dataset": dataset,
-        "config_files": config_files if config_files is not None else config_file_list,
-    }
-    named = {key: value for key, value in given.items() if value is not None}
-    argv = arguments({**(config_dict or {}), **named, **settings})
+    files = config_files if config_files is not None else config_file_list
+    given = dict(settings, model=model, dataset=dataset, config_files=files)
+    named = {key: value for key, value in given.items() if key in settings or value is not None}
+    argv = arguments({**(config_dict or {}), **named})
     folder, _ = start(argv)
     from recbole_multdpo.trained.result import ComparisonResult, RunResult
 

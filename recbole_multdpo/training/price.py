@@ -43,7 +43,7 @@ LONG = 1800.0  # seconds of a run worth a word on how to shorten it
 
 @dataclass(frozen=True)
 class Work:
-    """What a part of a run has to do.
+    """The work of a part of a run.
 
     Attributes:
         name: as in `seconds` of `result.json`.
