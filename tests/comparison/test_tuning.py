@@ -253,7 +253,7 @@ def test_a_stopped_run_ends_by_itself(data_path: Path, tmp_path: Path) -> None:
         asked.append(1)
         return (tmp_path / "run" / "steps.csv").is_file()
 
-    assert run_in_subprocess(argv, quiet=True, stop=stop) != 0
+    assert run_in_subprocess(argv, stop=stop) != 0
     assert asked and not (tmp_path / "run" / "result.json").exists()
 
 
