@@ -95,6 +95,8 @@ def changing(config: Config, *changes: str) -> dict[str, Any]:
 def without_effect(config: Config) -> dict[str, Any]:
     values, given = other_values(config), in_run(config.final_config_dict, config.settings)
     values.pop("track_bounds", None)  # without log-ratios it is refused in files too
+    if config.settings is None:
+        values.pop("epochs", None)  # its other value, auto, is of LLMRec alone
     return {key: values[key] for key in sorted(idle(given, values, config["model"]))}
 
 

@@ -145,8 +145,8 @@ def test_a_run_of_a_version_without_reward_accuracy_is_resumed(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         new, metrics = ("reward_accuracy", "rewards/", "logps/"), step.step_metrics
-        patch.setattr(step_log, "METRICS", step_log.METRICS[:-1])
-        patch.setattr(step_log, "STEP_COLUMNS", step_log.STEP_COLUMNS[:-1])
+        patch.setattr(step_log, "METRICS", step_log.METRICS[:-2])
+        patch.setattr(step_log, "STEP_COLUMNS", step_log.STEP_COLUMNS[:-2])
         patch.setattr(
             step,
             "step_metrics",
@@ -157,13 +157,15 @@ def test_a_run_of_a_version_without_reward_accuracy_is_resumed(
             run(toy_arguments(data_path, folder, *SETTINGS))
     run([f"--resume={folder}"])
     left, steps = what_is_left(folder), whole["steps"]
-    assert steps[0][-1] == "reward_accuracy" and steps[-1][-1]
-    assert left["steps"] == [row[:-1] for row in steps]
+    assert steps[0][-2:] == ["reward_accuracy", "teacher_loss"] and steps[-1][-2]
+    assert left["steps"] == [row[:-2] for row in steps]
     assert [n for n in differences(whole, left) if n != "steps"] == ["tensorboard"]
     accuracies = left["tensorboard"]["preference/rewards/accuracies"]
     assert accuracies == whole["tensorboard"]["preference/rewards/accuracies"][2:]
     first, second = (
-        line for line in (folder / "run.log").read_text().splitlines() if "preference epoch" in line
+        line
+        for line in (folder / "run.log").read_text().splitlines()
+        if "DETAIL" in line and "preference epoch" in line
     )
     assert "reward_accuracy" not in first and "reward_accuracy" in second
 
