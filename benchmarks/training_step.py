@@ -28,6 +28,7 @@ from recbole_multdpo.model.tiny import make_tiny_backbone
 from recbole_multdpo.scoring import packed
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.head import head_logps
+from recbole_multdpo.scoring.one_token import OneTokenExamples
 from recbole_multdpo.scoring.packed import packed_lengths, packed_logps, split_candidates
 from recbole_multdpo.scoring.parts import parts_of
 from recbole_multdpo.training.step import PART_COST, PART_COST_CPU
@@ -276,24 +277,31 @@ def compare_parts(
 
 
 def compare_lengths(timer: Timer, options: argparse.Namespace) -> list[Row]:
-    """A step of `tiny` as it is against one padded batch through all of the last layer.
+    """A supervised step of `tiny` as it is against one padded batch through all of its layer.
 
-    Titles are tokens, and prompts as long as on ml-100k. The operations allow a ratio to which
-    neither padding, nor hidden attention, nor a position that nothing reads contributes: that
-    figure over the measured ratio is the step's time over its floor.
+    The default shape: one layer of 256, 64 examples, titles as tokens, prompts of titles alone with
+    lengths like those on ml-100k, and a teacher's target over the catalogue. The operations allow a
+    ratio to which neither padding, nor hidden attention, nor a position that nothing reads
+    contributes: that figure over the measured ratio is the step's time over its floor.
     """
-    lm, _ = make_tiny_backbone(["a"], hidden_size=128, num_layers=2, num_heads=4, seed=0)
-    lm.resize_token_embeddings(4000, mean_resizing=False)
+    n, hidden, vocabulary, n_titles, longest = 64, 256, 3663, 1664, 104
+    lm, _ = make_tiny_backbone(["a"], hidden_size=hidden, num_layers=1, num_heads=4, seed=0)
+    lm.resize_token_embeddings(vocabulary, mean_resizing=False)
     lm = lm.to(options.device, DTYPES[options.dtype]).train()
     generator = torch.Generator().manual_seed(0)
-    n_prompt = torch.empty(16).log_normal_(4.2, 0.9, generator=generator).long().clamp(8, 300)
+    n_shown = torch.empty(n).log_normal_(3.1, 0.9, generator=generator).long().clamp(1, 96)
+    n_prompt = 8 + n_shown
     examples = Examples(
-        Prompts(torch.randint(0, 4000, (16, 300), generator=generator), n_prompt),
-        torch.randint(1, 1665, (16, 24), generator=generator),
-        ItemCatalogue.build(ItemTokens.from_lists([[], *([token] for token in range(1664))])),
+        Prompts(torch.randint(0, n_titles, (n, longest), generator=generator), n_prompt),
+        torch.arange(n_titles + 1).expand(n, -1),
+        ItemCatalogue.build(ItemTokens.from_lists([[], *([token] for token in range(n_titles))])),
     ).to(options.device)
-    part_tokens = (PART_COST_CPU / 2 if options.device == "cpu" else PART_COST) / 128**2
-    groups = length_buckets(n_prompt, max_rows=16, max_tokens=0, part_tokens=part_tokens)
+    scores = torch.randn(n, n_titles + 1, generator=generator).index_fill_(
+        1, torch.tensor([0]), -torch.inf
+    )
+    target = scores.softmax(1).to(options.device)
+    part_cost = PART_COST_CPU if options.device == "cpu" else PART_COST
+    groups = length_buckets(n_prompt, max_rows=n, max_tokens=0, part_tokens=part_cost / hidden**2)
 
     def gradient(groups: list[Tensor], can_skip: bool) -> Tensor:
         lm.zero_grad()
@@ -301,28 +309,28 @@ def compare_lengths(timer: Timer, options: argparse.Namespace) -> list[Row]:
         with mock.patch.object(packed, "parts_of", lambda _: replace(parts, can_skip=can_skip)):
             for rows in (group.to(options.device) for group in groups):
                 prompts, candidates = examples.prompts.select(rows), examples.candidates[rows]
-                logps = packed_logps(lm, prompts, candidates, examples.catalogue)
-                (loss_of(logps) * len(rows) / 16).backward()
+                scored = OneTokenExamples.of(prompts, candidates, examples.catalogue)
+                (-(target[rows] * scored.logps(lm)).sum() / n).backward()
         return torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
 
     ours = partial(gradient, groups, parts_of(lm).can_skip)
-    whole = partial(gradient, [torch.arange(16)], False)
+    whole = partial(gradient, [torch.arange(n)], False)
     expected = whole()
     error = (ours() - expected).norm() / expected.norm()
     assert error < TOLERANCE[options.dtype], f"parts differ from the whole by {error:.1e}"
     seconds = timer.alternate({"ours": ours, "whole": whole}, options.repeats)
-    lengths = n_prompt.double()
-    layer, read = 4 * 128**2 + 3 * 128 * 384, 16 * (2 * 128**2 + 3 * 128 * 384)
-    head = 16.0 * 4000 * 128
-    padded = 2 * (16 * layer * lengths.max() + 2 * 16 * 128 * lengths.max() ** 2) + head
-    attention = 128 * (lengths * (lengths + 3)).sum()  # one layer's, and one query of the last
-    floor = lengths.sum() * (layer + 2 * 128**2) + attention + read + head
+    # multiplications of the forward pass: keys and values of a token, the rest of its layer, and
+    # two products of attention per pair of a query and a key
+    lengths, width = n_prompt.double(), lm.config.intermediate_size
+    keys, rest = 2 * hidden**2, 2 * hidden**2 + 3 * hidden * width
+    padded = n * (longest * (keys + rest) + 2 * hidden * longest**2 + vocabulary * hidden)
+    floor = float(lengths.sum()) * (keys + 2 * hidden) + n * (rest + n_titles * hidden)
     return [
         faster(
-            "train step of tiny, 16 examples: parts, last layer at read positions vs whole",
+            f"train step of tiny, {n} examples: parts, its layer at read positions vs whole",
             seconds["ours"],
             seconds["whole"],
-            floor_ratio=float(padded / floor),
+            floor_ratio=padded / floor,
         )
     ]
 

@@ -193,10 +193,10 @@ def _check_memory_of_ease(n_columns: int) -> None:
     """Refuse EASE where its matrices would not fit, before the system ends the process.
 
     Raises:
-        ConfigError: four matrices of float32 [n_columns, n_columns], the Gram matrix, its inverse,
-            the workspace of the inversion and the result, take more than the free memory.
+        ConfigError: matrices [n_columns, n_columns] take more than the free memory: the Gram matrix
+            in float32, and NumPy's copy of it, its inverse and the workspace in float64.
     """
-    needed, free = 16 * n_columns**2, free_bytes(torch.device("cpu"))
+    needed, free = 28 * n_columns**2, free_bytes(torch.device("cpu"))
     if needed > free:
         raise ConfigError(
             f"EASE of {n_columns:,} columns needs {needed / 2**30:,.1f} GiB of memory, and "

@@ -125,7 +125,7 @@ def test_ease_is_refused_where_its_matrices_do_not_fit(
     data_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, n_columns: int
 ) -> None:
     *_, parts, _ = made(data_path, FIVES)
-    needed = 16 * (n_columns * parts[0].item_num) ** 2
+    needed = 28 * (n_columns * parts[0].item_num) ** 2
     monkeypatch.setattr(classical_run, "free_bytes", lambda device: needed)
     made(data_path, FIVES, f"--low_rating_weight={weight}")
     monkeypatch.setattr(classical_run, "free_bytes", lambda device: needed - 1)
