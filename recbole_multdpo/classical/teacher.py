@@ -34,6 +34,7 @@ from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, DataError
 from recbole_multdpo.runtime import processes
+from recbole_multdpo.runtime.console import only_warnings, shows_bars
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.runtime.reading import readable
 from recbole_multdpo.settings.config import Config
@@ -104,7 +105,8 @@ def make_teacher(
             atomic_folder(own) as temporary,
         ):
             config["checkpoint_dir"] = scratch
-            _write(config, dataset, train, temporary)
+            with only_warnings():  # RecBole's account of its training
+                _write(config, dataset, train, temporary)
 
     processes.broadcast_from_main(fit)  # the other processes read its file
     items = train.inter_feat[train.iid_field].numpy()
@@ -119,7 +121,7 @@ def _write(config: Config, dataset: ContextDataset, train: ContextDataset, folde
     init_seed(config["seed"], config["reproducibility"])
     nothing = train.copy(train.inter_feat[:0])
     run = prepare_classical(config, dataset, [train, nothing, nothing])
-    run.fit(config["show_progress"])
+    run.fit(shows_bars(config["show_progress"]))
     matrix: Any = item_matrix(run.model)
     if matrix is None:
         users = torch.arange(train.user_num)

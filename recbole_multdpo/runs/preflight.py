@@ -40,5 +40,6 @@ def check_inputs(config: Config) -> None:
     if missing:
         raise DataError(
             f"{file} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(columns)}. Set --item_text_fields and --item_year_field."
+            f"{', '.join(columns)}. Set --item_text_fields and --item_year_field to columns "
+            "of this file."
         )

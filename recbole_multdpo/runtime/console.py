@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from tqdm import tqdm
@@ -25,6 +26,18 @@ _COUNTS = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 def log_detail(message: object) -> None:
     """Log what only the run's log file shows."""
     logging.getLogger().log(DETAIL, message)
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Leave out what is logged below WARNING, in the console and in the run's log."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def has_terminal() -> bool:

@@ -233,7 +233,10 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
 
 def _with_helper_settings(layers: Sequence[Layer]) -> list[Layer]:
     """Layers with keys like `EASE.reg_weight` moved into the strongest settings of that helper."""
-    prefixes = {f"{role}_settings": f"{value_of(layers, role)}." for role in HELPERS}
+    roles = [*HELPERS]
+    if value_of(layers, "loss") == "zero_shot" or value_of(layers, "sft_epochs") == 0:
+        roles.remove("sft_teacher")  # nothing is taught
+    prefixes = {f"{role}_settings": f"{value_of(layers, role)}." for role in roles}
     gathered: dict[str, dict[str, Any]] = {own: {} for own in prefixes}
     kept = []
     for layer in layers:

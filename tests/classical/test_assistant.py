@@ -115,7 +115,7 @@ def test_scores_are_cached_and_never_with_other_settings(data_path: Path, tmp_pa
         (["--assistant=EASE", "--EASE.reg_weight=big"], "assistant EASE: reg_weight"),
         (["--assistant=EASE", "--EASE.topk=[1]"], "topk must be those of the run"),
         (["--assistant=EASE", "--BPR.epochs=1"], "a setting of an assistant BPR.*--assistant=BPR"),
-        (["--EASE.reg_weight=1"], "a setting of an assistant EASE.*Add --assistant=EASE"),
+        (["--ItemKNN.k=1"], "a setting of an assistant ItemKNN.*Add --assistant=ItemKNN"),
         (["--assistant=EASE", "--assistant_weight=-1"], "assistant_weight .*or equal to 0"),
         (["--assistant=EASE", "--assistant_weight=[]"], "assistant_weight .*at least 1 item"),
         (["--assistant_weight=3"], "no effect without an assistant"),

@@ -10,6 +10,7 @@ from recbole_multdpo.data.counted_dataset import Amount, RowCounts, dataset_clas
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.quick_start import run
 from recbole_multdpo.runs.load import load_parts
+from recbole_multdpo.runtime.console import DETAIL
 from recbole_multdpo.settings.config import load_config
 from tests.integration.toy import toy_arguments
 
@@ -131,11 +132,11 @@ def test_every_reason_at_once_adds_up(counts):
 
 
 def test_filters_by_rating_are_counted_without_a_warning(counts, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(DETAIL):
         found = counts(INTER, PRICES, "--val_interval={'rating': '[4,inf)'}")
     assert as_tuples(found) == {"val_interval": (60, 0, 0)}
     said = [record for record in caplog.records if "Left out" in record.getMessage()]
-    assert [record.levelname for record in said] == ["INFO"]
+    assert [record.levelname for record in said] == [logging.getLevelName(DETAIL)]
 
 
 def test_a_large_loss_to_rare_users_and_items_is_a_warning(counts, caplog):

@@ -28,6 +28,7 @@ from tests.integration.toy import (
     classical_arguments,
     cut_short,
     toy_arguments,
+    without_price,
     write_toy,
 )
 
@@ -282,6 +283,7 @@ def test_validation_items_join_the_prompt_for_the_test_only(
         return topk(ranker, *args)
 
     monkeypatch.setattr(ExactRanker, "topk", recording)
+    without_price(monkeypatch)
     for information in ("train", "train_valid"):
         extra = ["--loss=sft", f"--test_information={information}"]
         result = run(toy_arguments(data_path, tmp_path / information, *extra))
@@ -340,7 +342,7 @@ def test_nan_loss_names_the_users_and_keeps_the_last_checkpoint(
     step = LLMRec.step
     calls = 0
 
-    def breaking(model: LLMRec, batch, kl):  # type: ignore[no-untyped-def]
+    def breaking(model: LLMRec, batch, kl=None):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
         output = step(model, batch, kl)
@@ -351,6 +353,7 @@ def test_nan_loss_names_the_users_and_keeps_the_last_checkpoint(
         return output
 
     monkeypatch.setattr(LLMRec, "step", breaking)
+    without_price(monkeypatch)
     with pytest.raises(TrainingError, match=r"not finite.*u\d+.*learning_rate"):
         run(toy_arguments(data_path, tmp_path / "run"))
     (last,) = step_folders(tmp_path / "run" / "checkpoints" / "preference")

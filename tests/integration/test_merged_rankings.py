@@ -15,7 +15,7 @@ from recbole_multdpo.quick_start import run
 from recbole_multdpo.ranking import RANKERS
 from recbole_multdpo.training import negative_draw
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import toy_arguments
+from tests.integration.toy import toy_arguments, without_price
 
 DYNAMIC = ("--negatives=dynamic", "--negative_pool=catalogue")
 
@@ -73,6 +73,7 @@ def test_how_a_run_ranks_and_draws(
     monkeypatch.setattr(negative_draw, "_scores", drawn)
     monkeypatch.setattr(SetwiseTrainer, "_valid_epoch", validated)
     settings = ("--finetune=lora", "--sft_eval_step=1", *arguments)
+    without_price(monkeypatch)
     run(toy_arguments(data_path, tmp_path / "run", *settings))
     assert set(seen["ranking"]) == rankings
     assert set(seen["draw"]) == draws

@@ -577,9 +577,9 @@ def test_the_launchers(data_path: Path, tmp_path: Path, launcher: list[str]) -> 
     assert result["processes"] == 2
     assert result["command"].startswith("torchrun --nproc_per_node 2 -m recbole_multdpo --mod")
     assert {p.name for p in tmp_path.iterdir()} == {"run", "cache"}
-    assert done.stderr.count("result in ") == 1
-    assert done.stderr.count("backbone tiny") == 1
-    assert (tmp_path / "run" / "run.log").read_text().count("backbone tiny") == 1
+    assert done.stdout.count("result: ") == 1
+    assert done.stderr.count("model: tiny") == 1
+    assert (tmp_path / "run" / "run.log").read_text().count("model: tiny") == 1
 
 
 @pytest.mark.parametrize(
@@ -627,7 +627,7 @@ def test_all_processes_have_the_prompt_that_the_first_rendered(
 ) -> None:
     """Another one in each process, as a template with a clock could make at midnight."""
 
-    def render(*_: Any) -> PromptFrame:
+    def render(*_: Any, **__: Any) -> PromptFrame:
         return PromptFrame(f"Process {processes.rank()}:", "\n-", "\nNext:", " ")
 
     def head() -> str:

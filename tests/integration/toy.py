@@ -12,6 +12,7 @@ from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.settings.config import load_config
 from recbole_multdpo.settings.effects import idle, in_run
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
+from recbole_multdpo.training.price import Pricing
 
 N_USERS, N_ITEMS = 24, 30
 WORDS = ("Night", "River", "Moon", "Stone", "Winter")
@@ -162,3 +163,8 @@ def toy_model(data_path: Path, tmp_path: Path, *extra: str):  # type: ignore[no-
     config = load_config(toy_arguments(data_path, tmp_path / "run", *extra))
     parts = split_dataset(config, load_dataset(config, LLMRecDataset))
     return config, parts, config.model_class(config, parts[0])
+
+
+def without_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs skip the expected time, for tests that count steps or rankings."""
+    monkeypatch.setattr(Pricing, "price", lambda *_: None)

@@ -104,7 +104,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "missing title column": (
         edited("item", lambda old: old.replace(b"movie_title", b"name")),
-        r"toy\.item, line 1: no column 'movie_title'.*--item_text_fields",
+        r"toy\.item has no column 'movie_title'.*--item_text_fields",
     ),
     "column twice": (
         edited("inter", lambda old: old.replace(b"timestamp", b"rating")),

@@ -135,7 +135,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 def test_every_setting_is_read_or_refused_or_explained(tmp_path: Path, read: set[str]) -> None:
     data = write_toy(tmp_path / "data")
     runs = {
-        "LLMRec": toy_arguments(data, tmp_path / "LLMRec", "--loss=sft"),
+        "LLMRec": toy_arguments(data, tmp_path / "LLMRec", "--loss=sft", "--sft_teacher=~"),
         **{
             model: [
                 *toy_classical(data, tmp_path / model, model),

@@ -22,7 +22,7 @@ from recbole_multdpo.scoring.best_first import TrieSearch
 from recbole_multdpo.training import trainer as trainer_module
 from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
-from tests.integration.toy import toy_arguments, toy_model
+from tests.integration.toy import toy_arguments, toy_model, without_price
 
 WEIGHTS = [0.0, 1.0, 3.0, 30.0]
 Counts = dict[str, int]
@@ -117,6 +117,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return collect(ranker, weights, loader, *arguments)
 
     monkeypatch.setattr(trainer_module, "collect_rankings", counting)
+    without_price(monkeypatch)
     return found
 
 
@@ -124,11 +125,13 @@ def test_the_best_epochs_validation_is_the_reported_one(
     data_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[int]
 ) -> None:
     """Two validations in the second stage, and a test."""
-    arguments = toy_arguments(data_path, tmp_path / "once", "--sft_cache=False")
+    arguments = toy_arguments(data_path, tmp_path / "once", "--sft_cache=False", "--test_sft=False")
     once = run(arguments)
     assert passes == [24] * 3
     monkeypatch.setattr(SetwiseTrainer, "best_metrics", lambda *_: {})
-    twice = run(toy_arguments(data_path, tmp_path / "twice", "--sft_cache=False"))
+    twice = run(
+        toy_arguments(data_path, tmp_path / "twice", "--sft_cache=False", "--test_sft=False")
+    )
     assert passes == [24] * (3 + 4)
     assert once["valid_result"] == twice["valid_result"]
     assert once["test_result"] == twice["test_result"]
@@ -145,7 +148,7 @@ def test_the_best_epochs_validation_is_the_reported_one(
 def test_another_validation_is_made(
     data_path: Path, tmp_path: Path, passes: list[int], options: list[str], last: list[int]
 ) -> None:
-    run(toy_arguments(data_path, tmp_path / "run", "--epochs=1", *options))
+    run(toy_arguments(data_path, tmp_path / "run", "--epochs=1", "--test_sft=False", *options))
     assert passes == last
 
 

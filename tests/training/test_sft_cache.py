@@ -60,7 +60,7 @@ def test_later_settings_share_the_stage(key_of, argument):
         "--tf32=True",
         "--sft_epochs=2",
         "--sft_learning_rate=1e-3",
-        "--weight_decay=0.5",
+        "--weight_decay=0.7",
         "--normalize_over=vocabulary",
         "--sft_targets=held_out",
         "--sft_loss_average=context",
