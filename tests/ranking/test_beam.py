@@ -104,7 +104,7 @@ def test_the_command(data_path: Path, tmp_path: Path) -> None:
     assert [point["weight"] for point in result["assistant"]["curve"]] == [0, 0.5]
     cached = {path.name for path in (tmp_path / "cache").glob("sft-*")}
     llmrec = [text for text in D3[1:] if not text.startswith("--EASE")]
-    llmrec += ["--sft_teacher=~", "--weight_decay=1"]
+    llmrec += ["--sft_teacher=~", "--weight_decay=1.0"]
     run(toy_arguments(data_path, tmp_path / "llmrec", *llmrec, "--loss=sft"))
     assert {path.name for path in (tmp_path / "cache").glob("sft-*")} == cached
     alone = ["--assistant=~", "--ranker=best_first"]
