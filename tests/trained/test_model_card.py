@@ -48,7 +48,7 @@ def test_the_hub_reads_origin_and_results() -> None:
     assert data.base_model == "Qwen/Qwen2.5-0.5B-Instruct"
     assert data.base_model_relation == "finetune"
     assert (data.language, data.license, data.datasets) == ("en", "other", ["toy"])
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
     assert {"recommendation", "mult_dpo"} <= set(data.tags)
     (found,) = data.eval_results  # of the cut-off that decides
     assert (found.metric_type, found.metric_value, found.dataset_name) == ("ndcg@10", 0.5, "toy")
@@ -70,5 +70,5 @@ def test_given_licence_and_hostile_text() -> None:
     odd = {**RESULT, "loss": "sft", "dataset": "a: b\n---\n# x \x1b[31m"}
     text = model_card(SETTINGS, odd, ["A", "B"], adapter=True, license_id="mit", language="de")
     data = ModelCard(text).data
-    assert (data.license, data.language, data.library_name) == ("mit", "de", "peft")
+    assert (data.license, data.language, data["library_name"]) == ("mit", "de", "peft")
     assert data.datasets == ["a: b\\n---\\n# x \\x1b[31m"] and "\x1b" not in text
