@@ -25,6 +25,7 @@ SETTINGS = [
     "--val_interval={'rating': '[4,inf)'}",
     "--item_text_fields=[movie_title]",
     "--item_year_field=release_year",
+    "--prompt_template=movies",
 ]
 
 

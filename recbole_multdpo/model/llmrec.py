@@ -669,6 +669,20 @@ class LLMRec(GeneralRecommender):
         shown = self.shown_histories(users, histories)
         return self.history_prompts(shown, self.shown_disliked(users, shown))
 
+    def example_prompt(self) -> str:
+        """Text of one prompt, of the latest two items or turns and one low-rated item at most."""
+        frame, user = self.prompts.frame, int((self.histories.counts > 1).argmax())
+        if self.conversations is not None:
+            turns = (self.conversations.turns[turn] for turn in self.conversations.of(user)[-2:])
+            pieces = [f"{frame.speakers[role]} {text}" for role, text in turns]
+        else:
+            items = self.histories.history(user)[-2:]
+            pieces = [f"{frame.separator} {self.item_texts[item]}" for item in items]
+            if self.disliked is not None:
+                low = self.disliked.history(user)[-1:]
+                pieces += [frame.marked(self.item_texts[item]) for item in low]
+        return "".join([frame.head, *pieces, frame.tail])
+
     def shown_disliked(
         self, users: np.ndarray, shown: Sequence[np.ndarray]
     ) -> list[np.ndarray] | None:

@@ -9,7 +9,7 @@
 For a user of the data set this is the ranking of the run's test: training and validation items are
 excluded, and the prompt shows the same history. Items that the user has rated below `val_interval`
 are excluded too, whenever that was and whatever the run's `seen_items` says: nobody wants to be
-recommended what they have watched and disliked. `Recommender.load(folder, seen_items="positives")`
+recommended what they already know and dislike. `Recommender.load(folder, seen_items="positives")`
 ranks as a test with that value.
 """
 

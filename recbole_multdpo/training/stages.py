@@ -28,6 +28,7 @@ from recbole_multdpo.runs.resume import REFIT, STAGES, ResumePoint
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import log_detail
 from recbole_multdpo.runtime.interruption import SignalHandler
+from recbole_multdpo.runtime.shown_text import terminal
 from recbole_multdpo.runtime.stage_clock import StageClock
 from recbole_multdpo.settings.by_size import AUTO, epochs_for
 from recbole_multdpo.settings.config import Config
@@ -47,6 +48,7 @@ from recbole_multdpo.training.trainer import SetwiseTrainer, chosen_epoch
 # examples per step and GPU below which launching kernels takes the longer part of a step (0.5B,
 # modelled in docs/scaling.md: 4 are even)
 ENOUGH_EXAMPLES = 8
+PROMPT_LETTERS = 240  # of an example in the log, of a longer prompt its beginning and end
 TITLES = {"sft": "supervised fine-tuning", "preference": "preference training"}
 SFT_SEED_OFFSET = 2**32  # the two stages draw different histories, targets and orders
 
@@ -452,6 +454,11 @@ def _log_model(model: LLMRec) -> None:
         f"{' (LoRA)' if model.uses_lora else ''}, {model.settings.dtype} on "
         f"{model.device.type}"
     )
+    prompt = terminal(model.example_prompt())
+    if len(prompt) > PROMPT_LETTERS:
+        half = PROMPT_LETTERS // 2
+        prompt = f"{prompt[:half]} ... {prompt[-half:]}"
+    getLogger().info(f"a prompt (prompt_template={model.settings.prompt_template}): {prompt}")
     log_detail(
         f"{lengths.mean():.1f} scored tokens per item, at most {int(lengths.max())}; "
         f"{trie.num_leaves:,} distinct texts, {trie.num_internal:,} inner trie nodes"

@@ -125,9 +125,20 @@ def test_a_prompt_depends_on_what_is_said_and_not_on_the_user(tmp_path: Path) ->
     assert not torch.allclose(topk.scores[0], topk.scores[2], atol=1e-5)
     (prompt,) = ranker.prompts(users[2:]).ids
     assert model.tokenizer.decode(prompt) == (
-        "A user asks for movies:\nUser: I liked film 23 and 26\nRecommender: Only in test?"
-        "\nThe movie recommended next:"
+        "A user asks for items:\nUser: I liked film 23 and 26\nRecommender: Only in test?"
+        "\nThe item recommended next:"
     )
+
+
+def test_the_example_of_the_log_is_a_prompt_of_the_model(data_path: Path, tmp_path: Path) -> None:
+    _, _, model = toy_model(data_path, tmp_path, *DATA)
+    texts = [model.tokenizer.decode(model.prompts.build([said]).ids[0]) for said in turns(model)]
+    example = model.example_prompt()
+    assert example in texts and example.startswith("A user asks for items:\nUser: I liked film")
+
+
+def turns(model):  # type: ignore[no-untyped-def]
+    return map(model.conversations.of, np.flatnonzero(model.histories.counts).tolist())
 
 
 def test_the_tokenizer_and_the_cache_know_the_training_conversations(tmp_path: Path) -> None:

@@ -88,6 +88,21 @@ def test_a_prompt_marks_what_is_disliked(marked: bool) -> None:
     assert int(built.lengths[0]) <= prompts.longest(9)
 
 
+def test_the_example_of_the_log_is_a_prompt_of_the_model(data_path: Path, tmp_path: Path) -> None:
+    _, _, model = toy_model(data_path, tmp_path, *SHOWN, BY_TEXT)
+    assert model.disliked is not None
+    users = np.flatnonzero(model.histories.counts > 1)
+    shown, low = (
+        [items.history(user)[-n:] for user in users]
+        for items, n in ((model.histories, 2), (model.disliked, 1))
+    )
+    built = model.prompts.build(shown, disliked=low)
+    rows = zip(built.ids, built.lengths, strict=True)
+    example = model.example_prompt()
+    assert example in [model.tokenizer.decode(ids[:length]) for ids, length in rows]
+    assert example.startswith("A user liked these items:\n- ") and "\nDisliked: " in example
+
+
 def test_what_is_disliked_is_cut_first() -> None:
     frame, tokenizer = frame_and_tokenizer(marked=False)
     wide = PromptBuilder(

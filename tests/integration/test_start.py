@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,8 @@ def test_the_log_of_a_run_is_short(
     run(toy_arguments(data, tmp_path / "run", *arguments))
     text = capsys.readouterr().err
     lines = text.splitlines()
-    assert len(lines) <= 6 + 3 + 2 * 4 + 3 and len(text) < 2600
+    assert len(lines) <= 7 + 3 + 2 * 4 + 3 and len(text) < 2800
+    assert re.search(r"a prompt \(prompt_template=items\): .*\\nNext item:", text)
     assert "%|" not in text and "\r" not in text and "\x1b" not in text
     assert all(text.count(f"preference epoch {n}/4: loss") == 1 for n in range(1, 5))
     assert "stage 1/2: supervised fine-tuning, 3 epochs x 3 steps" in text

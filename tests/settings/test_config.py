@@ -26,7 +26,7 @@ from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.layers import properties_folder
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.recbole_code import recbole_models
-from recbole_multdpo.settings.text import dump_settings
+from recbole_multdpo.settings.text import dump_settings, read_settings_file
 
 RECBOLE = Path(recbole.__file__).parent
 
@@ -761,3 +761,15 @@ def test_losses_made_for_levels_take_those_of_the_data_set(dataset: str, levels:
     for loss in ("mult_dpo", "lipo_bt", "lipo_lambda", "pro", "kpo", "sft"):
         assert settings(loss).levels == ()
     assert settings("lipo_bt", "--level_thresholds=[5, 4]").levels == (5, 4)
+
+
+def test_every_data_set_of_ours_says_what_its_items_are() -> None:
+    """The default speaks of items, for data that we do not know."""
+    words = {
+        path.stem: read_settings_file(path).get("prompt_template")
+        for path in (properties_folder() / "dataset").glob("*.yaml")
+    }
+    assert {"ml-100k", "ml-1m", "ml-10m"} <= words.keys() and None not in words.values()
+    assert load_config(["--model=LLMRec", "--dataset=ml-100k"]).settings.prompt_template == "movies"
+    own = ["--model=LLMRec", "--dataset=mine", "--item_text_fields=[title]"]
+    assert load_config(own).settings.prompt_template == "items"
