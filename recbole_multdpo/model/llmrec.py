@@ -166,10 +166,7 @@ class LLMRec(GeneralRecommender):
             gradient_checkpointing=settings.gradient_checkpointing is True,
             trust_remote_code=settings.trust_remote_code,
             tiny_kwargs={
-                # several copies of the frame, so that the tokenizer splits it into few tokens
-                "texts": [f" {text}" for text in dataset.item_texts[1:]]
-                + fitted_frame.texts() * 20
-                + self._training_turns(),
+                "texts": self._fitted_texts(dataset.item_texts[1:], fitted_frame),
                 "whole_texts": self._whole_texts(dataset.item_texts[1:], fitted_frame),
                 "separator": fitted_frame.separator if self.conversations is None else "",
                 "hidden_size": settings.tiny_hidden_size,
@@ -239,6 +236,17 @@ class LLMRec(GeneralRecommender):
     def _low_rated(self, train: LLMRecDataset) -> UserItems | None:
         """Low-rated items that prompts may show; None if they show none."""
         return train.low_rated_items() if self.max_disliked else None
+
+    def _fitted_texts(self, titles: Sequence[str], frame: PromptFrame) -> list[str]:
+        """Texts that the tokenizer of `tiny` is fitted to: those that prompts hold, as far as known.
+
+        Where a title is one token, a prompt of a history never holds a part of one: tokens for parts
+        would only cost time, in the embedding's gradient and in the optimizer.
+        """
+        fixed = frame.texts() * 20  # several copies, so that the frame is split into few tokens
+        if self.settings.tiny_title_tokens and self.conversations is None:
+            return fixed
+        return [f" {text}" for text in titles] + fixed + self._training_turns()
 
     def _whole_texts(self, titles: Sequence[str], frame: PromptFrame) -> list[str]:
         """Texts that become one token of `tiny`: titles, and where prompts show them, marked ones.

@@ -62,6 +62,22 @@ def test_a_history_of_tiny_takes_a_token_per_title(data_path: Path, tmp_path: Pa
         assert shown[n_before :: n_before + 1] == each.catalogue.items.ids[history, 0].tolist()
 
 
+def test_tiny_has_no_tokens_for_parts_of_titles_that_are_whole(
+    data_path: Path, tmp_path: Path
+) -> None:
+    """Its other tokens are bytes and the words of the frame; without title tokens, of titles too."""
+
+    def merges(*arguments: str) -> set[str]:
+        _, _, model = toy_model(data_path, tmp_path, "--tiny_vocab_size=2000", *arguments)
+        assert sum(len(ids) for ids in model.prompts.frame_ids().values()) < 20
+        tokens = set(model.tokenizer.get_vocab()) - set(model.tokenizer.get_added_vocab())
+        return {token.strip("Ġ") for token in tokens if len(token) > 1}
+
+    word = "Blue"  # of titles, not of the frame
+    assert word not in merges()
+    assert word in merges("--tiny_title_tokens=False")
+
+
 def test_a_run_of_before_titles_alone_keeps_its_list(data_path: Path, tmp_path: Path) -> None:
     """Its settings do not have `history_format`; tokenizer and prompt are those of a list."""
     config, dataset, listed = toy_model(data_path, tmp_path, "--history_format=list")
