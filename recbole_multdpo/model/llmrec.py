@@ -238,10 +238,10 @@ class LLMRec(GeneralRecommender):
         return train.low_rated_items() if self.max_disliked else None
 
     def _fitted_texts(self, titles: Sequence[str], frame: PromptFrame) -> list[str]:
-        """Texts that the tokenizer of `tiny` is fitted to: those that prompts hold, as far as known.
+        """Texts that the tokenizer of `tiny` is fitted to: those that prompts hold, if known.
 
-        Where a title is one token, a prompt of a history never holds a part of one: tokens for parts
-        would only cost time, in the embedding's gradient and in the optimizer.
+        Where a title is one token, a prompt of a history never holds a part of one: tokens for
+        parts would only cost time, in the embedding's gradient and in the optimizer.
         """
         fixed = frame.texts() * 20  # several copies, so that the frame is split into few tokens
         if self.settings.tiny_title_tokens and self.conversations is None:

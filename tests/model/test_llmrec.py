@@ -65,7 +65,7 @@ def test_a_history_of_tiny_takes_a_token_per_title(data_path: Path, tmp_path: Pa
 def test_tiny_has_no_tokens_for_parts_of_titles_that_are_whole(
     data_path: Path, tmp_path: Path
 ) -> None:
-    """Its other tokens are bytes and the words of the frame; without title tokens, of titles too."""
+    """Its other tokens are bytes and words of the frame; without title tokens, of titles too."""
 
     def merges(*arguments: str) -> set[str]:
         _, _, model = toy_model(data_path, tmp_path, "--tiny_vocab_size=2000", *arguments)
