@@ -171,6 +171,20 @@ def open_atomic_file(path: Path, separator: str = "\t", encoding: str = "utf-8")
     return replace(atomic, quoted=True) if _follows_csv(atomic) else atomic
 
 
+def open_file(path: Path, config: Mapping[str, Any]) -> AtomicFile:
+    """Read the first line of a run's file; a `.item` file's column of ids gets its usual name.
+
+    If a `.item` file has no `ITEM_ID_FIELD`, the first of `alias_of_item_id` that it has takes that
+    name. RecBole's Steam needs it: `product_id` in the `.inter` file is `id` in the `.item` file.
+    """
+    file = open_atomic_file(path, config["field_separator"], config["encoding"] or "utf-8")
+    if path.suffix != ".item":
+        return file
+    item = config["ITEM_ID_FIELD"]
+    found = column_of(" | ".join([item, *(config["alias_of_item_id"] or [])]), file.columns)
+    return replace(file, columns=[item if name == found else name for name in file.columns])
+
+
 def _header(line: str, separator: str) -> list[str]:
     """The fields of a first line, which may be quoted."""
     if '"' in line and len(separator) == 1:
@@ -197,6 +211,16 @@ def _follows_csv(file: AtomicFile) -> bool:
     return True
 
 
+def column_of(name: str, columns: Sequence[str]) -> str | None:
+    """The column that a name such as `movie_title | movie_name` means: the first that exists."""
+    return next((each for each in map(str.strip, name.split("|")) if each in columns), None)
+
+
+def missing_columns(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """The names for which there is no column."""
+    return [name for name in names if column_of(name, columns) is None]
+
+
 def read_columns(
     path: Path,
     columns: Sequence[str],
@@ -210,7 +234,7 @@ def read_columns(
 
     Args:
         path: the file.
-        columns: names without their types.
+        columns: names without their types; `a | b` is `a`, or `b` if the file has no `a`.
         separator: between the fields of a row.
         encoding: of the file.
         need: purpose and required content of the file, for the error if the file is missing.
@@ -222,13 +246,13 @@ def read_columns(
     if not path.exists():
         raise DataError(f"{path} does not exist. {need}")
     file = open_atomic_file(path, separator, encoding)
-    missing = [column for column in columns if column not in file.columns]
+    missing = missing_columns(columns, file.columns)
     if missing:
         raise DataError(
             f"{path}, line 1: no column {', '.join(map(repr, missing))}; the file has "
             f"{', '.join(filter(None, file.columns)) or 'no header'}. {remedy}"
         )
-    at = [file.columns.index(column) for column in columns]
+    at = [file.columns.index(str(column_of(column, file.columns))) for column in columns]
     for numbers, rows in file.blocks():
         for number, row in zip(numbers, rows, strict=True):
             yield number, [row[index] for index in at]
@@ -257,9 +281,7 @@ def check_atomic_files(config: Mapping[str, Any]) -> None:
         columns = config["load_col"]
         loaded = "*" if columns is None else columns.get(file.rsplit(".", 1)[1], [])
         if loaded and (folder / file).is_file():
-            atomic = open_atomic_file(
-                folder / file, config["field_separator"], config["encoding"] or "utf-8"
-            )
+            atomic = open_file(folder / file, config)
             check_header(atomic, fields)
             _check_named_columns(atomic, getattr(config, "external_config_dict", config))
             if file in inter:

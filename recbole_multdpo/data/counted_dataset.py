@@ -27,7 +27,7 @@ from recbole.data.dataset import dataset as recbole_dataset
 from recbole.data.interaction import cat_interactions
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
-from recbole_multdpo.data.atomic_file import AtomicFile, open_atomic_file, read_table
+from recbole_multdpo.data.atomic_file import AtomicFile, open_file, read_table
 from recbole_multdpo.data.low_ratings import LowRatings, reads_low_ratings
 from recbole_multdpo.data.times import TimeColumn, times_needed_by
 from recbole_multdpo.data.user_items import UserItems
@@ -163,9 +163,7 @@ class CountedDataset(Dataset):
         }
         of_interactions = source == FeatureSource.INTERACTION
         intervals = list(self.config["val_interval"] or ())  # they drop empty values
-        file = open_atomic_file(
-            Path(filepath), self.config["field_separator"], self.config["encoding"] or "utf-8"
-        )
+        file = open_file(Path(filepath), self.config)
 
         def read_csv(path: str, usecols: list[str], **kwargs: Any) -> pd.DataFrame:
             names = [column.partition(":")[0] for column in usecols]

@@ -12,7 +12,7 @@ from recbole.data.dataset import Dataset
 
 from recbole_multdpo.data.conversations import Conversations, read_conversations
 from recbole_multdpo.data.counted_dataset import CountedDataset
-from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file
+from recbole_multdpo.data.item_text import TextReport, make_item_texts, read_item_file, text_columns
 from recbole_multdpo.data.low_ratings import times_of_rows
 from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import ConfigError, DataError
@@ -96,7 +96,10 @@ class LLMRecDataset(ContextDataset):
     def _from_scratch(self) -> None:
         super()._from_scratch()
         self.item_texts, self.text_report = read_item_texts(
-            self, self.config["item_text_fields"], self.config["item_year_field"]
+            self,
+            self.config["item_text_fields"],
+            self.config["item_year_field"],
+            self.config["item_text_template"],
         )
         log = getLogger().warning if self.text_report.n_missing else log_detail
         log(str(self.text_report))
@@ -135,7 +138,10 @@ class LLMRecDataset(ContextDataset):
 
 
 def read_item_texts(
-    dataset: Dataset, text_fields: Sequence[str], year_field: str | None
+    dataset: Dataset,
+    text_fields: Sequence[str],
+    year_field: str | None,
+    template: str | None = None,
 ) -> tuple[list[str], TextReport]:
     """Read the texts of a data set's items from its `.item` file.
 
@@ -143,27 +149,29 @@ def read_item_texts(
         dataset: any RecBole data set.
         text_fields: columns that form the text.
         year_field: column that disambiguates items with the same text, or None.
+        template: an `ItemTemplate` that takes the place of `text_fields`.
 
     Returns:
         One text per inner item id (entry 0 is [PAD]), and a report on them.
 
     Raises:
-        ConfigError: `text_fields` is empty.
+        ConfigError: there are neither `text_fields` nor a template.
         DataError: the file cannot be read, or contains no text.
     """
-    if not text_fields:
+    of_text = text_columns(text_fields, template)
+    if not of_text:
         raise ConfigError(
             "item_text_fields is empty: name the .item columns that form an item's text, e.g. "
             '--item_text_fields="[movie_title]", or set it in the data set\'s property file'
         )
-    columns = [*text_fields, *([year_field] if year_field else [])]
+    columns = [*of_text, *([year_field] if year_field else [])]
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     rows = read_item_file(
         path,
         columns,
-        dataset.iid_field,
+        " | ".join([dataset.iid_field, *(dataset.config["alias_of_item_id"] or [])]),
         dataset.config["field_separator"],
         dataset.config["encoding"],
     )
     tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-    return make_item_texts(tokens, rows, len(text_fields))
+    return make_item_texts(tokens, rows, len(of_text), template)

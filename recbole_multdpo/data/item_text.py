@@ -16,6 +16,7 @@ from pathlib import Path
 
 from recbole_multdpo.data.atomic_file import read_columns
 from recbole_multdpo.errors import DataError
+from recbole_multdpo.settings.item_template import ItemTemplate
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class TextReport:
             f"{self.n_entities} with HTML entities decoded"
         )
 
+
+OTHER_COLUMNS = (
+    "Set --item_text_fields and --item_year_field to columns of this file, or name them in "
+    "--item_text_template."
+)
 
 _ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -66,6 +72,11 @@ def clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
+def text_columns(fields: Sequence[str], template: str | None) -> list[str]:
+    """The columns that make an item's text: those of the template, if there is one."""
+    return [*fields] if template is None else ItemTemplate(template).columns
+
+
 def read_item_file(
     path: Path,
     columns: Sequence[str],
@@ -91,7 +102,7 @@ def read_item_file(
             "A language model needs item texts: put a RecBole .item file there, with the columns "
             f"{id_column} and {', '.join(columns)}."
         ),
-        remedy="Set --item_text_fields and --item_year_field to columns of this file.",
+        remedy=OTHER_COLUMNS,
     ):
         if item in rows:
             raise DataError(f"{path}, line {number}: duplicate item {item!r}. Keep one row.")
@@ -103,10 +114,11 @@ def make_item_texts(
     tokens: Sequence[str],
     rows: Mapping[str, tuple[str, ...]],
     n_text_columns: int,
+    template: str | None = None,
 ) -> tuple[list[str], TextReport]:
     """Make one text per inner item id.
 
-    The text columns are joined by ", ", and HTML entities in them are decoded. Items with the same
+    The text columns fill the template, or are joined by ", " without one, and HTML entities in them are decoded. Items with the same
     text but different years get the year appended, as in "Hamlet (1996)"; other items do not, since
     it would double their tokens. Items that still share a text stay separate items. An item without
     a text is named by its id, as in "item 42".
@@ -115,6 +127,7 @@ def make_item_texts(
         tokens: external item ids in inner order; entry 0 is [PAD].
         rows: from `read_item_file`: text columns, then optionally the year.
         n_text_columns: number of text columns in `rows`.
+        template: an `ItemTemplate`, whose columns these are.
 
     Returns:
         The texts, entry 0 "[PAD]", and a report on them.
@@ -122,11 +135,12 @@ def make_item_texts(
     Raises:
         DataError: no item of the catalogue has a text.
     """
+    fill = _joined if template is None else ItemTemplate(template).fill
     texts, years = ["[PAD]"], [""]
     n_missing = n_empty = n_entities = 0
     for token in tokens[1:]:
         row = rows.get(token)
-        text = "" if row is None else ", ".join(value for value in row[:n_text_columns] if value)
+        text = "" if row is None else fill(row[:n_text_columns])
         decoded = clean_text(decode_entities(text))
         n_entities += decoded != text
         text = decoded
@@ -150,3 +164,7 @@ def make_item_texts(
     return texts, TextReport(
         len(texts) - 1, n_missing, n_empty, len(ambiguous), n_shared, n_entities
     )
+
+
+def _joined(values: Sequence[str]) -> str:
+    return ", ".join(filter(None, values))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_multdpo.data.atomic_file import check_atomic_files, open_atomic_file
+from recbole_multdpo.data.atomic_file import check_atomic_files, missing_columns, open_atomic_file
+from recbole_multdpo.data.item_text import OTHER_COLUMNS, text_columns
 from recbole_multdpo.data.prompt import check_template
 from recbole_multdpo.data.sources import check_files
 from recbole_multdpo.errors import DataError
@@ -29,17 +30,17 @@ def check_inputs(config: Config) -> None:
     if settings.backbone != TINY:
         local_folder(settings.backbone)
     file = Path(config["data_path"]) / f"{config['dataset']}.item"
-    if not file.is_file() or not settings.item_text_fields:
+    wanted = text_columns(settings.item_text_fields, settings.item_text_template)
+    if not file.is_file() or not wanted:
         return
-    year = [settings.item_year_field] if settings.item_year_field else []
-    wanted = [*settings.item_text_fields, *year]
+    if settings.item_year_field:
+        wanted.append(settings.item_year_field)
     columns = open_atomic_file(
         file, config["field_separator"], config["encoding"] or "utf-8"
     ).columns
-    missing = [name for name in wanted if name not in columns]
+    missing = missing_columns(wanted, columns)
     if missing:
         raise DataError(
             f"{file} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(columns)}. Set --item_text_fields and --item_year_field to columns "
-            "of this file."
+            f"{', '.join(columns)}. {OTHER_COLUMNS}"
         )

@@ -10,6 +10,7 @@ from recbole_multdpo.settings.by_size import AUTO
 from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.effects import idle_problems
 from recbole_multdpo.settings.hardware import BFLOAT16, fast_dtype
+from recbole_multdpo.settings.item_template import ItemTemplate
 from recbole_multdpo.settings.language_models import LLMREC
 from recbole_multdpo.settings.llmrec import LIST_METRICS, BIGRecSettings, LLMRecSettings
 from recbole_multdpo.settings.recbole import low_rating_problems
@@ -128,7 +129,15 @@ def _dynamic_problems(settings: LLMRecSettings) -> list[str]:
 
 def _data_problems(settings: LLMRecSettings, shared: Mapping[str, Any]) -> list[str]:
     problems = []
-    if not settings.item_text_fields:
+    if settings.item_text_template is not None:
+        try:
+            ItemTemplate(settings.item_text_template)
+        except ValueError as error:
+            problems.append(
+                f"item_text_template={settings.item_text_template!r} cannot be read: {error}. "
+                'Write columns of the .item file in braces, for example "{title} ({brand})".'
+            )
+    elif not settings.item_text_fields:
         problems.append(
             "item_text_fields is empty: name the columns of the .item file that make an item's "
             'text, for example --item_text_fields="[title]".'

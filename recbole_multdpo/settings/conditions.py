@@ -28,6 +28,16 @@ def _always(text: str, **remedy: Any) -> tuple[Callable[[Any], str], Callable[[A
     return lambda given: text, lambda given: remedy
 
 
+NO_TEMPLATE = (
+    When(
+        lambda given: given.item_text_template is None,
+        *_always("with item_text_template, which names the columns", item_text_template=None),
+        words="item_text_template=~",
+        verb="Use it with",
+    ),
+)
+
+
 # ---- the stages of a language model ----
 
 

@@ -29,6 +29,7 @@ from recbole_multdpo.settings.conditions import (
     LORA,
     LOW_RATINGS,
     MANY_NEGATIVES,
+    NO_TEMPLATE,
     NOT_BY_GROUNDING,
     POOLED,
     PREFERENCE,
@@ -119,7 +120,8 @@ class LLMRecSettings(BaseModel):
     tiny_title_tokens: Annotated[bool, Acts("model", TINY)]
 
     # texts and prompts
-    item_text_fields: Annotated[Texts, Acts(("data", "model"))]
+    item_text_fields: Annotated[Texts, Acts(("data", "model"), NO_TEMPLATE)]
+    item_text_template: Annotated[Text | None, Acts(("data", "model"))]
     item_year_field: Annotated[Text | None, Acts(("data", "model"))]
     max_item_tokens: Annotated[CountOrZero, Acts("model")]
     prompt_template: Annotated[Text, Acts("prompt", on_card=True)]

@@ -273,7 +273,8 @@ def _titles(config: Config, dataset: ContextDataset) -> list[str]:
     try:
         settings = load_config((), config_dict=wanted).settings
         assert settings is not None
-        return read_item_texts(dataset, settings.item_text_fields, settings.item_year_field)[0]
+        fields, template = settings.item_text_fields, settings.item_text_template
+        return read_item_texts(dataset, fields, settings.item_year_field, template)[0]
     except (ConfigError, DataError):
         return [str(token) for token in dataset.field2id_token[dataset.iid_field]]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
+from recbole_multdpo.errors import DataError
 from recbole_multdpo.training.negative_draw import draw_negatives
 from recbole_multdpo.training.stages import train_loader
 from tests.integration.toy import N_ITEMS, N_USERS, toy_model, write_toy
@@ -24,6 +25,38 @@ def test_texts_follow_the_inner_ids(data_path: Path, tmp_path: Path) -> None:
     for item in range(1, N_ITEMS + 1):
         number = int(tokens[item][1:])
         assert model.item_texts[item].startswith(("Red", "Blue", "Green")[number % 3])
+
+
+def test_texts_by_a_template_with_missing_values(data_path: Path, tmp_path: Path) -> None:
+    file = data_path / "toy" / "toy.item"
+    file.write_text(file.read_text().replace("\t1990\n", "\t\n"))  # item 0 has no year
+    template = "--item_text_template={movie_title} ({release_year})"
+    _, parts, model = toy_model(data_path, tmp_path, template)
+    texts = dict(zip(parts[0].field2id_token["item_id"], model.item_texts, strict=True))
+    assert texts["i0"] == "Red Night 0"
+    assert texts["i1"] == "Blue River 0 (1991)"
+
+
+def test_the_first_column_that_is_there(data_path: Path, tmp_path: Path) -> None:
+    fields = [
+        "--item_text_fields=[movie_name | movie_title]",
+        "--item_year_field=year | release_year",
+    ]
+    _, parts, model = toy_model(data_path, tmp_path, *fields)
+    assert model.item_texts[1].split()[0] in ("Red", "Blue", "Green")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "--item_text_template={title} ({release_year})",
+        "--item_text_fields=[title | name]",
+        "--item_year_field=title",
+    ],
+)
+def test_columns_that_are_not_there(data_path: Path, tmp_path: Path, setting: str) -> None:
+    with pytest.raises(DataError, match=r"no column 'title.*item_id, movie_title, release_year"):
+        toy_model(data_path, tmp_path, setting)
 
 
 def test_times_closer_than_float32_resolves_keep_their_order(

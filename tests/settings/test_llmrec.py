@@ -179,6 +179,7 @@ def test_the_defaults_are_possible_together():
         ({"tiny_hidden_size": 12, "tiny_num_heads": 4}, "even width"),
         ({"lora_target_modules": []}, "lora_target_modules is empty"),
         ({"item_text_fields": []}, "item_text_fields is empty"),
+        ({"item_text_template": "title"}, "names no column in braces"),
         ({"level_thresholds": [4, 5]}, "must fall from level to level"),
         ({"level_thresholds": [4, 4]}, "must fall from level to level"),
         ({"history_split": "temporal", "shared": NO_COLUMNS}, "add timestamp"),
