@@ -83,7 +83,7 @@ def test_the_help_shows_how_it_was_called(called, shown, monkeypatch, tmp_path):
     [
         ("losses", ["mult_dpo", "Mult-DPO", "zero_shot"]),
         ("models", ["LLMRec", "traditional", "EASE"]),
-        ("datasets", ["ml-100k", "data.convert", "amazon-..."]),
+        ("datasets", ["ml-100k", "data.convert", "amazon-beauty,", "gowalla-merged"]),
         ("settings", ["beta", "topk", "val_interval"]),
         ("beta", ["--beta=3.0 (float > 0)", "Acts in: preference", "another backbone than tiny"]),
         ("--topk", ["--topk=[5, 10, 15, 20] (list of int)"]),

@@ -49,6 +49,8 @@ class AtomicFile:
         separator: between the fields of a row.
         encoding: of the file.
         quoted: True if rows follow the rules of CSV.
+        own_id: the file's own name of its column of ids, which has `ITEM_ID_FIELD`'s name in
+            `columns`; None if it is the same.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class AtomicFile:
     separator: str
     encoding: str
     quoted: bool
+    own_id: str | None = None
 
     def blocks(self) -> Iterator[tuple[list[int], list[list[str]]]]:
         """Line numbers and fields of the rows, in blocks of `_BLOCK` rows, without blank lines.
@@ -182,7 +185,10 @@ def open_file(path: Path, config: Mapping[str, Any]) -> AtomicFile:
         return file
     item = config["ITEM_ID_FIELD"]
     found = column_of(" | ".join([item, *(config["alias_of_item_id"] or [])]), file.columns)
-    return replace(file, columns=[item if name == found else name for name in file.columns])
+    if found in (item, None):
+        return file
+    columns = [item if name == found else name for name in file.columns]
+    return replace(file, columns=columns, own_id=found)
 
 
 def _header(line: str, separator: str) -> list[str]:

@@ -164,6 +164,7 @@ class CountedDataset(Dataset):
         of_interactions = source == FeatureSource.INTERACTION
         intervals = list(self.config["val_interval"] or ())  # they drop empty values
         file = open_file(Path(filepath), self.config)
+        self._own_ids |= {file.own_id}
 
         def read_csv(path: str, usecols: list[str], **kwargs: Any) -> pd.DataFrame:
             names = [column.partition(":")[0] for column in usecols]
@@ -198,6 +199,13 @@ class CountedDataset(Dataset):
     def _get_preset(self) -> None:
         super()._get_preset()
         self._ids_in_files: dict[FeatureSource, pd.Series] = {}
+        self._own_ids: set[str | None] = set()
+
+    def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
+        super()._set_alias(alias_name, default_value)
+        # no column has a name that `open_file` has replaced
+        names = self.alias[alias_name]
+        self.alias[alias_name] = names[[name not in self._own_ids for name in names]]
 
     def _amount(self) -> Amount:
         feat = self.inter_feat

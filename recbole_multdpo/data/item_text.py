@@ -118,10 +118,10 @@ def make_item_texts(
 ) -> tuple[list[str], TextReport]:
     """Make one text per inner item id.
 
-    The text columns fill the template, or are joined by ", " without one, and HTML entities in them are decoded. Items with the same
-    text but different years get the year appended, as in "Hamlet (1996)"; other items do not, since
-    it would double their tokens. Items that still share a text stay separate items. An item without
-    a text is named by its id, as in "item 42".
+    The text columns fill the template, or are joined by ", " without one, and HTML entities in them
+    are decoded. Items with the same text but different years get the year appended, as in
+    "Hamlet (1996)"; other items do not, since it would double their tokens. Items that still share
+    a text stay separate items. An item without a text is named by its id, as in "item 42".
 
     Args:
         tokens: external item ids in inner order; entry 0 is [PAD].

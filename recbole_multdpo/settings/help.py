@@ -12,8 +12,8 @@ from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.known_data import (
     described_data_sets,
-    hosted_data_sets,
     present_data_sets,
+    undescribed_data_sets,
 )
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.layers import (
@@ -102,19 +102,16 @@ def _models() -> str:
 def _data_sets() -> str:
     there = present_data_sets(Path(RECBOLE_DATA_PATH))
     described = described_data_sets()
-    hosted = sorted(hosted_data_sets() - set(described))
     lines = [
         "Described here: columns, positives and split are set (ml-100k comes with RecBole)",
         "",
     ]
     for name in described:
         introduction, _ = read_sections(properties_folder() / "dataset" / f"{name}.yaml")
-        lines.append(_item(name, _sentence(introduction), 17))
+        lines.append(_item(name, _sentence(introduction), 19))
     lines += ["", _wrapped(f"Folders in {RECBOLE_DATA_PATH}/: {', '.join(there) or 'none'}"), ""]
     lines += ["RecBole downloads these too; name their text columns by --item_text_fields", ""]
-    amazon = [name for name in hosted if name.startswith("amazon-")]
-    rest = [name for name in hosted if name not in amazon]
-    lines.append(_wrapped(", ".join([*rest, f"amazon-... ({len(amazon)} of them)"]), "  "))
+    lines.append(_wrapped(", ".join(undescribed_data_sets()), "  "))
     lines += ["", "One of your own: python -m recbole_multdpo.data.convert --help"]
     return "\n".join(lines)
 

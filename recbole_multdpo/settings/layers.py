@@ -2,8 +2,9 @@
 
 A setting is taken from, the strongest first: the command line, `config_dict`, the files of
 `--config_files` (a later one wins), the data set's own file `<name>.yaml` in its folder, the files
-in `properties/` (dataset, model, overall), RecBole's own property files. A language model's files
-are `LLMRec.yaml`, `LLMRec.pretrained.yaml` with a backbone other than `tiny`, and its own.
+in `properties/` (dataset or its family, model, overall), RecBole's own property files. A language
+model's files are `LLMRec.yaml`, `LLMRec.pretrained.yaml` with a backbone other than `tiny`, and its
+own.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ HELPERS = {"assistant": "assist", "sft_teacher": "teach"}
 _LANGUAGE_MODEL_KEYS = frozenset(
     key for settings in LANGUAGE_MODELS.values() for key in settings.model_fields
 )
+_WITHOUT_FAMILY = frozenset({"amazon-m2"})  # sessions, not reviews
 _RECBOLE_PROCESSES = frozenset("nproc world_size local_rank group_offset ip port".split())
 
 
@@ -329,9 +331,30 @@ def _default_layers(model: str, dataset: str, pretrained: bool) -> list[Layer]:
     files = [
         folder / "overall.yaml",
         *(folder / f"model/{name}.yaml" for name in dict.fromkeys(of_model)),
-        folder / f"dataset/{dataset}.yaml",
     ]
+    described = dataset_file(dataset)
+    files += [] if described is None else [described]
     return [_file_layer(file, is_default=True) for file in files if file.is_file()]
+
+
+@cache
+def hosted_data_sets() -> frozenset[str]:
+    """Names of the data sets that RecBole downloads."""
+    return frozenset(_recbole_settings("dataset/url.yaml"))
+
+
+def dataset_file(name: str) -> Path | None:
+    """The property file of a data set; None if there is none.
+
+    A data set that RecBole downloads may belong to a family with one file: `amazon-beauty` and
+    `amazon-books-18` are described by `amazon.yaml`, `steam-merged` by `steam.yaml`.
+    """
+    folder = properties_folder() / "dataset"
+    names = [name]
+    if name in hosted_data_sets() - _WITHOUT_FAMILY:
+        parts = name.split("-")
+        names += ["-".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+    return next((file for each in names if (file := folder / f"{each}.yaml").is_file()), None)
 
 
 def _data_folder_layers(data_path: Any, dataset: str) -> list[Layer]:

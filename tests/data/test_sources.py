@@ -38,7 +38,13 @@ def no_network(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "converter"),
-    [("reddit-v2", "crs"), ("redial", "crs"), ("goodreads-sprec", "titles-jsonl")],
+    [
+        ("reddit-v2", "crs"),
+        ("redial", "crs"),
+        ("goodreads-sprec", "titles-jsonl"),
+        ("amazon-beauty-5core", "sequences"),
+        ("lastfm-colakg", "lastfm"),
+    ],
 )
 def test_a_set_that_nobody_hosts(name, converter, tmp_path):
     message = loading_error(config_of(name, tmp_path))
@@ -46,7 +52,7 @@ def test_a_set_that_nobody_hosts(name, converter, tmp_path):
     assert f"convert {converter} --input <that folder> --output {tmp_path / name}" in message
 
 
-@pytest.mark.parametrize("name", ["ml-1m", "ml-10m", "goodreads"])
+@pytest.mark.parametrize("name", ["ml-1m", "ml-10m", "goodreads", "amazon-books-18"])
 def test_a_download_that_fails(name, tmp_path, no_network):
     message = loading_error(config_of(name, tmp_path))
     assert f"{name} could not be downloaded (<urlopen error no network>)" in message
@@ -78,6 +84,31 @@ def test_a_large_download_that_is_declined(tmp_path, monkeypatch):
 def test_an_unknown_set(tmp_path):
     message = loading_error(config_of("mine", tmp_path))
     assert "the folder that holds mine/" in message and "convert --help" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("ml100k", "ml-100k?"),
+        ("ML_1M", "ml-1m?"),
+        ("ml-25m", "ml-20m?"),
+        ("Amazon_Beauty", "amazon-beauty?"),
+        ("AmazonBeauty", "amazon-beauty?"),
+        ("amazon-beauty-5-core", "amazon-beauty-5core?"),
+        ("lastfm_colakg", "lastfm-colakg?"),
+        ("LastFM", "lastfm?"),
+        ("steam", "steam-merged or steam-not-merged?"),
+        ("mind", "mind-large-dev or mind-large-train or mind-small-dev or 1 more?"),
+    ],
+)
+def test_a_name_that_is_nearly_one(tmp_path, given, meant):
+    message = loading_error(config_of(given, tmp_path))
+    assert message.startswith(f"there is no data set {given}; did you mean {meant}")
+
+
+@pytest.mark.parametrize("name", ["amazon-beauty-5core", "lastfm-colakg"])
+def test_a_name_that_is_one(tmp_path, name):
+    assert "did you mean" not in loading_error(config_of(name, tmp_path))
 
 
 def test_a_folder_without_its_files(tmp_path):
