@@ -30,7 +30,14 @@ from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.ranking.fusion import CURVE_FILE, validate
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runs.fingerprints import BACKBONE, data_fingerprints
-from recbole_multdpo.runs.folder import RESULT_FILE, RunFolder, create_run_folder, read_result
+from recbole_multdpo.runs.folder import (
+    RESULT_FILE,
+    TEST,
+    RunFolder,
+    create_run_folder,
+    is_finished,
+    read_result,
+)
 from recbole_multdpo.runs.load import (
     count_known_answers,
     known_at_test,
@@ -104,7 +111,9 @@ def run_in_folder(argv: Sequence[str]) -> tuple[Path, dict[str, Any]]:
         apply_tf32(config.settings)
         if config.deepspeed is not None:
             check_deepspeed(config.deepspeed, config["device"])
-        if not (config["resume"] and (Path(config["resume"]) / RESULT_FILE).is_file()):
+        if not (
+            config["resume"] and is_finished(Path(config["resume"]), tested=config["final_test"])
+        ):
             check_inputs(config)
         if not processes.is_main_process():
             config["show_progress"] = config["log_wandb"] = False
@@ -131,10 +140,11 @@ def _settled(config: Config) -> Config:
 def _run(config: Config) -> dict[str, Any]:
     """Run one model in its run folder, together with the other processes if there are any."""
     with create_run_folder(config) as folder, SignalHandler() as signals:
-        if config["resume"] and processes.broadcast_from_main(folder.result_file.exists):
+        if config["resume"] and processes.broadcast_from_main(lambda: folder.is_finished):
             getLogger().info(f"this run is finished: {folder.result_file}")
             result = read_result(folder.result_file)
-            processes.broadcast_from_main(lambda: check_folder(folder.path, result))
+            if TEST in result:
+                processes.broadcast_from_main(lambda: check_folder(folder.path, result))
             return result
         clock = StageClock()
         try:
@@ -157,7 +167,10 @@ def _run(config: Config) -> dict[str, Any]:
                 f"cannot write ({error}). Free disk space, or make {folder.path} writable; then "
                 f"continue with --resume={folder.path}"
             ) from error
-        result["seconds"] = {name: round(value, 2) for name, value in clock.seconds.items()}
+        seconds = {name: round(value, 2) for name, value in clock.seconds.items()}
+        if config.settings is not None:  # trained before, where only the test was missing
+            seconds |= processes.broadcast_from_main(folder.seconds_before)
+        result["seconds"] = seconds
         written = folder.write_result(result)
         if processes.is_main_process():
             report = "\n".join(
@@ -170,12 +183,19 @@ def _run(config: Config) -> dict[str, Any]:
 
 def _next_commands(config: Config, folder: Path) -> list[str]:
     """Commands to go on with after a run."""
+    if not config["final_test"]:
+        name = shlex.quote(str(folder))
+        return [
+            f"result: {folder / RESULT_FILE}, without a test (final_test=False); to make it:",
+            f"  recbole-multdpo --resume={name} --final_test=True",
+        ]
     lines = [
         f"result: {folder / RESULT_FILE}; next:",
         f"  python -m recbole_multdpo.recommend {shlex.quote(str(folder))} --users=ID",
         f"  python -m recbole_multdpo.demo {shlex.quote(str(folder))}",
     ]
-    if config.settings is not None and config["model"] == "LLMRec":
+    # the arguments of a resumed run are not all of its settings
+    if config.settings is not None and config["model"] == "LLMRec" and not config["resume"]:
         own = ("--model=", "--run_dir=", "--resume=", "--show_progress=", "--state=")
         kept = [text for text in config.argv if not text.startswith(own)]
         lines.append(f"  {shlex.join(['recbole-multdpo', '--model=LLMRec,EASE', *kept])}")
@@ -183,13 +203,11 @@ def _next_commands(config: Config, folder: Path) -> list[str]:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    """Validation and test metrics side by side, as text."""
-    valid, test = result["valid_result"], result["test_result"]
-    columns = {"valid": valid, "test": test}
-    if "sft_test_result" in result:
-        columns["SFT test"] = result["sft_test_result"]
+    """Validation metrics, and those of the tests that were made, side by side, as text."""
+    named = {"valid": "valid_result", "test": "test_result", "SFT test": "sft_test_result"}
+    columns = {name: result[key] for name, key in named.items() if key in result}
     lines = [f"{'metric':<20}" + "".join(f"{name:>10}" for name in columns)]
-    for name in test:
+    for name in columns.get("test", columns["valid"]):
         values = (column.get(name, float("nan")) for column in columns.values())
         lines.append(f"{name:<20}" + "".join(f"{value:>10.4f}" for value in values))
     return "\n".join(lines)
@@ -207,6 +225,8 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
     with clock.stage("train"), explain_errors(config):
         classical = prepare_classical(config, dataset, parts)
         valid_result = classical.fit(show_progress)
+    if not config["final_test"]:
+        return _validated(config, fingerprints, valid_result)
     with clock.stage("refit" if config["test_information"] == "refit" else "test"):
         classical = classical.for_test(show_progress)
     with clock.stage("test"), explain_errors(config):
@@ -279,10 +299,10 @@ def _run_llmrec(
         config, folder.path, parts[0], fitted, test, ranker_of_start, runner.fingerprints
     )
     choices: dict[str, Any] = {}
-    test_start = None if refits else start.make
+    test_start = start.make if config["final_test"] and not refits else None
     # the validation is that of the best epoch where both rank the same users
     again = bool(valid) and (assistant is not None or valid is not quick_valid)
-    tested = [valid, test] if again else [test]
+    tested = ([valid, test] if again else [test]) if config["final_test"] else []
     trainer = runner.train(ranker, parts[0], quick_valid, stages, test_start, tested)
     _merge_adapter(ranker)
 
@@ -293,6 +313,9 @@ def _run_llmrec(
         ranker, chosen = ranker.tune(partial(_validation_score, trainer, quick_valid))
     with clock.stage("valid"):
         ranker, valid_result, fusion = _validate(trainer, ranker, valid)
+    if not config["final_test"]:
+        best = {"best_epochs": runner.best_epochs}
+        return _validated(config, fingerprints, valid_result) | best | fusion | chosen
     refitted = {}
     if refits:
         stages = [runner.refit(stage, model) for stage in stages]
@@ -345,6 +368,17 @@ def _run_llmrec(
         **fusion,
         **_conversation_counts(config, dataset),
         **chosen,
+    }
+
+
+def _validated(
+    config: Config, fingerprints: Mapping[str, str], valid_result: Mapping[str, float]
+) -> dict[str, Any]:
+    """Content of `result.json` of a run that ends after validation (`final_test=False`)."""
+    return {
+        "fingerprints": dict(fingerprints),
+        "settings_hash": settings_hash(config.to_dict()),
+        "valid_result": dict(valid_result),
     }
 
 

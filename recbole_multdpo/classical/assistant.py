@@ -30,7 +30,7 @@ from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.low_ratings import reads_low_ratings
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.console import shows_bars
+from recbole_multdpo.runtime.console import only_warnings, shows_bars
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.settings.config import Config
@@ -134,7 +134,9 @@ def make_assistant(
         if cache_dir is not None and folder.exists():
             getLogger().info(f"scores of {config['model']} taken from {folder}")
             return
-        with random_state_restored(), atomic_folder(folder) as temporary:
+        getLogger().info(f"assistant {config['model']} is trained")
+        # RecBole's account of it belongs to a run of its own
+        with only_warnings(), random_state_restored(), atomic_folder(folder) as temporary:
             config["checkpoint_dir"] = str(own.parent)
             _train(config, dataset, parts, users, temporary)
 

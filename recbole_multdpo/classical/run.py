@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from logging import getLogger
@@ -21,6 +21,7 @@ from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_multdpo.classical.conversations import conversation_model
+from recbole_multdpo.classical.epoch_lines import EpochLines
 from recbole_multdpo.classical.low_ease import WEIGHT, LowRatingEASE
 from recbole_multdpo.classical.user_rows import RecordedCall, extend_user_rows, record_calls
 from recbole_multdpo.data.candidates import with_keyed_candidates
@@ -60,10 +61,15 @@ class ClassicalRun:
 
     def fit(self, show_progress: bool) -> dict[str, Any]:
         """Train; returns the validation metrics of the best epoch, {} without a validation part."""
-        _, valid_result = self.trainer.fit(
-            self.train_data, self.valid_data, show_progress=show_progress
-        )
+        told = isinstance(self.trainer, Trainer)  # RecBole's trees are fitted in another way
+        with closing(self._lines()) if told else nullcontext():
+            _, valid_result = self.trainer.fit(
+                self.train_data, self.valid_data, verbose=not told, show_progress=show_progress
+            )
         return dict(valid_result or {})
+
+    def _lines(self) -> EpochLines:
+        return EpochLines(self.trainer, str(self.config["model"]), self.valid_data)
 
     def for_test(self, show_progress: bool) -> ClassicalRun:
         """The trained run for the test, with the data that `test_information` allows.

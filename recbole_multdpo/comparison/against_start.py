@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_multdpo.comparison.results import start_is_kept
 from recbole_multdpo.comparison.significance import bootstrap_interval
 from recbole_multdpo.runs.per_user import FILE_NAME, START_FILE, read_per_user
 
@@ -71,9 +72,3 @@ def headline(result: Mapping[str, Any]) -> list[str]:
     elif chosen is not None:
         lines.append(f"best: preference epoch {chosen['epoch']} of {chosen['of']}")
     return lines
-
-
-def start_is_kept(result: Mapping[str, Any]) -> bool:
-    """True if no epoch of preference training was better on validation than the SFT model."""
-    chosen = result.get("best_epochs", {}).get("preference")
-    return chosen is not None and chosen["epoch"] == 0

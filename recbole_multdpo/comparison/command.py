@@ -40,6 +40,7 @@ _OWN_KEYS = COMPARISON_KEYS | {
     "resume",
     "trials",
     "jobs",
+    "final_test",
 }
 _NOT_VARIED = _OWN_KEYS - {"loss"}
 
@@ -69,6 +70,8 @@ def read_request(argv: Sequence[str]) -> Request:
         check_asked(written, values["experiment"], values)
         values = {**written, **values}
         texts = {**{key: value_text(value) for key, value in written.items()}, **texts}
+    if values.get("final_test") is False:
+        raise ConfigError("final_test=False: a comparison compares test results. Leave it out.")
     systems = _systems(values)
     names = {name for system in systems for name in prefixes(system)}
     settings = {key: text for key, text in texts.items() if key in values and key not in _OWN_KEYS}

@@ -13,6 +13,8 @@ from recbole_multdpo.comparison.results import (
     by_popularity,
     differing_tests,
     information_note,
+    kept_note,
+    systems_with_sft_kept,
     teacher_note,
     trial_note,
     users_note,
@@ -120,6 +122,7 @@ def find(
     """Tables and tests of finished runs; arguments as for `write_report`."""
     mean, std = results.mean(), results.std()
     notes = [
+        *kept_note(results.runs),
         *information_note(results.runs),
         *teacher_note(results.runs),
         *trial_note(results.runs),
@@ -142,7 +145,12 @@ def find(
         by_rank=list(map(str, mean[metric].sort_values(ascending=False, kind="stable").index)),
         n_seeds=int(results.n_seeds().max()),
         reference=reference,
-        accuracy=make_table(mean[columns], std[columns], different=different),
+        accuracy=make_table(
+            mean[columns],
+            std[columns],
+            different=different,
+            kept=systems_with_sft_kept(results.runs),
+        ),
         beyond=make_table(mean[beyond], std[beyond], ranked=False),
         history=make_table(by_history(results.users, metric)),
         popularity=make_table(by_popularity(results.users, cutoff)),

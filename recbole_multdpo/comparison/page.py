@@ -223,7 +223,7 @@ def _html_table(table: Table, place: Mapping[str, int]) -> str:
     rows = sorted(zip(table.rows, table.cells, strict=True), key=lambda row: place[row[0]])
     return _html_rows(
         table.columns,
-        [[f"<td>{html(name)}</td>", *map(_html_cell, cells)] for name, cells in rows],
+        [[f"<td>{table.name(name, html)}</td>", *map(_html_cell, cells)] for name, cells in rows],
         first="",
     )
 

@@ -67,7 +67,8 @@ def write_report(
         folder / "tables.tex",
         "\n\n".join(f"% {name}\n{as_latex(table)}" for name, table in tables.items()) + "\n",
     )
-    write_atomically(folder / "runs.csv", _csv(results.metrics))
+    kept = {key: results.runs[key].to_numpy() for key in ("sft_kept",) if key in results.runs}
+    write_atomically(folder / "runs.csv", _csv(results.metrics.assign(**kept)))
     tests = pd.DataFrame([asdict(test) for test in found.tests])
     write_atomically(folder / "significance.csv", _csv(tests))
     content = {

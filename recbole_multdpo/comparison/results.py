@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_multdpo.comparison.request import Member
+from recbole_multdpo.comparison.tables import KEPT
 from recbole_multdpo.runs.folder import RESULT_FILE, read_result
 from recbole_multdpo.runs.per_user import (
     FILE_NAME,
@@ -38,8 +39,10 @@ class Results:
             the test items), `test_information` (the parts of the data known at test), `seen_items`
             (the items left out of rankings), `trial`
             (limits of a trial's training in words; empty for whole training), `tested` (how many of
-            the users were tested, in words; empty for all), and `margin` (half-width of the 95 %
-            interval of the deciding metric over these users; NaN likewise).
+            the users were tested, in words; empty for all), `margin` (half-width of the 95 %
+            interval of the deciding metric over these users; NaN likewise), and `sft_kept` (True if
+            no epoch of preference training was better on validation than the supervised model;
+            None without preference training).
     """
 
     metrics: pd.DataFrame
@@ -90,11 +93,40 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         test["teacher"] = result.get("sft_teacher", "")
         limits = result.get("trial") or {}
         trial = {"trial": _training_in_words(limits), **_tested(limits)}
-        runs.append({**ids, "seconds": seconds, **test, **trial})
+        kept = start_is_kept(result) if "preference" in result.get("best_epochs", {}) else None
+        runs.append({**ids, "seconds": seconds, **test, **trial, "sft_kept": kept})
         users.append(
             read_per_user(run / FILE_NAME).assign(system=member.system.name, seed=member.seed)
         )
     return Results(pd.DataFrame(metrics), pd.concat(users, ignore_index=True), pd.DataFrame(runs))
+
+
+def start_is_kept(result: Mapping[str, Any]) -> bool:
+    """True if no epoch of preference training was better on validation than the SFT model."""
+    chosen = result.get("best_epochs", {}).get("preference")
+    return chosen is not None and chosen["epoch"] == 0
+
+
+def systems_with_sft_kept(runs: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """System to the number of its runs that kept the supervised model, above 0, and of all."""
+    if "sft_kept" not in runs:
+        return {}
+    of_system = runs["sft_kept"].eq(True).groupby(runs["system"], sort=False)
+    return {str(name): (int(kept.sum()), len(kept)) for name, kept in of_system if bool(kept.any())}
+
+
+def kept_note(runs: pd.DataFrame) -> list[str]:
+    """A sentence about the systems that are marked in the tables."""
+    systems = [
+        name if n_kept == n_runs == 1 else f"{name} ({n_kept} of {n_runs} seeds)"
+        for name, (n_kept, n_runs) in systems_with_sft_kept(runs).items()
+    ]
+    if not systems:
+        return []
+    return [
+        f"{KEPT} SFT kept: on validation no epoch of preference training was better than the "
+        f"supervised model, whose weights are the result: {', '.join(systems)}."
+    ]
 
 
 def information_note(runs: pd.DataFrame) -> list[str]:

@@ -19,16 +19,22 @@ from typing import IO
 
 import psutil  # type: ignore[import-untyped]
 
-from recbole_multdpo.comparison.against_start import start_is_kept
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.origin import read_origin
 from recbole_multdpo.comparison.plan import Plan, acting, make_plan
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import REQUEST_FILE, Member, Request, System, request_text
-from recbole_multdpo.comparison.results import read_results
-from recbole_multdpo.comparison.tuning import Tuned, is_stopped, tune, write_tuning
+from recbole_multdpo.comparison.results import read_results, start_is_kept
+from recbole_multdpo.comparison.tuning import FINAL_TEST, Tuned, is_stopped, tune, write_tuning
 from recbole_multdpo.errors import ConfigError, MultDPOError
-from recbole_multdpo.runs.folder import RESULT_FILE, command, lock_folder, read_result
+from recbole_multdpo.runs.folder import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    command,
+    is_finished,
+    lock_folder,
+    read_result,
+)
 from recbole_multdpo.runs.preflight import check_inputs
 from recbole_multdpo.runtime.console import duration
 from recbole_multdpo.runtime.durable_files import (
@@ -190,12 +196,14 @@ class Runner:
         stop: Callable[[Path], bool] | None,
     ) -> str | None:
         """Make or resume one run; returns the reason of a failure, None for success."""
-        if (folder / RESULT_FILE).is_file():
+        if is_finished(folder, tested=settings.get(FINAL_TEST) != "False"):
             show(f"{name}: done already", flush=True)
             return None
         show(name, flush=True)
-        if settings["model"] in LANGUAGE_MODELS and (folder / "config.yaml").is_file():
+        if settings["model"] in LANGUAGE_MODELS and (folder / CONFIG_FILE).is_file():
             asked = [f"--{key}={settings[key]}" for key in ASKED_FOR if key in settings]
+            if (folder / RESULT_FILE).is_file():  # of a trial, whose settings say that it has none
+                asked.append(f"--{FINAL_TEST}=True")
             argv = [f"--resume={folder}", *asked]
         else:  # nothing to resume: not started yet, or one of RecBole's models
             shutil.rmtree(folder, ignore_errors=True)
@@ -262,7 +270,11 @@ def _run_members(plan: Plan, tuned: Mapping[System, Tuned], runner: Runner) -> d
 
 
 def _reuse_trial(trial: Path, folder: Path) -> None:
-    """Copy the chosen trial, which has the member's settings and seed, unless it is there."""
+    """Copy the chosen trial, which has the member's settings and seed, unless it is there.
+
+    The copy of a language model is resumed, to be tested. RecBole's models cannot be resumed: they
+    are trained again with the same seed, unless the trial, of version 0.1, has its test.
+    """
     restore_interrupted(folder)
     if not (folder / RESULT_FILE).is_file():
         with atomic_folder(folder) as copy:

@@ -14,6 +14,7 @@ from recbole_multdpo.runtime.shown_text import latex, markdown, terminal
 
 DIGITS = 4
 BEST, SECOND = 1, 2
+KEPT = "†"  # after the name of a system whose preference training was of no use
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,17 @@ class Table:
         columns: names of the columns.
         rows: names of the rows.
         cells: [rows][columns].
+        kept: names of the rows that are marked with `KEPT`.
     """
 
     columns: Sequence[str]
     rows: Sequence[str]
     cells: Sequence[Sequence[Cell]]
+    kept: Collection[str] = ()
+
+    def name(self, row: str, escape: Callable[[str], str]) -> str:
+        """A row's name, escaped, with its mark."""
+        return f"{escape(row)} {KEPT}" if row in self.kept else escape(row)
 
 
 def make_table(
@@ -67,6 +74,7 @@ def make_table(
     *,
     ranked: bool = True,
     different: Collection[tuple[str, str]] = (),
+    kept: Collection[str] = (),
 ) -> Table:
     """A table of systems by metrics.
 
@@ -76,6 +84,7 @@ def make_table(
         ranked: larger is better, and best and second are marked. Values equal in print share a
             rank.
         different: pairs of system and metric that differ significantly from the reference.
+        kept: systems to be marked with `KEPT`.
     """
     ranks = mean.round(DIGITS).rank(ascending=False, method="dense").to_numpy(dtype=float)
     values = mean.to_numpy(dtype=float)
@@ -93,7 +102,7 @@ def make_table(
         ]
         for row, system in enumerate(mean.index)
     ]
-    return Table(list(map(str, mean.columns)), list(map(str, mean.index)), cells)
+    return Table(list(map(str, mean.columns)), list(map(str, mean.index)), cells, kept)
 
 
 def _mark(rank: float) -> int:
@@ -121,6 +130,7 @@ def as_latex(table: Table) -> str:
         return figure.replace("±", r"$\pm$").replace("*", "$^{*}$")
 
     text = _tabulated(table, "latex_raw", latex, shown, align="center")
+    text = text.replace(KEPT, r"$^{\dagger}$")
     # tabulate's own booktabs format escapes the commands inside cells as well
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         text = text.replace(r"\hline", rule, 1)
@@ -136,7 +146,7 @@ def _tabulated(
 ) -> str:
     """The table in one of tabulate's formats, its names escaped for it."""
     rows = [
-        [escape(name), *map(shown, cells)]
+        [table.name(name, escape), *map(shown, cells)]
         for name, cells in zip(table.rows, table.cells, strict=True)
     ]
     head = ["", *map(escape, table.columns)]

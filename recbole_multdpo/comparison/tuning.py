@@ -33,6 +33,7 @@ from recbole_multdpo.settings.text import dump_settings, parse_setting
 FOLDER = "tuning"
 TRIALS_FILE = "trials.json"
 STOPPED_FILE = "stopped_early"
+FINAL_TEST = "final_test"  # the setting that a trial has False
 STARTUP_TRIALS = 8  # random ones, before Optuna models the metric
 
 Runs = Mapping[Path, Mapping[str, str]]
@@ -108,6 +109,8 @@ class Tuned:
 def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_once: int) -> Tuned:
     """Try settings with the first seed and choose the best on the validation part.
 
+    No trial ranks the test part.
+
     Args:
         system: one of the plan's systems.
         plan: the comparison.
@@ -119,7 +122,8 @@ def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_o
         ConfigError: ranges without a number of trials, or Optuna is not installed.
     """
     space, folder = plan.spaces[system], plan.folder / FOLDER / system.folder_name
-    base = {**plan.settings[system], "seed": str(plan.first_seed)}
+    settings = {**plan.settings[system], "seed": str(plan.first_seed)}
+    base = {**settings, FINAL_TEST: "False"}
     ranges = [key for key, values in space.items() if is_range(values)]
     grid = None if ranges else _grid(space, base)
     if grid is None and n_trials is None:
@@ -140,7 +144,7 @@ def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_o
     scored = [trial for trial in trials if not math.isnan(trial.score)]
     choose = max if plan.larger_is_better else min
     best = choose(scored, key=lambda trial: trial.score) if scored else None
-    return Tuned(system, base, space, plan.metric, trials, best)
+    return Tuned(system, settings, space, plan.metric, trials, best)
 
 
 def _grid(space: Mapping[str, Any], base: Mapping[str, str]) -> list[dict[str, Any]]:

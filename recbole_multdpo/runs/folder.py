@@ -48,6 +48,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CONFIG_FILE, LOG_FILE, RESULT_FILE = "config.yaml", "run.log", "result.json"
 LOCK_FILE = ".lock"
+TEST = "test_result"  # entry of a result that a run without a test lacks
 _PACKAGES = ("torch", "transformers", "peft", "recbole", "numpy", "pandas", "scipy")
 
 
@@ -101,7 +102,7 @@ class RunFolder:
     def _fill(self) -> None:
         self.tensorboard_dir.mkdir(exist_ok=True)
         self.checkpoints_dir.mkdir(exist_ok=True)
-        if not self.result_file.exists():  # a finished run keeps its settings
+        if not self.is_finished:  # a finished run keeps its settings
             write_atomically(self.config_file, dump_settings(self._config.to_dict()))
         self._start_logging()
 
@@ -204,6 +205,16 @@ class RunFolder:
         except OSError as error:
             raise MultDPOError(_cannot_write(self.result_file, error)) from error
         return written
+
+    @property
+    def is_finished(self) -> bool:
+        """True if nothing is left to do, see `is_finished`."""
+        return is_finished(self.path, tested=self._config["final_test"])
+
+    def seconds_before(self) -> dict[str, float]:
+        """Wall seconds by stage of the run up to a test that is made later; {} for other runs."""
+        file = self.result_file
+        return dict(read_result(file).get("seconds", {})) if file.is_file() else {}
 
     def _start_logging(self) -> None:
         """Send the root logger, which RecBole uses, to the console and to run.log."""
@@ -437,9 +448,29 @@ def read_result(file: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     with readable(file, "Remove it and resume the run to write it again.", MultDPOError):
         result: dict[str, Any] = fitted(_RESULT, read_json(file))
         missing = [name for name in needed if name not in result]
-        if missing:
+        ends_early = TEST in missing and "valid_result" in result
+        if missing and not ends_early:
             raise ValueError(f"there is no {missing[0]}")
+    if ends_early:
+        raise MultDPOError(
+            f"the run in {file.parent} ended after validation (final_test=False): it has no test "
+            f"and keeps no model. Run --resume={file.parent} --final_test=True to make them."
+        )
     return result
+
+
+def is_finished(folder: Path, *, tested: bool = True) -> bool:
+    """True if a run has its result.
+
+    Args:
+        folder: the run.
+        tested: the result is complete only with a test, see `final_test`.
+
+    Raises:
+        MultDPOError: the result is damaged.
+    """
+    file = folder / RESULT_FILE
+    return file.is_file() and (not tested or TEST in read_result(file))
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

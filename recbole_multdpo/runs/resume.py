@@ -10,9 +10,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.errors import CheckpointError, ConfigError
+from recbole_multdpo.errors import CheckpointError, ConfigError, MultDPOError
 from recbole_multdpo.runs.checkpoint import check_checkpoint, step_folders
-from recbole_multdpo.runs.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE, is_in_use
+from recbole_multdpo.runs.folder import CONFIG_FILE, LOG_FILE, is_finished, is_in_use
 from recbole_multdpo.runtime.durable_files import restore_all_interrupted
 from recbole_multdpo.settings.config import Config, settings_of_run
 from recbole_multdpo.settings.effects import acts
@@ -136,7 +136,8 @@ def resolve_resume(config: Config) -> str | None:
         folder = Path(config["resume"])
         saved = settings_of_run(folder)
         # the checkpoint has a fingerprint of the backbone, which is compared instead of its name
-        has_fingerprint = not (folder / RESULT_FILE).exists() and _has_checkpoints(folder)
+        finished = is_finished(folder, tested=config["final_test"])
+        has_fingerprint = not finished and _has_checkpoints(folder)
         current = _continuing(config, saved)
         check_unchanged(folder, saved, current, backbone_moved=has_fingerprint)
         added = _added(saved, current, config.set_by_user)
@@ -191,14 +192,14 @@ def _newest_unfinished(config: Config) -> Path | None:
     if config["run_dir"] is not None:
         folder = Path(config["run_dir"])
         return folder if (folder / CONFIG_FILE).is_file() else None
-    parent = Path(config["checkpoint_dir"])
+    parent, tested = Path(config["checkpoint_dir"]), config["final_test"]
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
-        if not (folder / CONFIG_FILE).is_file() or (folder / RESULT_FILE).exists():
-            continue
         try:
+            if not (folder / CONFIG_FILE).is_file() or is_finished(folder, tested=tested):
+                continue
             saved = settings_of_run(folder)
-        except ConfigError as error:
+        except MultDPOError as error:
             config.warnings.append(f"--resume=auto skips {folder}: {error}")
             continue
         # data of the same name in another place may differ: to use moved data, name the run folder

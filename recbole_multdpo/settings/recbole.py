@@ -149,6 +149,7 @@ class AddedSettings(TypedDict, total=False):
         Acts(("data", "test"), protocol=True),
     ]
     test_users: Annotated[CountOrZero, Acts(("ranking", "test"), protocol=True)]
+    final_test: Annotated[bool, Acts("run", changes="log", data_folder=False)]
 
 
 class UnlistedSettings(TypedDict, total=False):

@@ -49,7 +49,7 @@ class RunResult(Mapping[str, Any]):
         Raises:
             ConfigError: the folder is not that of a finished run.
         """
-        return cls(Path(run_dir), result_of(Path(run_dir)))
+        return cls(Path(run_dir), result_of(Path(run_dir), tested=False))
 
     @property
     def valid(self) -> dict[str, float]:
@@ -58,14 +58,14 @@ class RunResult(Mapping[str, Any]):
 
     @property
     def test(self) -> dict[str, float]:
-        """Test metrics, such as `ndcg@10`."""
-        return dict(self.result["test_result"])
+        """Test metrics, such as `ndcg@10`; {} of a run with `final_test=False`."""
+        return dict(self.result.get("test_result", {}))
 
     @property
     def metrics(self) -> pd.DataFrame:
         """Validation and test metrics side by side, [metrics, (valid, test)]."""
         columns = {"valid": self.valid, "test": self.test}
-        return pd.DataFrame(columns, index=list(self.test), dtype=float)
+        return pd.DataFrame(columns, index=list(self.test or self.valid), dtype=float)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

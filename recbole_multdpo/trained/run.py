@@ -22,7 +22,7 @@ from recbole_multdpo.data.user_items import UserItems
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
 from recbole_multdpo.model.backbone_check import InexactBackbone
 from recbole_multdpo.ranking import make_ranker
-from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, read_result
+from recbole_multdpo.runs.folder import CONFIG_FILE, RESULT_FILE, TEST, read_result
 from recbole_multdpo.runs.load import known_at_test, load_parts
 from recbole_multdpo.runs.unchanged import changed_data, check_folder, check_numbering, check_prompt
 from recbole_multdpo.settings.config import Config, load_config
@@ -203,16 +203,21 @@ def _assistant(
     return found
 
 
-def result_of(folder: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """The `result.json` of a run; it has model, data set, test metrics and the keys of `needed`.
+def result_of(folder: Path, needed: Sequence[str] = (), *, tested: bool = True) -> dict[str, Any]:
+    """The `result.json` of a run; it has model, data set and the keys of `needed`.
+
+    Args:
+        folder: the run.
+        needed: further entries.
+        tested: refuse a run without a test, which has no model either.
 
     Raises:
         ConfigError: the folder does not exist, is a comparison's, or has no result.
-        MultDPOError: the file is damaged.
+        MultDPOError: the file is damaged, or the run has no test and no model.
     """
     file = folder / RESULT_FILE
     if file.is_file():
-        return read_result(file, needed=("model", "dataset", "test_result", *needed))
+        return read_result(file, ("model", "dataset", *([TEST] if tested else []), *needed))
     inside = sorted(path.parent.name for path in folder.glob(f"*/{RESULT_FILE}"))
     if inside:
         raise ConfigError(f"{folder} holds several runs. Name one of them: {', '.join(inside)}.")

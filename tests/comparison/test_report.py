@@ -261,3 +261,27 @@ def test_page_without_script_has_all_rows(results, tmp_path, browser):
     assert page.locator("table").first.locator("tbody tr:visible").count() == 20
     assert page.locator("button").count() == 0
     page.close()
+
+
+def test_a_system_that_kept_its_first_stage_is_marked(results, tmp_path):
+    for name in ("plain", "marked"):
+        (tmp_path / name).mkdir()
+    plain = write_report(results, "ndcg@10", tmp_path / "plain", None, {})
+    assert "†" not in plain and "SFT kept" not in plain  # the control
+    kept = [None, True, None, False]  # a model of RecBole has no preference training
+    marked = Results(results.metrics, results.users, results.runs.assign(sft_kept=kept))
+    text = write_report(marked, "ndcg@10", tmp_path / "marked", None, {})
+    note = "whose weights are the result: A & B (1 of 2 seeds)."
+    assert re.search(r"^A & B † +0\.", text, re.MULTILINE) and note in text
+    assert "<Pop> †" not in text
+    files = {path.name: path.read_text() for path in (tmp_path / "marked").iterdir()}
+    assert "A & B †" in files["tables.md"] and "† SFT kept" in files["tables.md"]
+    assert r"A \& B $^{\dagger}$" in files["tables.tex"]
+    assert "<td>A &amp; B †</td>" in files["report.html"] and "† SFT kept" in files["report.html"]
+    runs = pd.read_csv(tmp_path / "marked/runs.csv")
+    pd.testing.assert_frame_equal(runs[results.metrics.columns], results.metrics)
+    assert runs["sft_kept"].tolist()[1::2] == [True, False] and runs["sft_kept"].isna().sum() == 2
+    content = json.loads(files["results.json"])
+    assert [run["sft_kept"] for run in content["runs"]] == kept
+    one_seed = Results(**{k: v[v["seed"] == 1] for k, v in vars(marked).items()})
+    assert find(one_seed, "ndcg@10", None, {}).notes[0].endswith("the result: A & B.")

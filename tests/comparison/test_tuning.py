@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -287,8 +288,11 @@ def test_a_whole_tuned_comparison(data_path: Path, tmp_path: Path) -> None:
         return cli.main(arguments)
 
     assert run_comparison(argv, recording) == 0
-    # 2 + 3 trials, 2 of sft, and one more seed of each of the two tuned systems
-    assert len(calls) == 2 + 3 + 2 + 1 + 1
+    # 2 + 3 trials, and 2 seeds of 3 systems: no trial has a test, so that the chosen ones go on
+    # to theirs, the language model from its checkpoint
+    assert len(calls) == 2 + 3 + 2 * 3
+    (continued,) = [call for call in calls if call[0].startswith("--resume")]
+    assert continued == [f"--resume={folder / 'LLMRec-dpo-seed2020'}", "--final_test=True"]
     rows = list(csv.DictReader((folder / "tuning.csv").open()))
     assert [row["system"] for row in rows] == 2 * ["LLMRec dpo"] + 3 * ["ItemKNN"]
     (chosen,) = [row for row in rows if row["system"] == "ItemKNN" and row["chosen"] == "True"]
@@ -299,7 +303,44 @@ def test_a_whole_tuned_comparison(data_path: Path, tmp_path: Path) -> None:
         config = (folder / f"ItemKNN-seed{seed}" / "config.yaml").read_text()
         assert f"\nk: {chosen['k']}\n" in config
     assert "ItemKNN: k=" in (folder / "tables.md").read_text()
-    assert run_comparison([f"--resume={folder}"], recording) == 0 and len(calls) == 9
+    assert "final_test" not in (folder / "best/ItemKNN.yaml").read_text()
+    trials = sorted(folder.glob("tuning/*/trial-*"))
+    members = sorted(folder.glob("*-seed*"))
+    assert len(trials) == 5 and len(members) == 6
+    assert not any(_tells_a_test(trial) for trial in trials)
+    assert all(_tells_a_test(member) for member in members)  # the control
+    chosen_trial = next(trial for trial in trials if is_chosen(folder, trial))
+    trained = json.loads((chosen_trial / "result.json").read_text())
+    resumed = json.loads((folder / "LLMRec-dpo-seed2020/result.json").read_text())
+    assert resumed["valid_result"] == trained["valid_result"]
+    assert resumed["seconds"]["preference"] == trained["seconds"]["preference"]
+    assert run_comparison([f"--resume={folder}"], recording) == 0 and len(calls) == 11
+
+
+def is_chosen(folder: Path, trial: Path) -> bool:
+    """True for the trial of the language model that `tuning.csv` marks as chosen."""
+    with (folder / "tuning.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return any(
+        row["system"] == "LLMRec dpo" == trial.parent.name.replace("-", " ")
+        and row["chosen"] == "True"
+        and trial.name.endswith(f"{int(row['trial']):03d}")
+        for row in rows
+    )
+
+
+def _tells_a_test(folder: Path) -> bool:
+    """True if a run wrote or printed a metric of the test part; all its places must agree."""
+    result = json.loads((folder / "result.json").read_text())
+    tables = re.findall(r"^metric +valid(.*)$", (folder / "run.log").read_text(), re.MULTILINE)
+    told = {
+        any("test" in key for key in result),
+        "test" in tables[-1],  # a continued trial has two
+        (folder / "per_user.csv").exists(),
+        (folder / "model").exists(),
+    }
+    (all_told,) = told
+    return all_told
 
 
 @pytest.mark.integration
