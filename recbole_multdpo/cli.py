@@ -23,16 +23,17 @@ Settings
   --key=value            one setting; a value is a number, True, False, None, text, a list or a
                          mapping: --topk=[5,10]   --eval_args="{{'order': 'TO'}}"
   --config_files="A B"   YAML files with settings; the later file wins
-  Precedence: command line > --config_files > the data folder's own file > the data set's, the
-  model's and the overall file of this package > RecBole's defaults. A key that does not exist is
-  an error.
+  --protocol=NAME        split, filters, metrics and cut-offs of published tables together
+  Precedence: command line > --config_files > the protocol > the data folder's own file > the data
+  set's, the model's and the overall file of this package > RecBole's defaults. A key that does not
+  exist is an error.
 
 What there is
 {overview}
 
 More help
   --help=NAME            a setting or a loss: its default, values and effect
-  --help=losses          every loss in a line; likewise models, datasets, settings
+  --help=losses          every loss in a line; likewise models, datasets, protocols, settings
   --version              the version
 
 Comparison

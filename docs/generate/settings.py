@@ -19,10 +19,10 @@ Made from the files in `properties/` by `python -m docs.generate`; do not edit i
 
 Write a setting as `--key=value` on the command line, or as `key: value` in a YAML file given by
 `--config_files="a.yaml b.yaml"`. The strongest is the command line, then your files (the last one
-first), `<dataset>.yaml` in the data set's folder, the data set's file below, the model's, the
-overall one, and RecBole's defaults. `~` means none. A key that does not exist, or a value that is
-not allowed, is an error that names what is. `--help` shows the command line, and
-[Running](running.md) and the other how-to pages say what to set for which purpose.
+first), the protocol that `--protocol` names, `<dataset>.yaml` in the data set's folder, the data
+set's file below, the model's, the overall one, and RecBole's defaults. `~` means none. A key that
+does not exist, or a value that is not allowed, is an error that names what is. `--help` shows the
+command line, and [Running](running.md) and the other how-to pages say what to set for what.
 
 *acts* says in which part of a run a setting has an effect, and under which conditions, all of which
 must hold. One without effect is refused on the command line and ignored in a file. What changes
@@ -44,6 +44,9 @@ def settings_markdown() -> str:
     for path in sorted(model.glob("*.yaml")):
         if path.stem not in written:
             parts += _document(path.stem, path)
+    parts.append("## Protocols\n")
+    for path in sorted((PROPERTIES / "protocol").glob("*.yaml")):
+        parts += _document(path.stem, path, level=3)
     parts.append("## Data sets\n")
     for path in sorted((PROPERTIES / "dataset").glob("*.yaml")):
         parts += _document(path.stem, path, level=3)

@@ -95,7 +95,8 @@ def times_needed_by(config: Mapping[str, Any]) -> str | None:
     """
     if not config["benchmark_filename"]:  # benchmark files are already split and filtered
         if config["eval_args"]["order"] == "TO":
-            return "eval_args order TO"
+            protocol = config["protocol"]
+            return "eval_args order TO" + (f" (protocol={protocol})" if protocol else "")
         if config["rm_dup_inter"] is not None:
             return f"rm_dup_inter={config['rm_dup_inter']}"
     if config["history_split"] == "temporal" and config["context"] == "history":

@@ -41,6 +41,7 @@ from recbole_multdpo.runtime.durable_files import restore_all_interrupted, write
 from recbole_multdpo.runtime.reading import fitted, read_json, readable
 from recbole_multdpo.runtime.shown_text import terminal
 from recbole_multdpo.settings.config import Config
+from recbole_multdpo.settings.protocol import PROTOCOL, deviations, named_protocol
 from recbole_multdpo.settings.text import dump_settings
 
 _FORMAT = "%(asctime)s %(levelname)s  %(message)s"
@@ -191,6 +192,7 @@ class RunFolder:
             "dataset": self._config["dataset"],
             "loss": settings.loss if settings else None,
             "seed": self._config["seed"],
+            **self._protocol(),
             **result,
             "processes": processes.world_size(),
             "peak_memory_mb": peak_memory_mb(),
@@ -215,6 +217,11 @@ class RunFolder:
         """Wall seconds by stage of the run up to a test that is made later; {} for other runs."""
         file = self.result_file
         return dict(read_result(file).get("seconds", {})) if file.is_file() else {}
+
+    def _protocol(self) -> dict[str, Any]:
+        """The named protocol and what differs from it; {} without one."""
+        name, final = self._config[PROTOCOL], self._config.final_config_dict
+        return {PROTOCOL: {"name": name, "deviations": deviations(final)}} if name else {}
 
     def _start_logging(self) -> None:
         """Send the root logger, which RecBole uses, to the console and to run.log."""
@@ -305,6 +312,9 @@ def create_run_folder(config: Config) -> RunFolder:
     logger = logging.getLogger()
     logger.log(DETAIL, "command: %s", command(config.argv))
     logger.info("folder: %s", folder.path)
+    protocol = named_protocol(config.final_config_dict)
+    if protocol:
+        logger.info("protocol: %s", protocol)
     if config.dtype_choice is not None:
         logger.info("%s", config.dtype_choice)
     for warning in config.warnings:

@@ -57,6 +57,7 @@ from recbole_multdpo.settings.optional_packages import (
     missing_for_logging,
     missing_packages,
 )
+from recbole_multdpo.settings.protocol import protocol_problems
 from recbole_multdpo.settings.recbole_code import is_own, metric_names
 from recbole_multdpo.settings.text import SettingsLoader, read_settings_file
 from recbole_multdpo.settings.unused import unused_problems
@@ -306,6 +307,7 @@ class Config(RecBoleConfig):
 
     def _check_combinations(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         """Check settings against each other, after the check of types."""
+        raise_if_any(protocol_problems(final))  # the reason of what follows
         problems = shared.evaluation_problems(final, metric_names("RANKING"), metric_names("VALUE"))
         explicit = self._load_cmd_line()
         problems += unused_problems(

@@ -1,4 +1,4 @@
-"""Texts of `--help=TOPIC`: losses, models, data sets, or one setting; torch is not imported."""
+"""Texts of `--help=TOPIC`: losses, models, data, protocols, a setting; torch is not imported."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from recbole_multdpo.settings.layers import (
     RECBOLE_DATA_PATH,
     model_settings,
     properties_folder,
+    protocol_names,
+    protocol_settings,
     shared_settings,
     valid_keys,
 )
@@ -28,7 +30,7 @@ from recbole_multdpo.settings.recbole_code import model_type, recbole_models
 from recbole_multdpo.settings.reference import Setting, acting_words, read_sections
 
 WIDTH = 100
-TOPICS = ("losses", "models", "datasets", "settings")
+TOPICS = ("losses", "models", "datasets", "protocols", "settings")
 
 
 def explained(topic: str) -> str:
@@ -40,7 +42,14 @@ def explained(topic: str) -> str:
     Raises:
         ConfigError: there is no such topic; with the nearest names.
     """
-    texts = {"losses": _losses, "models": _models, "datasets": _data_sets, "settings": _settings}
+    texts = {
+        "losses": _losses,
+        "models": _models,
+        "datasets": _data_sets,
+        "protocols": _protocols,
+        "protocol": lambda: f"{explain_setting('protocol')}\n\n{_protocols()}",
+        "settings": _settings,
+    }
     if topic in texts:
         return texts[topic]()
     if topic in LOSSES:
@@ -55,6 +64,7 @@ def overview() -> str:
         ("losses", [ZERO_SHOT, *LOSSES]),
         ("models", [*LANGUAGE_MODELS, f"and RecBole's {len(recbole_models())}"]),
         ("data sets", described_data_sets()),
+        ("protocols", protocol_names()),
         (f"in {RECBOLE_DATA_PATH}/", there or ["none"]),
     ]
     return "\n".join(_item(name, ", ".join(names), 11) for name, names in lines)
@@ -113,6 +123,16 @@ def _data_sets() -> str:
     lines += ["RecBole downloads these too; name their text columns by --item_text_fields", ""]
     lines.append(_wrapped(", ".join(undescribed_data_sets()), "  "))
     lines += ["", "One of your own: python -m recbole_multdpo.data.convert --help"]
+    return "\n".join(lines)
+
+
+def _protocols() -> str:
+    lines = ["Protocols, --protocol=NAME; a setting of your own wins and is named as a deviation"]
+    for name in protocol_names():
+        file = properties_folder() / "protocol" / f"{name}.yaml"
+        introduction, _ = read_sections(file)
+        values = ", ".join(f"{key}={value}" for key, value in protocol_settings(name).items())
+        lines += ["", _item(name, introduction, 13), _wrapped(f"Sets {values}", " " * 16)]
     return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
 """The settings of a run from all their places, with every key checked; torch is not imported.
 
 A setting is taken from, the strongest first: the command line, `config_dict`, the files of
-`--config_files` (a later one wins), the data set's own file `<name>.yaml` in its folder, the files
-in `properties/` (dataset or its family, model, overall), RecBole's own property files. A language
-model's files are `LLMRec.yaml`, `LLMRec.pretrained.yaml` with a backbone other than `tiny`, and its
-own.
+`--config_files` (a later one wins), the file of `--protocol` in `properties/protocol`, the data
+set's own file `<name>.yaml` in its folder, the files in `properties/` (dataset or its family,
+model, overall), RecBole's own property files. A language model's files are `LLMRec.yaml`,
+`LLMRec.pretrained.yaml` with a backbone other than `tiny`, and its own.
 """
 
 from __future__ import annotations
@@ -154,7 +154,40 @@ def _user_layers(
                 "of a run that was started."
             )
     saved = [] if run_folder is None else [_run_layer(run_folder / "config.yaml", asked, sources)]
-    return [*saved, *files, given, command_line]
+    asking = [*files, given, command_line]
+    # the settings of a run hold what its protocol set: only one that is asked for now is read
+    return [*saved, *_protocol_layers(value_of(asking, "protocol")), *asking]
+
+
+def _protocol_layers(name: Any) -> list[Layer]:
+    """The settings of a protocol; [] without one.
+
+    Raises:
+        ConfigError: there is no such protocol; with the nearest name.
+    """
+    if name is None:
+        return []
+    if name not in protocol_names():
+        hint = nearest(str(name), protocol_names()) or "."
+        raise ConfigError(
+            f"protocol: there is no protocol {name!r}{hint} There are "
+            f"{', '.join(protocol_names())}; --help=protocol describes them."
+        )
+    return [_file_layer(_protocol_file(name), is_default=True)]
+
+
+def _protocol_file(name: str) -> Path:
+    return properties_folder() / "protocol" / f"{name}.yaml"
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols, each a file in `properties/protocol`."""
+    return sorted(file.stem for file in _protocol_file("any").parent.glob("*.yaml"))
+
+
+def protocol_settings(name: str) -> dict[str, Any]:
+    """The settings of a protocol that exists."""
+    return merged(_protocol_layers(name))
 
 
 def _run_layer(file: Path, asked: Mapping[str, Any], sources: Sources) -> Layer:

@@ -1,10 +1,20 @@
-"""The protocol of an evaluation in words, for reports and model cards."""
+"""The protocol of an evaluation: by its name, deviations from it, and in words.
+
+What a named protocol sets is in `properties/protocol`, one file each; `layers.py` reads it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_multdpo.settings.layers import protocol_names, protocol_settings
+
+PROTOCOL = "protocol"
+# RecBole's metrics of lists alone: adding one is no other protocol
+_OF_LISTS = frozenset(
+    "itemcoverage averagepopularity shannonentropy giniindex tailpercentage".split()
+)
 _LEAVE_ONE_OUT = {
     "valid_and_test": "the last row of a user is for test, the one before for validation",
     "valid_only": "the last row of a user is for validation",
@@ -14,10 +24,107 @@ _CANDIDATES = {"uni": "drawn uniformly", "pop": "drawn by popularity", "total": 
 
 
 def protocol_in_words(settings: Mapping[str, Any]) -> str:
-    """Positives, split and candidates of a run's settings; unknown ones are left out."""
+    """Name, positives, split and candidates of a run's settings; unknown ones are left out."""
     arguments = settings.get("eval_args") or {}
     parts = [_positives(settings), _split(settings, arguments), _candidates(arguments)]
-    return "; ".join(part for part in parts if part)
+    return "; ".join(part for part in [named_protocol(settings), *parts] if part)
+
+
+def named_protocol(settings: Mapping[str, Any]) -> str:
+    """Name and deviations, such as `leave_one_out, but topk [10]`; empty without a name.
+
+    Args:
+        settings: final or saved settings of a run.
+    """
+    name = settings.get(PROTOCOL)
+    if not name:
+        return ""
+    differing = [f"{key} {_shown(value)}" for key, value in deviations(settings).items()]
+    return f"{name}{', but ' if differing else ''}{', '.join(differing)}"
+
+
+def deviations(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a run that are not those of its protocol, by key; a part as `eval_args.split`.
+
+    A key that the run's model does not have is no deviation. Metrics and cut-offs are compared as
+    sets, and further metrics of lists alone, such as ItemCoverage, change no protocol.
+
+    Args:
+        settings: final or saved settings of a run. A protocol that this version does not know, in
+            a folder from elsewhere, has none.
+    """
+    name = settings.get(PROTOCOL)
+    if name not in protocol_names():
+        return {}
+    wanted, own = _flat(protocol_settings(name)), _flat(settings)
+    return {
+        key: own[key]
+        for key, value in wanted.items()
+        if key in own and _comparable(key, own[key]) != _comparable(key, value)
+    }
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy with the parts of `eval_args` as keys of their own."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        parts = value if key == "eval_args" and isinstance(value, Mapping) else None
+        found |= {key: value} if parts is None else {f"{key}.{part}": parts[part] for part in parts}
+    return found
+
+
+def _comparable(key: str, value: Any) -> Any:
+    if key in ("metrics", "topk"):
+        values = value if isinstance(value, list | tuple) else [value]
+        return {str(each).lower() for each in values} - _OF_LISTS
+    if key == "valid_metric":
+        return str(value).lower()
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value without the quotes of Python: `[NDCG, MRR]`."""
+    return str(value).replace("'", "")
+
+
+def protocol_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Reasons why the data set of a run cannot serve its protocol, one sentence each.
+
+    Args:
+        settings: final settings of the right types.
+    """
+    name = settings.get(PROTOCOL)
+    if not name:
+        return []
+    own = f"{PROTOCOL}={name}"
+    files = settings.get("benchmark_filename")
+    if files:
+        return [
+            f"{own} splits the data itself, and {settings['dataset']} comes in ready parts "
+            f"(benchmark_filename={files}), whose split is its protocol. Leave {PROTOCOL} out."
+        ]
+    wanted = protocol_settings(name)
+    if settings["context"] == "conversation":
+        return [
+            f"{own} is about histories of users, and {settings['dataset']} has conversations "
+            f"(context=conversation). Leave {PROTOCOL} out."
+        ]
+    needed = {
+        field: f"limits {field} (val_interval {limits})"
+        for field, limits in (wanted.get("val_interval") or {}).items()
+        if field in (settings.get("val_interval") or {})
+    }
+    if settings["eval_args"]["order"] == "TO" and wanted["eval_args"]["order"] == "TO":
+        needed[settings["TIME_FIELD"]] = "is in order of time (eval_args order TO)"
+    columns = settings.get("load_col") or {}
+    loaded = columns.get("inter", "*")
+    missing = [] if loaded == "*" else [field for field in needed if field not in loaded]
+    return [
+        f"{own} {needed[field]}, and load_col of {settings['dataset']} has no {field}. If its "
+        f".inter file has that column, add --load_col="
+        f'"{ {**columns, "inter": [*loaded, field]} }"; otherwise use another protocol, or none.'
+        for field in missing
+    ]
 
 
 def _positives(settings: Mapping[str, Any]) -> str:

@@ -135,6 +135,8 @@ class AddedSettings(TypedDict, total=False):
     num_threads: Annotated[Count | None, Acts(("run", "test"), changes="machine")]
     run_dir: Annotated[Text | None, Acts("run", changes="machine", data_folder=False, saved=False)]
     resume: Annotated[Text | None, Acts("run", changes="machine", data_folder=False, saved=False)]
+    # a name of other settings, which say what a run is
+    protocol: Annotated[Text | None, Acts("run", changes="log", data_folder=False)]
     context: Annotated[Literal["history", "conversation"], _ROWS]
     mentioned_items: Annotated[
         Literal["exclude", "keep"], Acts("data", CONVERSATIONS, protocol=True)

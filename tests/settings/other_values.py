@@ -41,7 +41,15 @@ NO_OTHER = {
     *("train_neg_sample_args", "low_ratings", "trust_remote_code", "log_wandb", "resume"),
     *("wandb_project", "sft_on_prompt", "discretization", "reference_cache"),
     *("reference", "sft_cache_dir"),
-    *("run_dir", "config_files", "save_dataset", "save_dataloaders", "valid_metric", "metrics"),
+    *(
+        "run_dir",
+        "config_files",
+        "protocol",
+        "save_dataset",
+        "save_dataloaders",
+        "valid_metric",
+        "metrics",
+    ),
     *("dataset_save_path", "dataloaders_save_path", "test_information", "reproducibility"),
     *(
         "mentioned_items",
