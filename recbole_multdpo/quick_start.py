@@ -61,6 +61,7 @@ from recbole_multdpo.runs.resume import (
     settings_hash,
 )
 from recbole_multdpo.runs.unchanged import check_folder
+from recbole_multdpo.runs.wandb_run import wandb_run
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import log_detail, quieten_libraries, shows_bars
 from recbole_multdpo.runtime.durable_files import is_write_failure, write_atomically
@@ -148,11 +149,13 @@ def _run(config: Config) -> dict[str, Any]:
             return result
         clock = StageClock()
         try:
-            if config.settings is None:
-                folder.rewind({})  # RecBole's own models start from scratch
-                result = _run_classical(config, folder, clock)
-            else:
-                result = _run_llmrec(config, config.settings, folder, clock, signals)
+            with wandb_run(config, folder.path) as log_tests:
+                if config.settings is None:
+                    folder.rewind({})  # RecBole's own models start from scratch
+                    result = _run_classical(config, folder, clock)
+                else:
+                    result = _run_llmrec(config, config.settings, folder, clock, signals)
+                log_tests(result)
         except (ConfigError, DataError):
             # nothing was trained: a refused start leaves nothing that --resume could continue
             folder.refused = not config["resume"] and not clock.seconds.keys() & TRAINED

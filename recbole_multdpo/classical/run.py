@@ -88,6 +88,7 @@ class ClassicalRun:
             run = prepare_classical(self.config, self.dataset, refit_parts(self.parts))
             run.trainer.epochs = n_epochs
             run.trainer.eval_step = 0
+            run.trainer.wandblogger.log_wandb = False  # its epochs lie on the first fit's
             run.fit(show_progress)
             return run
         return self.with_validation_items()

@@ -55,7 +55,10 @@ RunMember = Callable[[list[str]], int]
 
 
 def run_in_subprocess(
-    argv: list[str], output: IO[bytes] | None = None, stop: Callable[[], bool] | None = None
+    argv: list[str],
+    output: IO[bytes] | None = None,
+    stop: Callable[[], bool] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> int:
     """Run the command line in a new process, whose crash or lack of memory stays its own.
 
@@ -63,6 +66,7 @@ def run_in_subprocess(
         argv: the arguments.
         output: gets what it prints, which its run.log has too; None for the console.
         stop: called every `POLL_SECONDS`; the process is terminated when it returns True.
+        variables: of the environment, where it has none of these names.
 
     Returns:
         The exit status.
@@ -71,7 +75,7 @@ def run_in_subprocess(
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     # the working directory may hold foreign files: nothing is imported from there
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    environment = {**os.environ, **own}
+    environment = {**(variables or {}), **os.environ, **own}
     command = [sys.executable, "-m", "recbole_multdpo", *argv]
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as child:
         try:
@@ -129,7 +133,7 @@ def compare(argv: Sequence[str], run_member: RunMember | None = None) -> tuple[P
 
 def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int:
     """Tune, run and report; returns the exit status."""
-    runner = Runner(run_member, request.jobs, plan.metric)
+    runner = Runner(run_member, request.jobs, plan.metric, plan.folder)
     try:
         with SignalHandler():
             tuned = _tune(plan, request, runner)
@@ -145,8 +149,10 @@ def _run_plan(plan: Plan, request: Request, run_member: RunMember | None) -> int
 class Runner:
     """Makes runs in their folders, `jobs` at a time; finished ones are skipped."""
 
-    def __init__(self, run_member: RunMember | None, jobs: int, metric: str = ""):
-        self._run_member, self._metric = run_member, metric
+    def __init__(
+        self, run_member: RunMember | None, jobs: int, metric: str = "", parent: Path = Path()
+    ) -> None:
+        self._run_member, self._metric, self._parent = run_member, metric, parent
         self.jobs = jobs
         self._told: set[str] = set()  # reasons of failures
         self._telling = Lock()
@@ -214,7 +220,7 @@ class Runner:
         else:
             stop_this = None if stop is None else partial(stop, folder)
             with TemporaryFile() as printed:
-                status = run_in_subprocess(argv, printed, stop_this)
+                status = run_in_subprocess(argv, printed, stop_this, self._names_at_wandb(folder))
                 printed.seek(0)
                 said = printed.read().decode("utf-8", errors="replace")
         if is_stopped(folder):
@@ -235,6 +241,11 @@ class Runner:
                 show(f"{name} failed for the same reason", sys.stderr, flush=True)
             self._told.add(reason)
         return reason
+
+    def _names_at_wandb(self, folder: Path) -> dict[str, str]:
+        """Environment variables of Weights & Biases: a run's group and name there."""
+        name = folder.relative_to(self._parent).as_posix()
+        return {"WANDB_RUN_GROUP": self._parent.resolve().name, "WANDB_NAME": name}
 
 
 def _tune(plan: Plan, request: Request, runner: Runner) -> dict[System, Tuned]:

@@ -445,6 +445,7 @@ def _helper(
             check_conversation_model(config)
     except ConfigError as error:
         raise ConfigError(f"{role} {name}: {error}") from error
+    config["log_wandb"] = False  # the curves there are the run's
     return config
 
 

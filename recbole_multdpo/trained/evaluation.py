@@ -41,6 +41,7 @@ from recbole_multdpo.runs.load import (
 )
 from recbole_multdpo.runs.per_user import PerUserEvaluator
 from recbole_multdpo.runs.unchanged import changed_data, check_folder
+from recbole_multdpo.runs.wandb_run import wandb_run
 from recbole_multdpo.runtime.console import shows_bars
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.effects import acts
@@ -75,8 +76,10 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, no_tensorboard():
         test = _test_language_model if base.settings is not None else _test_classical
-        figures, part = test(folder, base, config, Path(scratch), options)
-    found = plain_json(figures)
+        with wandb_run(config, folder) as log_tests:
+            figures, part = test(folder, base, config, Path(scratch), options)
+            found = plain_json(figures)
+            log_tests({"test_result": found})
     deciding = [key for key in EVALUATION_SETTINGS if not acts(key).may_change]
     own_test = all(config[key] == base[key] for key in deciding)
     if own_test:

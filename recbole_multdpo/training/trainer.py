@@ -39,6 +39,7 @@ from recbole_multdpo.runs.fingerprints import check_resumed
 from recbole_multdpo.runs.logs import log_sizes
 from recbole_multdpo.runs.resume import settings_hash
 from recbole_multdpo.runs.step_log import StepLog
+from recbole_multdpo.runs.wandb_run import StageLogger
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import Progress, duration, log_detail
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
@@ -130,6 +131,7 @@ class SetwiseTrainer(Trainer):
         asked, config["epochs"] = config["epochs"], stage.epochs  # RecBole compares numbers
         super().__init__(config, model)
         config["epochs"] = asked
+        self.wandblogger = StageLogger(config, stage.name)
         self.eval_step = min(stage.eval_step, stage.epochs)
         self.eval_collector = TopKCollector(config)
         self.run_folder = run_folder
@@ -245,9 +247,6 @@ class SetwiseTrainer(Trainer):
             )
         if processes.is_main_process():
             self.step_log = StepLog(self.run_folder, self.stage.name)
-        if self.wandblogger.log_wandb:
-            name = self.stage.name
-            self.wandblogger._wandb.define_metric(f"{name}/*", step_metric=f"{name}_step")
         if self.stage.kind == "preference" and self.settings.track_bounds:
             file = self.run_folder / "bounds.csv"
             self.bounds_log = processes.broadcast_from_main(lambda: BoundsLog(file))
@@ -335,7 +334,7 @@ class SetwiseTrainer(Trainer):
 
     def _count(self, metrics: Mapping[str, float], n_examples: int) -> None:
         """Log a step's metrics and add them to the epoch's sums."""
-        position, step = self.position, f"{self.stage.name}_step"
+        position = self.position
         is_first = position.batch == 0
         position.batch += 1
         position.n_contexts += n_examples
@@ -346,7 +345,7 @@ class SetwiseTrainer(Trainer):
             # an epoch that an older version started lacks newer metrics in its first steps
             if is_first or name in position.sums:
                 position.sums[name] = position.sums.get(name, 0.0) + value * n_examples
-        self.wandblogger.log_metrics({**metrics, step: self.global_step}, head=self.stage.name)
+        self.wandblogger.log(metrics, self.global_step)
 
     def _finish_epoch(self) -> float:
         """Log the epoch's mean metrics; returns the mean loss."""
@@ -393,6 +392,7 @@ class SetwiseTrainer(Trainer):
         self._last_metrics = result
         if self.step_log is not None:
             self.step_log.validation(self.global_step, result)
+        self.wandblogger.log({f"valid/{k}": v for k, v in result.items()}, self.global_step)
         self._log_validation(score, result, time.perf_counter() - start)
         return score, result
 
@@ -680,10 +680,7 @@ class SetwiseTrainer(Trainer):
                 f"{settings.expand_per_step}) with --resume={self.run_folder}. "
                 f"Last checkpoint: {self._last_checkpoint()}"
             ) from None
-        results = [self.evaluator.evaluate(of_weight) for of_weight in collected]
-        for result in results:
-            self.wandblogger.log_eval_metrics(result, head="eval")
-        return results
+        return [self.evaluator.evaluate(of_weight) for of_weight in collected]
 
     def ranking_seconds(self, eval_data: AbstractDataLoader) -> float:
         """Seconds that this process would take for its share of a ranking, by a few users."""
