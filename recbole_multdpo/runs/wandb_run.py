@@ -17,7 +17,7 @@ from recbole_multdpo.settings.config import Config
 _TESTS = {"test_result": "test", "sft_test_result": "test_sft"}
 
 
-class StageLogger(WandbLogger):  # type: ignore[misc]
+class StageLogger(WandbLogger):
     """RecBole's logger for one stage, over the steps of the stage.
 
     What RecBole's loop logs by epoch is left out: it begins at 0 in every stage, so that the curves
