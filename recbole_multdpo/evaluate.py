@@ -3,6 +3,7 @@
     python -m recbole_multdpo.evaluate saved/my-run
     python -m recbole_multdpo.evaluate saved/my-run "--eval_args={'mode': 'uni100'}" --topk=[1,10]
     python -m recbole_multdpo.evaluate saved/my-run --metrics=[NDCG,ItemCoverage] --output=more.json
+    python -m recbole_multdpo.evaluate saved/my-run --calibration
 
 Without settings it repeats the run's own test, and gives the same figures to the digit or an error.
 The result is a new file; the run's files do not change.
@@ -39,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="a new file instead of RUN/evaluation-<n>.json"
     )
+    command.add_argument(
+        "--calibration",
+        action="store_true",
+        help="test the probabilities too: log-loss in bits, and whether items of probability p are "
+        "found as often as p says (LLMRec; every title is scored)",
+    )
     settings = command.add_argument_group(
         "settings", "as for a run, each in place of the run's; a part of eval_args keeps the others"
     )
@@ -57,7 +64,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from recbole_multdpo.trained.evaluation import evaluate_run  # after what needs no model
 
-    found = evaluate_run(folder, changes, **run_options(options))
+    calibrates = {"calibrates": options.calibration}
+    found = evaluate_run(folder, changes, **calibrates, **run_options(options))
     file = write_evaluation(found, folder, options.output)
     show(as_text(found))
     show(f"evaluation in {file}")
@@ -107,7 +115,29 @@ def as_text(found: Mapping[str, Any]) -> str:
         for name, value in found["test_result"].items()
         if value is not None
     ]
-    return "\n".join([heading, *rows])
+    return "\n".join([heading, *rows, *_probabilities_as_text(found.get("calibration"))])
+
+
+def _probabilities_as_text(found: Mapping[str, Any] | None) -> list[str]:
+    """Lines about the probabilities; none if they were not tested."""
+    if found is None:
+        return []
+    others = ", ".join(
+        f"{found[f'bits_per_item_{name}']:.3f} {words}"
+        for name, words in (("popularity", "by popularity"), ("uniform", "if all were equal"))
+    )
+    lines = [
+        "",
+        f"log-loss of {found['held_out_items']:,} held-out items of {found['users']:,} users: "
+        f"{found['bits_per_item']:.3f} bits each ({others});",
+        f"as sets, before all other items in any order: {found['bits_per_item_as_sets']:.3f} bits",
+        "",
+        f"{'probability to be held out':<28}{'expected':>12}{'found':>12}",
+    ]
+    for each in found["reliability"]:
+        span = f"{each['above']:g} to {each['to']:g}"
+        lines.append(f"{span:<28}{each['expected']:>12,.1f}{each['found']:>12,}")
+    return [*lines, f"{found['misplaced']:.1%} of them would have to move for the columns to agree"]
 
 
 if __name__ == "__main__":

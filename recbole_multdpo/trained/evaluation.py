@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.evaluator import metric_types
@@ -29,6 +30,7 @@ from recbole_multdpo.classical.weights import load_weights
 from recbole_multdpo.data.counted_dataset import fitted_part
 from recbole_multdpo.data.loader import evaluation_loaders, tested_part
 from recbole_multdpo.errors import ConfigError, DataError
+from recbole_multdpo.ranking.exact import ExactRanker
 from recbole_multdpo.runs.fingerprints import describe
 from recbole_multdpo.runs.folder import command, hardware, no_tensorboard, plain_json, versions
 from recbole_multdpo.runs.load import (
@@ -49,22 +51,26 @@ from recbole_multdpo.settings.information import KEY, SEEN
 from recbole_multdpo.settings.messages import nearest
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
+from recbole_multdpo.training.calibration import calibration
 from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
-def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path, changes: Mapping[str, Any], *, calibrates: bool = False, **options: Any
+) -> dict[str, Any]:
     """Test a finished run; returns the content of the evaluation's file.
 
     Args:
         folder: the run's folder.
         changes: settings of `EVALUATION_SETTINGS`, as on the command line; a part of `eval_args`
             keeps the others.
+        calibrates: test the probabilities too (`training.calibration`), not only their order.
         options: as for `trained.run.load_run`.
 
     Raises:
-        ConfigError: a setting cannot be changed, or the test is invalid for the run: its items were
-            used in training, or it needs another training.
+        ConfigError: a setting cannot be changed, the test is invalid for the run, as its items were
+            used in training or it needs another training, or there are no probabilities to test.
         DataError: the data have changed, or the run's own test does not reproduce its figures.
     """
     result = result_of(folder)
@@ -77,9 +83,10 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
     with tempfile.TemporaryDirectory() as scratch, no_tensorboard():
         test = _test_language_model if base.settings is not None else _test_classical
         with wandb_run(config, folder) as log_tests:
-            figures, part = test(folder, base, config, Path(scratch), options)
-            found = plain_json(figures)
+            trainer, loader, part = test(folder, base, config, Path(scratch), options)
+            found = plain_json(_tested(trainer, config, loader))
             log_tests({"test_result": found})
+        probabilities = _calibration(trainer, config, loader) if calibrates else None
     deciding = [key for key in EVALUATION_SETTINGS if not acts(key).may_change]
     own_test = all(config[key] == base[key] for key in deciding)
     if own_test:
@@ -96,6 +103,7 @@ def evaluate_run(folder: Path, changes: Mapping[str, Any], **options: Any) -> di
             },
             "test_result": found,
             "run_test_result": result["test_result"],
+            **({} if probabilities is None else {"calibration": probabilities}),
             **test_description(tested_part(config, part)),
             "num_items": part.item_num - 1,
             "seconds": round(time.perf_counter() - start, 2),
@@ -150,8 +158,8 @@ def _changed_config(
 
 def _test_classical(
     folder: Path, base: Config, config: Config, scratch: Path, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], Dataset]:
-    """Test metrics of one of RecBole's models, and the tested part."""
+) -> tuple[Trainer, AbstractDataLoader, Dataset]:
+    """Trainer and loader for the test of one of RecBole's models, and the tested part."""
     dataset, parts = load_parts(base)
     _check_data(folder, changed_data(folder, result_of(folder), dataset, parts))
     parts = _with_test_of(base, config, parts)
@@ -166,13 +174,13 @@ def _test_classical(
         run = run.with_validation_items()
     trainer = run.trainer
     trainer.eval_collector.data_collect(run.train_data)
-    return _tested(trainer, config, run.test_data), parts[2]
+    return trainer, run.test_data, parts[2]
 
 
 def _test_language_model(
     folder: Path, base: Config, config: Config, scratch: Path, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], Dataset]:
-    """Test metrics of a language model, with its assistant, and the tested part."""
+) -> tuple[SetwiseTrainer, AbstractDataLoader, Dataset]:
+    """Trainer and loader for the test of a language model with its assistant; the tested part."""
     run = load_run(folder, scratch=scratch, **options)
     _check_data(folder, run.changed)
     parts = _with_test_of(base, config, run.parts)
@@ -183,7 +191,7 @@ def _test_language_model(
     trainer = SetwiseTrainer(config, run.model, stage, scratch, ranker)
     fitted = fitted_part(config[KEY], parts)
     trainer.eval_collector.data_collect(SimpleNamespace(dataset=fitted))
-    return _tested(trainer, config, test), parts[2]
+    return trainer, test, parts[2]
 
 
 def _tested(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[str, Any]:
@@ -192,6 +200,26 @@ def _tested(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[
     show = shows_bars(config["show_progress"])
     found = trainer.evaluate(test, load_best_model=False, show_progress=show)
     return dict(found)
+
+
+def _calibration(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[str, Any]:
+    """Figures of the model's probabilities, see `training.calibration.calibration`.
+
+    Raises:
+        ConfigError: the model has none, or the test ranks a part of the catalogue.
+    """
+    ranker = getattr(trainer, "ranker", None)
+    if type(ranker) is not ExactRanker:
+        raise ConfigError(
+            f"--calibration: {config['model']} ranks by scores that are no probabilities. Name a "
+            "run of LLMRec."
+        )
+    if not isinstance(test, FullSortEvalDataLoader):
+        raise ConfigError(
+            "--calibration: sampled candidates are a part of the catalogue, and probabilities are "
+            "of all of it. Add --eval_args=\"{'mode': 'full'}\"."
+        )
+    return calibration(ranker, test)
 
 
 def _with_test_of(base: Config, config: Config, parts: list[Dataset]) -> list[Dataset]:

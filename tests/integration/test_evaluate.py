@@ -259,3 +259,30 @@ def test_low_ratings_are_left_out_as_in_a_run(model: str, data_path: Path, tmp_p
     assert found["seen_items"] == "rated" and not found["own_test"]
     assert found["test_result"] != results["positives"]["test_result"]
     assert found["test_result"] == results["rated"]["test_result"]
+
+
+def test_probabilities_are_tested_on_request(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "calibration" not in evaluated(runs / "LLMRec")
+    capsys.readouterr()
+    found = evaluated(runs / "LLMRec", "--calibration")["calibration"]
+    assert found["users"] == found["held_out_items"] == N_USERS  # leave-one-out
+    assert found["bits_per_item"] == pytest.approx(found["bits_per_item_as_sets"])
+    shown = capsys.readouterr().out
+    assert f"{found['bits_per_item']:.3f} bits each" in shown
+    assert "probability to be held out" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("EASE", [], "EASE ranks by scores that are no probabilities"),
+        ("LLMRec", ["--eval_args={'mode': 'uni5'}"], "sampled candidates are a part"),
+    ],
+)
+def test_where_there_are_no_probabilities_of_the_catalogue(
+    runs: Path, name: str, setting: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(runs / name), "--calibration", *setting]) == 2
+    assert message in capsys.readouterr().err
