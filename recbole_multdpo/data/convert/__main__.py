@@ -8,7 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.data.convert import crs, goodreads, movielens, titles_jsonl
+from recbole_multdpo.data.convert import (
+    amazon,
+    atomic,
+    crs,
+    goodreads,
+    lastfm,
+    mind,
+    minionerec,
+    movielens,
+    sequences,
+    steam,
+    table,
+    titles_jsonl,
+)
 from recbole_multdpo.data.convert.dataset_folder import REJECTED_FILE, REPORT_FILE, DatasetFolder
 from recbole_multdpo.data.convert.raw_files import raw_encoding
 from recbole_multdpo.errors import MultDPOError
@@ -16,8 +29,16 @@ from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.shown_text import show
 
 FORMATS: dict[str, Any] = {
+    "table": table,
+    "atomic": atomic,
     "movielens": movielens,
+    "amazon": amazon,
+    "sequences": sequences,
+    "minionerec": minionerec,
     "goodreads": goodreads,
+    "lastfm": lastfm,
+    "steam": steam,
+    "mind": mind,
     "crs": crs,
     "titles-jsonl": titles_jsonl,
 }

@@ -22,6 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+from urllib.parse import quote
 
 from recbole_multdpo.data.atomic_file import PANDAS_MISSING
 from recbole_multdpo.data.item_text import (
@@ -61,6 +62,23 @@ def id_problem(token: str) -> str | None:
     if token.startswith('"'):
         return "id that begins with a quotation mark"
     return None
+
+
+def safe_id(text: str) -> str:
+    """A text as the id of a user or item: what an atomic file cannot hold is percent-encoded.
+
+    `Jane Doe` becomes `Jane%20Doe`, and `NA`, which pandas takes for a missing value, `%4EA`. White
+    space around the text is removed.
+    """
+    text = text.strip()
+    if not id_problem(text):
+        return text
+    coded = (
+        char if char.isprintable() and char not in ' "%' else quote(char, errors="replace")
+        for char in text
+    )
+    token = "".join(coded)
+    return f"%{ord(token[0]):X}{token[1:]}" if token in PANDAS_MISSING else token
 
 
 class AtomicFileWriter:

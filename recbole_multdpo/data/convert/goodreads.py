@@ -1,7 +1,6 @@
 """Converter of UCSD's Goodreads (Wan and McAuley 2018): 229 million interactions, or one genre.
 
-Rows are streamed from the raw file to a binary file (13 bytes each, in the hidden output folder),
-then from there. Memory grows with the number of users and books, not of interactions.
+Rows are streamed (`stored_rows`). Memory grows with the number of users and books, not of rows.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ import numpy as np
 
 from recbole_multdpo.data.convert.dataset_folder import DatasetFolder, id_problem, text_field
 from recbole_multdpo.data.convert.raw_files import Reject, csv_rows, find_file, json_lines
+from recbole_multdpo.data.convert.stored_rows import StoredRows
 from recbole_multdpo.errors import DataError
 
 HELP = "UCSD's Goodreads: a folder with goodreads_interactions* and goodreads_books*.json"
 
-_ROWS_PER_CHUNK = 1_000_000
-_ROW = np.dtype([("user", "<i4"), ("book", "<i4"), ("rating", "<i1"), ("time", "<i4")])
 _MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if name}
 
 PROPERTIES = """\
@@ -68,8 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
     """Write the data set's files and return the report."""
-    if options.k_core < 1:
-        raise DataError(f"--k-core={options.k_core} must be at least 1")
     interactions = find_file(
         options.input,
         ["goodreads_interactions*.json", "goodreads_interactions*.csv"],
@@ -77,22 +73,19 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     )
     books_file = find_file(options.input, ["goodreads_books*.json"], need="the books' titles")
     wanted = _books_of_genres(options.input, options.genres, folder.reject)
-    books = _books_with_title(books_file, wanted)
+    rows = StoredRows(folder, options.k_core, _books_with_title(books_file, wanted))
+    books = rows.items
     names = _csv_book_ids(options.input, books) if ".csv" in interactions.suffixes else None
-    rows_file = folder.path / "rows.bin"
-    users = _store_rows(interactions, rows_file, books, names, options.min_rating, folder)
+    _store_rows(interactions, rows, names, options.min_rating, folder)
+    rows.keep()
     has_time = names is None
-    user_alive, book_alive = _k_core(rows_file, len(users), len(books), options.k_core, folder)
-    _write_interactions(
-        folder, rows_file, list(users), list(books), user_alive, book_alive, has_time
-    )
-    rows_file.unlink()
-    _write_books(folder, books_file, books, book_alive)
-    folder.counts |= {"users": int(user_alive.sum()), "books_with_a_title": len(books)}
+    rows.write(["rating", "timestamp"] if has_time else ["rating"])
+    _write_books(folder, books_file, books, rows.item_kept)
+    folder.counts["books_with_a_title"] = len(books)
     return folder.finish(
         properties=PROPERTIES.format(
             name=folder.name,
-            n_users=int(user_alive.sum()),
+            n_users=folder.counts["users"],
             n_items=folder.rows["item"],
             n_inter=folder.rows["inter"],
             min_rating=options.min_rating,
@@ -160,51 +153,42 @@ def _book_problem(book: str, row: dict[str, Any]) -> str | None:
     return id_problem(book)
 
 
-def _csv_book_ids(folder: Path, books: dict[str, int]) -> dict[str, int]:
-    """Map the ids of books in `goodreads_interactions.csv`, a separate numbering, to numbers."""
+def _csv_book_ids(folder: Path, books: dict[str, int]) -> dict[str, str]:
+    """Map the ids of books in `goodreads_interactions.csv`, a separate numbering, to the others."""
     path = find_file(folder, ["book_id_map.csv"], need="the ids in the interactions' CSV")
     rows = csv_rows(path, ["book_id_csv", "book_id"], lambda *_: None)
-    return {csv_id: books[book] for _, (csv_id, book) in rows if book in books}
+    return {csv_id: book for _, (csv_id, book) in rows if book in books}
 
 
 def _store_rows(
     source: Path,
-    target: Path,
-    books: dict[str, int],
-    names: dict[str, int] | None,
+    rows: StoredRows,
+    names: dict[str, str] | None,
     min_rating: int,
     folder: DatasetFolder,
-) -> dict[str, int]:
-    """Stream the kept interactions into a file of `_ROW`s; returns the number of each user id."""
-    users: dict[str, int] = {}
+) -> None:
+    """Store the interactions with a wanted book; `names`: the ids of books in a CSV file."""
     counts = {"read": 0, "below_min_rating": 0, "without_a_wanted_book": 0}
-    chunk: list[tuple[int, int, int, int]] = []
-    numbers = books if names is None else names
-    with target.open("wb") as file:
-        for line, (user, book, rating_text, date) in _interaction_rows(source, folder.reject):
-            counts["read"] += 1
-            rating = int(rating_text) if rating_text in ("0", "1", "2", "3", "4", "5") else None
-            time = _unix_time(date) if date else 0
-            problem = id_problem(user)
-            if rating is None:
-                problem = "rating that is not 0 to 5"
-            elif time is None:
-                problem = "date_added that is not a date"
-            if problem or rating is None or time is None:
-                row = [user, book, rating_text, date]
-                folder.reject(source.name, line, problem or "malformed", row)
-            elif rating < min_rating:
-                counts["below_min_rating"] += 1
-            elif book not in numbers:
-                counts["without_a_wanted_book"] += 1
-            else:
-                chunk.append((users.setdefault(user, len(users)), numbers[book], rating, time))
-                if len(chunk) == _ROWS_PER_CHUNK:
-                    np.array(chunk, dtype=_ROW).tofile(file)
-                    chunk.clear()
-        np.array(chunk, dtype=_ROW).tofile(file)
+    known = rows.items if names is None else names
+    for line, (user, book, rating_text, date) in _interaction_rows(source, folder.reject):
+        counts["read"] += 1
+        rating = int(rating_text) if rating_text in ("0", "1", "2", "3", "4", "5") else None
+        time = _unix_time(date) if date else 0
+        problem = id_problem(user)
+        if rating is None:
+            problem = "rating that is not 0 to 5"
+        elif time is None:
+            problem = "date_added that is not a date"
+        if problem or rating is None or time is None:
+            row = [user, book, rating_text, date]
+            folder.reject(source.name, line, problem or "malformed", row)
+        elif rating < min_rating:
+            counts["below_min_rating"] += 1
+        elif book not in known:
+            counts["without_a_wanted_book"] += 1
+        else:
+            rows.add(user, book if names is None else names[book], rating, time)
     folder.counts["interactions"] = counts
-    return users
 
 
 def _interaction_rows(
@@ -241,56 +225,6 @@ def _unix_time(date: str) -> int | None:
     except (ValueError, KeyError, IndexError):
         return None
     return seconds if 0 <= seconds < 2**31 else None
-
-
-def _chunks(path: Path) -> Iterator[np.ndarray]:
-    """Yield the stored rows in chunks of `_ROWS_PER_CHUNK`."""
-    with path.open("rb") as file:
-        while len(rows := np.fromfile(file, dtype=_ROW, count=_ROWS_PER_CHUNK)):
-            yield rows
-
-
-def _k_core(
-    path: Path, n_users: int, n_books: int, k: int, folder: DatasetFolder
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of the k-core, the largest set in which each user and book has >= k interactions.
-
-    Returns:
-        Two bool arrays, [n_users] and [n_books].
-    """
-    user_alive, book_alive = np.ones(n_users, dtype=bool), np.ones(n_books, dtype=bool)
-    rounds = 0
-    while True:
-        users, books = np.zeros(n_users, dtype=np.int64), np.zeros(n_books, dtype=np.int64)
-        for rows in _chunks(path):
-            rows = rows[user_alive[rows["user"]] & book_alive[rows["book"]]]
-            users += np.bincount(rows["user"], minlength=n_users)
-            books += np.bincount(rows["book"], minlength=n_books)
-        rounds += 1
-        stay = (users >= k).sum() + (books >= k).sum()
-        before = user_alive.sum() + book_alive.sum()
-        user_alive, book_alive = users >= k, books >= k
-        if stay == before:
-            folder.counts["k_core_rounds"] = rounds
-            return user_alive, book_alive
-
-
-def _write_interactions(
-    folder: DatasetFolder,
-    path: Path,
-    users: list[str],
-    books: list[str],
-    user_alive: np.ndarray,
-    book_alive: np.ndarray,
-    has_time: bool,
-) -> None:
-    columns = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
-    table = folder.table("inter", columns if has_time else columns[:3])
-    for rows in _chunks(path):
-        rows = rows[user_alive[rows["user"]] & book_alive[rows["book"]]]
-        for user, book, rating, time in rows.tolist():
-            fields = (users[user], books[book], str(rating), str(time))
-            table.write(*(fields if has_time else fields[:3]))
 
 
 def _write_books(

@@ -1,4 +1,6 @@
-"""Converter of GroupLens' MovieLens: `ratings.dat` and `movies.dat` (1M, 10M), or `.csv` (20M on).
+"""Converter of GroupLens' MovieLens: `u.data` and `u.item`, or `.dat` (1M, 10M), or `.csv`.
+
+Kaggle's copy of 20M has `rating.csv` and `movie.csv`, with dates instead of Unix times.
 
 Movie files are UTF-8 or, in older sets, latin-1, which is detected. A title's year becomes a
 separate column, as in RecBole's own files.
@@ -21,12 +23,18 @@ from recbole_multdpo.data.convert.raw_files import (
     text_lines,
     title_and_year,
 )
+from recbole_multdpo.data.times import seconds_of
 
-HELP = "MovieLens as GroupLens publishes it: a folder with ratings.dat/.csv and movies.dat/.csv"
+HELP = "MovieLens: a folder with ratings.dat/.csv and movies.dat/.csv, or with u.data and u.item"
 
 _NO_GENRES = "(no genres listed)"
 _RATING = re.compile(r"[0-5](\.[05]0*)?")
 _TIME = re.compile(r"\d{1,12}")
+# genres in the order of the last 19 columns of u.item (u.genre)
+_GENRES = (
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir"
+    "|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
+).split("|")
 
 PROPERTIES = """\
 # {name}, converted from MovieLens: {n_users:,} users, {n_items:,} movies, {n_inter:,} ratings.
@@ -48,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any]:
     """Write the data set's files and return the report."""
-    names = {"ratings": ["ratings.dat", "ratings.csv"], "movies": ["movies.dat", "movies.csv"]}
+    names = {
+        "ratings": ["ratings.dat", "ratings.csv", "rating.csv", "u.data"],
+        "movies": ["movies.dat", "movies.csv", "movie.csv", "u.item"],
+    }
     files = {
         kind: find_file(options.input, patterns, need=f"the {kind} of MovieLens")
         for kind, patterns in names.items()
@@ -97,6 +108,17 @@ def _movie_rows(
         ):
             yield number, (movie, title, genres)
         return
+    if ".item" in path.suffixes:
+        for number, text in text_lines(path, reject, encoding):
+            fields = text.split("|")
+            marks = fields[-len(_GENRES) :]
+            if len(fields) < 5 + len(_GENRES) or not set(marks) <= {"0", "1"}:
+                reject(path.name, number, "not a row of u.item", text)
+                continue
+            named = [genre for genre, mark in zip(_GENRES, marks, strict=True) if mark == "1"]
+            # a title may contain the separator; two dates and an address follow it
+            yield number, (fields[0], "|".join(fields[1 : -len(_GENRES) - 3]), "|".join(named))
+        return
     for number, text in text_lines(path, reject, encoding):
         # a title may contain the separator, id and genres do not
         movie, _, rest = text.partition("::")
@@ -114,6 +136,8 @@ def _write_ratings(folder: DatasetFolder, path: Path, movies: set[str]) -> set[s
     )
     users: set[str] = set()
     for line, row in _rating_rows(path, folder.reject):
+        if len(row) == 4 and not _TIME.fullmatch(row[3]) and (time := seconds_of(row[3])):
+            row[3] = f"{time[0]:.0f}"  # a date
         problem = _rating_problem(row, movies)
         if problem:
             folder.reject(path.name, line, problem, row)
@@ -127,8 +151,9 @@ def _rating_rows(path: Path, reject: Reject) -> Iterator[tuple[int, list[str]]]:
     if ".csv" in path.suffixes:
         yield from csv_rows(path, ["userId", "movieId", "rating", "timestamp"], reject)
         return
+    separator = "\t" if ".data" in path.suffixes else "::"
     for number, text in text_lines(path, reject):
-        yield number, text.split("::")
+        yield number, text.split(separator)
 
 
 def _rating_problem(row: list[str], movies: set[str]) -> str | None:
@@ -138,7 +163,7 @@ def _rating_problem(row: list[str], movies: set[str]) -> str | None:
     if not _RATING.fullmatch(rating) or float(rating) > 5:
         return "rating that is not between 0 and 5 in half stars"
     if not _TIME.fullmatch(time):
-        return "timestamp that is not a Unix time"
+        return "timestamp that is neither a Unix time nor a date"
     if movie not in movies:
         return "rating of a movie that the movie file lacks"
     return id_problem(user)

@@ -159,19 +159,37 @@ def text_lines(path: Path, reject: Reject, encoding: str = "utf-8") -> Iterator[
 
 
 def csv_rows(
-    path: Path, columns: Sequence[str], reject: Reject, encoding: str = "utf-8"
+    path: Path,
+    columns: Sequence[str],
+    reject: Reject,
+    encoding: str = "utf-8",
+    separator: str = ",",
+    header: Sequence[str] | None = None,
+    escape: str | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the last line number and the values of `columns` of each row of a CSV file.
 
-    Quoted values may contain separators, quotation marks and line ends.
+    Quoted values may contain separators, quotation marks and line ends. RecBole's types are no part
+    of a column's name: `user_id:token` is `user_id`.
+
+    Args:
+        path: the file.
+        columns: names of columns.
+        reject: called for rows that cannot be read.
+        encoding: of the file.
+        separator: between values, one character.
+        header: names of the columns if the first line does not have them.
+        escape: character before a quotation mark inside of a value; None: it is doubled.
 
     Raises:
         DataError: the header is damaged or lacks a column, the file is empty or in another
             encoding, or a quotation mark is not closed.
     """
-    reader = csv.reader(_decoded_lines(path, encoding))
+    lines = _decoded_lines(path, encoding)
+    reader = csv.reader(lines, delimiter=separator, escapechar=escape)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        if header is None:
+            header = [name.strip().partition(":")[0] for name in next(reader, [])]
     except csv.Error as error:
         raise DataError(f"{path}: the header is not valid CSV: {error}.") from error
     missing = [name for name in columns if name not in header]

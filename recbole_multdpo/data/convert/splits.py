@@ -46,7 +46,9 @@ def split_files(folder: Path, extensions: Sequence[str]) -> dict[str, Path]:
     """
     files = {}
     for split, stems in _FILE_NAMES.items():
-        found = find_files(folder, [f"{stem}.{end}" for stem in stems for end in extensions])
+        ends = [f"{stem}.{end}" for stem in stems for end in extensions]
+        # train.json, or lastfm-train.json as in S-DPO's folders
+        found = find_files(folder, ends) or find_files(folder, [f"*[-_]{end}" for end in ends])
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise DataError(f"{folder} has several {split} files ({names}); keep one of them")

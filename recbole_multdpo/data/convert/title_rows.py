@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from recbole_multdpo.data.convert.dataset_folder import title_text
 from recbole_multdpo.data.convert.raw_files import Reject, json_rows
+from recbole_multdpo.data.convert.tables import parquet_rows
 
 FORMS = """\
 {"history": ["A", "B"], "targets": ["C"]}
@@ -77,7 +78,8 @@ def title_rows(
         reject: called for all other rows.
         reader_key: field with the reader; None: a field with a usual name, such as `user_id`.
     """
-    for line, raw in json_rows(path, reject):
+    rows = parquet_rows(path) if ".parquet" in path.suffixes else json_rows(path, reject)
+    for line, raw in rows:
         titles = next(filter(None, (form(raw, known) for form in _FORMS)), None)
         if titles is None:
             reject(path.name, line, "neither quoted titles nor history and targets", raw)

@@ -3,9 +3,9 @@
 A row of a file (JSON lines or one JSON list) is a reader's list of titles, or a piece of it, in one
 of the forms `title_rows.FORMS`. Pieces of one list are merged (`merging`).
 
-The file name ends in json or jsonl. An optional `id2name.json` (id -> title) in the same folder
-gives ids, and titles that no row has; other titles get the ids `t1`, `t2`, ... Titles are compared
-as a run reads them: normalised by `title_text`.
+The file name ends in json, jsonl or parquet (`pip install 'recbole-multdpo[arrow]'`). An optional
+`id2name.json` (id -> title) in the same folder gives ids, and titles that no row has; other titles
+get the ids `t1`, `t2`, ... Titles are compared as a run reads them: normalised by `title_text`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
     names = find_files(options.input, ["id2name.json"])
     id_to_title = _id_to_title(names[0], folder) if names else {}
     title_ids = TitleIds(id_to_title)
-    files = split_files(options.input, ["json", "jsonl"])
+    files = split_files(options.input, ["json", "jsonl", "parquet"])
     _check_parts(files, options)
     known = set(title_ids.id_of)
     rows = [

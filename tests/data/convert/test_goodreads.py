@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from recbole_multdpo.data.convert import goodreads
+from recbole_multdpo.data.convert import goodreads, stored_rows
 from recbole_multdpo.data.convert.__main__ import main
 
 DATE = "Fri Aug 25 13:55:02 -0700 2017"
@@ -135,7 +135,7 @@ def slow_core(pairs, k):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_the_core_against_its_slow_twin(convert, k, monkeypatch):
-    monkeypatch.setattr(goodreads, "_ROWS_PER_CHUNK", 7)  # the rows come in many chunks
+    monkeypatch.setattr(stored_rows, "ROWS_PER_CHUNK", 7)  # the rows come in many chunks
     generator = random.Random(0)
     pairs = {(f"u{generator.randrange(12)}", str(generator.randrange(15))) for _ in range(110)}
     files = {
@@ -174,7 +174,7 @@ def test_dates(date, seconds):
 
 def test_memory_does_not_grow_with_the_interactions(tmp_path, monkeypatch):
     """Ten times the rows of the same users and books take as much memory."""
-    monkeypatch.setattr(goodreads, "_ROWS_PER_CHUNK", 500)
+    monkeypatch.setattr(stored_rows, "ROWS_PER_CHUNK", 500)
     peaks = []
     for times in (1, 10):
         raw = tmp_path / f"raw{times}"

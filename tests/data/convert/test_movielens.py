@@ -82,7 +82,7 @@ def test_rejects(convert):
         ("ratings.dat", 2, "3 columns instead of 4"),
         ("ratings.dat", 3, "rating that is not between 0 and 5 in half stars"),
         ("ratings.dat", 4, "rating that is not between 0 and 5 in half stars"),
-        ("ratings.dat", 5, "timestamp that is not a Unix time"),
+        ("ratings.dat", 5, "timestamp that is neither a Unix time nor a date"),
         ("ratings.dat", 6, "rating of a movie that the movie file lacks"),
         ("ratings.dat", 7, "id that RecBole reads as a missing value"),
         ("ratings.dat", 8, "empty id"),
@@ -130,3 +130,40 @@ def test_a_quotation_mark_that_is_not_closed_is_named(conversion_error):
     }
     said = conversion_error("movielens", files)
     assert "begins in line 2" in said and "not closed" in said
+
+
+def test_100k(convert):
+    """`u.data` and `u.item` of GroupLens' ml-100k: tabs, bars, latin-1, CR LF."""
+    flags = "|0" * 19
+    items = (
+        f"1|Toy Story (1995)|01-Jan-1995||http://us.imdb.com/M/title-exact?Toy{flags[:-2]}|1\n"
+        f"2|Am\u00e9lie | Two (2001)|01-Jan-2001||http://x|0|1{flags[:-4]}\n"
+        f"267|unknown||||1{flags[:-2]}\n3|broken|0\n"
+    )
+    files = {
+        "u.item": items.replace("\n", "\r\n").encode("latin-1"),
+        "u.data": "196\t1\t3\t881250949\r\n186\t2\t5\t891717742\r\n186\t267\t1\t891717743\r\n",
+    }
+    made = convert("movielens", files)
+    assert made.rows("inter") == [
+        ["196", "1", "3", "881250949"],
+        ["186", "2", "5", "891717742"],
+        ["186", "267", "1", "891717743"],
+    ]
+    assert made.items("movie_title", "release_year", "genre") == {
+        "1": ("Toy Story", "1995", "Western"),
+        "2": ("Am\u00e9lie | Two", "2001", "Action"),
+        "267": ("unknown", "", "unknown"),
+    }
+    assert made.reasons() == [("u.item", 4, "not a row of u.item")]
+
+
+def test_dates_as_in_kaggles_copy(convert):
+    files = {
+        "movie.csv": CSV["movies.csv"],
+        "rating.csv": 'userId,movieId,rating,timestamp\n1,1,3.5,"2005-04-02 23:53:47"\n'
+        "1,2,4,2005-04-02\n1,3,4,yesterday\n",
+    }
+    made = convert("movielens", files)
+    assert [row[3] for row in made.rows("inter")] == ["1112486027", "1112400000"]
+    assert len(made.rejected) == 1
