@@ -4,6 +4,7 @@
     python -m recbole_multdpo.evaluate saved/my-run "--eval_args={'mode': 'uni100'}" --topk=[1,10]
     python -m recbole_multdpo.evaluate saved/my-run --metrics=[NDCG,ItemCoverage] --output=more.json
     python -m recbole_multdpo.evaluate saved/my-run --calibration
+    python -m recbole_multdpo.evaluate saved/my-run --candidate_lists=a.trec --write_run=b.trec
 
 Without settings it repeats the run's own test, and gives the same figures to the digit or an error.
 The result is a new file; the run's files do not change.
@@ -46,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="test the probabilities too: log-loss in bits, and whether items of probability p are "
         "found as often as p says (LLMRec; every title is scored)",
     )
+    command.add_argument(
+        "--write_run",
+        type=Path,
+        metavar="FILE",
+        help="write the rankings to a new file, as a run of TREC: candidate_lists whole and in new "
+        "order, else the best topk",
+    )
     settings = command.add_argument_group(
         "settings", "as for a run, each in place of the run's; a part of eval_args keeps the others"
     )
@@ -59,16 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     changes = evaluation_changes(options)
     folder = options.run_folder
-    if options.output is not None and options.output.exists():
-        raise ConfigError(f"--output={options.output} exists already. Name a new file.")
+    for name in ("output", "write_run"):
+        file = getattr(options, name)
+        if file is not None and file.exists():
+            raise ConfigError(f"--{name}={file} exists already. Name a new file.")
 
     from recbole_multdpo.trained.evaluation import evaluate_run  # after what needs no model
 
-    calibrates = {"calibrates": options.calibration}
-    found = evaluate_run(folder, changes, **calibrates, **run_options(options))
+    found = evaluate_run(
+        folder,
+        changes,
+        calibrates=options.calibration,
+        run_file=options.write_run,
+        **run_options(options),
+    )
     file = write_evaluation(found, folder, options.output)
     show(as_text(found))
     show(f"evaluation in {file}")
+    if options.write_run is not None:
+        show(f"rankings in {options.write_run}")
 
 
 def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None) -> Path:
@@ -109,13 +126,14 @@ def write_evaluation(found: Mapping[str, Any], folder: Path, output: Path | None
 def as_text(found: Mapping[str, Any]) -> str:
     """The metrics of the evaluation and of the run's own test, as lines for a terminal."""
     run = found["run_test_result"]
+    above = [f"evaluation: {found['ranked']}; run: its own test"] if "ranked" in found else []
     heading = f"{'metric':<24}{'evaluation':>12}{'run':>12}"
     rows = [
         f"{name:<24}{value:>12.4f}" + (f"{run[name]:>12.4f}" if run.get(name) is not None else "")
         for name, value in found["test_result"].items()
         if value is not None
     ]
-    return "\n".join([heading, *rows, *_probabilities_as_text(found.get("calibration"))])
+    return "\n".join([*above, heading, *rows, *_probabilities_as_text(found.get("calibration"))])
 
 
 def _probabilities_as_text(found: Mapping[str, Any] | None) -> list[str]:

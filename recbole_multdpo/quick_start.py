@@ -23,6 +23,7 @@ from recbole_multdpo.classical.run import explain_errors, prepare_classical
 from recbole_multdpo.classical.teacher import make_teacher
 from recbole_multdpo.classical.weights import save_weights
 from recbole_multdpo.comparison.against_start import against_start, headline
+from recbole_multdpo.data.candidates import lists_of
 from recbole_multdpo.data.counted_dataset import fitted_part, train_and_valid
 from recbole_multdpo.data.loader import evaluation_loaders, tested_part
 from recbole_multdpo.errors import ConfigError, DataError, MultDPOError
@@ -72,6 +73,7 @@ from recbole_multdpo.settings.config import Config, load_config
 from recbole_multdpo.settings.conversation_models import check_conversation_model
 from recbole_multdpo.settings.hardware import apply_tf32
 from recbole_multdpo.settings.llmrec import LLMRecSettings
+from recbole_multdpo.settings.protocol import lists_in_words
 from recbole_multdpo.training.distributed import check_deepspeed
 from recbole_multdpo.training.sft_cache import cache_folder
 from recbole_multdpo.training.stages import StageRunner, training_limits
@@ -206,10 +208,12 @@ def _next_commands(config: Config, folder: Path) -> list[str]:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    """Validation metrics, and those of the tests that were made, side by side, as text."""
+    """Metrics of validation and tests side by side, as text; candidate lists stand above."""
     named = {"valid": "valid_result", "test": "test_result", "SFT test": "sft_test_result"}
     columns = {name: result[key] for name, key in named.items() if key in result}
     lines = [f"{'metric':<20}" + "".join(f"{name:>10}" for name in columns)]
+    if "candidate_lists" in result:
+        lines.insert(0, f"test: {lists_in_words(result['candidate_lists'])}; valid: no lists")
     for name in columns.get("test", columns["valid"]):
         values = (column.get(name, float("nan")) for column in columns.values())
         lines.append(f"{name:<20}" + "".join(f"{value:>10.4f}" for value in values))
@@ -248,6 +252,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "valid_result": valid_result,
         "test_result": test_result,
         **test_description(tested_part(config, parts[2])),
+        **lists_of(classical.test_data),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),
@@ -356,6 +361,7 @@ def _run_llmrec(
         "valid_result": valid_result,
         "test_result": test_result,
         **test_description(tested_part(config, parts[2])),
+        **lists_of(test),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),

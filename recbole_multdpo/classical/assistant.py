@@ -265,7 +265,7 @@ def cache_key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset])
         for key, value in everything.items()
         if not acts(key, name).may_change
         and key not in idle_keys
-        and key != "test_users"  # all users are scored
+        and key not in ("test_users", "candidate_lists")  # all users and items are scored
     }
     conversations = dataset.conversations.digest() if dataset.conversations is not None else None
     described = {"settings": settings, "n_items": dataset.item_num, "said": conversations}

@@ -67,7 +67,7 @@ def read_origin(members: Sequence[Member], folder: Path, command: str | None) ->
     return Origin(
         dataset=str(first.get("dataset", "unknown data set")),
         n_items=first.get("num_items"),
-        protocol=protocol_in_words(settings) if settings else "",
+        protocol=protocol_in_words(settings, first.get("candidate_lists")) if settings else "",
         settings={key: str(settings[key]) for key in SAME_PROTOCOL if key in settings},
         date=datetime.fromtimestamp(last).strftime("%Y-%m-%d"),
         command=command,

@@ -21,6 +21,7 @@ from recbole_multdpo.runs.per_user import (
     read_per_user,
 )
 from recbole_multdpo.settings.information import KEY, KNOWN, LEFT_OUT, SEEN
+from recbole_multdpo.settings.protocol import lists_key
 
 HISTORY_GROUPS = 4
 # RecBole's metrics beyond accuracy, which every run of a comparison measures
@@ -36,13 +37,13 @@ class Results:
         users: one row per run and user; columns `system`, `seed`, `user`, `n_train`, `n_test`, and
             the metrics that are means over users.
         runs: one row per run; columns `system`, `seed`, `seconds` (wall time), `test_set` (hash of
-            the test items), `test_information` (the parts of the data known at test), `seen_items`
-            (the items left out of rankings), `trial`
-            (limits of a trial's training in words; empty for whole training), `tested` (how many of
-            the users were tested, in words; empty for all), `margin` (half-width of the 95 %
-            interval of the deciding metric over these users; NaN likewise), and `sft_kept` (True if
-            no epoch of preference training was better on validation than the supervised model;
-            None without preference training).
+            the test items, and of candidate lists), `test_information` (the parts of the data known
+            at test), `seen_items` (the items left out of rankings), `lists` (candidate lists that
+            the test ranked, in words; empty for none), `trial` (limits of a trial's training in
+            words; empty for whole training), `tested` (how many of the users were tested, in words;
+            empty for all), `margin` (half-width of the 95 % interval of the deciding metric over
+            these users; NaN likewise), and `sft_kept` (True if no epoch of preference training was
+            better on validation than the supervised model; None without preference training).
     """
 
     metrics: pd.DataFrame
@@ -88,8 +89,10 @@ def read_results(members: Sequence[Member], folder: Path) -> Results:
         ids = {"system": member.system.name, "seed": member.seed}
         metrics.append({**ids, **result["test_result"]})
         seconds = sum(result["seconds"].values())
-        test = {"test_set": result["test_set"], KEY: result.get(KEY)}
+        lists = result.get("candidate_lists", {}).get("fingerprint", "")
+        test = {"test_set": result["test_set"] + lists, KEY: result.get(KEY)}
         test[SEEN] = result.get(SEEN, "positives")  # as before the setting
+        test["lists"] = lists_key(result)
         test["teacher"] = result.get("sft_teacher", "")
         limits = result.get("trial") or {}
         trial = {"trial": _training_in_words(limits), **_tested(limits)}
@@ -137,7 +140,21 @@ def information_note(runs: pd.DataFrame) -> list[str]:
     return [
         *_note_on(runs, KEY, KNOWN, "did not know the same at test"),
         *_note_on(runs, SEEN, LEFT_OUT, "did not rank the same items"),
+        *_lists_note(runs),
     ]
+
+
+def _lists_note(runs: pd.DataFrame) -> list[str]:
+    """A sentence about candidate lists, unless no system had any."""
+    if "lists" not in runs or not (runs["lists"] != "").any():
+        return []
+    notes = {
+        lists: f"Every system ranked {lists}, not the catalogue; a valid answer is certain, as "
+        "only items of the list are scored."
+        for lists in runs["lists"]
+    }
+    named = runs.assign(lists=runs["lists"].replace("", "eval_args mode"))
+    return _note_on(named, "lists", notes, "did not rank the same candidates")
 
 
 def _note_on(runs: pd.DataFrame, key: str, notes: Mapping[str, str], difference: str) -> list[str]:

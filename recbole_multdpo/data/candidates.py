@@ -1,4 +1,4 @@
-"""Sampled candidates of validation and test, which are the same for every model and evaluation.
+"""Candidates of validation and test, which are the same for every model and evaluation.
 
 RecBole's `uniN` and `popN` draw N others for each held-out item: a user with eight held-out items
 has up to 8 (N + 1) candidates. With `totalN`, which is ours, every user has N in total. RecBole
@@ -21,6 +21,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction, cat_interactions
 
+from recbole_multdpo.data.candidate_lists import candidate_lists
 from recbole_multdpo.data.random_keys import random_keys, random_uniforms
 from recbole_multdpo.data.sequences import first_events
 from recbole_multdpo.errors import DataError
@@ -194,8 +195,13 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
         self._draw = CandidateDraw(config["seed"], sampler.phase, dataset)
         self._check()
 
+    @property
+    def largest(self) -> int:
+        """Candidates of a user, at most."""
+        return max(self.n_candidates, int(self.uid2items_num.max(initial=0)))
+
     def _init_batch_size_and_step(self) -> None:
-        largest = max(self.n_candidates, int(self.uid2items_num.max(initial=0)))
+        largest = self.largest
         self.step = max(self.config["eval_batch_size"] // largest, 1)
         self.set_batch_size(self.step * largest)
 
@@ -205,25 +211,32 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
         first = np.unique(rows[self.iid_field].numpy(), return_index=True)[1]
         return rows[np.sort(first)]
 
-    def _negatives(self, user: int, positives: Interaction) -> np.ndarray:
-        known = set(self._sampler.used_ids[user]) | set(positives[self.iid_field].tolist())
+    def _listed(self, user: int, positives: np.ndarray) -> np.ndarray:
+        """Mask of the user's held-out items [n] that are candidates."""
+        return np.ones(len(positives), dtype=bool)
+
+    def _negatives(self, user: int, positives: np.ndarray) -> np.ndarray:
+        """The candidates that are not among the user's held-out items."""
+        known = set(self._sampler.used_ids[user]) | set(positives.tolist())
         return self._draw.draw(user, known, self.n_candidates - len(positives))
 
     def collate_fn(self, index: Sequence[int]) -> Any:
         """RecBole's batch for the users at `index`; each user's held-out items come first."""
         batch, rows, positive_rows, positive_items, labels = [], [], [], [], []
         for row, user in enumerate(self.uid_list[np.array(index)]):
-            positives = self._positives(user)
-            items = torch.from_numpy(self._negatives(user, positives))
+            held_out = self._positives(user)
+            answers = held_out[self.iid_field]
+            positives = held_out[torch.from_numpy(self._listed(user, answers.numpy()))]
+            items = torch.from_numpy(self._negatives(user, answers.numpy()))
             candidates = positives
             if len(items):  # other candidates copy the input of the user's first row
-                others = positives[:1].repeat(len(items))
+                others = held_out[:1].repeat(len(items))
                 others[self.iid_field] = items
                 candidates = cat_interactions([positives, others])
             batch.append(candidates)
             rows.append(torch.full((len(candidates),), row))
-            positive_rows.append(torch.full((len(positives),), row))
-            positive_items.append(positives[self.iid_field])
+            positive_rows.append(torch.full((len(answers),), row))
+            positive_items.append(answers)
             labels.append((torch.arange(len(candidates)) < len(positives)).float())
         joined = self.transform(self._dataset, self._dataset.join(cat_interactions(batch)))
         joined.update(Interaction({self.label_field: torch.cat(labels)}))
@@ -253,14 +266,58 @@ class TotalCandidatesLoader(NegSampleEvalDataLoader):
                 getLogger().warning(f"{name}: {which.sum():,} of {len(which):,} users {why}.")
 
 
+class ListedCandidatesLoader(TotalCandidatesLoader):
+    """RecBole's loader of sampled candidates, with each user's list from `candidate_lists`.
+
+    Every item of a list is a candidate, known or not. Held-out items outside of the list are
+    positives that cannot be found.
+
+    Attributes:
+        lists: the lists of the users of the part.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, sampler: Any) -> None:
+        """Read the lists and wrap RecBole's loader; the arguments are RecBole's.
+
+        Raises:
+            DataError: see `candidate_lists`.
+        """
+        self.lists = candidate_lists(config, dataset)
+        super().__init__(config, dataset, sampler)
+
+    @property
+    def largest(self) -> int:
+        """Length of the longest list."""
+        return int(self.lists.sizes.max())
+
+    def _listed(self, user: int, positives: np.ndarray) -> np.ndarray:
+        return np.isin(positives, self.lists.items[user])
+
+    def _negatives(self, user: int, positives: np.ndarray) -> np.ndarray:
+        items = self.lists.items[user]
+        return items[~np.isin(items, positives)]
+
+    def _check(self) -> None:
+        pass  # `candidate_lists` has checked them
+
+
+def lists_of(loader: AbstractDataLoader) -> dict[str, Any]:
+    """Entry `candidate_lists` of `result.json`; {} where a loader has none."""
+    if not isinstance(loader, ListedCandidatesLoader):
+        return {}
+    return {"candidate_lists": loader.lists.as_dict()}
+
+
 def with_keyed_candidates(loader: AbstractDataLoader, phase: str) -> AbstractDataLoader:
-    """Replace RecBole's draws of candidates in a loader by ours, if its mode has any.
+    """Replace RecBole's draws of candidates in a loader by ours or by lists, if it has any.
 
     Args:
-        loader: RecBole's loader of the phase; changed in place, unless the mode is `totalN`.
+        loader: RecBole's loader of the phase; changed in place with the modes `uniN` and `popN`.
         phase: `valid` or `test`.
     """
     config = loader.config
+    if phase == "test" and config["candidate_lists"] is not None:
+        return ListedCandidatesLoader(config, loader._dataset, loader._sampler)
     mode = config["eval_args"]["mode"][phase]
     if total_candidates(mode) is not None:
         return TotalCandidatesLoader(config, loader._dataset, loader._sampler)

@@ -18,6 +18,7 @@ from recbole.data.utils import create_samplers
 from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.data.candidates import (
     KeyedSampler,
+    ListedCandidatesLoader,
     TotalCandidatesLoader,
     is_drawn_per_positive,
     token_keys,
@@ -222,6 +223,15 @@ class TotalRankingLoader(_UserBatches, TotalCandidatesLoader):
         self._sort_users(dataset.conversations)
 
 
+class ListedRankingLoader(_UserBatches, ListedCandidatesLoader):
+    """The loader of `candidate_lists` for a language model."""
+
+    def __init__(self, config: Config, dataset: ContextDataset, sampler: Any) -> None:
+        """Wrap the loader; the arguments are RecBole's."""
+        super().__init__(config, dataset, sampler)
+        self._sort_users(dataset.conversations)
+
+
 def validated_part(config: Config, part: Dataset) -> Dataset:
     """The rows of `valid_users` users, chosen by the seed; all rows if it is 0 or has no effect."""
     return _with_few_users(
@@ -314,7 +324,9 @@ def evaluation_loaders(
 
     def loader(phase: Literal["valid", "test"], part: Dataset, sampler: Any) -> AbstractDataLoader:
         kind: type[_UserBatches] = RankingDataLoader
-        if modes[phase] != "full":
+        if phase == "test" and config["candidate_lists"] is not None:
+            kind = ListedRankingLoader
+        elif modes[phase] != "full":
             per_positive = is_drawn_per_positive(modes[phase])
             kind = SampledRankingLoader if per_positive else TotalRankingLoader
         made = kind(config, part, sampler)

@@ -58,7 +58,7 @@ from recbole_multdpo.model.reference_cache import ReferenceCache
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.scoring.catalogue import ItemCatalogue
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.scoring.one_token import OneTokenExamples, is_one_token
+from recbole_multdpo.scoring.one_token import OneTokenExamples, is_one_token, one_token_logps
 from recbole_multdpo.scoring.packed import (
     PackedExamples,
     packed_logps,
@@ -751,6 +751,8 @@ class LLMRec(GeneralRecommender):
             vocabulary = self.backbone.lm.config.get_text_config().vocab_size
             budget = min(budget, MAX_LOGITS // vocabulary)
         n_columns = max((budget - shared) // each, 1)
+        if self.scores_in_one_token and not self._is_padded:
+            n_columns, score = candidates.shape[1], one_token_logps
         rows_at_once = max(budget // (shared + min(n_columns, candidates.shape[1]) * each), 1)
         rows = [
             torch.cat(

@@ -14,6 +14,7 @@ from recbole_multdpo.runtime.shown_text import mathtext
 from recbole_multdpo.settings.information import KEY, SEEN
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.messages import nearest
+from recbole_multdpo.settings.protocol import lists_key
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,13 +33,14 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: `run`, `system`, `seed`, `test_set`, `known`, `seen`, and its metrics.
+    """One row per run: `run`, `system`, `seed`, `test_set`, `known`, `seen`, `lists`, and metrics.
 
-    `known` is the run's `test_information`, `seen` its `seen_items`.
+    `known` is the run's `test_information`, `seen` its `seen_items`, `lists` its candidate lists.
 
     Raises:
         DataError: a run has no result, two runs of one system have the same seed, or runs of one
-            seed differ in their test items, or runs differ in `test_information` or `seen_items`.
+            seed differ in their test items, or runs differ in `test_information`, `seen_items` or
+            candidate lists.
     """
     rows = []
     for run in runs:
@@ -46,6 +48,7 @@ def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
         ids = {"run": run, "system": run.name, "seed": result["seed"]}
         tested = {"test_set": result.get("test_set"), "known": result.get(KEY)}
         tested["seen"] = result.get(SEEN, "positives")
+        tested["lists"] = lists_key(result) or "none"
         rows.append({**ids, **tested, **result["test_result"]})
     table = pd.DataFrame(rows)
     twice = table[table.duplicated(["system", "seed"])]
@@ -63,6 +66,7 @@ def read_tests(runs: Sequence[Run]) -> pd.DataFrame:
     for column, key, difference in (
         ("known", KEY, "know the same at test"),
         ("seen", SEEN, "rank the same items"),
+        ("lists", "candidate_lists", "rank the same candidates"),
     ):
         if table[column].nunique() > 1:
             raise DataError(
@@ -80,7 +84,7 @@ def _column(tests: pd.DataFrame, metric: str) -> str:
     """
     name = metric.lower()
     if name not in tests:
-        own = ("run", "system", "seed", "test_set", "known", "seen")
+        own = ("run", "system", "seed", "test_set", "known", "seen", "lists")
         known = ", ".join(str(column) for column in tests if column not in own)
         raise DataError(f"--metric={metric} was not measured. There are: {known}.")
     return name

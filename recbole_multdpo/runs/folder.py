@@ -418,6 +418,16 @@ def _new_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
+class _Lists(TypedDict):
+    file: str
+    users: int
+    shortest: int
+    longest: int
+    users_with_target: int
+    valid_ratio: float
+    fingerprint: str
+
+
 class _Result(TypedDict, total=False):
     """Types of the entries of `result.json` that are read."""
 
@@ -430,6 +440,7 @@ class _Result(TypedDict, total=False):
     num_users_evaluated: int
     num_items: int
     test_set: str
+    candidate_lists: _Lists
     fingerprints: dict[str, str]
     settings_hash: str
     model_files: dict[str, str]

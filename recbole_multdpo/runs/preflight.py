@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recbole_multdpo.data.atomic_file import check_atomic_files, missing_columns, open_atomic_file
+from recbole_multdpo.data.candidate_lists import read_pairs
 from recbole_multdpo.data.item_text import OTHER_COLUMNS, text_columns
 from recbole_multdpo.data.prompt import check_template
 from recbole_multdpo.data.sources import check_files
@@ -19,11 +20,14 @@ def check_inputs(config: Config) -> None:
     Raises:
         ConfigError: of a setting that names something that does not exist.
         DataError: the data set is missing and RecBole has no address for it, or a file's first line
-            is malformed or lacks a column.
+            is malformed or lacks a column; or candidate lists cannot be read.
     """
     settings = config.settings
     check_files(config)
     check_atomic_files(config)
+    if config["candidate_lists"] is not None:
+        names = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"])
+        read_pairs(Path(config["candidate_lists"]), *names)
     if settings is None:
         return
     check_template(settings.prompt_template)

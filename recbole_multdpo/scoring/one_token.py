@@ -51,3 +51,10 @@ class OneTokenExamples:
         of_texts = logits[:, trie.token[trie.num_internal :]]  # every node but the root is a text
         logps = logits[:, ids] - of_texts.logsumexp(1, keepdim=True)
         return logps.gather(1, self.candidates).masked_fill(self.candidates == 0, 0.0)
+
+
+def one_token_logps(
+    lm: nn.Module, prompts: Prompts, candidates: Tensor, catalogue: ItemCatalogue
+) -> Tensor:
+    """`packed_logps` of a catalogue that `is_one_token` accepts."""
+    return OneTokenExamples.of(prompts, candidates, catalogue).logps(lm)

@@ -180,8 +180,10 @@ class Config(RecBoleConfig):
         )
 
     def _set_eval_neg_sample_args(self, phase: str) -> None:
-        """RecBole's method, which does not know `totalN`: its loader replaces one of `uniN`."""
+        """RecBole's method, without `totalN` and lists, which replace a loader of `uniN`."""
         total = shared.total_candidates(self.final_config_dict["eval_args"]["mode"][phase])
+        if phase == "test" and self.final_config_dict.get("candidate_lists") is not None:
+            total = 1
         if total is None:
             super()._set_eval_neg_sample_args(phase)
             return
@@ -430,6 +432,7 @@ def _helper(
     common = shared.ADDED_KEYS | shared.UNLISTED_KEYS | set(general_arguments)
     common |= {*evaluation_arguments, *dataset_arguments}
     common -= {"model", "dataset", *(key for key, acting in declared().items() if not acting.saved)}
+    common -= {"candidate_lists"}  # of the run's test, which is not theirs
     foreign = sorted(common & own.keys())
     if foreign:
         raise ConfigError(

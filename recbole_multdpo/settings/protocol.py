@@ -23,10 +23,16 @@ _LEAVE_ONE_OUT = {
 _CANDIDATES = {"uni": "drawn uniformly", "pop": "drawn by popularity", "total": "in total"}
 
 
-def protocol_in_words(settings: Mapping[str, Any]) -> str:
-    """Name, positives, split and candidates of a run's settings; unknown ones are left out."""
+def protocol_in_words(settings: Mapping[str, Any], lists: Mapping[str, Any] | None = None) -> str:
+    """Name, positives, split and candidates of a run; what is not known is left out.
+
+    Args:
+        settings: the run's settings.
+        lists: `candidate_lists` of its `result.json`, if it has them.
+    """
     arguments = settings.get("eval_args") or {}
-    parts = [_positives(settings), _split(settings, arguments), _candidates(arguments)]
+    candidates = _candidates(arguments) if lists is None else lists_in_words(lists)
+    parts = [_positives(settings), _split(settings, arguments), candidates]
     return "; ".join(part for part in [named_protocol(settings), *parts] if part)
 
 
@@ -57,6 +63,7 @@ def deviations(settings: Mapping[str, Any]) -> dict[str, Any]:
     if name not in protocol_names():
         return {}
     wanted, own = _flat(protocol_settings(name)), _flat(settings)
+    wanted.setdefault("candidate_lists", None)  # lists take the place of the protocol's candidates
     return {
         key: own[key]
         for key, value in wanted.items()
@@ -127,6 +134,17 @@ def protocol_problems(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def lists_in_words(lists: Mapping[str, Any]) -> str:
+    """Size and origin of candidate lists, `candidate_lists` of a `result.json`."""
+    shortest, longest = lists["shortest"], lists["longest"]
+    size = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    words = f"{size} candidates of each user, from {lists['file']}"
+    found, users = lists["users_with_target"], lists["users"]
+    if found < users:
+        words += f", which have a test item of {found:,} of {users:,} users"
+    return words
+
+
 def _positives(settings: Mapping[str, Any]) -> str:
     interval = settings.get("val_interval") or {}
     if not isinstance(interval, Mapping):
@@ -164,3 +182,9 @@ def _candidates(arguments: Mapping[str, Any]) -> str:
     number = str(of_test).lstrip("abcdefghijklmnopqrstuvwxyz")
     kind = _CANDIDATES.get(str(of_test).removesuffix(number))
     return f"{number} candidates {kind}" if kind and number else f"candidates: {of_test}"
+
+
+def lists_key(result: Mapping[str, Any]) -> str:
+    """Candidate lists of a `result.json` in words, with their fingerprint; "" without lists."""
+    lists = result.get("candidate_lists")
+    return f"{lists_in_words(lists)} ({lists['fingerprint']})" if lists else ""

@@ -152,6 +152,7 @@ class AddedSettings(TypedDict, total=False):
     ]
     test_users: Annotated[CountOrZero, Acts(("ranking", "test"), protocol=True)]
     final_test: Annotated[bool, Acts("run", changes="log", data_folder=False)]
+    candidate_lists: Annotated[Text | None, Acts("test", data_folder=False, protocol=True)]
 
 
 class UnlistedSettings(TypedDict, total=False):
@@ -495,7 +496,24 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
             "eval_args: mode labeled compares scores with the labels of rows and ranks nothing. "
             "Use mode full, or --metrics=[AUC] --valid_metric=AUC."
         )
+    if settings.get("candidate_lists") is not None:
+        problems += _list_problems(settings, ranking)
     return problems + (_cutoff_problems(settings) if ranking else [])
+
+
+def _list_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
+    """Requirements of candidates from a file."""
+    name, problems = f"candidate_lists={settings['candidate_lists']}", []
+    if not ranking:
+        problems.append(
+            f"{name} are ranked at test. Use metrics of rankings, such as NDCG and Hit."
+        )
+    if settings.get("test_information") == "rolling":
+        problems.append(
+            f"{name} has one list for each user, and RecBole's rolling test ranks once for each "
+            "event. Use --test_information=train or train_valid."
+        )
+    return problems
 
 
 def _time_problems(settings: Mapping[str, Any]) -> list[str]:
@@ -609,6 +627,8 @@ def _cutoff_problems(settings: Mapping[str, Any]) -> list[str]:
     largest = topk if isinstance(topk, int) else max(topk)
     problems = []
     for phase, mode in settings["eval_args"]["mode"].items():
+        if phase == "test" and settings.get("candidate_lists") is not None:
+            continue
         total = total_candidates(mode)
         if total is not None and largest >= total:
             problems.append(

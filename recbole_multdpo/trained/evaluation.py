@@ -27,6 +27,7 @@ from recbole.utils import EvaluatorType, init_seed
 
 from recbole_multdpo.classical.run import prepare_classical, refit_parts
 from recbole_multdpo.classical.weights import load_weights
+from recbole_multdpo.data.candidates import lists_of
 from recbole_multdpo.data.counted_dataset import fitted_part
 from recbole_multdpo.data.loader import evaluation_loaders, tested_part
 from recbole_multdpo.errors import ConfigError, DataError
@@ -49,15 +50,23 @@ from recbole_multdpo.settings.config import Config
 from recbole_multdpo.settings.effects import acts
 from recbole_multdpo.settings.information import KEY, SEEN
 from recbole_multdpo.settings.messages import nearest
+from recbole_multdpo.settings.protocol import lists_in_words
 from recbole_multdpo.trained.commands import EVALUATION_SETTINGS
 from recbole_multdpo.trained.run import load_run, result_of, run_config, set_threads
+from recbole_multdpo.trained.trec_run import TrecRun
 from recbole_multdpo.training.calibration import calibration
+from recbole_multdpo.training.collector import TopKCollector
 from recbole_multdpo.training.step import Stage
 from recbole_multdpo.training.trainer import SetwiseTrainer
 
 
 def evaluate_run(
-    folder: Path, changes: Mapping[str, Any], *, calibrates: bool = False, **options: Any
+    folder: Path,
+    changes: Mapping[str, Any],
+    *,
+    calibrates: bool = False,
+    run_file: Path | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Test a finished run; returns the content of the evaluation's file.
 
@@ -66,12 +75,15 @@ def evaluate_run(
         changes: settings of `EVALUATION_SETTINGS`, as on the command line; a part of `eval_args`
             keeps the others.
         calibrates: test the probabilities too (`training.calibration`), not only their order.
+        run_file: write the rankings there, as a run of TREC; None does not.
         options: as for `trained.run.load_run`.
 
     Raises:
         ConfigError: a setting cannot be changed, the test is invalid for the run, as its items were
-            used in training or it needs another training, or there are no probabilities to test.
+            used in training or it needs another training, or there are no probabilities to test;
+            or a run of TREC cannot hold the rankings.
         DataError: the data have changed, or the run's own test does not reproduce its figures.
+        MultDPOError: `run_file` cannot be written.
     """
     result = result_of(folder)
     check_folder(folder, result)
@@ -79,11 +91,17 @@ def evaluate_run(
     base = run_config(folder, {}, **options)
     config = _changed_config(folder, base, changes, options)
     set_threads(config)
+    if run_file is not None and config[KEY] == "rolling":
+        raise ConfigError(
+            "--write_run: a rolling test ranks several times for a user, and a run of TREC holds "
+            "one ranking. Leave it out."
+        )
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, no_tensorboard():
         test = _test_language_model if base.settings is not None else _test_classical
         with wandb_run(config, folder) as log_tests:
             trainer, loader, part = test(folder, base, config, Path(scratch), options)
+            rankings = _kept_rankings(trainer, config, loader) if run_file is not None else None
             found = plain_json(_tested(trainer, config, loader))
             log_tests({"test_result": found})
         probabilities = _calibration(trainer, config, loader) if calibrates else None
@@ -91,6 +109,9 @@ def evaluate_run(
     own_test = all(config[key] == base[key] for key in deciding)
     if own_test:
         _check_reproduced(folder, found, result["test_result"])
+    if run_file is not None and rankings is not None:
+        rankings.write(run_file, folder.resolve().name)
+    lists = lists_of(loader)
     return plain_json(
         {
             **{key: result.get(key) for key in ("model", "dataset", "loss", "seed")},
@@ -105,6 +126,8 @@ def evaluate_run(
             "run_test_result": result["test_result"],
             **({} if probabilities is None else {"calibration": probabilities}),
             **test_description(tested_part(config, part)),
+            **lists,
+            **({"ranked": lists_in_words(lists["candidate_lists"])} if lists else {}),
             "num_items": part.item_num - 1,
             "seconds": round(time.perf_counter() - start, 2),
             "versions": versions(),
@@ -202,6 +225,16 @@ def _tested(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[
     return dict(found)
 
 
+def _kept_rankings(trainer: Trainer, config: Config, test: AbstractDataLoader) -> TrecRun:
+    """The rankings of a test that follows."""
+    if not isinstance(trainer.eval_collector, TopKCollector):
+        of_training = trainer.eval_collector.data_struct
+        trainer.eval_collector = TopKCollector(config)
+        trainer.eval_collector.data_struct = of_training
+    kept = trainer.eval_collector.record = TrecRun(test, max(config["topk"]))
+    return kept
+
+
 def _calibration(trainer: Trainer, config: Config, test: AbstractDataLoader) -> dict[str, Any]:
     """Figures of the model's probabilities, see `training.calibration.calibration`.
 
@@ -216,8 +249,9 @@ def _calibration(trainer: Trainer, config: Config, test: AbstractDataLoader) -> 
         )
     if not isinstance(test, FullSortEvalDataLoader):
         raise ConfigError(
-            "--calibration: sampled candidates are a part of the catalogue, and probabilities are "
-            "of all of it. Add --eval_args=\"{'mode': 'full'}\"."
+            "--calibration: sampled candidates are a part of the catalogue, as lists are, and "
+            "probabilities are of all of it. Add --eval_args=\"{'mode': 'full'}\", without "
+            "candidate_lists."
         )
     return calibration(ranker, test)
 

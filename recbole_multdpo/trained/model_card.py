@@ -155,7 +155,7 @@ def model_card(
         dataset=markdown(result["dataset"]),
         version=markdown(result["versions"].get("recbole_multdpo")),
         n_items=result["num_items"],
-        protocol=markdown(_sentence(protocol_in_words(settings))),
+        protocol=markdown(_sentence(protocol_in_words(settings, result.get("candidate_lists")))),
         training=_training(loss),
         context="a conversation" if on_conversations else "titles that a user liked",
         normalize_over=settings["normalize_over"],
@@ -221,7 +221,7 @@ def _metadata(
 
     loss, dataset = str(result.get("loss")), terminal(result["dataset"])
     arguments = {
-        "protocol": terminal(protocol_in_words(settings)),
+        "protocol": terminal(protocol_in_words(settings, result.get("candidate_lists"))),
         KEY: terminal(result.get(KEY, "train")),
         "test_set": terminal(result["test_set"]),
     }

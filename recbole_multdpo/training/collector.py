@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 
 import torch
@@ -29,6 +30,7 @@ class TopKCollector(Collector):
 
     Attributes:
         users: long [n], all users to be ranked; set before an evaluation by several processes.
+        record: called with every batch's rankings, whole ones; None for no call.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,6 +45,7 @@ class TopKCollector(Collector):
         """
         super().__init__(config)
         self.users: Tensor | None = None
+        self.record: Callable[[TopK | Tensor], None] | None = None
         self._collected: list[Tensor] = []
         ranks_in_full = "full" in config["eval_args"]["mode"].values()
         if ranks_in_full and self.register.need("rec.meanrank"):
@@ -71,6 +74,8 @@ class TopKCollector(Collector):
             positive_u: long [n], rows of the users' positives in the batch.
             positive_i: long [n], the positives; a repeated pair counts once.
         """
+        if self.record is not None:
+            self.record(scores_tensor)
         if self.users is not None:
             self._collected.append(interaction[self.config["USER_ID_FIELD"]].cpu())
         if not isinstance(scores_tensor, TopK):

@@ -14,11 +14,12 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from recbole_multdpo.data.candidates import ListedCandidatesLoader
 from recbole_multdpo.ranking.ranker import Ranker
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import Progress
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory, release_memory
-from recbole_multdpo.scoring.topk import TopK
+from recbole_multdpo.scoring.topk import TopK, stable_topk
 from recbole_multdpo.training.collector import TopKCollector
 
 Rankings = TypeVar("Rankings", TopK, Tensor)
@@ -40,7 +41,7 @@ def collect_rankings(
     Args:
         ranker: in its model, which is in eval mode.
         weights: of its assistant; its own alone without one.
-        loader: full rankings or sampled candidates.
+        loader: full rankings, sampled candidates or lists.
         collector: with the data of the training part; not changed.
         show_progress: show how far it is.
 
@@ -51,8 +52,7 @@ def collect_rankings(
     if processes.world_size() > 1:
         for of_weight in collectors:
             of_weight.users = torch.as_tensor(loader.uid_list)
-    pass_ = _Pass(ranker, weights, collector, loader._dataset.item_num)
-    rank = pass_.full if isinstance(loader, FullSortEvalDataLoader) else pass_.sampled
+    rank = _Pass(ranker, weights, collector, loader).rank
     for batch in Progress(loader, len(loader), "ranking users", show=show_progress):
         users, found = rank(*batch)
         for of_weight, rankings in zip(collectors, found, strict=True):
@@ -77,8 +77,7 @@ def ranking_seconds(
     n_all = loader.sample_size
     first = max(n_all // 2 - n_users // 2, 0)
     some = range(first, min(first + n_users, n_all))
-    pass_ = _Pass(ranker, [ranker.weight], collector, loader._dataset.item_num)
-    rank = pass_.full if isinstance(loader, FullSortEvalDataLoader) else pass_.sampled
+    rank = _Pass(ranker, [ranker.weight], collector, loader).rank
     batch = loader.collate_fn(some)
     start = time.perf_counter()
     rank(*batch)
@@ -93,12 +92,23 @@ class _Pass:
     """
 
     def __init__(
-        self, ranker: Ranker, weights: Sequence[float], collector: TopKCollector, n_items: int
+        self,
+        ranker: Ranker,
+        weights: Sequence[float],
+        collector: TopKCollector,
+        loader: AbstractDataLoader,
     ) -> None:
-        self.ranker, self.weights, self.n_items = ranker, weights, n_items
+        self.ranker, self.weights, self.n_items = ranker, weights, loader._dataset.item_num
         self.k = max(collector.topk)
         self.most_users: int | None = None
         self.ranks_all = collector.register.need("rec.meanrank")
+        # of a list that is kept, more than the places of held-out items counts
+        self.stops_early = ranker.settings.stop_at_metrics and collector.record is None
+        self.rank: Callable[..., tuple[Interaction, Any]] = self.sampled
+        if isinstance(loader, FullSortEvalDataLoader):
+            self.rank = self.full
+        elif isinstance(loader, ListedCandidatesLoader):
+            self.k, self.rank = loader.largest, self.listed
         self.field, self.item_field = (
             collector.config[f"{kind}_ID_FIELD"] for kind in ("USER", "ITEM")
         )
@@ -122,22 +132,42 @@ class _Pass:
         self, interaction: Interaction, rows: Tensor, positive_u: Tensor, positive_i: Tensor
     ) -> tuple[Interaction, list[TopK] | list[Tensor]]:
         """Rankings of candidates; scores [B, n_items] if a metric needs the ranks of all."""
-        users = torch.empty(int(rows.max()) + 1, dtype=torch.long)
-        users[rows] = interaction[self.field]
-        candidates = torch.zeros(len(users), self.n_items, dtype=torch.bool)
-        candidates[rows, interaction[self.item_field]] = True
-        candidates = candidates.to(self.ranker.model.device)
+        users, candidates = self._candidates(interaction, rows)
         of_users = Interaction({self.field: users})
         if self.ranks_all:
-            return of_users, self._in_halves(
-                lambda rows: self.ranker.scores_among(self.weights, users[rows], candidates[rows]),
-                len(users),
-            )
+            return of_users, self._scores(users, candidates)
         targets = self._targets(positive_u, positive_i)
         return of_users, self._in_halves(
             lambda rows: self.ranker.topk_among(
                 self.weights, users[rows], candidates[rows], self.k, _rows_of(targets, rows)
             ),
+            len(users),
+        )
+
+    def listed(
+        self, interaction: Interaction, rows: Tensor, positive_u: Tensor, positive_i: Tensor
+    ) -> tuple[Interaction, list[TopK] | list[Tensor]]:
+        """Whole lists in order: every candidate is scored, in one pass; else as `sampled`."""
+        users, candidates = self._candidates(interaction, rows)
+        scores = self._scores(users, candidates)
+        if self.ranks_all:
+            return Interaction({self.field: users}), scores
+        none = torch.zeros(len(users), dtype=torch.long, device=candidates.device)
+        found = [TopK(*stable_topk(of_weight, self.k), none) for of_weight in scores]
+        return Interaction({self.field: users}), found
+
+    def _candidates(self, interaction: Interaction, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Users of a batch, long [B], and their candidates, bool [B, n_items] on the device."""
+        users = torch.empty(int(rows.max()) + 1, dtype=torch.long)
+        users[rows] = interaction[self.field]
+        candidates = torch.zeros(len(users), self.n_items, dtype=torch.bool)
+        candidates[rows, interaction[self.item_field]] = True
+        return users, candidates.to(self.ranker.model.device)
+
+    def _scores(self, users: Tensor, candidates: Tensor) -> list[Tensor]:
+        """Scores of candidates with each weight, [B, n_items], −inf for other items."""
+        return self._in_halves(
+            lambda rows: self.ranker.scores_among(self.weights, users[rows], candidates[rows]),
             len(users),
         )
 
@@ -169,7 +199,7 @@ class _Pass:
 
     def _targets(self, positive_u: Tensor, positive_i: Tensor) -> Tensor | None:
         """Positives of each user, long [B, T], 0-padded; None if complete lists are wanted."""
-        if not self.ranker.settings.stop_at_metrics:
+        if not self.stops_early:
             return None
         rows = [positive_i[positive_u == row] for row in range(int(positive_u.max()) + 1)]
         return pad_sequence(rows, batch_first=True).to(self.ranker.model.device)
