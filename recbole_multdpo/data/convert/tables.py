@@ -31,7 +31,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table's file does not tell of itself.
+    """The form of a table, as far as its file does not tell.
 
     Attributes:
         separator: between columns; None: found out from the first line.

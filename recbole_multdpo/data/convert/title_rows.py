@@ -53,6 +53,7 @@ class Row:
         history: titles before the targets.
         targets: titles that follow; at least one.
         reader: the reader's key in the raw row; None if there is none.
+        others: titles that the row names beside these: rejected ones, candidates.
     """
 
     file: str
@@ -60,6 +61,7 @@ class Row:
     history: list[str]
     targets: list[str]
     reader: str | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,7 +88,8 @@ def title_rows(
         elif not titles[1] or not all(map(title_text, titles[0] + titles[1])):
             reject(path.name, line, "empty title or no target", raw)
         else:
-            yield Row(path.name, line, *titles, _reader(raw, reader_key))
+            others = tuple(filter(title_text, _others(raw, known)))
+            yield Row(path.name, line, *titles, _reader(raw, reader_key), others)
 
 
 def split_titles(text: str, known: set[str]) -> list[str]:
@@ -151,6 +154,16 @@ _FORMS: tuple[Callable[[dict[str, Any], set[str]], Titles | None], ...] = (
     _quoted,
     _chat,
 )
+
+
+def _others(raw: dict[str, Any], known: set[str]) -> list[str]:
+    """Titles in TRL's `rejected` and in S-DPO's and LLaRA's candidates, `itemList`."""
+    candidates = raw.get("itemList")
+    if isinstance(candidates, str):
+        candidates = candidates.split("::")
+    rejected = _said(raw.get("rejected"))
+    titles = [] if rejected is None else split_titles(rejected, known)
+    return titles + (candidates if _is_texts(candidates) else [])
 
 
 def _is_texts(value: Any) -> TypeGuard[list[str]]:

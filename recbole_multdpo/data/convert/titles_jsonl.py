@@ -137,6 +137,8 @@ def convert(options: argparse.Namespace, folder: DatasetFolder) -> dict[str, Any
         )
     _check_histories(rows, folder)
     items = [[title_ids.find(title) for title in row.history + row.targets] for row in rows]
+    for title in dict.fromkeys(title for row in rows for title in row.others):
+        title_ids.find(title)  # an item of the catalogue
     numbers = {item: number for number, item in enumerate(title_ids.id_of.values())}
     readers = merge_rows(
         [[numbers[item] for item in row] for row in items],

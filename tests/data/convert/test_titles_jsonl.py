@@ -430,3 +430,38 @@ def test_single_lines_of_another_encoding_are_rejected_with_the_remedy(convert):
         "titles-jsonl", {"train.jsonl": b"\n".join(lines)}, "--encoding=cp1252", name="b"
     )
     assert not made.rejected and made.items("title")["t3"] == ("\u00e9",)
+
+
+def test_rejected_titles_and_candidates_are_items_of_the_catalogue(convert):
+    """TRL's rows, as chats, and S-DPO's and LLaRA's, whose files are called lastfm-train.json."""
+    chat = [{"role": "user", "content": 'Read: "A", "B".'}]
+    rows = [
+        {
+            "prompt": chat,
+            "chosen": [{"role": "assistant", "content": '"C"'}],
+            "rejected": [{"role": "assistant", "content": '"D"'}],
+        },
+        {"historyList": "A::Ke$ha", "itemList": ["Glee Cast", "C"], "trueSelection": "C"},
+    ]
+    made = convert("titles-jsonl", {"lastfm-train.json": json.dumps(rows)})
+    assert [row[1] for row in made.rows("inter")] == ["t1", "t2", "t3", "t1", "t4", "t3"]
+    assert [title for (title,) in made.items("title").values()] == [
+        "A",
+        "B",
+        "C",
+        "Ke$ha",
+        "D",
+        "Glee Cast",
+    ]
+
+
+def test_parquet(convert, tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    said = [[{"role": "user", "content": 'Read: "A", "B".'}]] * 2
+    answers = [[{"role": "assistant", "content": f'"{title}"'}] for title in "CD"]
+    table = arrow.table({"prompt": said, "chosen": answers, "rejected": answers[::-1]})
+    (tmp_path / "raw").mkdir()
+    parquet.write_table(table, tmp_path / "raw" / "train.parquet")
+    made = convert("titles-jsonl", {}, "--link=none")
+    assert [row[1] for row in made.rows("inter")] == ["t1", "t2", "t3", "t1", "t2", "t4"]
