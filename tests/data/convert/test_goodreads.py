@@ -36,6 +36,8 @@ def test_json(convert, end):
     }
     assert made.report["counts"] == {
         "interactions": {"read": 4, "below_min_rating": 2, "without_a_wanted_book": 0},
+        "interactions_read": 2,
+        "interactions_repeated": 0,
         "k_core_rounds": 1,
         "users": 1,
         "books_with_a_title": 2,
