@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from recbole_multdpo.runtime.console import counted
 from recbole_multdpo.runtime.shown_text import show, show_json, terminal
 from recbole_multdpo.trained.commands import (
     add_disliked_argument,
@@ -77,7 +78,7 @@ def as_text(found: Explanation) -> str:
     who = f"user {terminal(found.user)}" if found.user is not None else "typed input"
     width = max(len(terminal(item.title)) for item in found.items)
     lines = [
-        f"{who}, {len(found.history)} items known. {LEGEND.format(beta=found.beta)}",
+        f"{who}, {counted(len(found.history), 'item')} known. {LEGEND.format(beta=found.beta)}",
         "",
         f"{'after':>6}{'before':>8}  {'':<{width}}{'log π':>9}{'log π_ref':>11}{'reward':>9}",
     ]

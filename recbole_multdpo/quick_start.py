@@ -135,6 +135,7 @@ def _settled(config: Config) -> Config:
     if dtype != config["dtype"]:
         settled = load_config(config.argv, auto_dtype=dtype)
         settled.warnings = list(dict.fromkeys([*config.warnings, *settled.warnings]))
+        settled.notes = config.notes
         config = settled
     config["resume"] = folder
     return config
@@ -310,8 +311,10 @@ def _run_llmrec(
     test_start = start.make if config["final_test"] and not refits else None
     # the validation is that of the best epoch where both rank the same users
     again = bool(valid) and (assistant is not None or valid is not quick_valid)
-    tested = ([valid, test] if again else [test]) if config["final_test"] else []
-    trainer = runner.train(ranker, parts[0], quick_valid, stages, test_start, tested)
+    ranked = {"valid": valid} if again else {}
+    if config["final_test"]:
+        ranked["test"] = test
+    trainer = runner.train(ranker, parts[0], quick_valid, stages, test_start, ranked)
     _merge_adapter(ranker)
 
     init_seed(config["seed"], config["reproducibility"])  # the same whether resumed or not

@@ -13,7 +13,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import TraditionalTrainer
 
-from recbole_multdpo.runtime.console import duration, log_detail
+from recbole_multdpo.runtime.console import counted, duration, log_detail
 
 
 class EpochLines:
@@ -87,5 +87,6 @@ class EpochLines:
             return
         early = ""
         if self._epoch < self._epochs:
-            early = f", after {trainer.cur_step} validations without improvement (--stopping_step)"
+            n_worse = counted(trainer.cur_step, "validation")
+            early = f", after {n_worse} without improvement (--stopping_step)"
         getLogger().info(f"best of {self._name}: epoch {self.best} of {self._epoch}{early}")

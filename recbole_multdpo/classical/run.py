@@ -29,7 +29,7 @@ from recbole_multdpo.data.counted_dataset import train_and_valid
 from recbole_multdpo.data.loader import exclude_items, never_ranked, tested_part
 from recbole_multdpo.data.sequences import sequence_loaders, with_one_input
 from recbole_multdpo.errors import ConfigError
-from recbole_multdpo.runtime.console import log_detail
+from recbole_multdpo.runtime.console import counted, log_detail
 from recbole_multdpo.runtime.free_memory import free_bytes
 from recbole_multdpo.settings.information import KEY
 
@@ -84,7 +84,7 @@ class ClassicalRun:
         self.trainer.resume_checkpoint(self.trainer.saved_model_file)
         if information == "refit":
             n_epochs = self.trainer.start_epoch
-            getLogger().info(f"refit on training and validation rows: {n_epochs} epochs")
+            getLogger().info(f"refit on training and validation rows: {counted(n_epochs, 'epoch')}")
             run = prepare_classical(self.config, self.dataset, refit_parts(self.parts))
             run.trainer.epochs = n_epochs
             run.trainer.eval_step = 0

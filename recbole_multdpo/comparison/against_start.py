@@ -9,6 +9,7 @@ from typing import Any
 from recbole_multdpo.comparison.results import start_is_kept
 from recbole_multdpo.comparison.significance import bootstrap_interval
 from recbole_multdpo.runs.per_user import FILE_NAME, START_FILE, read_per_user
+from recbole_multdpo.runtime.console import counted
 
 
 def against_start(
@@ -62,13 +63,14 @@ def headline(result: Mapping[str, Any]) -> list[str]:
         if "users" in against:
             text += (
                 f" (95 % interval {against['ci_low']:+.4f} to {against['ci_high']:+.4f}, "
-                f"{against['users']:,} users)"
+                f"{counted(against['users'], 'user')})"
             )
         lines.append(text)
     elif "left_out" in against:
         lines.append(str(against["left_out"]))
     if start_is_kept(result):
-        lines.append(f"best on validation: SFT kept, none of {chosen['of']} epochs was better")
+        epochs = f"{counted(chosen['of'], 'epoch')} of preference training"
+        lines.append(f"best on validation: SFT kept, not improved by {epochs}")
     elif chosen is not None:
         lines.append(f"best: preference epoch {chosen['epoch']} of {chosen['of']}")
     return lines

@@ -20,6 +20,7 @@ from recbole_multdpo.runs.per_user import (
     RECALL_TAIL,
     read_per_user,
 )
+from recbole_multdpo.runtime.console import counted
 from recbole_multdpo.settings.information import KEY, KNOWN, LEFT_OUT, SEEN
 from recbole_multdpo.settings.protocol import lists_key
 
@@ -192,7 +193,7 @@ def _training_in_words(limits: Mapping[str, Any]) -> str:
         parts.append(f"{limits['users']:,} of {limits['of_users']:,} users")
     for stage in ("sft", "preference"):
         if limits[f"{stage}_steps"]:
-            parts.append(f"{limits[f'{stage}_steps']:,} {stage} steps")
+            parts.append(counted(limits[f"{stage}_steps"], f"{stage} step"))
     return ", ".join(parts)
 
 

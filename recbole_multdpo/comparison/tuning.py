@@ -97,13 +97,18 @@ class Tuned:
                 f"{self.system.name}: none of {len(self.trials)} settings tried has a validation "
                 "score; their runs failed, or the validation part ranks nobody."
             )
-        chosen = ", ".join(f"{key}={text}" for key, text in self.best.texts.items())
+        chosen = ", ".join(f"{key}={_short(value)}" for key, value in self.best.values.items())
         ends = [key for key, values in self.space.items() if _at_end(self.best.values[key], values)]
         hint = f"; {', '.join(ends)} at the end of what was tried" if ends else ""
         return (
             f"{self.system.name}: {chosen} chosen among {len(self.trials)} by {self.metric} on "
             f"validation ({self.best.score:.4f}){hint}."
         )
+
+
+def _short(value: Any) -> str:
+    """The value as text, a float with at most six digits; the files have all of them."""
+    return f"{value:.6g}" if isinstance(value, float) else value_text(value)
 
 
 def tune(system: System, plan: Plan, n_trials: int | None, run_all: RunAll, at_once: int) -> Tuned:

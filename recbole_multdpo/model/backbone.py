@@ -11,7 +11,6 @@ reference whenever the adapter is off (`reference_context`). With full fine-tuni
 """
 
 import copy
-import difflib
 import hashlib
 import json
 import os
@@ -49,7 +48,8 @@ from recbole_multdpo.runs.model_files import not_finite
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.durable_files import atomic_folder
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.settings.backbone_folder import SMOLLM2, TINY, local_folder
+from recbole_multdpo.settings.backbone_folder import SMOLLM2 as SMOLLM2
+from recbole_multdpo.settings.backbone_folder import TINY, hub_answers, local_folder, not_on_hub
 from recbole_multdpo.settings.backbone_folder import smollm2_folder as smollm2_folder
 
 CPU = torch.device("cpu")
@@ -311,12 +311,12 @@ def _load_pretrained(
     if folder is not None:
         _check_config(name, folder)
     source = name if folder is None else str(folder)
+    answers = folder is None and hub_answers()
     where: dict[str, Any] = {
-        "local_files_only": folder is not None,
+        "local_files_only": not answers,
         "trust_remote_code": trust_remote_code,
     }
-    with _explain_load_errors(name, folder):
-        # read only once: without a network, each read of a hub id waits for its retries
+    with _explain_load_errors(name, folder, answers=answers):
         config = AutoConfig.from_pretrained(source, **where)
     _check_kind(name, config)
     if folder is not None:
@@ -325,7 +325,7 @@ def _load_pretrained(
         check_served(name, config)
     if check is not None:
         check(config)
-    with _explain_load_errors(name, folder, attn_implementation):
+    with _explain_load_errors(name, folder, attn_implementation, answers=answers):
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -414,9 +414,16 @@ def _check_files(name: str, folder: Path) -> None:
 
 @contextmanager
 def _explain_load_errors(
-    name: str, folder: Path | None, attn_implementation: str = "eager"
+    name: str, folder: Path | None, attn_implementation: str = "eager", *, answers: bool = False
 ) -> Iterator[None]:
-    """Turn any error of the loading libraries into a ConfigError with a remedy."""
+    """Turn any error of the loading libraries into a ConfigError with a remedy.
+
+    Args:
+        name: of the backbone.
+        folder: its folder; None for a hub id.
+        attn_implementation: as it is loaded.
+        answers: the hub was reached.
+    """
     try:
         yield
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
@@ -444,14 +451,10 @@ def _explain_load_errors(
                 "be truncated or of another model: copy or download the folder again, or use "
                 f"--backbone={TINY}."
             ) from error
-        near = difflib.get_close_matches(name.lower(), (TINY, SMOLLM2), n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"backbone={name!r} is not a local folder, and cannot be loaded as a hub id ({reason})."
-            f"{hint} Check the spelling and the network, fill the cache beforehand (environment "
-            f"variable HF_HOME), give a local folder, or use --backbone={TINY}, which needs no "
-            "download."
-        ) from error
+        if not answers:
+            raise ConfigError(not_on_hub(name, "the hub cannot be reached")) from error
+        refused = f"the hub does not give it ({reason[:120]})"
+        raise ConfigError(not_on_hub(name, refused)) from error
 
 
 def _check_tokenizer(name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from recbole_multdpo.errors import ConfigError
 from recbole_multdpo.model.probe import CAUSALITY, OWN_FORWARD, Trial, faults, longest_exact_prompt
 from recbole_multdpo.model.probe_cache import has_passed, record_pass
+from recbole_multdpo.runtime.console import counted
 from recbole_multdpo.scoring.lm import causal_lm
 
 _OTHERS = "such as Qwen3, Llama, SmolLM2 or Mistral"
@@ -92,7 +93,9 @@ def check_backbone(model: nn.Module, use: BackboneUse, device: torch.device) -> 
             raise InexactBackbone(_refusal(lm, use, device, found))
     seconds = time.perf_counter() - start
     if seconds > 1:
-        getLogger().info(f"the backbone's scores are exact (probed in {seconds:.0f} seconds)")
+        getLogger().info(
+            f"the backbone's scores are exact (probed in {counted(round(seconds), 'second')})"
+        )
     record_pass(described, seconds)
 
 

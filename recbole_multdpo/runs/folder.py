@@ -317,6 +317,8 @@ def create_run_folder(config: Config) -> RunFolder:
         logger.info("protocol: %s", protocol)
     if config.dtype_choice is not None:
         logger.info("%s", config.dtype_choice)
+    for note in config.notes:
+        logger.info("%s", note)
     for warning in config.warnings:
         logger.warning("%s", warning)
     return folder

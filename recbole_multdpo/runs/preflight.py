@@ -10,7 +10,7 @@ from recbole_multdpo.data.item_text import OTHER_COLUMNS, text_columns
 from recbole_multdpo.data.prompt import check_template
 from recbole_multdpo.data.sources import check_files
 from recbole_multdpo.errors import DataError
-from recbole_multdpo.settings.backbone_folder import TINY, local_folder
+from recbole_multdpo.settings.backbone_folder import TINY, check_hub, local_folder
 from recbole_multdpo.settings.config import Config
 
 
@@ -31,8 +31,8 @@ def check_inputs(config: Config) -> None:
     if settings is None:
         return
     check_template(settings.prompt_template)
-    if settings.backbone != TINY:
-        local_folder(settings.backbone)
+    if settings.backbone != TINY and local_folder(settings.backbone) is None:
+        check_hub(settings.backbone)
     file = Path(config["data_path"]) / f"{config['dataset']}.item"
     wanted = text_columns(settings.item_text_fields, settings.item_text_template)
     if not file.is_file() or not wanted:

@@ -115,7 +115,16 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    """Text in which equal values are equal: versions before 0.2 kept `1` where `1.0` is meant."""
+    return json.dumps(_with_floats(value), sort_keys=True, default=str)
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _with_floats(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_floats(each) for each in value]
+    return float(value) if type(value) is int else value
 
 
 def resolve_resume(config: Config) -> str | None:
@@ -130,8 +139,8 @@ def resolve_resume(config: Config) -> str | None:
     if config["resume"] == AUTO:
         found = _newest_unfinished(config)
         config["resume"] = None if found is None else str(found)
-        what = "there is no unfinished run of these settings, a new one begins"
-        config.warnings.append(f"--resume=auto: {what if found is None else found}")
+        what = "no unfinished run of these settings, a new one begins"
+        config.notes.append(f"--resume=auto: {what if found is None else found}")
     if config["resume"]:
         folder = Path(config["resume"])
         saved = settings_of_run(folder)

@@ -89,6 +89,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `20 epochs`, `1,682 items`: a number of things that take an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Progress(Generic[T]):
     """Iterates over something and shows how far it is.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
 from recbole_multdpo.errors import ConfigError
 
 TINY, SMOLLM2 = "tiny", "smollm2"
+HUB_SECONDS = 5.0  # for an answer of the hub
 CACHE_VARIABLE = "RECBOLE_MULTDPO_CACHE"
 
 
@@ -20,6 +22,48 @@ def cache_root() -> Path:
 def smollm2_folder() -> Path:
     """Default folder of `python -m recbole_multdpo.backbones smollm2`."""
     return cache_root() / SMOLLM2
+
+
+def hub_answers() -> bool:
+    """True if the Hugging Face hub can be reached.
+
+    Its libraries repeat a request to a hub that cannot be for half a minute, and log every try.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception:  # of the library's present HTTP client, and of its offline mode
+        return False
+    return True
+
+
+def check_hub(name: str) -> None:
+    """Refuse a hub id that is not in the cache while the hub cannot be reached.
+
+    Raises:
+        ConfigError: it is not, or it is no hub id at all.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except ValueError:
+        raise ConfigError(not_on_hub(name, "is no name of the hub")) from None
+    if not isinstance(cached, str) and not hub_answers():
+        raise ConfigError(not_on_hub(name, "the hub cannot be reached"))
+
+
+def not_on_hub(name: str, reason: str) -> str:
+    """Message for a hub id that cannot be loaded: the reason and remedies."""
+    near = difflib.get_close_matches(name.lower(), (TINY, SMOLLM2), n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"backbone={name!r} is neither a local folder nor wholly in the Hugging Face cache "
+        f"(HF_HOME), and {reason}.{hint} Download it where there is a network (hf download {name}),"
+        f" give a local folder, or use --backbone={TINY}."
+    )
 
 
 def local_folder(name: str) -> Path | None:

@@ -40,6 +40,7 @@ from recbole_multdpo.settings.information import (
 )
 from recbole_multdpo.settings.language_models import LANGUAGE_MODELS
 from recbole_multdpo.settings.layers import (
+    HELPERS,
     check_helper,
     check_model,
     is_sequential,
@@ -49,6 +50,7 @@ from recbole_multdpo.settings.layers import (
     raise_if_any,
     read_sources,
     valid_keys,
+    with_floats,
 )
 from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.messages import type_problems
@@ -58,7 +60,7 @@ from recbole_multdpo.settings.optional_packages import (
     missing_packages,
 )
 from recbole_multdpo.settings.protocol import protocol_problems
-from recbole_multdpo.settings.recbole_code import is_own, metric_names
+from recbole_multdpo.settings.recbole_code import is_own, metric_names, recbole_models
 from recbole_multdpo.settings.text import SettingsLoader, read_settings_file
 from recbole_multdpo.settings.unused import unused_problems
 
@@ -72,6 +74,7 @@ class Config(RecBoleConfig):
         teacher: configuration of its teacher, else None.
         argv: the command line it was made from.
         warnings: sentences for the log, on settings that work but are seldom wanted.
+        notes: sentences for the log that are no warnings.
         deepspeed: DeepSpeed's complete configuration; None without DeepSpeed.
         dtype_choice: why `dtype: auto` is the type that `settings` has; None where it was not auto.
     """
@@ -93,6 +96,7 @@ class Config(RecBoleConfig):
         sources = read_sources(self.argv, config_dict, run_folder)
         model, dataset = sources.model, sources.dataset
         self.warnings: list[str] = sources.warnings
+        self.notes: list[str] = []
         self._layers = sources.layers
         self._auto_dtype = sources.saved_dtype or auto_dtype
         super().__init__(model=model, dataset=dataset)
@@ -154,6 +158,7 @@ class Config(RecBoleConfig):
             for key in layer.settings
         }
         self._load_what_the_model_reads(final, origins)
+        self._write_floats(final)
         self._check_types(final, origins)
         self._choose_dtype(final)
         self._fill_gaps(final)
@@ -282,7 +287,15 @@ class Config(RecBoleConfig):
             # RecBole's preset for these models expects labelled rows; a ranking has only positives
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
 
-    def _check_types(self, final: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    def _write_floats(self, final: dict[str, Any]) -> None:
+        """Replace whole numbers in settings of floats, those of assistant and teacher too."""
+        final |= with_floats(self.model, final)
+        for role in HELPERS:
+            own = final.get(f"{role}_settings")
+            if isinstance(own, dict) and final.get(role) in recbole_models():
+                final[f"{role}_settings"] = with_floats(str(final[role]), own)
+
+    def _check_types(self, final: dict[str, Any], origins: Mapping[str, str]) -> None:
         """Check the type and range of each setting; set `settings` for a language model."""
         problems = type_problems(shared.RECBOLE_SETTINGS, final, origins)
         if self.model in LANGUAGE_MODELS:
@@ -291,6 +304,8 @@ class Config(RecBoleConfig):
             problems += type_problems(TypeAdapter(kind), own, origins)
             raise_if_any(problems)
             self.settings = kind(**own)
+            typed = self.settings.model_dump()
+            final |= {key: typed[key] for key in own if type(typed[key]) is float}
         else:
             problems += own_setting_problems(self.model, final, origins)
             raise_if_any(problems)

@@ -522,6 +522,19 @@ def shared_settings() -> dict[str, Any]:
     return {**_recbole_settings("dataset/sample.yaml"), **_recbole_settings("overall.yaml")}
 
 
+def with_floats(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with whole numbers as floats where the default is one: `1` and `1.0` are one value.
+
+    Keys of caches and comparisons of settings then agree.
+    """
+    own = model_settings(model) if model in recbole_models() else {}
+    defaults = {**shared_settings(), **own}
+    return {
+        key: float(value) if type(value) is int and type(defaults.get(key)) is float else value
+        for key, value in settings.items()
+    }
+
+
 def valid_keys(model: str) -> set[str]:
     """Names of all settings that a model accepts."""
     keys = set(shared_settings()) | shared.ADDED_KEYS | shared.UNLISTED_KEYS

@@ -60,6 +60,19 @@ class Work:
     ranked: AbstractDataLoader | None = None
 
 
+@dataclass(frozen=True)
+class StepPrice:
+    """Expected cost of a stage's optimizer steps.
+
+    Attributes:
+        seconds: of a step.
+        tokens: of an example with its candidates, on average.
+    """
+
+    seconds: float
+    tokens: float
+
+
 @dataclass
 class Price:
     """Expected seconds of a run's parts, in their order.
@@ -67,10 +80,12 @@ class Price:
     Attributes:
         seconds: by name; the prediction stays, `left` corrects it by what was measured.
         memory: expected peak, bytes; of the device.
+        steps: cost of the steps of the parts that train.
     """
 
     seconds: dict[str, float]
     memory: float
+    steps: dict[str, StepPrice] = field(default_factory=dict)
     _ratio: float = field(default=1.0, init=False)
 
     @property
@@ -120,7 +135,12 @@ class Pricing:
         found: Price | None = None
         try:
             seconds = {work.name: self._seconds(work) for work in works}
-            found = Price(seconds, self._memory(works))
+            steps = {
+                work.name: StepPrice(self._step_seconds(work.loader), self._tokens[id(work.loader)])
+                for work in works
+                if work.n_steps and work.loader is not None
+            }
+            found = Price(seconds, self._memory(works), steps)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -162,6 +182,8 @@ class Pricing:
                 loader.setwise_sampler.most_candidates
             )
             return self._step or 0.0
+        if id(loader) in self._tokens and self._step is not None:
+            return self._step
         batch = self._sample(loader)
         lengths = packed_lengths(
             batch.prompts.lengths, batch.candidates, self.model.catalogue.items
@@ -203,20 +225,40 @@ class Pricing:
     def _ranking_seconds(self, ranked: AbstractDataLoader) -> float:
         """Seconds of ranking all users of a loader with a trained model."""
         trie, settings = self.model.catalogue.trie, self.model.settings
-        if settings.search is None:  # freely generated texts end where the model likes
-            return 0.0
         n_users = ranked.sample_size
-        if trie.num_internal <= 1 or self._forward is None:
+        writes = settings.search is None
+        if not writes and (trie.num_internal <= 1 or self._forward is None):
             if self._per_user is None:
                 self._per_user = self._rank(ranked) / n_users
             return self._per_user * n_users
         users = torch.as_tensor(ranked.uid_list)
         some = users[torch.linspace(0, len(users) - 1, min(SAMPLE, len(users))).long()]
         prompts = self.model.user_prompts(some, self.model.histories).lengths.float().mean()
-        every_token = int(self.model.catalogue.items.lengths.sum())
-        nodes = every_token if settings.search == "exhaustive" else min(NODES, every_token)
-        seconds = self._forward * (float(prompts) + nodes) * len(users)
+        if writes:
+            return self._writing_seconds(ranked, float(prompts))
+        lengths = self.model.catalogue.items.lengths[1:].float()
+        nodes = every_token = float(lengths.sum())
+        if settings.search == "best_first":
+            nodes = min(NODES, every_token)
+        elif settings.search == "beam":  # every step feeds the beam
+            nodes = min(settings.beam_size * float(lengths.mean()), every_token)
+        assert self._forward is not None
+        seconds = self._forward * (float(prompts) + nodes) * len(ranked.uid_list)
         return seconds / processes.world_size()
+
+    def _writing_seconds(self, ranked: AbstractDataLoader, n_prompt: float) -> float:
+        """Seconds of a ranking by written titles.
+
+        The timed model, which is not trained yet, writes as long as it may; a trained one writes
+        titles.
+        """
+        if self._per_user is None:
+            self._per_user = self._rank(ranked) / ranked.sample_size
+        prompts = n_prompt * (self._forward or 0.0) / processes.world_size()
+        title = float(self.model.catalogue.items.lengths[1:].float().mean()) + 1  # the end
+        share = min(title / self.model.settings.generation_tokens, 1.0)
+        per_user = prompts + max(self._per_user - prompts, 0.0) * share
+        return per_user * ranked.sample_size
 
     def _memory(self, works: Sequence[Work]) -> float:
         """Expected peak bytes of the device: what is used now and what training adds."""
@@ -246,13 +288,18 @@ class Pricing:
         return used + state_to_come(model, self.config.deepspeed) + reference + logits + activations
 
 
-def log_price(price: Price) -> None:
-    """Log the expected time and memory, and how to make a long run shorter."""
+def log_price(price: Price, *, is_rest: bool = False) -> None:
+    """Log the expected time and memory, and how to make a long run shorter.
+
+    Args:
+        price: of the run, or of what a resumed one has still to do.
+        is_rest: it is that of a resumed run.
+    """
     parts = ", ".join(
         f"{name} {duration(seconds)}" for name, seconds in price.seconds.items() if seconds >= 0.5
     )
     getLogger().info(
-        f"expected: about {duration(price.total)} in all"
+        f"expected: about {duration(price.total)} {'for the rest' if is_rest else 'in all'}"
         + (f" ({parts})" if parts else "")
         + f", {price.memory / GIB:.1f} GiB at the peak"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLogger
@@ -26,7 +26,7 @@ from recbole_multdpo.runs.fingerprints import BACKBONE, PROMPT, check_resumed
 from recbole_multdpo.runs.folder import RunFolder
 from recbole_multdpo.runs.resume import REFIT, STAGES, ResumePoint
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.console import log_detail
+from recbole_multdpo.runtime.console import counted, log_detail
 from recbole_multdpo.runtime.interruption import SignalHandler
 from recbole_multdpo.runtime.shown_text import terminal
 from recbole_multdpo.runtime.stage_clock import StageClock
@@ -65,7 +65,7 @@ class StageRunner:
         fingerprints: of the data; `make_model` adds backbone and prompt.
         valid_users: who is ranked between epochs, such as `200 of 942 users`.
         n_examples: examples of an epoch, after `make_model`.
-        price: expected time; None in a resumed run, and before `train`.
+        price: expected time, in a resumed run of what remains; None before `train`.
         best_epochs: of every stage that this run has trained, by name: the `epoch` after which the
             chosen weights were saved, from 1, 0 for those that it began with; `of` so many epochs.
         make_teacher: trains the teacher of the supervised stage on some rows; None for no teacher.
@@ -180,7 +180,7 @@ class StageRunner:
         valid: AbstractDataLoader | None,
         stages: Sequence[Stage],
         test_start: Callable[[SetwiseTrainer], None] | None = None,
-        tested: Sequence[AbstractDataLoader] = (),
+        ranked: Mapping[str, AbstractDataLoader] | None = None,
     ) -> SetwiseTrainer:
         """Train a model through its stages; returns the trainer of the last one.
 
@@ -192,19 +192,23 @@ class StageRunner:
             stages: as `stages` returns them.
             test_start: called before preference training with the trainer of the first stage, whose
                 weights the model then has.
-            tested: loaders that are ranked after training, validation and test, to say before it
-                how long the run will take; () to say nothing.
+            ranked: loaders that are ranked after training, by `valid` and `test`, to say before it
+                how long the run will take; None to say nothing.
         """
         with self.clock.stage("backbone"):
             model = ranker.model.to(self.config["device"])
             _log_model(model)
+        loaders = {
+            stage.name: self._loader(stage, model, train) for stage in stages if stage.epochs
+        }
         sft, *later = stages
         with self.clock.stage(sft.name):
             trainer = self._trainer(ranker, sft)
-            if tested and self.point is None:
+            if ranked is not None:
                 with self.clock.stage("price"):
-                    self._expect(trainer, train, valid, stages, tested)
-            self._train_sft(trainer, train, valid)
+                    tests_start = test_start is not None and self.config["test_sft"] is not False
+                    self._expect(trainer, loaders, valid, stages, ranked, tests_start=tests_start)
+            self._train_sft(trainer, train, loaders.get(sft.name), valid)
         for stage in later:
             if not stage.epochs:  # a refit of weights that were best before the stage
                 getLogger().info(f"{self._title(stage)}: left out, no epoch was better than none")
@@ -218,60 +222,74 @@ class StageRunner:
                     cache_dir = cache_folder(self.settings, self.folder.path)
                 model.start_preference_stage(self.settings.loss, cache_dir)
                 trainer = self._trainer(ranker, stage)
-                loader = self._preference_loader(model, train)
+                loader = loaders[stage.name]
                 fit_stage(trainer, loader, valid, self.point, self._title(stage))
                 self._log_best(trainer, valid)
         return trainer
 
-    def _preference_loader(self, model: LLMRec, train: LLMRecDataset) -> SetwiseDataLoader:
-        batch_size = self.config["train_batch_size"]
-        return train_loader(self.config, model, train, self.settings.loss, batch_size)
+    def _loader(self, stage: Stage, model: LLMRec, train: LLMRecDataset) -> SetwiseDataLoader:
+        """The loader of a stage; the teacher of the first one comes later, when it is needed."""
+        loss_name, batch_size = self.settings.loss, self.config["train_batch_size"]
+        if stage.kind == "sft":
+            loss_name, batch_size = "sft", self.settings.sft_batch_size
+        return train_loader(self.config, model, train, loss_name, batch_size)
 
     def _expect(
         self,
         trainer: SetwiseTrainer,
-        train: LLMRecDataset,
+        loaders: Mapping[str, SetwiseDataLoader],
         valid: AbstractDataLoader | None,
         stages: Sequence[Stage],
-        tested: Sequence[AbstractDataLoader],
+        ranked: Mapping[str, AbstractDataLoader],
+        *,
+        tests_start: bool,
     ) -> None:
-        """Say what the run will cost, all its stages and rankings together."""
-        model, config, settings = trainer.model, self.config, self.settings
-        works = []
+        """Say what the run will cost, or the rest of it, all its stages and rankings together."""
+        works, names = [], [stage.name for stage in stages if stage.name in loaders]
+        n_steps = {
+            stage.name: stage.max_steps or stage.epochs * len(loaders[stage.name])
+            for stage in stages
+            if stage.name in loaders
+        }
         for stage in stages:
-            is_sft = stage.kind == "sft"
-            if not stage.epochs:
+            if stage.name not in loaders:
                 continue
-            if is_sft:
-                loader = train_loader(config, model, train, "sft", settings.sft_batch_size)
-            else:
-                loader = self._preference_loader(model, train)
-            n_steps = stage.max_steps or stage.epochs * len(loader)
-            cached = (
-                is_sft and settings.sft_cache and sft_is_cached(config, model, self.folder.path)
-            )
-            n_epochs = -(-n_steps // len(loader))
+            loader, n_left = loaders[stage.name], self._left(stage.name, n_steps[stage.name])
+            if stage.kind == "sft" and self._is_cached(trainer.model):
+                n_left = 0
+            n_epochs = -(-n_left // len(loader))
             n_validations = n_epochs // stage.eval_step if stage.eval_step and valid else 0
-            if not is_sft:
-                n_validations += bool(n_validations and settings.eval_on_start)
-                if config["test_sft"] is not False:
-                    works.append(Work("test_sft", n_validations=1, ranked=tested[-1]))
-            works.append(
-                Work(stage.name, 0 if cached else n_steps, loader, n_validations, ranked=valid)
-            )
-        refits = config["test_information"] == "refit"
-        works += [
-            replace(w, name=REFIT + w.name, n_validations=0) for w in works if w.n_steps and refits
-        ]
-        names = ("valid", "test")[-len(tested) :]
-        works += [
-            Work(name, n_validations=1, ranked=ranked)
-            for name, ranked in zip(names, tested, strict=True)
-        ]
-        self.price = Pricing(config, model, trainer.ranking_seconds).price(works)
+            if stage.kind == "preference" and n_left == n_steps[stage.name]:
+                n_validations += bool(n_validations and self.settings.eval_on_start)
+                if tests_start and "test" in ranked:
+                    works.append(Work("test_sft", n_validations=1, ranked=ranked["test"]))
+            works.append(Work(stage.name, n_left, loader, n_validations, ranked=valid))
+        if self.config["test_information"] == "refit":
+            again = {name: self._left(REFIT + name, n_steps[name]) for name in names}
+            works += [Work(REFIT + name, again[name], loaders[name]) for name in names]
+        works += [Work(name, n_validations=1, ranked=loader) for name, loader in ranked.items()]
+        model = trainer.model
+        self.price = Pricing(self.config, model, trainer.ranking_seconds).price(works)
         if self.price is not None:
-            log_price(self.price)
-            trainer.time_left = partial(self.price.left, trainer.stage.name)
+            log_price(self.price, is_rest=self.point is not None)
+            self._tell(trainer)
+
+    def _left(self, name: str, n_steps: int) -> int:
+        """Steps of a stage that are still to be made, all but in a resumed run."""
+        if self.point is None or STAGES.index(self.point.stage) < STAGES.index(name):
+            return n_steps
+        done = int(self.point.state["global_step"]) if self.point.stage == name else n_steps
+        return max(n_steps - done, 0)
+
+    def _is_cached(self, model: LLMRec) -> bool:
+        return self.settings.sft_cache and sft_is_cached(self.config, model, self.folder.path)
+
+    def _tell(self, trainer: SetwiseTrainer) -> None:
+        """Let a trainer say what is left, and how long its steps were expected to take."""
+        if self.price is not None:
+            name = trainer.stage.name
+            trainer.time_left = partial(self.price.left, name)
+            trainer.expected_step = self.price.steps.get(name)
 
     def _title(self, stage: Stage) -> str:
         """The stage's number among all of the run, and its name."""
@@ -292,7 +310,7 @@ class StageRunner:
             return
         chosen = f"epoch {epoch} of {trainer.epochs}"
         if not epoch:
-            chosen = f"none of {trainer.epochs} epochs is better than the start: SFT kept"
+            chosen += ", the start: SFT kept"
         getLogger().info(f"best of {stage.name}: {chosen}")
 
     def _trainer(self, ranker: Ranker, stage: Stage) -> SetwiseTrainer:
@@ -306,8 +324,7 @@ class StageRunner:
             self.fingerprints,
         )
         trainer.valid_users = self.valid_users
-        if self.price is not None:
-            trainer.time_left = partial(self.price.left, stage.name)
+        self._tell(trainer)
         return trainer
 
     def refit(self, stage: Stage, model: LLMRec) -> Stage:
@@ -330,11 +347,15 @@ class StageRunner:
         )
 
     def _train_sft(
-        self, trainer: SetwiseTrainer, train: LLMRecDataset, valid: AbstractDataLoader | None
+        self,
+        trainer: SetwiseTrainer,
+        train: LLMRecDataset,
+        loader: SetwiseDataLoader | None,
+        valid: AbstractDataLoader | None,
     ) -> None:
         """Train the supervised stage, or load it from the cache."""
         model, settings, stage = trainer.model, self.settings, trainer.stage
-        if stage.epochs == 0:
+        if loader is None:
             getLogger().info(f"{self._title(stage)}: none, the backbone is not changed")
             return
         run_folder = self.folder.path
@@ -347,12 +368,10 @@ class StageRunner:
                 if not processes.is_main_process():
                     load()
                 return
-        teacher = None
         if self.make_teacher is not None:
             with self.clock.stage("teacher"):
                 teacher = self.make_teacher(train)
-        batch_size = settings.sft_batch_size
-        loader = train_loader(self.config, model, train, "sft", batch_size, teacher)
+            loader.setwise_sampler.soft_targets = soft_targets(model, teacher)
         fit_stage(trainer, loader, valid, self.point, self._title(stage))
         self._log_best(trainer, valid)
         if settings.sft_cache:
@@ -402,15 +421,21 @@ def _log_length(title: str, trainer: SetwiseTrainer, train_data: SetwiseDataLoad
     if trainer.stage.kind == "preference":
         asked = trainer.config["epochs"]
     by_size = ", which follow from their number" if asked == AUTO and not max_steps else ""
-    length = f"{trainer.epochs} epochs x {n_steps:,} steps"
+    length = f"{counted(trainer.epochs, 'epoch')} x {counted(n_steps, 'step')}"
     if max_steps:
-        length = f"{max_steps:,} steps of {trainer.stage.epochs * n_steps:,} (max_steps)"
-    getLogger().info(f"{title}, {length} of {train_data.examples_per_batch} examples{by_size}")
+        whole = trainer.stage.epochs * n_steps
+        length = f"{counted(max_steps, 'step')} of {whole:,} (max_steps)"
+    size = counted(train_data.examples_per_batch, "example")
+    step = trainer.expected_step
+    if step is not None:
+        size += f" of about {step.tokens:,.0f} tokens, about {step.seconds:.2g} s per step"
+    getLogger().info(f"{title}, {length} of {size}{by_size}")
 
 
 def _log_batches(stage: Stage, n_examples: int, device_type: str) -> None:
     """Log how many examples a step has in all and per process; a warning if GPUs get too few."""
-    n_processes, line = processes.world_size(), f"{stage.name}: {n_examples:,} examples per step"
+    n_processes = processes.world_size()
+    line = f"{stage.name}: {counted(n_examples, 'example')} per step"
     if n_processes == 1:
         log_detail(line)
         return
@@ -471,7 +496,6 @@ def train_loader(
     train: LLMRecDataset,
     loss_name: str,
     batch_size: int,
-    teacher: Teacher | None = None,
 ) -> SetwiseDataLoader:
     """Make the set-wise loader of the training part for a loss.
 
@@ -481,7 +505,6 @@ def train_loader(
         train: rows to train on.
         loss_name: `sft` or another key of `LOSSES`.
         batch_size: examples per optimizer step.
-        teacher: its scores are a part of the target; None for no teacher.
     """
     settings, loss = model.settings, LOSSES[loss_name]
     many = settings.set_of_negatives
@@ -518,7 +541,6 @@ def train_loader(
         low_above_unrated=settings.low_ratings == "above_unrated",
         conversations=model.conversations,
         disliked=model.disliked,
-        soft_targets=None if teacher is None else _soft_targets(model, teacher),
     )
     return SetwiseDataLoader(config, train, sampler, batch_size)
 
@@ -538,7 +560,7 @@ def _warn_of_long_titles(model: LLMRec) -> None:
         )
 
 
-def _soft_targets(model: LLMRec, teacher: Teacher) -> SoftTargets:
+def soft_targets(model: LLMRec, teacher: Teacher) -> SoftTargets:
     """The teacher's targets as the settings describe them; over the whole catalogue if it is free.
 
     Where every title is one token the policy's log-probabilities of all items are there anyway.

@@ -41,7 +41,7 @@ from recbole_multdpo.runs.resume import settings_hash
 from recbole_multdpo.runs.step_log import StepLog
 from recbole_multdpo.runs.wandb_run import StageLogger
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.console import Progress, duration, log_detail
+from recbole_multdpo.runtime.console import Progress, counted, duration, log_detail
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 from recbole_multdpo.runtime.random_state import random_state, restore_random_state
@@ -53,6 +53,7 @@ from recbole_multdpo.training.master_weights import saved_in_float32
 from recbole_multdpo.training.memory import fit_into_memory, memory_state, restore_memory
 from recbole_multdpo.training.negative_draw import draw_negatives
 from recbole_multdpo.training.optimizer_state import check_tensors
+from recbole_multdpo.training.price import StepPrice
 from recbole_multdpo.training.step import NotFinite, OutOfMemory, Stage, TrainingStep
 
 RANDOM, NEGATIVES = "random.", "negatives."  # prefixes in the optimizer's file
@@ -158,6 +159,8 @@ class SetwiseTrainer(Trainer):
         self.best_epoch: int | None = None  # of the weights that `load_best` has loaded
         self.valid_users = ""  # such as "200 of 942 users"
         self.time_left: Callable[[float, float], float] | None = None  # see `Price.left`
+        self.expected_step: StepPrice | None = None
+        self._first_step = 0  # of this process
         self._stage_start = self._epoch_start = time.perf_counter()
         self._n_steps = 0
 
@@ -208,7 +211,7 @@ class SetwiseTrainer(Trainer):
         self.eval_step = min(self.stage.eval_step, self.epochs)
         self.logger.info(
             f"trial: the {self.stage.name} stage ends after step {max_steps:,} "
-            f"({self.stage.epochs * n_batches:,} steps by epochs)"
+            f"({counted(self.stage.epochs * n_batches, 'step')} by epochs)"
         )
 
     def fit(self, train_data: SetwiseDataLoader, valid_data=None, **kwargs: Any):  # type: ignore[no-untyped-def]
@@ -230,6 +233,7 @@ class SetwiseTrainer(Trainer):
         """
         n_steps = self.stage.max_steps or self.epochs * len(train_data)
         self._n_steps, self._stage_start = n_steps, time.perf_counter()
+        self._first_step = self.global_step
         self.schedule = get_scheduler(
             self.settings.lr_scheduler_type,
             self.optimizer,
@@ -261,7 +265,7 @@ class SetwiseTrainer(Trainer):
         )
         if self.cur_step > self.stopping_step:
             self.logger.info(
-                f"{self.stage.name}: {self.cur_step} validations without improvement "
+                f"{self.stage.name}: {counted(self.cur_step, 'validation')} without improvement "
                 f"(--stopping_step={self.stopping_step}), the stage ends early"
             )
         self.engine.finish()
@@ -354,11 +358,18 @@ class SetwiseTrainer(Trainer):
         epoch = f"{self.stage.name} epoch {position.epoch + 1}/{self.epochs}"
         shown = ", ".join(f"{name} {means[name]:.4g}" for name in SHOWN if name in means)
         now = time.perf_counter()
-        left = ""
-        if self.time_left is not None:
-            share = self.global_step / max(self._n_steps, 1)
+        took, left = now - self._epoch_start, ""
+        done = self.global_step - self._first_step
+        if self.time_left is not None and done:
+            share = done / max(self._n_steps - self._first_step, 1)
             left = f", about {duration(self.time_left(share, now - self._stage_start))} left"
-        self.logger.info(f"{epoch}: {shown}; {duration(now - self._epoch_start)}{left}")
+        if self.expected_step is not None and done:
+            # in the first epoch of this process, all steps are its own
+            left += (
+                f" ({took / done:.2g} s per step, {self.expected_step.seconds:.2g} were expected)"
+            )
+            self.expected_step = None
+        self.logger.info(f"{epoch}: {shown}; {duration(took)}{left}")
         log_detail(
             f"{epoch}: "
             + ", ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
@@ -435,8 +446,8 @@ class SetwiseTrainer(Trainer):
                 self.model, sampler, negatives, train_data.users, epoch, show_progress=show_progress
             )
         self.logger.info(
-            f"negatives of {len(train_data.users)} examples drawn by the policy in "
-            f"{time.perf_counter() - start:.1f} s"
+            f"negatives of {counted(len(train_data.users), 'example')} drawn by the policy; "
+            f"{duration(time.perf_counter() - start)}"
         )
 
     def _train_step(self, batch: SetwiseBatch) -> dict[str, float]:

@@ -258,6 +258,15 @@ def test_a_stopped_run_ends_by_itself(data_path: Path, tmp_path: Path) -> None:
     assert asked and not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_chosen_number_is_told_with_six_digits(data_path: Path, tmp_path: Path) -> None:
+    plan = plan_of(data_path, tmp_path, "{'reg_weight': [29.123456789012, 90]}")
+    (system,) = plan.systems
+    found = tune(system, plan, None, Runner(FakeRuns(), 1).run_all, 1)
+    assert "EASE: reg_weight=29.1235 chosen among 2" in found.sentence
+    write_tuning([found], tmp_path)
+    assert "29.123456789012" in (tmp_path / "tuning.csv").read_text()  # all of them
+
+
 def test_a_range_needs_a_number_of_trials(data_path: Path, tmp_path: Path) -> None:
     plan = plan_of(data_path, tmp_path, SPACE)
     with pytest.raises(ConfigError, match="--trials=20"):

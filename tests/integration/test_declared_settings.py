@@ -235,7 +235,10 @@ def test_auto_finds_a_run_that_was_started_before_a_setting_existed(
     (folder / "config.yaml").write_text("".join(kept), encoding="utf-8")
     again = [text for text in plain if not text.startswith("--run_dir")]
     again += [f"--checkpoint_dir={folder.parent}", "--resume=auto"]
-    assert resolve_resume(load_config(again)) == str(folder)
+    config = load_config(again)
+    assert resolve_resume(config) == str(folder)
+    # it did what was asked: no warning
+    assert config.warnings == [] and config.notes == [f"--resume=auto: {folder}"]
     assert resolve_resume(load_config([*again, "--save_steps=7"])) == str(folder)
     for other in ("--dpo_label_smoothing=0.2", "--beta=7"):
         assert resolve_resume(load_config([*again, other])) is None

@@ -14,7 +14,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, dynamic_module_utils
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    dynamic_module_utils,
+)
 
 import recbole_multdpo
 from recbole_multdpo.errors import ConfigError, TrainingError
@@ -28,7 +34,7 @@ from recbole_multdpo.model.backbone import (
     save_backbone,
 )
 from recbole_multdpo.scoring.lm import causal_lm
-from recbole_multdpo.settings.backbone_folder import smollm2_folder
+from recbole_multdpo.settings.backbone_folder import check_hub, smollm2_folder
 from tests.several_processes import run_processes
 from tests.virtual_cuda import VirtualCuda
 
@@ -274,6 +280,34 @@ class TestHub:
         with pytest.raises(ConfigError, match="HF_HOME.*--backbone=tiny") as caught:
             load("nobody/no-such-model")
         assert "Did you mean" not in str(caught.value)
+
+    def test_without_a_network_nothing_is_tried_twice(self, monkeypatch, caplog):
+        """One request, no retry of the libraries, one sentence; with a network both are asked."""
+        asked, loaded = [], []
+
+        class Session:
+            def head(self, url, timeout):
+                asked.append(timeout)
+                raise OSError("Name or service not known")
+
+        def from_pretrained(source, **where):
+            loaded.append(where["local_files_only"])
+            raise OSError("no such model")
+
+        monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+        monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+        with pytest.raises(ConfigError) as caught:
+            load("nobody/no-such-model")
+        assert loaded == [True] and asked == [5.0] and not caplog.records
+        sentence, remedy = str(caught.value).split(". ", 1)
+        assert len(sentence.split()) <= 40 and "hf download nobody/no-such-model" in remedy
+        with pytest.raises(ConfigError, match="the hub cannot be reached"):
+            check_hub("nobody/no-such-model")
+        monkeypatch.setattr(Session, "head", lambda *_, **__: None)
+        check_hub("nobody/no-such-model")
+        with pytest.raises(ConfigError, match="the hub does not give it .OSError: no such model"):
+            load("nobody/no-such-model")
+        assert loaded == [True, False]
 
     def test_a_misspelt_name_of_ours(self, offline):
         with pytest.raises(ConfigError, match="Did you mean 'tiny'"):

@@ -8,7 +8,13 @@ import sys
 import pytest
 
 from recbole_multdpo.runtime import console
-from recbole_multdpo.runtime.console import Progress, bar_format, duration, quieten_libraries
+from recbole_multdpo.runtime.console import (
+    Progress,
+    bar_format,
+    counted,
+    duration,
+    quieten_libraries,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +22,15 @@ from recbole_multdpo.runtime.console import Progress, bar_format, duration, quie
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_counts_are_plural_where_they_should_be() -> None:
+    assert [counted(n, "epoch") for n in (0, 1, 2, 1682)] == [
+        "0 epochs",
+        "1 epoch",
+        "2 epochs",
+        "1,682 epochs",
+    ]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 
 from recbole_multdpo.errors import ConfigError, MultDPOError
+from recbole_multdpo.runs.resume import changed_settings, settings_hash
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.settings import config as config_module
 from recbole_multdpo.settings import layers as layers_module
@@ -773,3 +774,23 @@ def test_every_data_set_of_ours_says_what_its_items_are() -> None:
     assert load_config(["--model=LLMRec", "--dataset=ml-100k"]).settings.prompt_template == "movies"
     own = ["--model=LLMRec", "--dataset=mine", "--item_text_fields=[title]"]
     assert load_config(own).settings.prompt_template == "items"
+
+
+def test_whole_numbers_of_settings_of_floats_are_floats():
+    llm = ["--model=LLMRec", "--dataset=ml-100k", "--loss=mult_dpo"]
+    ease = ["--model=EASE", "--dataset=ml-100k"]
+    for argv, key, whole, same, other in (
+        (llm, "weight_decay", "1", "1.0", "2"),
+        (llm, "beta", "3", "3.0", "4"),
+        (ease, "reg_weight", "250", "250.0", "251"),
+    ):
+        found = [
+            load_config([*argv, f"--{key}={value}"]).to_dict() for value in (whole, same, other)
+        ]
+        assert type(found[0][key]) is float
+        assert settings_hash(found[0]) == settings_hash(found[1]) != settings_hash(found[2])
+        # a run of before has the whole number in its file
+        saved = {**found[1], key: int(float(same))}
+        assert changed_settings(saved, found[1]) == []
+        assert changed_settings(saved, found[2]) == [key]
+    assert type(load_config([*llm, "--epochs=1"]).to_dict()["epochs"]) is int  # the control

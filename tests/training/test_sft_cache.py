@@ -53,6 +53,21 @@ def test_later_settings_share_the_stage(key_of, argument):
 
 
 @pytest.mark.parametrize(
+    ("whole", "same", "other"),
+    [
+        ("--weight_decay=1", "--weight_decay=1.0", "--weight_decay=2"),
+        (
+            "--sft_teacher=EASE --EASE.reg_weight=9",
+            "--sft_teacher=EASE --EASE.reg_weight=9.0",
+            "--sft_teacher=EASE --EASE.reg_weight=8",
+        ),
+    ],
+)
+def test_a_whole_number_is_the_float(key_of, whole, same, other):
+    assert key_of(*whole.split()) == key_of(*same.split()) != key_of(*other.split())
+
+
+@pytest.mark.parametrize(
     "argument",
     [
         "--seed=7",

@@ -16,7 +16,7 @@ from recbole_multdpo.classical.teacher import make_teacher
 from recbole_multdpo.data.batch import SetwiseBatch
 from recbole_multdpo.data.loader import FILLER
 from recbole_multdpo.ranking import make_ranker
-from recbole_multdpo.training.stages import train_loader
+from recbole_multdpo.training.stages import soft_targets, train_loader
 from recbole_multdpo.training.step import Stage, TrainingStep
 from recbole_multdpo.training.trainer import SetwiseTrainer
 from tests.integration.toy import toy_model, write_toy
@@ -41,7 +41,8 @@ def taught(data: Path, folder: Path, *extra: str) -> SimpleNamespace:
     """A model with its teacher and a batch of the supervised stage."""
     config, parts, model = toy_model(data, folder, *TEACHER, *extra)
     teacher = make_teacher(config.teacher, parts[0], parts[0], folder / "teacher")
-    loader = train_loader(config, model, parts[0], "sft", 8, teacher)
+    loader = train_loader(config, model, parts[0], "sft", 8)
+    loader.setwise_sampler.soft_targets = soft_targets(model, teacher)
     loader.set_epoch(0)
     batch = loader.collate_fn(range(8))
     return SimpleNamespace(**locals())
