@@ -165,29 +165,45 @@ def make_page(recommenders: Sequence[Recommender]) -> Any:
         k = gr.Slider(1, 20, value=10, step=1, label="Recommendations", render=False)
         answers = gr.HTML(render=False)
 
-        def ask(name: str, query: Callable[..., Any], given: Any, examples: list[Any]) -> None:
-            """A button below a field, and examples that fill it."""
+        def ask(
+            name: str, query: Callable[..., Any], given: Any, examples: list[Any], *others: Any
+        ) -> None:
+            """A button below a field and others, and examples that fill the field."""
             button = gr.Button("Recommend", variant="primary", elem_id=f"ask_{name}")
-            button.click(partial(_answers, recommenders, query), [given, k], answers)
+            button.click(partial(_answers, recommenders, query), [k, given, *others], answers)
             if examples:
                 gr.Examples([[example] for example in examples], [given], label="Examples")
 
+        def choice(name: str, label: str, info: str) -> Any:
+            """A field for titles, completed from the catalogue."""
+            return gr.Dropdown(
+                titles[:MOST_CHOICES],
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,
+                max_choices=None,
+                label=label,
+                info=info,
+                elem_id=name,
+            )
+
         if False in kinds:
             with gr.Tab("Liked titles"):
-                choice = gr.Dropdown(
-                    titles[:MOST_CHOICES],
-                    value=[],
-                    multiselect=True,
-                    allow_custom_value=True,
-                    max_choices=None,
-                    label="Titles that somebody liked, the latest last",
-                    info="Type to search the catalogue; choose by a click, or arrows and Enter.",
-                    elem_id="titles",
+                liked = choice(
+                    "titles",
+                    "Titles that somebody liked, the latest last",
+                    "Type to search the catalogue; choose by a click, or arrows and Enter.",
                 )
+                reads = [recommender.reads_disliked for recommender in recommenders]
+                disliked = []
+                if any(reads):
+                    of_all = "" if all(reads) else " Columns whose run does not know them say so."
+                    info = f"They speak against others like them.{of_all}"
+                    disliked = [choice("disliked", "Titles that they disliked", info)]
                 size = EXAMPLE_TITLES
                 starts = range(0, min(N_EXAMPLES * size, len(titles) - size), size)
                 examples = [titles[start : start + size] for start in starts]
-                ask("titles", _for_titles, choice, examples)
+                ask("titles", _for_titles, liked, examples, *disliked)
         if True in kinds:
             with gr.Tab("Conversation"):
                 text = gr.Textbox(
@@ -220,35 +236,46 @@ Query = Callable[["Recommender"], tuple["Answer", list[str]]]
 
 
 def _answers(
-    recommenders: Sequence[Recommender], query: Callable[[Any, int], Query], given: Any, k: int
+    recommenders: Sequence[Recommender], query: Callable[..., Query], k: int, *given: Any
 ) -> str:
-    return side_by_side(recommenders, query(given, k))
+    return side_by_side(recommenders, query(k, *given))
 
 
-def _for_titles(given: Sequence[str] | None, k: int) -> Query:
-    typed = [title.strip() for title in given or [] if title.strip()]
-
+def _for_titles(
+    k: int, liked: Sequence[str] | None, disliked: Sequence[str] | None = None
+) -> Query:
     def ask(recommender: Recommender) -> tuple[Answer, list[str]]:
-        known, unknown = [], []
-        for title in typed:
-            try:
-                recommender.titles.find(title)
-                known.append(title)
-            except DataError as error:
-                unknown.append(str(error))
+        known, unknown = _found(recommender, liked)
+        low, unknown_low = _found(recommender, disliked)
+        unknown += unknown_low
         if unknown and not known:
             raise DataError("\n".join(unknown))
-        return recommender.for_titles(known, k), unknown
+        if low and not recommender.reads_disliked:
+            unknown.append("This run does not know what is disliked: those titles are left aside.")
+            low = []
+        return recommender.for_titles(known, k, low), unknown
 
     return ask
 
 
-def _for_talk(text: str, k: int) -> Query:
+def _found(recommender: Recommender, given: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The titles that a run knows, and a sentence about each other one."""
+    known, unknown = [], []
+    for title in (text.strip() for text in given or [] if text.strip()):
+        try:
+            recommender.titles.find(title)
+            known.append(title)
+        except DataError as error:
+            unknown.append(str(error))
+    return known, unknown
+
+
+def _for_talk(k: int, text: str) -> Query:
     messages = parse_turns([line for line in text.splitlines() if line.strip()])
     return lambda recommender: (recommender.for_conversation(messages, k), [])
 
 
-def _for_user(text: str, k: int) -> Query:
+def _for_user(k: int, text: str) -> Query:
     return lambda recommender: (next(recommender.for_users([text.strip()], k)), [])
 
 
@@ -334,7 +361,9 @@ def _known(answer: Answer, place: dict[str, int]) -> str:
     titles = [html(item.title) for item in known[:HISTORY_SHOWN]]
     more = len(known) - len(titles)
     what = "mentioned" if answer.conversation is not None else "knows"
-    return f"{what}: {'; '.join(titles) or 'nothing'}{f' and {more} more' if more else ''}"
+    low = "; ".join(html(item.title) for item in answer.disliked[-HISTORY_SHOWN:])
+    against = f"<br>disliked: {low}" if low else ""
+    return f"{what}: {'; '.join(titles) or 'nothing'}{f' and {more} more' if more else ''}{against}"
 
 
 def _legend(recommenders: Sequence[Recommender], answers: Sequence[Answer]) -> str:

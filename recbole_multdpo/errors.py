@@ -1,7 +1,11 @@
 """User errors; their messages name the setting or file and the remedy."""
 
+import re
 import shlex
 from importlib import metadata
+from pathlib import Path
+
+_PAGE = re.compile(r"\bdocs/(\w+)\.md\b")
 
 
 class MultDPOError(Exception):
@@ -48,3 +52,29 @@ def install_extra(extra: str) -> str:
     if not names:  # a clone that is not installed, or was before there was this extra
         return f"pip install '.[{extra}]'"
     return shlex.join(["pip", "install", *names])
+
+
+def doc_page(name: str) -> str:
+    """The place of a page of the documentation, such as `datasets`, for a message.
+
+    In a clone it is the file; elsewhere, as the wheel has no documents, the site's address, or the
+    page's name where the package was built without an address.
+    """
+    file = Path(__file__).parents[1] / "docs" / f"{name}.md"
+    if file.is_file():
+        return f"docs/{name}.md"
+    try:
+        urls = metadata.metadata("recbole-multdpo").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        urls = []
+    sites = [
+        address
+        for kind, _, address in (url.partition(", ") for url in urls)
+        if kind == "Documentation"
+    ]
+    return f"{sites[0].rstrip('/')}/{name}/" if sites else f"the page {name!r} of the documentation"
+
+
+def with_doc_pages(text: str) -> str:
+    """A text that names files of the documentation, `docs/NAME.md`, with `doc_page` for each."""
+    return _PAGE.sub(lambda match: doc_page(match[1]), text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,17 +67,35 @@ def test_one_unknown_title_does_not_blank_a_column() -> None:
     index = TitleIndex(["[PAD]", "Alien", "<Up>"], ["[PAD]", "1", "2"])
     asked: list[list[str]] = []
 
-    def for_titles(titles: list[str], k: int) -> Answer:
+    def for_titles(titles: list[str], k: int, disliked: list[str]) -> Answer:
         asked.append(titles)
         return answer("a")
 
     run = recommender("LLMRec sft", {})
     run.titles, run.for_titles = index, for_titles
-    page = demo.side_by_side([run], demo._for_titles(["Alien", "<up", "Alein"], 5))
+    page = demo.side_by_side([run], demo._for_titles(5, ["Alien", "<up", "Alein"]))
     assert asked == [["Alien", "<up"]] and "<li " in page
     assert "did you mean &#x27;Alien&#x27;?" in page and page.count("class='problem'") == 1
-    page = demo.side_by_side([run], demo._for_titles(["Alein", "U"], 5))
+    page = demo.side_by_side([run], demo._for_titles(5, ["Alein", "U"]))
     assert len(asked) == 1 and "<li " not in page and "no title like &#x27;U&#x27;" in page
+
+
+def test_disliked_titles_go_to_the_runs_that_read_them() -> None:
+    index = TitleIndex(["[PAD]", "Alien", "<Up>"], ["[PAD]", "1", "2"])
+    asked: list[list[str]] = []
+
+    def for_titles(titles: list[str], k: int, disliked: list[str]) -> Answer:
+        asked.append(disliked)
+        found = answer("a")
+        return replace(found, disliked=[Item("2", "<Up>")] if disliked else [])
+
+    runs = [recommender("LLMRec sft", {}), recommender("EASE", {})]
+    for run, reads in zip(runs, (True, False), strict=True):
+        run.titles, run.for_titles, run.reads_disliked = index, for_titles, reads
+    page = demo.side_by_side(runs, demo._for_titles(5, ["Alien"], ["<Up>", "Upp"]))
+    assert asked == [["<Up>"], []]
+    assert page.count("disliked: &lt;Up&gt;") == 1 and page.count("does not know what is") == 1
+    assert page.count("did you mean &#x27;&lt;Up&gt;&#x27;?") == 2 and page.count("<li ") == 2
 
 
 @pytest.mark.parametrize("rule", [".runs", ".dark .runs"])

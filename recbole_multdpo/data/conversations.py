@@ -19,7 +19,7 @@ from recbole_multdpo.data.atomic_file import read_columns
 from recbole_multdpo.data.conversation_text import ROLES, decode
 from recbole_multdpo.data.item_text import clean_text
 from recbole_multdpo.data.user_items import UserItems
-from recbole_multdpo.errors import DataError
+from recbole_multdpo.errors import DataError, doc_page
 
 CONVERSATION, CONTEXT_ITEMS = "conversation", "context_items"  # columns of the .user file
 
@@ -105,9 +105,9 @@ def read_conversations(
         encoding,
         need=(
             f"context=conversation needs it, with the columns {id_column}, {CONVERSATION} and "
-            f"{CONTEXT_ITEMS} (docs/datasets.md)."
+            f"{CONTEXT_ITEMS}."
         ),
-        remedy="See docs/datasets.md, or use --context=history.",
+        remedy=f"See {doc_page('datasets')}, or use --context=history.",
     ):
         user = inner_user.get(token)
         if user is None:

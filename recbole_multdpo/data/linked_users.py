@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from recbole_multdpo.data.list_links import Links, find_links
-from recbole_multdpo.errors import DataError
+from recbole_multdpo.errors import DataError, doc_page
 
 SHORTEST_RUN = 3  # items; two are too weak evidence for files of unknown origin
 _FEW = 20  # fewer leaked answers are a warning, not an error
@@ -90,7 +90,7 @@ def check_linked_users(
         return
     raise DataError(
         f"{found}. Make one list of each person's rows: python -m recbole_multdpo.data.convert "
-        "titles-jsonl does it for lists of titles (docs/datasets.md). If they are different "
+        f"titles-jsonl does it for lists of titles ({doc_page('datasets')}). If they are different "
         "people, or you want the figures anyway, set --linked_users=keep."
     )
 

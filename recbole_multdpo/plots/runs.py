@@ -108,7 +108,9 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     for path, saved in settings.items():
         if not isinstance(saved.get("model"), str):
             raise DataError(f"{path / 'config.yaml'} names no model: it is not that of a run.")
-    named = {folder / name: title for folder in folders for name, title in _titles(folder).items()}
+    # a run may be named alone, without the comparison that it is in
+    around = dict.fromkeys([*folders, *(path.parent for path in paths)])
+    named = {folder / name: title for folder in around for name, title in _titles(folder).items()}
     return [Run(path, named.get(path) or _name(path, settings), settings[path]) for path in paths]
 
 

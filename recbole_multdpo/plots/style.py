@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from recbole_multdpo.comparison.colours import colour
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
+_LETTER = 0.075  # inches of a letter of a legend, the widest apart
+_HANDLE = 10  # the line before a name, in letters
 # eight markers and five dashes are forty pairs, for prints in black and white
 _MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -65,6 +68,14 @@ def set_title(figure: Figure, data_sets: Iterable[str], text: str) -> None:
         figure.axes[0].set_title(title, fontsize=10, loc="left")
     else:
         figure.suptitle(title, fontsize=10)
+
+
+def set_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Write a legend below a figure, in as many columns as its width takes; long names are cut."""
+    letters = int(figure.get_figwidth() / _LETTER)
+    names = [shorten(name, letters - _HANDLE, placeholder=" ...") for name in names]
+    columns = letters // (max(map(len, names), default=0) + _HANDLE)
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(columns, 3)))
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import Run, data_sets
-from recbole_multdpo.plots.style import line_style, new_figure, set_title
+from recbole_multdpo.plots.style import line_style, new_figure, set_legend, set_title
 from recbole_multdpo.runtime.shown_text import mathtext
 
 if TYPE_CHECKING:
@@ -129,4 +129,4 @@ def _describe(axes: dict[str, Axes], figure: Figure, stage: str, metric: str) ->
         panel.set(xlabel=f"step of {STAGES[stage]}", xlim=(0, None))
     for unused in figure.axes[len(axes) :]:
         unused.set_axis_off()
-    figure.legend(*axes["loss"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    set_legend(figure, *axes["loss"].get_legend_handles_labels())

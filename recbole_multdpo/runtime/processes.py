@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recbole_multdpo.errors import ConfigError, ProcessError
+from recbole_multdpo.errors import ConfigError, ProcessError, doc_page
 from recbole_multdpo.runtime.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def launched_world_size() -> int:
     if count > 1 and missing:
         raise ConfigError(
             f"WORLD_SIZE={count} asks for several processes, but {', '.join(missing)} is not set. "
-            "Start with torchrun or deepspeed, which set them all (docs/scaling.md)."
+            f"Start with torchrun or deepspeed, which set them all ({doc_page('scaling')})."
         )
     return count
 

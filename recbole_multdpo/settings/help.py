@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, doc_page, with_doc_pages
 from recbole_multdpo.losses import LOSSES
 from recbole_multdpo.settings.conditions import ZERO_SHOT
 from recbole_multdpo.settings.known_data import (
@@ -51,10 +51,10 @@ def explained(topic: str) -> str:
         "settings": _settings,
     }
     if topic in texts:
-        return texts[topic]()
+        return with_doc_pages(texts[topic]())
     if topic in LOSSES:
         return _loss(topic)
-    return explain_setting(topic)
+    return with_doc_pages(explain_setting(topic))
 
 
 def overview() -> str:
@@ -74,7 +74,7 @@ def _losses() -> str:
     lines = [_item(ZERO_SHOT, "no loss: the backbone ranks as it is, and nothing is trained.", 13)]
     lines += [_item(name, f"{loss.summary} {_needs(name)}", 13) for name, loss in LOSSES.items()]
     return "\n".join(
-        ["Losses of LLMRec, --loss=NAME; their formulas are in docs/losses.md", "", *lines]
+        [f"Losses of LLMRec, --loss=NAME; their formulas: {doc_page('losses')}", "", *lines]
     )
 
 

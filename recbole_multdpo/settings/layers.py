@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from recbole_multdpo.errors import ConfigError
+from recbole_multdpo.errors import ConfigError, doc_page
 from recbole_multdpo.runtime.reading import plain
 from recbole_multdpo.settings import recbole as shared
 from recbole_multdpo.settings.asked_for import check_asked
@@ -247,7 +247,7 @@ def _why_invalid(key: str, model: str, valid: set[str]) -> str:
     if key in _RECBOLE_PROCESSES:
         return (
             "RecBole's own way to several processes is not used. Start the command with torchrun "
-            "or deepspeed, which tell every process who it is (docs/scaling.md)."
+            f"or deepspeed, which tell every process who it is ({doc_page('scaling')})."
         )
     if key in _LANGUAGE_MODEL_KEYS:
         owner = models_with({key})

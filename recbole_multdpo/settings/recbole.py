@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import Required, TypedDict
 
+from recbole_multdpo.errors import doc_page
 from recbole_multdpo.settings.acts import Acts
 from recbole_multdpo.settings.conditions import (
     CLASSICAL,
@@ -478,7 +479,7 @@ def _protocol_problems(settings: Mapping[str, Any], ranking: bool) -> list[str]:
     ):
         problems.append(
             "context=conversation: a split by user would put the answers of one conversation into "
-            "all parts. Name the parts' files in benchmark_filename (docs/datasets.md)."
+            f"all parts. Name the parts' files in benchmark_filename ({doc_page('datasets')})."
         )
     unused = set((settings.get("unused_col") or {}).get("inter", ()))
     problems += [

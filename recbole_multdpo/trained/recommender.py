@@ -295,7 +295,7 @@ class Recommender:
                     "of titles."
                 )
             shown = self.run.model.prompts.kept(items, self.run.model.settings.ranking_history)
-        if len(low) and not self._reads_disliked:
+        if len(low) and not self.reads_disliked:
             raise ConfigError(
                 f"the run in {self.run.folder} was not told what users dislike. Leave the disliked "
                 "titles out, or train with --disliked_in_prompt=32 (EASE: --low_rating_weight=0.6)."
@@ -307,8 +307,8 @@ class Recommender:
         return Query(None, shown, None, excluded, None, low)
 
     @property
-    def _reads_disliked(self) -> bool:
-        """True if low ratings are an input of the model."""
+    def reads_disliked(self) -> bool:
+        """True if low ratings are an input of the model: titles may be named as disliked."""
         model = self.run.model
         return (
             model.disliked if self._is_lm else getattr(model, "low_similarity", None)
@@ -408,7 +408,7 @@ class Recommender:
         n_items = self.run.dataset.item_num
         recency = getattr(model, "recency", 1.0)
         scores = row_scores(model, recency_rows(histories, n_items, recency))
-        if self._reads_disliked:
+        if self.reads_disliked:
             scores = scores + recency_rows(disliked, n_items) @ model.low_similarity
         return torch.from_numpy(scores)
 

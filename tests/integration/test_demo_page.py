@@ -177,6 +177,32 @@ def test_texts_can_be_read_in_both_modes_on_a_phone(
     assert any("LLMRec sft" in text for text in page.evaluate(TOO_FAINT))  # a control
 
 
+def test_disliked_titles_have_a_field_where_a_run_reads_them(
+    browser_page: BrowserPage, address: str, tmp_path: Path
+) -> None:
+    page = browser_page.page
+    page.goto(address)
+    page.wait_for_selector("#ask_titles")
+    assert page.locator("#disliked").count() == 0
+    data = write_toy(tmp_path / "data")
+    (data / "toy" / "toy.yaml").write_text("item_text_fields: [movie_title]\n", encoding="utf-8")
+    reading = ("--disliked_in_prompt=4", "--val_interval={'rating': '[5,inf)'}")
+    run(toy_arguments(data, tmp_path / "low", *reading))
+    run(classical_arguments("EASE", data, tmp_path / "EASE"))
+    runs = [Recommender.load(tmp_path / name) for name in ("low", "EASE")]
+    with served(runs) as url:
+        page.goto(url)
+        page.wait_for_selector("#ask_titles")
+        field = page.locator("#disliked input").first
+        field.fill("Blue River 0")
+        field.press("Enter")
+        ask_titles(page, "Red Night 0")
+        page.wait_for_selector(".run li")
+        reading_run, other = page.locator(".run").all_inner_texts()
+        assert "disliked: Blue River 0" in reading_run
+        assert "disliked: Blue" not in other and "does not know what is disliked" in other
+
+
 def test_examples_fill_the_field(address: str, browser_page: BrowserPage) -> None:
     page = browser_page.page
     page.goto(address)

@@ -45,7 +45,8 @@ def test_runs_of_a_finished_comparison_have_the_names_of_its_tables(make_run: Ma
     titles = {"runs": [{"system": "5 > 4 > unrated", "seed": 1}]}
     (run.parent / "results.json").write_text(json.dumps(titles))
     assert names(run.parent) == ["5 > 4 > unrated"]
-    assert names(run) == ["LLMRec mult2_dpo"]  # the comparison was not asked for
+    other = make_run("cmp/EASE-seed1", model="EASE")
+    assert names(run, other) == ["5 > 4 > unrated", "EASE"]  # also if it is named alone
 
 
 def test_a_model_without_training_is_zero_shot(make_run: MakeRun) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recbole_multdpo.errors import DataError
 from recbole_multdpo.plots.runs import find_runs
@@ -43,6 +46,22 @@ def test_several_runs_differ_in_marker_and_dashes_too(make_run: MakeRun) -> None
     assert [text.get_text() for text in loss.figure.legends[0].texts] == [r.name for r in runs]
     without_colour = {(marker, style) for _, marker, style in looks}
     assert len(without_colour) == 9
+
+
+@pytest.mark.parametrize(("n_settings", "columns"), [(0, 3), (2, 2), (4, 1), (20, 1)])
+def test_names_in_the_legend_stay_inside_the_figure(
+    make_run: MakeRun, n_settings: int, columns: int
+) -> None:
+    runs = find_runs([make_run(f"run{beta}", n_steps=10, beta=beta) for beta in (1, 2, 3)])
+    runs = [
+        replace(run, name=f"{n} " + "weight_decay=1.0 " * n_settings) for n, run in enumerate(runs)
+    ]
+    figure = training_figure(runs, "preference")
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert legend._ncols == columns
 
 
 def test_supervised_stage_has_no_negatives_and_no_margin(make_run: MakeRun) -> None:

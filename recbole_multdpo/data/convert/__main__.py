@@ -24,7 +24,7 @@ from recbole_multdpo.data.convert import (
 )
 from recbole_multdpo.data.convert.dataset_folder import REJECTED_FILE, REPORT_FILE, DatasetFolder
 from recbole_multdpo.data.convert.raw_files import raw_encoding
-from recbole_multdpo.errors import MultDPOError
+from recbole_multdpo.errors import MultDPOError, doc_page
 from recbole_multdpo.runtime.interruption import Interrupted, SignalHandler
 from recbole_multdpo.runtime.shown_text import show
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m recbole_multdpo.data.convert",
         description="Turn raw files into a folder of RecBole atomic files that "
-        "--dataset=<its name> --data_path=<its parent> takes. docs/datasets.md has the details.",
+        f"--dataset=<its name> --data_path=<its parent> takes. Details: {doc_page('datasets')}.",
     )
     formats = top.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name, module in FORMATS.items():
