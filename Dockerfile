@@ -12,12 +12,13 @@ RUN pip install --index-url "https://download.pytorch.org/whl/${TORCH}" "torch>=
 COPY pyproject.toml hatch_build.py README.md LICENSE /src/
 COPY docs/generate/addresses.py /src/docs/generate/addresses.py
 COPY properties /src/properties
+COPY experiments /src/experiments
 COPY recbole_multdpo /src/recbole_multdpo
 RUN pip install "/src[plots]" && rm -r /src
 
 # runs, data sets and caches are written below the working directory, by a user without rights
 RUN useradd --create-home --uid 1000 user && mkdir /work && chown user /work
-USER user
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["recbole-multdpo"]
 CMD ["--help"]

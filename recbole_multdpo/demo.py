@@ -291,8 +291,10 @@ def side_by_side(recommenders: Sequence[Recommender], ask: Query) -> str:
     place = _places(found)
     lists = [[item.title for item in answer.recommendations] for answer in found]
     columns = [
-        _column(recommender, answer, lists, place)
-        for recommender, answer in zip(recommenders, answers, strict=True)
+        _column(name, recommender, answer, lists, place)
+        for name, recommender, answer in zip(
+            _names(recommenders), recommenders, answers, strict=True
+        )
     ]
     legend = _legend(recommenders, found) if found else ""
     return f"<div class='runs'>{''.join(columns)}</div>{legend}"
@@ -307,7 +309,17 @@ def _places(answers: Sequence[Answer]) -> dict[str, int]:
     return {name: at for at, name in enumerate(dict.fromkeys(known))}
 
 
+def _names(recommenders: Sequence[Recommender]) -> list[str]:
+    """Headings of the columns: runs of one name have the name of their folder too."""
+    names = [recommender.run.name for recommender in recommenders]
+    return [
+        f"{name}, {recommender.run.folder.name}" if names.count(name) > 1 else name
+        for name, recommender in zip(names, recommenders, strict=True)
+    ]
+
+
 def _column(
+    name: str,
     recommender: Recommender,
     answer: tuple[Answer, list[str]] | str,
     lists: list[list[str]],
@@ -325,7 +337,7 @@ def _column(
     else:
         body = "".join(f"<p class='problem'>{html(unknown)}</p>" for unknown in answer[1])
         body += _list(recommender, answer[0], lists, place)
-    heading = f"<h3>{html(run.name)}</h3><p class='about'>{html(about)}</p>"
+    heading = f"<h3>{html(name)}</h3><p class='about'>{html(about)}</p>"
     return f"<section class='run'>{heading}{body}</section>"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,15 @@ def test_columns_mark_hits_and_unique_recommendations() -> None:
     assert "✓" in page and "blue bar" in page
     # probabilities in per cent, for the language model only
     assert "37 %" in page and page.count("class='score'") == 2 and "Per cent" in page
+
+
+def test_runs_of_one_name_have_the_name_of_their_folder() -> None:
+    runs = [recommender(name, {}) for name in ("LLMRec sft", "EASE", "LLMRec sft")]
+    for number, run in enumerate(runs):
+        run.run.folder = Path(f"saved/run-{number}")
+    page = demo.side_by_side(runs, lambda _: (answer("a"), []))
+    headings = re.findall("<h3>(.*?)</h3>", page)
+    assert headings == ["LLMRec sft, run-0", "EASE", "LLMRec sft, run-2"]
 
 
 def test_error_of_a_run_is_shown_in_its_column() -> None:

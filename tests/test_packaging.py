@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -59,6 +60,25 @@ def test_wheel_holds_every_property_file_unchanged(unpacked: Path) -> None:
     assert "properties/overall.yaml" in PROPERTY_FILES
     for name in PROPERTY_FILES:
         assert (unpacked / "recbole_multdpo" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+@pytest.mark.integration
+def test_the_image_copies_all_that_a_build_needs(tmp_path: Path) -> None:
+    """The `COPY` lines of the Dockerfile, and a wheel from nothing else."""
+    copied = re.findall(r"^COPY (.+) (/src\S*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert copied
+    for names, target in copied:
+        for name in names.split():
+            source, place = ROOT / name, tmp_path / target.lstrip("/")
+            if source.is_dir():
+                shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                place = place / source.name if target.endswith("/") else place
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, place)
+    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"))
+    done = run_python(*build, str(tmp_path / "src"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.integration

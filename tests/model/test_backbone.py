@@ -238,6 +238,16 @@ class TestDamagedFolders:
             load(str(folder))
         assert "backbone=" in str(caught.value)
 
+    @pytest.mark.parametrize("name", ["saved/my-run", "exported"])
+    def test_the_folder_of_a_run_names_the_model_in_it(self, folder, offline, name):
+        outer = folder.parent / name
+        shutil.copytree(folder, outer / "model")
+        with pytest.raises(ConfigError, match="folder of a run or an export") as caught:
+            load(str(outer))
+        (remedy,) = re.findall(r"Use --backbone=(\S+)\.$", str(caught.value))
+        assert remedy == str(outer / "model")
+        load(remedy)
+
     def test_more_tokens_than_embeddings(self, folder):
         tokenizer = load(str(folder)).tokenizer
         size = len(tokenizer)
