@@ -20,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
-    """What the console shows of a model's training, without times."""
+    """The console's lines of a model's training, without times."""
     shown = [r.getMessage() for r in caplog.records if r.levelno >= logging.INFO]
     assert not [text for text in shown if "epoch 0" in text or "valid result" in text]
     assert max(map(len, "\n".join(shown).splitlines())) < 250
