@@ -12,7 +12,7 @@ import pytest
 
 from recbole_multdpo.demo import main as demo_main
 from recbole_multdpo.quick_start import run
-from tests.integration.toy import classical_arguments, toy_arguments, write_toy
+from tests.integration.toy import N_ITEMS, N_USERS, classical_arguments, toy_arguments, write_toy
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).parents[2] / "docs" / "trained.md"
@@ -40,6 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(toy_arguments(data, folder / "saved" / "mult_dpo"))
     run(classical_arguments("EASE", data, folder / "saved" / "ease"))
     (folder / "users.txt").write_text("1\n2\n")
+    ranked = [f"{u} Q0 i{n} {n + 1} {-n} first\n" for u in range(N_USERS) for n in range(N_ITEMS)]
+    (folder / "first_stage.trec").write_text("".join(ranked))
+    pairs = [f"{u},i{n}\n" for u in range(N_USERS) for n in range(N_ITEMS)]
+    (folder / "candidates.csv").write_text("user,item\n" + "".join(pairs))
     return folder
 
 

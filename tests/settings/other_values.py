@@ -40,7 +40,7 @@ NO_OTHER = {
     *("dtype", "loss", "shuffle", "require_pow", "enable_amp", "enable_scaler", "repeatable"),
     *("train_neg_sample_args", "low_ratings", "trust_remote_code", "log_wandb", "resume"),
     *("wandb_project", "sft_on_prompt", "discretization", "reference_cache"),
-    *("reference", "sft_cache_dir"),
+    *("reference", "sft_cache_dir", "final_test"),
     *(
         "run_dir",
         "config_files",

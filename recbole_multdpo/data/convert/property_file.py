@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
 from recbole_multdpo.data.convert.dataset_folder import DatasetFolder
-from recbole_multdpo.settings.layers import dataset_file, shared_settings
+from recbole_multdpo.settings.layers import dataset_file, properties_folder, shared_settings
 from recbole_multdpo.settings.text import read_settings_file
 
 LEAVE_ONE_OUT = """\
@@ -59,16 +61,13 @@ def property_file(
 
 
 def _undone(name: str, lines: Sequence[str]) -> list[str]:
-    """RecBole's defaults of what our property file of a data set of the same name would set."""
+    """Defaults of what our property file of a data set of the same name would set."""
     file = dataset_file(name)
     if file is None:
         return []
     given = {line.partition(":")[0] for line in lines}
-    defaults = shared_settings()
+    own = [properties_folder() / each for each in ("model/LLMRec.yaml", "overall.yaml")]
+    defaults = reduce(or_, map(read_settings_file, own), shared_settings())
     ours = [key for key in read_settings_file(file) if key not in given]
-    own = {"rating_levels": "~", "mentioned_items": "exclude", "context": "history"}
-    found = {
-        key: own.get(key) or defaults.get(key) for key in ours if key in own or key in defaults
-    }
-    found.pop("eval_args", None)
+    found = {key: defaults[key] for key in ours if key in defaults and key != "eval_args"}
     return [f"{key}: {'~' if value is None else repr(value)}" for key, value in found.items()]
