@@ -39,6 +39,7 @@ from recbole_multdpo.runs.folder import (
     is_finished,
     read_result,
 )
+from recbole_multdpo.runs.known_sets import recognised
 from recbole_multdpo.runs.load import (
     count_known_answers,
     known_at_test,
@@ -254,6 +255,7 @@ def _run_classical(config: Config, folder: RunFolder, clock: StageClock) -> dict
         "test_result": test_result,
         **test_description(tested_part(config, parts[2])),
         **lists_of(classical.test_data),
+        **recognised(parts, tested_part(config, parts[2])),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),
@@ -365,6 +367,7 @@ def _run_llmrec(
         "test_result": test_result,
         **test_description(tested_part(config, parts[2])),
         **lists_of(test),
+        **recognised(parts, tested_part(config, parts[2])),
         "num_items": dataset.item_num - 1,
         "rows": dataset.row_counts.as_dict(),
         "test_answers_in_training": count_known_answers(parts),

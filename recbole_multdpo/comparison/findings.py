@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import pandas as pd
+
+from recbole_multdpo.comparison.published import Published
 from recbole_multdpo.comparison.results import (
     BEYOND_ACCURACY,
     Results,
@@ -17,9 +21,14 @@ from recbole_multdpo.comparison.results import (
     systems_with_sft_kept,
     teacher_note,
     trial_note,
+    user_means,
     users_note,
 )
-from recbole_multdpo.comparison.significance import PairedTest, compare_with
+from recbole_multdpo.comparison.significance import (
+    PairedTest,
+    compare_with,
+    detectable_difference,
+)
 from recbole_multdpo.comparison.tables import Table, make_table
 
 
@@ -40,6 +49,11 @@ class Findings:
         failures: name of a failed run to its reason.
         choices: the values chosen by tuning, one sentence per system.
         notes: warnings for the reader, one sentence each.
+        resolution: the smallest difference that the test can show, in one sentence.
+        published: what is known about the test items, and published figures.
+        beside: heading to table, our figures and the published ones in the metrics of both; {}
+            without any.
+        beside_notes: sources, doubts, and how far a published figure can be told from ours.
     """
 
     metric: str
@@ -54,6 +68,10 @@ class Findings:
     failures: Mapping[str, str]
     choices: Sequence[str]
     notes: Sequence[str]
+    resolution: str = ""
+    published: Published = Published()
+    beside: Mapping[str, Table] = field(default_factory=dict)
+    beside_notes: Sequence[str] = ()
 
     @property
     def legend(self) -> str:
@@ -71,7 +89,8 @@ class Findings:
     @property
     def lines(self) -> list[str]:
         """Notes and failures, one per line."""
-        return [*self.notes, *(f"failed: {name}: {why}" for name, why in self.failures.items())]
+        said = [*self.published.sentences, *filter(None, [self.resolution]), *self.notes]
+        return [*said, *(f"failed: {name}: {why}" for name, why in self.failures.items())]
 
     def groups(self) -> dict[str, Table]:
         """Heading to table, for groups of users and of items."""
@@ -118,6 +137,7 @@ def find(
     baseline: str | None,
     failures: Mapping[str, str],
     choices: Sequence[str] = (),
+    published: Published | None = None,
 ) -> Findings:
     """Tables and tests of finished runs; arguments as for `write_report`."""
     mean, std = results.mean(), results.std()
@@ -158,7 +178,65 @@ def find(
         failures=failures,
         choices=choices,
         notes=notes,
+        resolution=_resolution(results, tests, metric, reference),
+        published=published or Published(),
+        **_beside(results, metric, published or Published()),
     )
+
+
+def _resolution(results: Results, tests: Sequence[PairedTest], metric: str, reference: str) -> str:
+    """The smallest difference of the deciding metric that the test can show, in one sentence."""
+    deciding = [test for test in tests if test.metric == metric and test.detectable > 0]
+    spread = "by the spread of the users' differences"
+    if deciding:
+        n_users = max(test.n_users for test in deciding)
+        low = min(deciding, key=lambda test: test.detectable)
+        high = max(deciding, key=lambda test: test.detectable)
+        size = f"{high.detectable:.4f} to {reference}"
+        if low is not high:
+            size = f"{low.detectable:.4f} ({low.system}) to {high.detectable:.4f} ({high.system})"
+            size = f"between {size}, against {reference}"
+    else:  # no pair: as if two systems differed by as much as one system's users do
+        users = results.users[results.users["system"] == reference]
+        values = user_means(users, metric).to_numpy()
+        n_users, least = len(values), detectable_difference(values)
+        if not least > 0:
+            return ""
+        size, spread = f"{least:.4f}", "if differences spread over users as the metric does"
+    cases = f"{n_users:,} test cases" if n_users > 1 else "One test case"
+    return (
+        f"{cases} show no difference in {metric} below {size} (80 % power, two-sided 5 %, "
+        f"uncorrected, {spread})."
+    )
+
+
+def _beside(results: Results, metric: str, published: Published) -> dict[str, Any]:
+    """Our figures and published ones, in the metrics of both, neither ranked; with notes."""
+    printed = {name for row in published.rows for name in row.figures}
+    columns = [name for name in accuracy_metrics(results) if name in printed]
+    if not columns:
+        return {}
+    theirs = [[row.figures.get(name, float("nan")) for name in columns] for row in published.rows]
+    names = [published.numbered(row) for row in published.rows]
+    mean = results.mean()
+    best = results.users[results.users["system"] == str(mean[metric].idxmax())]
+    margin = 2**0.5 * detectable_difference(user_means(best, metric).to_numpy())
+    chance = (
+        f"Of published systems there are no values per user, so that nothing is tested: a "
+        f"difference in {metric} below about {margin:.4f} to one of ours may be chance of the "
+        "users (80 % power, two-sided 5 %, as if both were drawn apart)."
+    )
+    return {
+        "beside": {
+            f"Ours, in the metrics published of {published.title}": make_table(
+                mean[columns], ranked=False
+            ),
+            f"Published of {published.title}, neither ranked nor tested": make_table(
+                pd.DataFrame(theirs, names, columns), ranked=False
+            ),
+        },
+        "beside_notes": [*published.notes(), *([chance] if margin > 0 else [])],
+    }
 
 
 def cutoff_of(metric: str) -> str:

@@ -60,6 +60,7 @@ def as_html(results: Results, found: Findings, origin: Origin | None = None) -> 
         _html_table(found.accuracy, place),
         f"<p>{html(found.legend)} Bold: best; underlined: second.</p>",
         _html_choices(found.choices),
+        *_html_beside(found, place),
         f"<h2>{html(family)} against k</h2>",
         _WITHOUT_SCRIPT,
         drawn[0],
@@ -226,6 +227,16 @@ def _html_table(table: Table, place: Mapping[str, int]) -> str:
         [[f"<td>{table.name(name, html)}</td>", *map(_html_cell, cells)] for name, cells in rows],
         first="",
     )
+
+
+def _html_beside(found: Findings, place: Mapping[str, int]) -> list[str]:
+    """Published figures in a table of their own, below ours in the same metrics."""
+    parts = [
+        f"<h2>{html(heading)}</h2>"
+        + _html_table(table, {name: at for at, name in enumerate(table.rows)} | dict(place))
+        for heading, table in found.beside.items()
+    ]
+    return [*parts, *(f"<p>{html(note)}</p>" for note in found.beside_notes)]
 
 
 def _html_cell(cell: Cell) -> str:

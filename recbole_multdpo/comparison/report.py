@@ -13,6 +13,7 @@ import pandas as pd
 from recbole_multdpo.comparison.findings import Findings, cutoff_of, find
 from recbole_multdpo.comparison.origin import Origin
 from recbole_multdpo.comparison.page import as_html
+from recbole_multdpo.comparison.published import Published
 from recbole_multdpo.comparison.results import Results, by_history, by_popularity
 from recbole_multdpo.comparison.tables import Table, as_latex, as_markdown, as_text
 from recbole_multdpo.runs.folder import plain_json
@@ -31,6 +32,7 @@ def write_report(
     failures: Mapping[str, str],
     choices: Sequence[str] = (),
     origin: Origin | None = None,
+    published: Published | None = None,
 ) -> str:
     """Write the comparison's files into its folder.
 
@@ -42,6 +44,7 @@ def write_report(
         failures: name of a failed run to its reason.
         choices: the values chosen by tuning, one sentence per system.
         origin: data set, protocol, date, commands and versions.
+        published: what is known about the test items, and published figures of them.
 
     Returns:
         The headline and the tables as text.
@@ -49,7 +52,7 @@ def write_report(
     Raises:
         OSError: the folder cannot be written to.
     """
-    found = find(results, metric, baseline, failures, choices)
+    found = find(results, metric, baseline, failures, choices, published)
     named = found.groups()
     tables = {
         "accuracy": found.accuracy,
@@ -59,7 +62,8 @@ def write_report(
     }
     sections = [as_markdown(found.accuracy), markdown(found.legend), as_markdown(found.beyond)]
     sections += _with_headings(named, as_markdown)
-    sections += map(markdown, [*found.choices, *found.lines])
+    sections += _with_headings(found.beside, as_markdown)
+    sections += map(markdown, [*found.beside_notes, *found.choices, *found.lines])
     if origin is not None:
         sections.append(markdown(f"{origin.dataset}; {origin.protocol}. Last run: {origin.date}."))
     write_atomically(folder / "tables.md", "\n\n".join(filter(None, sections)) + "\n")
@@ -75,6 +79,8 @@ def write_report(
         **_as_json(results, found),
         **({} if origin is None else {"origin": plain_json(asdict(origin))}),
     }
+    if found.beside:
+        write_atomically(folder / "published.csv", _csv(_published_rows(found)))
     write_atomically(folder / "results.json", json.dumps(content, indent=2))
     write_atomically(folder / "report.html", as_html(results, found, origin))
     marks = [MARKS] if len(results.systems) > 1 else []
@@ -85,6 +91,9 @@ def write_report(
             found.headline,
             as_text(found.beyond),
             *_with_headings(named, as_text),
+            *_with_headings(found.beside, as_text),
+            *found.beside_notes,
+            *([] if origin is None else [f"{origin.dataset}; {origin.protocol}."]),
             *found.choices,
             *found.lines,
             f"report: {folder / 'report.html'}",
@@ -94,6 +103,15 @@ def write_report(
 
 def _csv(table: pd.DataFrame) -> str:
     return str(table.map(csv_cell).to_csv(index=False))
+
+
+def _published_rows(found: Findings) -> pd.DataFrame:
+    """Published figures with their set, source and doubt."""
+    rows = [
+        {"system": r.system, **r.figures, "source": r.source, "doubt": r.doubt}
+        for r in found.published.rows
+    ]
+    return pd.DataFrame(rows).assign(test_set=found.published.title)
 
 
 def _with_headings(named: Mapping[str, Table], as_lines: Callable[[Table], str]) -> list[str]:
@@ -120,6 +138,11 @@ def _as_json(results: Results, found: Findings) -> Any:
             "significance": [asdict(test) for test in found.tests],
             "choices": list(found.choices),
             "notes": list(found.notes),
+            "resolution": found.resolution,
+            "test_items": list(found.published.sentences),
+            **(
+                {"published": [asdict(row) for row in found.published.rows]} if found.beside else {}
+            ),
             "failures": dict(found.failures),
         }
     )

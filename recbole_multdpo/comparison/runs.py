@@ -22,6 +22,7 @@ import psutil  # type: ignore[import-untyped]
 from recbole_multdpo.comparison.command import read_request
 from recbole_multdpo.comparison.origin import read_origin
 from recbole_multdpo.comparison.plan import Plan, acting, make_plan
+from recbole_multdpo.comparison.published import read_published
 from recbole_multdpo.comparison.report import write_report
 from recbole_multdpo.comparison.request import REQUEST_FILE, Member, Request, System, request_text
 from recbole_multdpo.comparison.results import read_results, start_is_kept
@@ -349,9 +350,10 @@ def _report(
     reasons = {member.folder_name: reason for member, reason in failures.items()}
     choices = [choice.sentence for choice in tuned.values()]
     origin = read_origin(finished, plan.folder, request.command)
+    published = read_published(finished, plan.folder)
     at = (plan.metric, plan.folder, request.baseline)
     try:
-        show(write_report(results, *at, reasons, choices, origin))
+        show(write_report(results, *at, reasons, choices, origin, published))
     except OSError as error:
         raise MultDPOError(
             f"the report cannot be written to {plan.folder}: {error.strerror}. Free space and run "

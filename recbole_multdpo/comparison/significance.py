@@ -18,6 +18,7 @@ RESAMPLES = 2000
 BATCH_VALUES = 2**18  # values per batch of resamples, to bound memory with many users
 CONFIDENCE = 0.95
 LEVEL = 0.05
+POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PairedTest:
         ci_low, ci_high: bootstrap interval of the difference over users (percentiles, 95 %).
         t_p: p-value of the paired t-test, two-sided; NaN with fewer than two users.
         wilcoxon_p: p-value of Wilcoxon's signed-rank test, likewise.
+        detectable: smallest mean difference that the t-test shows with a probability of 80 %.
         t_holm, wilcoxon_holm: the p-values after Holm's correction for all systems tested against
             the reference in this metric.
     """
@@ -48,6 +50,7 @@ class PairedTest:
     wilcoxon_p: float
     t_holm: float = float("nan")
     wilcoxon_holm: float = float("nan")
+    detectable: float = float("nan")
 
     @property
     def significant(self) -> bool:
@@ -82,6 +85,25 @@ def paired_p_values(differences: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0
     t_p = 0.0 if np.ptp(differences) == 0 else stats.ttest_1samp(differences, 0.0).pvalue
     return float(t_p), float(stats.wilcoxon(differences).pvalue)
+
+
+def detectable_difference(values: np.ndarray) -> float:
+    """The smallest mean that a t-test of these values shows with the probability `POWER`.
+
+    It is (t(1 - LEVEL / 2) + t(POWER)) s / sqrt(n), of the quantiles of Student's distribution
+    with n - 1 degrees of freedom and the standard deviation s: two-sided, without correction.
+
+    Args:
+        values: [users], differences of two systems, or the values of one.
+
+    Returns:
+        NaN with fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    quantiles = stats.t.ppf([1 - LEVEL / 2, POWER], n - 1)
+    return float(quantiles.sum() * values.std(ddof=1) / n**0.5)
 
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
@@ -125,7 +147,18 @@ def compare_with(results: Results, metric: str, reference: str) -> list[PairedTe
         mean = float(differences.mean())
         n_users = len(differences)
         tests.append(
-            PairedTest(metric, system, reference, n_users, mean, low, high, t_p, wilcoxon_p)
+            PairedTest(
+                metric,
+                system,
+                reference,
+                n_users,
+                mean,
+                low,
+                high,
+                t_p,
+                wilcoxon_p,
+                detectable=detectable_difference(differences),
+            )
         )
     t_holm, wilcoxon_holm = holm([t.t_p for t in tests]), holm([t.wilcoxon_p for t in tests])
     return [
