@@ -89,8 +89,12 @@ class Findings:
     @property
     def lines(self) -> list[str]:
         """Notes and failures, one per line."""
-        said = [*self.published.sentences, *filter(None, [self.resolution]), *self.notes]
-        return [*said, *(f"failed: {name}: {why}" for name, why in self.failures.items())]
+        return [*self.notes, *(f"failed: {name}: {why}" for name, why in self.failures.items())]
+
+    @property
+    def about_the_test(self) -> list[str]:
+        """Which published test set it is, and the smallest difference that it can show."""
+        return [*self.published.sentences, *filter(None, [self.resolution])]
 
     def groups(self) -> dict[str, Table]:
         """Heading to table, for groups of users and of items."""

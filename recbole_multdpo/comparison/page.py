@@ -59,6 +59,7 @@ def as_html(results: Results, found: Findings, origin: Origin | None = None) -> 
         *(f"<p class='note'>{html(line)}</p>" for line in found.lines),
         _html_table(found.accuracy, place),
         f"<p>{html(found.legend)} Bold: best; underlined: second.</p>",
+        *(f"<p>{html(sentence)}</p>" for sentence in found.about_the_test),
         _html_choices(found.choices),
         *_html_beside(found, place),
         f"<h2>{html(family)} against k</h2>",

@@ -63,7 +63,8 @@ def write_report(
     sections = [as_markdown(found.accuracy), markdown(found.legend), as_markdown(found.beyond)]
     sections += _with_headings(named, as_markdown)
     sections += _with_headings(found.beside, as_markdown)
-    sections += map(markdown, [*found.beside_notes, *found.choices, *found.lines])
+    sections += map(markdown, [*found.beside_notes, *found.about_the_test, *found.choices])
+    sections += map(markdown, found.lines)
     if origin is not None:
         sections.append(markdown(f"{origin.dataset}; {origin.protocol}. Last run: {origin.date}."))
     write_atomically(folder / "tables.md", "\n\n".join(filter(None, sections)) + "\n")
@@ -93,6 +94,7 @@ def write_report(
             *_with_headings(named, as_text),
             *_with_headings(found.beside, as_text),
             *found.beside_notes,
+            *found.about_the_test,
             *([] if origin is None else [f"{origin.dataset}; {origin.protocol}."]),
             *found.choices,
             *found.lines,
