@@ -25,7 +25,7 @@ from recbole_multdpo.settings.text import read_settings_file
 
 # keys of a protocol that decide what a figure on given test items means; the rest decides which
 # items they are, how many figures there are, or how a language model is trained
-_DECIDING = ("eval_args.mode", KEY, "test_users")
+_DECIDING = ("eval_args.mode", "candidate_lists", KEY, "test_users")
 _ALSO_ALLOWED = {KEY: "refit"}  # knows as much, in another way
 
 

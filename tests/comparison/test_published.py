@@ -25,6 +25,7 @@ from recbole_multdpo.settings.text import read_settings_file
 from tests.integration.toy import classical_arguments, write_toy
 
 LOO = "--protocol=leave_one_out"
+FILLERS = [f"i{item}" for item in range(9)]
 FIGURES = {
     "title": "Toy's Best",
     "protocol": "leave_one_out",
@@ -106,6 +107,26 @@ def test_not_beside_ours(
     assert "published" not in found
     assert not (tmp_path / "other/published.csv").exists()
     assert "Old" not in (tmp_path / "other/report.html").read_text()
+
+
+def test_lists_from_a_file_are_another_test(data: Path, toy_is_known: Path, tmp_path: Path) -> None:
+    """The test items are the same, and fewer items are ranked."""
+    argv = classical_arguments("Pop", data, tmp_path / "x", LOO)
+    _, parts = load_parts(load_config(argv))
+    test = parts[2]
+    answers = {
+        str(user): str(item)
+        for user, item in zip(
+            test.id2token("user_id", test.inter_feat["user_id"].numpy()),
+            test.id2token("item_id", test.inter_feat["item_id"].numpy()),
+            strict=True,
+        )
+    }
+    rows = [f"{u},{i}" for u, own in answers.items() for i in dict.fromkeys([own, *FILLERS])]
+    (tmp_path / "lists.csv").write_text("\n".join(["user_id,item_id", *rows]) + "\n")
+    found = compared(data, tmp_path / "lists", LOO, f"--candidate_lists={tmp_path / 'lists.csv'}")
+    assert any("has candidate_lists" in each for each in found["test_items"]), found["test_items"]
+    assert "published" not in found
 
 
 def test_refitted_systems_know_as_much(data: Path, toy_is_known: Path, tmp_path: Path) -> None:
