@@ -199,7 +199,7 @@ def _resolution(results: Results, tests: Sequence[PairedTest], metric: str, refe
         size = f"{high.detectable:.4f} to {reference}"
         if low is not high:
             size = f"{low.detectable:.4f} ({low.system}) to {high.detectable:.4f} ({high.system})"
-            size = f"between {size}, against {reference}"
+            size += f" against {reference}"
     else:  # no pair: as if two systems differed by as much as one system's users do
         users = results.users[results.users["system"] == reference]
         values = user_means(users, metric).to_numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,11 @@ def test_the_smallest_difference_is_in_the_report(data: Path, tmp_path: Path) ->
         f"24 test cases show no difference in ndcg@5 below {test['detectable']:.4f} to "
     )
     assert found["resolution"] in (folder / "tables.md").read_text().replace("\\", "")
+    three = compared(data, tmp_path / "three", LOO, models="Pop,ItemKNN,EASE")
+    shown = (
+        r"24 test cases show no difference in ndcg@5 below 0\.\d+ \(\w+\) to 0\.\d+ \(\w+\) against"
+    )
+    assert re.match(shown, three["resolution"]), three["resolution"]
     table = pd.read_csv(folder / "significance.csv")
     assert list(table.columns[:9])[-1] == "wilcoxon_p" and "detectable" in table
     alone = compared(data, tmp_path / "alone", LOO, "--seeds=2", models="ItemKNN")
