@@ -93,7 +93,7 @@ class Findings:
 
     @property
     def about_the_test(self) -> list[str]:
-        """Which published test set it is, and the smallest difference that it can show."""
+        """Sentences: the published test set it is, and the smallest difference it can show."""
         return [*self.published.sentences, *filter(None, [self.resolution])]
 
     def groups(self) -> dict[str, Table]:

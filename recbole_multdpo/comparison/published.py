@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """What is known about the test items of a comparison.
+    """Knowledge of the test items of a comparison.
 
     Attributes:
         sentences: which published test set they are, one sentence each; no known one is none.
@@ -75,7 +75,7 @@ class Published:
 
 
 def read_published(members: Sequence[Member], folder: Path) -> Published:
-    """What is known about the test items of finished runs.
+    """Recognise the test items of finished runs.
 
     Args:
         members: the finished runs, one at least.

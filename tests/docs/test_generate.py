@@ -15,7 +15,8 @@ from recbole_multdpo.settings.llmrec import LLMRecSettings
 from recbole_multdpo.settings.recbole import ADDED_KEYS
 from recbole_multdpo.settings.text import parse_literal, read_settings_file
 
-FILES = sorted(PROPERTIES.rglob("*.yaml"))
+# published test sets are not settings
+FILES = sorted(f for f in PROPERTIES.rglob("*.yaml") if f.parent.name != "test_sets")
 
 
 def settings_of(path: Path):  # type: ignore[no-untyped-def]
