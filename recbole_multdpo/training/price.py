@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 
-from recbole_multdpo.data.batch import SetwiseBatch
+from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.dynamic_negatives import DynamicNegatives
 from recbole_multdpo.data.loader import SetwiseDataLoader
 from recbole_multdpo.model.llmrec import LLMRec
@@ -31,6 +31,7 @@ from recbole_multdpo.scoring.lm import causal_lm
 from recbole_multdpo.scoring.packed import packed_lengths
 from recbole_multdpo.settings.config import Config
 from recbole_multdpo.training.memory import state_to_come
+from recbole_multdpo.training.step import part_tokens
 
 SAMPLE = 64  # training examples whose tokens are counted
 PROBE_TOKENS = 4096  # of the timed part of a batch, at most
@@ -123,6 +124,7 @@ class Pricing:
         self.config, self.model, self._rank = config, model, rank
         self._forward: float | None = None  # seconds per token
         self._step: float | None = None  # seconds per token, forward and backward pass
+        self._update = 0.0  # seconds of an optimizer's step
         self._per_user: float | None = None  # seconds of a ranking
         self._tokens: dict[int, float] = {}  # of an example, by the loader's id
 
@@ -172,7 +174,7 @@ class Pricing:
         factor = 1 + (1 / (1 + BACKWARD) if reference else 0)
         share = -(-loader.examples_per_batch // processes.world_size())
         share = min(share, len(loader.users))
-        return per_token * factor * share * self._tokens[id(loader)]
+        return per_token * factor * share * self._tokens[id(loader)] + self._update
 
     def _measure(self, loader: SetwiseDataLoader) -> float:
         """Seconds per token of a step's forward and backward pass; counts the loader's tokens."""
@@ -184,7 +186,9 @@ class Pricing:
             return self._step or 0.0
         if id(loader) in self._tokens and self._step is not None:
             return self._step
+        start = time.perf_counter()
         batch = self._sample(loader)
+        sampling = time.perf_counter() - start if self.config["worker"] == 0 else 0.0
         lengths = packed_lengths(
             batch.prompts.lengths, batch.candidates, self.model.catalogue.items
         ).cpu()
@@ -192,17 +196,39 @@ class Pricing:
         if self._step is not None:
             return self._step
         fits = int((lengths.cumsum(0) <= PROBE_TOKENS).sum())
-        rows = torch.arange(max(min(fits, loader.examples_per_batch), 1))
-        part, n_tokens = batch.select(rows.to(self.model.device)), int(lengths[rows].sum())
+        n_rows = max(min(fits, loader.examples_per_batch), 1)
+        device, n_tokens = self.model.device, int(lengths[:n_rows].sum())
+        groups = length_buckets(  # as a step cuts it
+            lengths[:n_rows],
+            max_rows=n_rows,
+            max_tokens=0,
+            part_tokens=part_tokens(self.model.lm, device),
+        )
+        parts = [batch.select(rows.to(device)) for rows in groups]
         self.model.train()
         with_gradient = self.config.deepspeed is None  # else the gradients would be whole
-        self._run(batch.select(rows[:1].to(self.model.device)), with_gradient)  # warms up
+        self._run(parts[-1], with_gradient)  # warms up
         start = time.perf_counter()
-        self._run(part, with_gradient)
-        seconds = time.perf_counter() - start
+        for part in parts:
+            self._run(part, with_gradient)
+        # examples are made in between, unless processes of their own make them
+        seconds = time.perf_counter() - start + sampling * n_rows / len(batch)
+        if with_gradient:
+            self._update = self._update_seconds()
         self._step = seconds / n_tokens * (1 if with_gradient else 1 + BACKWARD)
         self._forward = self._step / (1 + BACKWARD)
         return self._step
+
+    def _update_seconds(self) -> float:
+        """Seconds of an optimizer's step with the gradients that there are, on a copy."""
+        trained = [p for p in self.model.lm.parameters() if p.grad is not None]
+        copies = [p.detach().clone().requires_grad_() for p in trained]
+        for copy, parameter in zip(copies, trained, strict=True):
+            copy.grad = parameter.grad
+        start = time.perf_counter()
+        torch.optim.AdamW(copies).step()
+        float(copies[0].detach().flatten()[0])  # waits for the device
+        return time.perf_counter() - start
 
     def _sample(self, loader: SetwiseDataLoader) -> SetwiseBatch:
         """Examples of users spread over all, on the model's device."""
@@ -214,12 +240,11 @@ class Pricing:
         return batch.to(self.model.device)
 
     def _run(self, batch: SetwiseBatch, with_gradient: bool) -> None:
-        """Compute a batch as the first stage does, and drop the gradient."""
+        """Compute a part of a batch as the first stage does, and add up the gradient."""
         with nullcontext() if with_gradient else torch.no_grad():
             losses = self.model.step(batch).losses.sum()
         if with_gradient:
             losses.backward()
-            self.model.lm.zero_grad(set_to_none=True)
         float(losses.detach())  # waits for the device
 
     def _ranking_seconds(self, ranked: AbstractDataLoader) -> float:

@@ -10,7 +10,7 @@ from itertools import chain
 from logging import getLogger
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_multdpo.data.batch import SetwiseBatch, length_buckets
 from recbole_multdpo.data.item_tokens import ItemTokens
@@ -35,6 +35,15 @@ from recbole_multdpo.training.distributed import Engine, TorchEngine
 # 170 of 7B.
 PART_COST_CPU, PART_COST = 2**24, 2**31
 HIDDEN_SIZE = 1024  # assumed if a configuration has none
+
+
+def part_tokens(lm: nn.Module, device: torch.device) -> float:
+    """Tokens that take as long as one more part of a batch."""
+    config = causal_lm(lm).config.get_text_config()
+    hidden_size = getattr(config, "hidden_size", HIDDEN_SIZE)
+    if device.type == "cpu":
+        return PART_COST_CPU / (hidden_size**2 * getattr(config, "num_hidden_layers", 1))
+    return PART_COST / hidden_size**2
 
 
 class NotFinite(TrainingError):
@@ -240,7 +249,7 @@ class TrainingStep:
             lengths,
             max_rows=min(math.ceil(len(batch) / n_parts), self.max_rows or len(batch)),
             max_tokens=max_tokens,
-            part_tokens=self._part_tokens(lengths.device),
+            part_tokens=part_tokens(self.engine.model.lm, lengths.device),
         )
         parts = [(batch.select(rows), weights[rows]) for rows in groups]
         # processes exchange gradients, and under ZeRO-3 weights, in lockstep: fill up with the
@@ -250,14 +259,6 @@ class TrainingStep:
         return parts + [(filler, weights[:1] * 0)] * (
             processes.all_reduce_max(len(parts)) - len(parts)
         )
-
-    def _part_tokens(self, device: torch.device) -> float:
-        """Tokens that take as long as one more part."""
-        config = causal_lm(self.engine.model.lm).config.get_text_config()
-        hidden_size = getattr(config, "hidden_size", HIDDEN_SIZE)
-        if device.type == "cpu":
-            return PART_COST_CPU / (hidden_size**2 * getattr(config, "num_hidden_layers", 1))
-        return PART_COST / hidden_size**2
 
     def _add_metrics(
         self,

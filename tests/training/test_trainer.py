@@ -12,7 +12,7 @@ from recbole_multdpo.model.llmrec import LLMRec
 from recbole_multdpo.ranking import make_ranker
 from recbole_multdpo.training import step as step_module
 from recbole_multdpo.training.stages import train_loader
-from recbole_multdpo.training.step import TrainingStep
+from recbole_multdpo.training.step import TrainingStep, part_tokens
 from recbole_multdpo.training.trainer import SetwiseTrainer, Stage
 from tests.integration.toy import toy_model, write_toy
 
@@ -123,14 +123,11 @@ def test_parts_of_similar_length_add_up_to_the_whole_batch(  # type: ignore[no-u
 
 def test_a_part_costs_less_where_tokens_cost_more(toy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """256 tokens for a layer of 256 on a CPU, less for larger models; many on a GPU (modelled)."""
-    config, _, model, folder = toy
-    stage, ranker = Stage("sft", 1, 1e-30, 0), make_ranker(model, model.histories)
-    found = SetwiseTrainer(config, model, stage, folder / "run", ranker).step
-    cpu = torch.device("cpu")
-    assert found._part_tokens(cpu) == 256 * (256 / 32) ** 2
+    model, cpu = toy[2], torch.device("cpu")
+    assert part_tokens(model.lm, cpu) == 256 * (256 / 32) ** 2
     monkeypatch.setattr(model.lm.config, "num_hidden_layers", 2)
-    assert found._part_tokens(cpu) == 128 * (256 / 32) ** 2
-    assert found._part_tokens(torch.device("cuda")) == 1024 * 128 * (128 / 32) ** 2
+    assert part_tokens(model.lm, cpu) == 128 * (256 / 32) ** 2
+    assert part_tokens(model.lm, torch.device("cuda")) == 1024 * 128 * (128 / 32) ** 2
 
 
 def test_without_a_reference_the_loss_is_that_of_log_probabilities(toy, model) -> None:  # type: ignore[no-untyped-def]
