@@ -29,6 +29,7 @@ from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.data.low_ratings import reads_low_ratings
 from recbole_multdpo.errors import CheckpointError, ConfigError, DataError
+from recbole_multdpo.runs.folder import no_tensorboard
 from recbole_multdpo.runtime import processes
 from recbole_multdpo.runtime.console import only_warnings, shows_bars
 from recbole_multdpo.runtime.durable_files import atomic_folder, write_atomically
@@ -135,8 +136,7 @@ def make_assistant(
             getLogger().info(f"scores of {config['model']} taken from {folder}")
             return
         getLogger().info(f"assistant {config['model']} is trained")
-        # RecBole's account of it belongs to a run of its own
-        with only_warnings(), random_state_restored(), atomic_folder(folder) as temporary:
+        with trained_aside(folder) as temporary:
             config["checkpoint_dir"] = str(own.parent)
             _train(config, dataset, parts, users, temporary)
 
@@ -281,6 +281,22 @@ def cache_key(config: Config, dataset: ContextDataset, parts: Sequence[Dataset])
             digest.update(field.encode())
             digest.update(np.ascontiguousarray(rows[field].numpy()).tobytes())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def trained_aside(folder: Path) -> Iterator[Path]:
+    """Train a helper of a run inside the block, and write it to a folder at the block's end.
+
+    RecBole's account of the training, its curves included, would belong to a run of its own. Yields
+    the folder to write to.
+    """
+    with (
+        only_warnings(),
+        no_tensorboard(),
+        random_state_restored(),
+        atomic_folder(folder) as temporary,
+    ):
+        yield temporary
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from scipy.sparse import csr_matrix, issparse, load_npz, save_npz
 
 from recbole_multdpo.classical.assistant import (
     cache_key,
-    random_state_restored,
     read_scores,
+    trained_aside,
     write_scores,
 )
 from recbole_multdpo.classical.conversations import item_matrix
@@ -34,8 +34,7 @@ from recbole_multdpo.classical.run import prepare_classical
 from recbole_multdpo.data.dataset import ContextDataset
 from recbole_multdpo.errors import CheckpointError, DataError
 from recbole_multdpo.runtime import processes
-from recbole_multdpo.runtime.console import only_warnings, shows_bars
-from recbole_multdpo.runtime.durable_files import atomic_folder
+from recbole_multdpo.runtime.console import shows_bars
 from recbole_multdpo.runtime.reading import readable
 from recbole_multdpo.settings.config import Config
 
@@ -99,14 +98,10 @@ def make_teacher(
         if own.exists():
             getLogger().info(f"teacher {config['model']} taken from {own}")
             return
-        with (
-            random_state_restored(),
-            TemporaryDirectory() as scratch,  # for RecBole's own checkpoints, which are pickles
-            atomic_folder(own) as temporary,
-        ):
+        # the scratch folder is for RecBole's own checkpoints, which are pickles
+        with TemporaryDirectory() as scratch, trained_aside(own) as temporary:
             config["checkpoint_dir"] = scratch
-            with only_warnings():  # RecBole's account of its training
-                _write(config, dataset, train, temporary)
+            _write(config, dataset, train, temporary)
 
     processes.broadcast_from_main(fit)  # the other processes read its file
     items = train.inter_feat[train.iid_field].numpy()

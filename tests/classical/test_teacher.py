@@ -249,3 +249,13 @@ def test_assistant_and_teacher_of_one_name_share_their_settings(
     config = load_config(toy_arguments(data_path, tmp_path / "run", *two))
     assert config.assistant is not None and config.teacher is not None
     assert (config.assistant["reg_weight"], config.teacher["k"]) == (7, 5)
+
+
+def test_its_training_leaves_no_curves_in_the_runs_tensorboard(
+    data_path: Path, tmp_path: Path
+) -> None:
+    """Those would be there only of the run that trained it, not of one that took it from a cache."""
+    helpers = ["--sft_teacher=EASE", "--assistant=EASE"]
+    run(toy_arguments(data_path, tmp_path / "run", *helpers))
+    stages = [path for path in (tmp_path / "run" / "tensorboard").iterdir() if path.is_dir()]
+    assert len(stages) == 2  # RecBole writes one folder at the end of each fit
