@@ -254,7 +254,7 @@ def test_assistant_and_teacher_of_one_name_share_their_settings(
 def test_its_training_leaves_no_curves_in_the_runs_tensorboard(
     data_path: Path, tmp_path: Path
 ) -> None:
-    """Those would be there only of the run that trained it, not of one that took it from a cache."""
+    """Only the run that trained it would have them, not one that took it from a cache."""
     helpers = ["--sft_teacher=EASE", "--assistant=EASE"]
     run(toy_arguments(data_path, tmp_path / "run", *helpers))
     stages = [path for path in (tmp_path / "run" / "tensorboard").iterdir() if path.is_dir()]
